@@ -1,0 +1,3 @@
+"""A workbench for networks without normalization: NFNets, adaptive gradient clipping, and the tools to study them."""
+
+__version__ = "0.1.0"

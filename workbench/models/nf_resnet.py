@@ -1,0 +1,122 @@
+"""Normalizer-free ResNet: every block is h + alpha * skip_gain * f(h / beta), and no layer sees the batch.
+
+Source: Brock, De and Smith 2021 (the precursor paper) and the authors' code. Read it beside resnet.py: the difference of the
+two files is the paper. gamma and 1 / beta are constants, so they live in the `scale` of the convolutions that read them.
+Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from workbench.models.activations import Activation, activation_and_gamma
+from workbench.models.layers import (
+    PlainConv2d,
+    ScaledStdConv2d,
+    SqueezeExcite,
+    StochasticDepth,
+    classifier,
+    same_max_pool2d,
+)
+
+
+class Block(nn.Module):
+    """A pre-activation bottleneck: out = shortcut + alpha * skip_gain * drop(residual)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, stage: int, is_transition: bool, alpha: float, beta: float,
+        activation: str | Activation, se_ratio: float, drop_rate: float, skip_gain: float, standardize: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.alpha, self.beta, self.stage, self.is_transition = alpha, beta, stage, is_transition
+        self.act, gamma = activation_and_gamma(activation)
+        conv, gamma = (ScaledStdConv2d, gamma) if standardize else (PlainConv2d, 1.0)
+        mid = out_channels // 4
+        if is_transition:
+            self.conv_shortcut = conv(in_channels, out_channels, 1, stride, scale=gamma / beta)
+        self.conv0 = conv(in_channels, mid, 1, scale=gamma / beta)
+        self.conv1 = conv(mid, mid, 3, stride, scale=gamma)
+        self.conv2 = conv(mid, out_channels, 1, scale=gamma)
+        self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
+        self.drop = StochasticDepth(drop_rate)
+        self.skip_gain = nn.Parameter(torch.full((1,), skip_gain))  # from 0: the block begins as its shortcut
+
+    def forward(self, h: Tensor) -> Tensor:
+        a = self.act(h)
+        shortcut = self.conv_shortcut(a) if self.is_transition else h
+        return shortcut + self.alpha * self.skip_gain * self.drop(self.branch(a))
+
+    def branch(self, a: Tensor) -> Tensor:
+        out = self.conv0(a)
+        out = self.conv1(self.act(out))
+        out = self.conv2(self.act(out))
+        return out if self.squeeze_excite is None else 2 * self.squeeze_excite(out) * out
+
+    def residual(self, h: Tensor) -> Tensor:
+        """f(h / beta): the branch before stochastic depth, skip gain and alpha."""
+        return self.branch(self.act(h))
+
+
+class NFResNet(nn.Module):
+    """Stem, stages of blocks, activation, pool, dropout, classifier.
+
+    Args: `depth` blocks and `widths` channels (before `width`, the multiplier) per stage; `small_images` takes a 3x3 stem of
+    stride 1 and no pool; `standardize=False` is the ablation without scaled weight standardisation: plain He-initialised
+    convolutions and the activation unscaled.
+    """
+
+    norm = "none"
+
+    def __init__(
+        self, depth: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 512), width: float = 4, num_classes: int = 1000,
+        in_channels: int = 3, activation: str | Activation = "relu", alpha: float = 0.2, se_ratio: float = 0.0,
+        stochastic_depth: float = 0.1, dropout: float = 0.0, skip_gain: float = 0.0, small_images: bool = False,
+        standardize: bool = True,
+    ):  # fmt: skip
+        super().__init__()
+        self.small_images = small_images
+        stem_channels = int(16 * width)
+        conv = ScaledStdConv2d if standardize else PlainConv2d
+        self.stem = conv(in_channels, stem_channels, 3, 1) if small_images else conv(in_channels, stem_channels, 7, 2)
+
+        self.blocks = nn.ModuleList()
+        channels, variance = stem_channels, 1.0  # the expected variance of the trunk, carried through the network
+        for stage, (blocks, base) in enumerate(zip(depth, widths, strict=True)):
+            for i in range(blocks):
+                out_channels = int(base * width)
+                self.blocks.append(
+                    Block(
+                        channels, out_channels, stage=stage, stride=2 if stage > 0 and i == 0 else 1, is_transition=i == 0,
+                        alpha=alpha, beta=math.sqrt(variance), activation=activation, se_ratio=se_ratio,
+                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth), skip_gain=skip_gain, standardize=standardize,
+                    )
+                )  # fmt: skip
+                variance = (1.0 if i == 0 else variance) + alpha**2  # a transition block starts the count again
+                channels = out_channels
+
+        self.act, self.gamma = activation_and_gamma(activation)
+        if not standardize:
+            self.gamma = 1.0
+        self.dropout = nn.Dropout(dropout)
+        self.linear = classifier(channels, num_classes, std=0.01)
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """The trunk after each stage, strides 4, 8, 16, 32 (1, 2, 4, 8 for small images)."""
+        h = self.stem(x)
+        if not self.small_images:
+            h = same_max_pool2d(h)
+        maps = []
+        for i, block in enumerate(self.blocks):
+            h = block(h)
+            if i + 1 == len(self.blocks) or self.blocks[i + 1].stage != block.stage:
+                maps.append(h)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        h = self.forward_stages(x)[-1]
+        return (self.act(h) * self.gamma).mean((2, 3))  # (N, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.dropout(self.forward_features(x)))

@@ -1,0 +1,119 @@
+"""Pre-activation ResNet with BatchNorm: the opponent, on the same skeleton.
+
+Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it beside nf_resnet.py: the difference of the two
+files is the paper. No alpha, beta, gamma or skip gain; a normalisation before each activation instead.
+Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from workbench.models.activations import Activation, activation_and_gamma
+from workbench.models.layers import (
+    PlainConv2d,
+    SqueezeExcite,
+    StochasticDepth,
+    classifier,
+    same_max_pool2d,
+)
+
+
+class Block(nn.Module):
+    """A pre-activation bottleneck: out = shortcut + drop(residual)."""
+
+    alpha, beta = 1.0, 1.0
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, stage: int, is_transition: bool,
+        activation: str | Activation, se_ratio: float, drop_rate: float, conv_init: dict,
+    ):  # fmt: skip
+        super().__init__()
+        self.stage, self.is_transition = stage, is_transition
+        self.act, _ = activation_and_gamma(activation)
+        mid = out_channels // 4
+        self.norm0 = nn.BatchNorm2d(in_channels)
+        if is_transition:
+            self.conv_shortcut = PlainConv2d(in_channels, out_channels, 1, stride, **conv_init)
+        self.conv0 = PlainConv2d(in_channels, mid, 1, **conv_init)
+        self.norm1 = nn.BatchNorm2d(mid)
+        self.conv1 = PlainConv2d(mid, mid, 3, stride, **conv_init)
+        self.norm2 = nn.BatchNorm2d(mid)
+        self.conv2 = PlainConv2d(mid, out_channels, 1, **conv_init)
+        self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
+        self.drop = StochasticDepth(drop_rate)
+
+    def forward(self, h: Tensor) -> Tensor:
+        a = self.act(self.norm0(h))
+        shortcut = self.conv_shortcut(a) if self.is_transition else h
+        return shortcut + self.drop(self.branch(a))
+
+    def branch(self, a: Tensor) -> Tensor:
+        out = self.conv0(a)
+        out = self.conv1(self.act(self.norm1(out)))
+        out = self.conv2(self.act(self.norm2(out)))
+        return out if self.squeeze_excite is None else self.squeeze_excite(out) * out
+
+    def residual(self, h: Tensor) -> Tensor:
+        """f(h): the branch before stochastic depth."""
+        return self.branch(self.act(self.norm0(h)))
+
+
+class ResNet(nn.Module):
+    """Stem, stages of blocks, norm, activation, pool, dropout, classifier (weight from 0).
+
+    Args: as NFResNet; `he_init` draws the convolutions as He et al. do (the textbook's signal propagation) in place of the
+    truncated 1 / fan-in normal of the authors' code.
+    """
+
+    norm = "batch"
+
+    def __init__(
+        self, depth: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 512), width: float = 4, num_classes: int = 1000,
+        in_channels: int = 3, activation: str | Activation = "relu", se_ratio: float = 0.0,
+        stochastic_depth: float = 0.0, dropout: float = 0.0, small_images: bool = False, he_init: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        self.small_images = small_images
+        stem_channels = int(16 * width)
+        conv_init = {"init_gain": 2.0 if he_init else 1.0, "truncated": not he_init, "bias": False}
+        stem = (3, 1) if small_images else (7, 2)
+        self.stem = PlainConv2d(in_channels, stem_channels, *stem, **conv_init)
+
+        self.blocks = nn.ModuleList()
+        channels = stem_channels
+        for stage, (blocks, base) in enumerate(zip(depth, widths, strict=True)):
+            for i in range(blocks):
+                out_channels = int(base * width)
+                self.blocks.append(
+                    Block(
+                        channels, out_channels, stage=stage, stride=2 if stage > 0 and i == 0 else 1, is_transition=i == 0,
+                        activation=activation, se_ratio=se_ratio,
+                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth), conv_init=conv_init,
+                    )
+                )  # fmt: skip
+                channels = out_channels
+
+        self.final_norm = nn.BatchNorm2d(channels)
+        self.act, _ = activation_and_gamma(activation)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = classifier(channels, num_classes, std=0)
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """The trunk after each stage, strides 4, 8, 16, 32 (1, 2, 4, 8 for small images)."""
+        h = self.stem(x)
+        if not self.small_images:
+            h = same_max_pool2d(h)
+        maps = []
+        for i, block in enumerate(self.blocks):
+            h = block(h)
+            if i + 1 == len(self.blocks) or self.blocks[i + 1].stage != block.stage:
+                maps.append(h)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        h = self.forward_stages(x)[-1]
+        return self.act(self.final_norm(h)).mean((2, 3))  # (N, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.dropout(self.forward_features(x)))

@@ -1,0 +1,7 @@
+"""Measurements of a network: signal propagation, its theory, gradient ratios."""
+
+from workbench.probes.gradients import gradient_ratios
+from workbench.probes.signal import signal_propagation
+from workbench.probes.theory import expected_signal
+
+__all__ = ["expected_signal", "gradient_ratios", "signal_propagation"]

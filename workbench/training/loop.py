@@ -1,0 +1,205 @@
+"""One straight training loop: data in memory, SGD with Nesterov momentum, AGC, a cosine; the result is data.
+
+Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after its last micro-batch.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from workbench.data import Dataset, Split, load_dataset
+from workbench.data.augment import flip_shift, generator_for, normalize, seed_for
+from workbench.errors import WorkbenchError
+from workbench.models import create_model
+from workbench.optim import AGC, param_groups, warmup_cosine
+from workbench.training.config import (
+    DIVERGED_SHARE,
+    FAILURE_SHARE,
+    TrainConfig,
+    TrainResult,
+    code_hash,
+    training_key,
+)
+
+EVAL_BATCH = 512
+Log = Callable[[dict], bool | None]
+
+
+def train(config: TrainConfig, log: Log | None = None) -> TrainResult:
+    """Trains `config` and returns what came of it; on CPU two runs of one configuration are equal bit for bit.
+
+    Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome "pruned".
+    A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with its step and cause.
+    Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
+    """
+    data = load_dataset(config.data, config.image_size)
+    device = pick_device(config.device)
+    train_split = data.train.take(slice(0, config.train_size))
+    total_steps = steps_of(config, len(train_split))
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
+        return _train(config, data, train_split, device, total_steps, log)
+
+
+def _train(config: TrainConfig, data: Dataset, train_split: Split, device: torch.device, total_steps: int, log: Log | None) -> TrainResult:
+    started = time.perf_counter()
+    torch.manual_seed(seed_for(config.seed, "init"))
+    model = create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args).to(device)
+    groups = param_groups(model, config.weight_decay, config.clip)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    agc = AGC(optimizer, config.clip, config.clip_eps) if config.clip is not None else None
+    schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps)
+
+    images, labels = train_split.images.to(device), train_split.labels.to(device)
+    val = Split(data.val.images.to(device), data.val.labels.to(device))
+    mean, std = data.mean.to(device), data.std.to(device)
+    flip = data.flip if config.flip is None else config.flip
+    shift = images.shape[-1] // 8 if config.shift is None else config.shift
+    eval_every = config.eval_every or max(1, len(labels) // config.batch_size)
+    loss_of_guessing = math.log(len(data.classes))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    check_every = 1 if device.type == "cpu" else 10  # reading a loss waits for the device
+
+    history: list[dict] = []
+    losses: list[Tensor] = []  # of the steps since the last check
+    since_row: list[float] = []  # losses since the last history row
+    clipped, ratios = [], []
+    outcome, cause, diverged_at = "complete", None, None
+    bar = tqdm(total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5)
+    step = 0
+    for step, index in enumerate(batches(len(labels), config.batch_size, config.seed, total_steps), start=1):
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        step_loss = torch.zeros((), device=device)
+        for micro, part in enumerate(index.split(config.micro_batch or config.batch_size)):
+            x, y = images[part.to(device)], labels[part.to(device)]
+            if flip or shift:
+                x = flip_shift(x, generator_for(config.seed, "augment", step, micro), flip=flip, shift=shift)
+            torch.manual_seed(seed_for(config.seed, "forward", step, micro))
+            with autocast:
+                logits = model(normalize(x, mean, std))
+            share = len(part) / len(index)  # parts that do not divide evenly are weighted rightly
+            (F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) * share).backward()
+            step_loss += F.cross_entropy(logits.detach().float(), y) * share
+        optimizer.step()  # AGC clips here, before the update
+        schedule.step()
+        losses.append(step_loss)
+        bar.update()
+
+        at_row = step % eval_every == 0 or step == total_steps
+        if step % check_every == 0 or at_row:
+            values = torch.stack(losses).tolist()
+            for i, value in enumerate(values):
+                if not value <= DIVERGED_SHARE * loss_of_guessing:
+                    diverged_at = step - len(values) + 1 + i
+                    cause = f"training loss {value:.4g} at step {diverged_at}"
+                    outcome = "diverged"
+                    break
+            since_row += values
+            losses.clear()
+            if outcome == "diverged":
+                break
+        if agc is not None and at_row:
+            clipped.append(agc.stats.clipped_share())
+            ratios.append(agc.stats.ratio_quantile(0.99))
+        if at_row:
+            val_loss, val_acc = evaluate(model, val, mean, std, autocast)
+            row = {
+                "step": step,
+                "epoch": step * config.batch_size / len(labels),
+                "samples_seen": step * config.batch_size,
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_loss": sum(since_row) / len(since_row),
+                "val_loss": val_loss,
+                "val_acc": val_acc,
+                "clipped_share": clipped[-1] if clipped else 0.0,
+                "ratio_p99": ratios[-1] if ratios else 0.0,
+                "seconds": time.perf_counter() - started,
+            }
+            since_row = []
+            history.append(row)
+            bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{val_acc:.1%}")
+            if log is not None and log(row) and step < total_steps:
+                outcome = "pruned"
+                break
+    bar.close()
+
+    seconds = time.perf_counter() - started
+    metrics = _final_metrics(history, outcome, diverged_at, loss_of_guessing, len(data.classes))
+    if config.evaluate_test and outcome == "complete":
+        metrics["test_acc"] = evaluate(model, Split(data.test.images.to(device), data.test.labels.to(device)), mean, std, autocast)[1]
+    metrics |= {
+        "steps_done": step,
+        "samples_seen": step * config.batch_size,
+        "device_seconds": seconds,
+        "images_per_second": step * config.batch_size / seconds,
+        "n_params": sum(p.numel() for p in model.parameters()),
+        "depth": len(model.blocks),
+    }
+    if clipped:
+        metrics |= {"clipped_share": sum(clipped) / len(clipped), "ratio_p99": ratios[-1]}
+    if device.type == "cuda":
+        metrics["peak_memory"] = torch.cuda.max_memory_allocated(device)
+    return TrainResult(
+        key=training_key(config, data.digest), config=config, outcome=outcome, history=history, metrics=metrics, cause=cause, seconds=seconds,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}",
+        versions={"torch": torch.__version__, "python": platform.python_version()}, data_digest=data.digest, code=code_hash(),
+    )  # fmt: skip
+
+
+def _final_metrics(history: list[dict], outcome: str, diverged_at: int | None, loss_of_guessing: float, classes: int) -> dict[str, float]:
+    """The last row's values; a diverged training counts as guessing, and has no loss."""
+    if outcome == "diverged":
+        return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": diverged_at}
+    last = history[-1]
+    failed = not last["train_loss"] <= FAILURE_SHARE * loss_of_guessing
+    return {"train_loss": last["train_loss"], "val_loss": last["val_loss"], "val_acc": last["val_acc"], "failed": int(failed)}
+
+
+def steps_of(config: TrainConfig, n: int) -> int:
+    """How many steps `config` takes on `n` training images. The last, smaller batch of an epoch is left out."""
+    if config.batch_size > n:
+        raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n}).")
+    return config.steps or max(1, round(config.epochs * (n // config.batch_size)))
+
+
+def batches(n: int, batch_size: int, seed: int, total_steps: int) -> Iterator[Tensor]:
+    """Indices (batch_size,) of each step: every epoch is one permutation, a function of (seed, epoch)."""
+    per_epoch = n // batch_size
+    for step in range(total_steps):
+        epoch, i = divmod(step, per_epoch)
+        if i == 0:
+            order = torch.randperm(n, generator=generator_for(seed, "order", epoch))
+        yield order[i * batch_size : (i + 1) * batch_size]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, mean: Tensor, std: Tensor, autocast) -> tuple[float, float]:
+    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for x, y in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):
+        with autocast:
+            logits = model(normalize(x, mean, std))
+        loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
+        correct += (logits.argmax(1) == y).sum().item()
+    return loss / len(split), correct / len(split)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one; a device that is not there is refused."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise WorkbenchError(f"`device` (={name}) must be auto, cpu, cuda, cuda:N or mps.") from error
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+    if (device.index or 0) >= found:
+        raise WorkbenchError(f"`device` (={name}) is not on this machine, which has {found} of type {device.type}: use device=auto.")
+    return device
