@@ -62,8 +62,8 @@ class Block(nn.Module):
 class NFResNet(nn.Module):
     """Stem, stages of blocks, activation, pool, dropout, classifier.
 
-    Args: `depth` blocks and `widths` channels (before `width`, the multiplier) per stage; `small_images` takes a 3x3 stem of
-    stride 1 and no pool; `standardize=False` is the ablation without scaled weight standardisation: plain He-initialised
+    Args: `depth` blocks and `widths` channels (before `width`, the multiplier) per stage; `stem` is the kernel size
+    and stride of the first convolution, `pool` puts a max-pool behind it; `standardize=False` is the ablation without scaled weight standardisation: plain He-initialised
     convolutions and the activation unscaled.
     """
 
@@ -72,14 +72,14 @@ class NFResNet(nn.Module):
     def __init__(
         self, depth: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 512), width: float = 4, num_classes: int = 1000,
         in_channels: int = 3, activation: str | Activation = "relu", alpha: float = 0.2, se_ratio: float = 0.0,
-        stochastic_depth: float = 0.1, dropout: float = 0.0, skip_gain: float = 0.0, small_images: bool = False,
+        stochastic_depth: float = 0.1, dropout: float = 0.0, skip_gain: float = 0.0, stem: tuple[int, int] = (7, 2), pool: bool = True,
         standardize: bool = True,
     ):  # fmt: skip
         super().__init__()
-        self.small_images = small_images
+        self.pool = pool
         stem_channels = int(16 * width)
         conv = ScaledStdConv2d if standardize else PlainConv2d
-        self.stem = conv(in_channels, stem_channels, 3, 1) if small_images else conv(in_channels, stem_channels, 7, 2)
+        self.stem = conv(in_channels, stem_channels, *stem)  # kernel size, stride
 
         self.blocks = nn.ModuleList()
         channels, variance = stem_channels, 1.0  # the expected variance of the trunk, carried through the network
@@ -103,9 +103,9 @@ class NFResNet(nn.Module):
         self.linear = classifier(channels, num_classes, std=0.01)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The trunk after each stage, strides 4, 8, 16, 32 (1, 2, 4, 8 for small images)."""
+        """The trunk after each stage, strides 4, 8, 16, 32 with the default stem."""
         h = self.stem(x)
-        if not self.small_images:
+        if self.pool:
             h = same_max_pool2d(h)
         maps = []
         for i, block in enumerate(self.blocks):

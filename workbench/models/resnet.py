@@ -71,14 +71,13 @@ class ResNet(nn.Module):
     def __init__(
         self, depth: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 512), width: float = 4, num_classes: int = 1000,
         in_channels: int = 3, activation: str | Activation = "relu", se_ratio: float = 0.0,
-        stochastic_depth: float = 0.0, dropout: float = 0.0, small_images: bool = False, he_init: bool = False,
+        stochastic_depth: float = 0.0, dropout: float = 0.0, stem: tuple[int, int] = (7, 2), pool: bool = True, he_init: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.small_images = small_images
+        self.pool = pool
         stem_channels = int(16 * width)
         conv_init = {"init_gain": 2.0 if he_init else 1.0, "truncated": not he_init, "bias": False}
-        stem = (3, 1) if small_images else (7, 2)
-        self.stem = PlainConv2d(in_channels, stem_channels, *stem, **conv_init)
+        self.stem = PlainConv2d(in_channels, stem_channels, *stem, **conv_init)  # kernel size, stride
 
         self.blocks = nn.ModuleList()
         channels = stem_channels
@@ -100,9 +99,9 @@ class ResNet(nn.Module):
         self.linear = classifier(channels, num_classes, std=0)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The trunk after each stage, strides 4, 8, 16, 32 (1, 2, 4, 8 for small images)."""
+        """The trunk after each stage, strides 4, 8, 16, 32 with the default stem."""
         h = self.stem(x)
-        if not self.small_images:
+        if self.pool:
             h = same_max_pool2d(h)
         maps = []
         for i, block in enumerate(self.blocks):

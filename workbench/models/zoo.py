@@ -25,9 +25,9 @@ _DEPTH = {
     600: (50, 50, 50, 50),
 }
 
-# For 32 px images, and still smaller ones (28 px digits, 5 MMAC).
-_SMALL = {"depth": (2, 2, 2, 2), "width": 1, "small_images": True}
-_TINY = {"depth": (1, 1, 1), "widths": (32, 64, 128), "width": 1, "small_images": True}
+# For 32 px images, and still smaller ones (28 px digits, 1 MMAC).
+_SMALL = {"depth": (2, 2, 2, 2), "width": 1, "stem": (3, 1), "pool": False}
+_TINY = {"depth": (1, 1, 1), "widths": (32, 64, 128), "width": 1, "stem": (3, 2), "pool": False}
 
 MODELS = {
     **{

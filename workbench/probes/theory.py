@@ -72,7 +72,7 @@ def _stem(model: nn.Module, image_size: int | None) -> Trunk:
             trunk = conv(layer, activate(model.act, trunk))
         return trunk
     trunk = conv(model.stem, pixels)
-    return trunk if model.small_images else max_pool(trunk)
+    return max_pool(trunk) if model.pool else trunk
 
 
 def _block(block: nn.Module, h: Trunk) -> tuple[Trunk, Trunk]:

@@ -44,7 +44,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     flip: bool | None = None  # mirror images; None: where the data set allows it
     shift: int | None = None  # move images by up to so many pixels; None: an eighth of their side
-    eval_every: int | None = None  # steps between evaluations on the validation split; None: an epoch
+    eval_every: int | None = None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
     evaluate_test: bool = False  # read the test split at the end: confirmation runs only
     precision: str = "float32"  # or bfloat16: autocast, parameters stay float32
     seed: int = 0

@@ -60,7 +60,7 @@ def _train(config: TrainConfig, data: Dataset, train_split: Split, device: torch
     mean, std = data.mean.to(device), data.std.to(device)
     flip = data.flip if config.flip is None else config.flip
     shift = images.shape[-1] // 8 if config.shift is None else config.shift
-    eval_every = config.eval_every or max(1, len(labels) // config.batch_size)
+    eval_every = config.eval_every or max(1, min(len(labels) // config.batch_size, total_steps // 4))
     loss_of_guessing = math.log(len(data.classes))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     check_every = 1 if device.type == "cpu" else 10  # reading a loss waits for the device
