@@ -1,7 +1,7 @@
 """Where things are: the root of the workbench, and its data.
 
-The root is the folder that holds the file `.workbench`: the one that WORKBENCH_ROOT names, else the nearest one upwards from
-the working directory, else the nearest one upwards from this package (a checkout installed in place).
+The root is the folder that holds the file `.workbench`: the one that WORKBENCH_ROOT names, else the nearest one
+upwards from the working directory, else the nearest one upwards from this package (a checkout installed in place).
 """
 
 import os
@@ -18,7 +18,9 @@ def root() -> Path:
     if named:
         folder = Path(named).expanduser().resolve()
         if not folder.is_dir():
-            raise WorkbenchError(f"WORKBENCH_ROOT (={named}) must be an existing folder: create it, or unset the variable.")
+            raise WorkbenchError(
+                f"WORKBENCH_ROOT (={named}) must be an existing folder: create it, or unset the variable."
+            )
         return folder
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         for folder in (start, *start.parents):

@@ -1,8 +1,8 @@
 """Variance-preserving activations: gamma * g(x) has variance 1 for x ~ N(0, 1).
 
 Source: NFNet paper, section 2 ("scaled activation"), and the table of the authors' code. The table's constants are
-Monte-Carlo estimates that differ from the exact value in the fourth digit; they are kept because the released weights were
-trained with them. `gamma(fn)` computes the exact constant of any other activation.
+Monte-Carlo estimates that differ from the exact value in the fourth digit; they are kept because the released weights
+were trained with them. `gamma(fn)` computes the exact constant of any other activation.
 """
 
 import math
@@ -49,12 +49,15 @@ def activation_and_gamma(activation: str | Activation) -> tuple[Activation, floa
 def gamma(fn: Activation, tolerance: float = 1e-8) -> float:
     """1 / sqrt(Var[fn(z)]), z ~ N(0, 1), for an elementwise `fn` (it may have kinks and jumps).
 
-    Adaptive Gauss-Legendre quadrature in float64 on [-12, 12]: every panel whose value moves when it is halved is halved again.
+    Adaptive Gauss-Legendre quadrature in float64 on [-12, 12]: every panel whose value moves when it is halved is
+    halved again.
     """
     mean, second = gaussian_moments(fn, tolerance)
     variance = second - mean**2
     if not math.isfinite(variance) or variance <= 1e-12:
-        raise WorkbenchError(f"gamma needs an activation with a finite, positive variance under N(0, 1), but got variance {variance}.")
+        raise WorkbenchError(
+            f"gamma needs an activation with a finite, positive variance under N(0, 1), but got variance {variance}."
+        )
     return variance**-0.5
 
 

@@ -1,8 +1,8 @@
 """The layers of normalizer-free networks.
 
-Source: NFNet paper, section 2, and the authors' code where the two differ: biased variance, eps by max inside the root,
-"SAME" padding as TensorFlow has it, squeeze-excite with a plain ReLU. Legend: N batch, C channels, H W space; a convolution's
-weight is (O, I/groups, k, k).
+Source: NFNet paper, section 2, and the authors' code where the two differ: biased variance, eps by max inside the
+root, "SAME" padding as TensorFlow has it, squeeze-excite with a plain ReLU. Legend: N batch, C channels, H W space; a
+convolution's weight is (O, I/groups, k, k).
 """
 
 import math
@@ -17,7 +17,15 @@ from workbench.errors import WorkbenchError
 class _SameConv2d(nn.Module):
     """What every convolution here shares: shapes, checks, and TF-SAME padding."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, scale: float = 1.0):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        scale: float = 1.0,
+    ):
         super().__init__()
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels < 1 or channels % groups:
@@ -37,15 +45,23 @@ class _SameConv2d(nn.Module):
 class ScaledStdConv2d(_SameConv2d):
     """A convolution whose weight is standardised per output channel: W_hat = gain * (W - mean) / sqrt(N var).
 
-    Args: as nn.Conv2d, with TF-SAME padding. `scale` multiplies the standardised weight (not the bias): blocks put there the
-    constants of what they feed in, gamma / beta, which is the same function as scaling the input.
+    Args: as nn.Conv2d, with TF-SAME padding. `scale` multiplies the standardised weight (not the bias): blocks put
+    there the constants of what they feed in, gamma / beta, which is the same function as scaling the input.
     Parameters: weight (O, I/groups, k, k), gain (O,) from 1, bias (O,) from 0.
     Source: NFNet paper, equation 3; authors' code for the biased variance and max(N var, eps), eps = 1e-4.
     """
 
     eps = 1e-4
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, scale: float = 1.0):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        scale: float = 1.0,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, stride, groups, scale)
         self.gain = nn.Parameter(torch.ones(out_channels))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -63,14 +79,23 @@ class ScaledStdConv2d(_SameConv2d):
 class PlainConv2d(_SameConv2d):
     """A convolution without standardisation, weights drawn with variance `init_gain` / fan-in.
 
-    `init_gain` 2 is He's; `truncated` cuts the normal at two sigma without correcting it, as the authors' BatchNorm nets do
-    (the variance is then 0.774 of the asked one).
+    `init_gain` 2 is He's; `truncated` cuts the normal at two sigma without correcting it, as the authors' BatchNorm
+    nets do (the variance is then 0.774 of the asked one).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, scale: float = 1.0,
-        *, init_gain: float = 2.0, truncated: bool = False, bias: bool = True,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        scale: float = 1.0,
+        *,
+        init_gain: float = 2.0,
+        truncated: bool = False,
+        bias: bool = True,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, stride, groups, scale)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         std = math.sqrt(init_gain / self.fan_in)

@@ -1,7 +1,8 @@
 """Normalizer-free ResNet: every block is h + alpha * skip_gain * f(h / beta), and no layer sees the batch.
 
-Source: Brock, De and Smith 2021 (the precursor paper) and the authors' code. Read it beside resnet.py: the difference of the
-two files is the paper. gamma and 1 / beta are constants, so they live in the `scale` of the convolutions that read them.
+Source: Brock, De and Smith 2021 (the precursor paper) and the authors' code. Read it beside resnet.py: the difference
+of the two files is the paper. gamma and 1 / beta are constants, so they live in the `scale` of the convolutions that
+read them.
 Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
 """
 
@@ -26,9 +27,21 @@ class Block(nn.Module):
     """A pre-activation bottleneck: out = shortcut + alpha * skip_gain * drop(residual)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int, stage: int, is_transition: bool, alpha: float, beta: float,
-        activation: str | Activation, se_ratio: float, drop_rate: float, skip_gain: float, standardize: bool,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        stage: int,
+        is_transition: bool,
+        alpha: float,
+        beta: float,
+        activation: str | Activation,
+        se_ratio: float,
+        drop_rate: float,
+        skip_gain: float,
+        standardize: bool,
+    ):
         super().__init__()
         self.alpha, self.beta, self.stage, self.is_transition = alpha, beta, stage, is_transition
         self.act, gamma = activation_and_gamma(activation)
@@ -63,18 +76,30 @@ class NFResNet(nn.Module):
     """Stem, stages of blocks, activation, pool, dropout, classifier.
 
     Args: `depth` blocks and `widths` channels (before `width`, the multiplier) per stage; `stem` is the kernel size
-    and stride of the first convolution, `pool` puts a max-pool behind it; `standardize=False` is the ablation without scaled weight standardisation: plain He-initialised
-    convolutions and the activation unscaled.
+    and stride of the first convolution, `pool` puts a max-pool behind it; `standardize=False` is the ablation without
+    scaled weight standardisation: plain He-initialised convolutions and the activation unscaled.
     """
 
     norm = "none"
 
     def __init__(
-        self, depth: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 512), width: float = 4, num_classes: int = 1000,
-        in_channels: int = 3, activation: str | Activation = "relu", alpha: float = 0.2, se_ratio: float = 0.0,
-        stochastic_depth: float = 0.1, dropout: float = 0.0, skip_gain: float = 0.0, stem: tuple[int, int] = (7, 2), pool: bool = True,
+        self,
+        depth: Sequence[int],
+        *,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        width: float = 4,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        activation: str | Activation = "relu",
+        alpha: float = 0.2,
+        se_ratio: float = 0.0,
+        stochastic_depth: float = 0.1,
+        dropout: float = 0.0,
+        skip_gain: float = 0.0,
+        stem: tuple[int, int] = (7, 2),
+        pool: bool = True,
         standardize: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.pool = pool
         stem_channels = int(16 * width)
@@ -88,11 +113,20 @@ class NFResNet(nn.Module):
                 out_channels = int(base * width)
                 self.blocks.append(
                     Block(
-                        channels, out_channels, stage=stage, stride=2 if stage > 0 and i == 0 else 1, is_transition=i == 0,
-                        alpha=alpha, beta=math.sqrt(variance), activation=activation, se_ratio=se_ratio,
-                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth), skip_gain=skip_gain, standardize=standardize,
+                        channels,
+                        out_channels,
+                        stage=stage,
+                        stride=2 if stage > 0 and i == 0 else 1,
+                        is_transition=i == 0,
+                        alpha=alpha,
+                        beta=math.sqrt(variance),
+                        activation=activation,
+                        se_ratio=se_ratio,
+                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth),
+                        skip_gain=skip_gain,
+                        standardize=standardize,
                     )
-                )  # fmt: skip
+                )
                 variance = (1.0 if i == 0 else variance) + alpha**2  # a transition block starts the count again
                 channels = out_channels
 

@@ -1,8 +1,8 @@
 """NFNet: the normalizer-free network of the paper's title, F0 to F7, and a small one for 32 px images.
 
-Source: NFNet paper, section 4 and appendix, and the authors' code. A block is h + alpha * skip_gain * f(h / beta) with two grouped
-3x3 convolutions and squeeze-excite; the shortcut of a strided block averages before its 1x1 convolution.
-gamma and 1 / beta are constants, so they live in the `scale` of the convolutions that read them.
+Source: NFNet paper, section 4 and appendix, and the authors' code. A block is h + alpha * skip_gain * f(h / beta)
+with two grouped 3x3 convolutions and squeeze-excite; the shortcut of a strided block averages before its 1x1
+convolution. gamma and 1 / beta are constants, so they live in the `scale` of the convolutions that read them.
 Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
 """
 
@@ -20,9 +20,22 @@ class Block(nn.Module):
     """out = shortcut + alpha * skip_gain * drop(residual), the residual's width counted from the block's output."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int, stage: int, is_transition: bool, alpha: float, beta: float,
-        activation: str | Activation, se_ratio: float, drop_rate: float, skip_gain: float, two_convs: bool, group_size: int,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        stage: int,
+        is_transition: bool,
+        alpha: float,
+        beta: float,
+        activation: str | Activation,
+        se_ratio: float,
+        drop_rate: float,
+        skip_gain: float,
+        two_convs: bool,
+        group_size: int,
+    ):
         super().__init__()
         self.alpha, self.beta, self.stage, self.is_transition, self.stride = alpha, beta, stage, is_transition, stride
         self.act, gamma = activation_and_gamma(activation)
@@ -63,18 +76,31 @@ class Block(nn.Module):
 class NFNet(nn.Module):
     """Stem of four 3x3 convolutions, four stages, final 1x1 convolution, activation, pool, dropout, classifier.
 
-    Args: `width` channels and `depth` blocks per stage; `stem` the channels of its first three convolutions (the fourth has half
-    the first stage's width) and `stem_strides` their strides; `group_size` channels per group of the 3x3 convolutions.
+    Args: `width` channels and `depth` blocks per stage; `stem` the channels of its first three convolutions (the
+    fourth has half the first stage's width) and `stem_strides` their strides; `group_size` channels per group of the
+    3x3 convolutions.
     """
 
     norm = "none"
 
     def __init__(
-        self, *, width: Sequence[int], depth: Sequence[int], num_classes: int = 1000, in_channels: int = 3,
-        activation: str | Activation = "gelu", alpha: float = 0.2, se_ratio: float = 0.5, stochastic_depth: float = 0.25,
-        dropout: float = 0.2, skip_gain: float = 0.0, two_convs: bool = True, group_size: int = 128,
-        stem: Sequence[int] = (16, 32, 64), stem_strides: Sequence[int] = (2, 1, 1, 2),
-    ):  # fmt: skip
+        self,
+        *,
+        width: Sequence[int],
+        depth: Sequence[int],
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        activation: str | Activation = "gelu",
+        alpha: float = 0.2,
+        se_ratio: float = 0.5,
+        stochastic_depth: float = 0.25,
+        dropout: float = 0.2,
+        skip_gain: float = 0.0,
+        two_convs: bool = True,
+        group_size: int = 128,
+        stem: Sequence[int] = (16, 32, 64),
+        stem_strides: Sequence[int] = (2, 1, 1, 2),
+    ):
         super().__init__()
         self.act, self.gamma = activation_and_gamma(activation)
         stem_channels = (in_channels, *stem, width[0] // 2)
@@ -89,12 +115,21 @@ class NFNet(nn.Module):
             for i in range(blocks):
                 self.blocks.append(
                     Block(
-                        channels, out_channels, stage=stage, stride=2 if stage > 0 and i == 0 else 1, is_transition=i == 0,
-                        alpha=alpha, beta=math.sqrt(variance), activation=activation, se_ratio=se_ratio,
-                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth), skip_gain=skip_gain, two_convs=two_convs,
+                        channels,
+                        out_channels,
+                        stage=stage,
+                        stride=2 if stage > 0 and i == 0 else 1,
+                        is_transition=i == 0,
+                        alpha=alpha,
+                        beta=math.sqrt(variance),
+                        activation=activation,
+                        se_ratio=se_ratio,
+                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth),
+                        skip_gain=skip_gain,
+                        two_convs=two_convs,
                         group_size=group_size,
                     )
-                )  # fmt: skip
+                )
                 variance = (1.0 if i == 0 else variance) + alpha**2  # a transition block starts the count again
                 channels = out_channels
 

@@ -1,7 +1,7 @@
 """Pre-activation ResNet with BatchNorm: the opponent, on the same skeleton.
 
-Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it beside nf_resnet.py: the difference of the two
-files is the paper. No alpha, beta, gamma or skip gain; a normalisation before each activation instead.
+Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it beside nf_resnet.py: the difference
+of the two files is the paper. No alpha, beta, gamma or skip gain; a normalisation before each activation instead.
 Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
 """
 
@@ -25,9 +25,18 @@ class Block(nn.Module):
     alpha, beta = 1.0, 1.0
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int, stage: int, is_transition: bool,
-        activation: str | Activation, se_ratio: float, drop_rate: float, conv_init: dict,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        stage: int,
+        is_transition: bool,
+        activation: str | Activation,
+        se_ratio: float,
+        drop_rate: float,
+        conv_init: dict,
+    ):
         super().__init__()
         self.stage, self.is_transition = stage, is_transition
         self.act, _ = activation_and_gamma(activation)
@@ -62,17 +71,28 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Stem, stages of blocks, norm, activation, pool, dropout, classifier (weight from 0).
 
-    Args: as NFResNet; `he_init` draws the convolutions as He et al. do (the textbook's signal propagation) in place of the
-    truncated 1 / fan-in normal of the authors' code.
+    Args: as NFResNet; `he_init` draws the convolutions as He et al. do (the textbook's signal propagation) in place
+    of the truncated 1 / fan-in normal of the authors' code.
     """
 
     norm = "batch"
 
     def __init__(
-        self, depth: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 512), width: float = 4, num_classes: int = 1000,
-        in_channels: int = 3, activation: str | Activation = "relu", se_ratio: float = 0.0,
-        stochastic_depth: float = 0.0, dropout: float = 0.0, stem: tuple[int, int] = (7, 2), pool: bool = True, he_init: bool = False,
-    ):  # fmt: skip
+        self,
+        depth: Sequence[int],
+        *,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        width: float = 4,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        activation: str | Activation = "relu",
+        se_ratio: float = 0.0,
+        stochastic_depth: float = 0.0,
+        dropout: float = 0.0,
+        stem: tuple[int, int] = (7, 2),
+        pool: bool = True,
+        he_init: bool = False,
+    ):
         super().__init__()
         self.pool = pool
         stem_channels = int(16 * width)
@@ -86,11 +106,17 @@ class ResNet(nn.Module):
                 out_channels = int(base * width)
                 self.blocks.append(
                     Block(
-                        channels, out_channels, stage=stage, stride=2 if stage > 0 and i == 0 else 1, is_transition=i == 0,
-                        activation=activation, se_ratio=se_ratio,
-                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth), conv_init=conv_init,
+                        channels,
+                        out_channels,
+                        stage=stage,
+                        stride=2 if stage > 0 and i == 0 else 1,
+                        is_transition=i == 0,
+                        activation=activation,
+                        se_ratio=se_ratio,
+                        drop_rate=stochastic_depth * len(self.blocks) / sum(depth),
+                        conv_init=conv_init,
                     )
-                )  # fmt: skip
+                )
                 channels = out_channels
 
         self.final_norm = nn.BatchNorm2d(channels)

@@ -1,7 +1,7 @@
 """Every model by name: `create_model("nf_resnet50", num_classes=10)`.
 
-The tables are the papers' (NFNet table 1 and appendix; the authors' code for F7 and the "plus" widths). The nets for small images
-are this project's own; each NF net has a BatchNorm twin of the same shape.
+The tables are the papers' (NFNet table 1 and appendix; the authors' code for F7 and the "plus" widths). The nets for
+small images are this project's own; each NF net has a BatchNorm twin of the same shape.
 """
 
 import fnmatch
@@ -31,24 +31,34 @@ _TINY = {"depth": (1, 1, 1), "widths": (32, 64, 128), "width": 1, "stem": (3, 2)
 
 MODELS = {
     **{
-        f"nfnet_f{n}": partial(NFNet, width=(256, 512, 1536, 1536), depth=[(n + 1) * d for d in (1, 2, 6, 3)], dropout=dropout)
+        f"nfnet_f{n}": partial(
+            NFNet, width=(256, 512, 1536, 1536), depth=[(n + 1) * d for d in (1, 2, 6, 3)], dropout=dropout
+        )
         for n, dropout in enumerate(_DROPOUT)
     },
     **{
-        f"nfnet_f{n}_plus": partial(NFNet, width=(384, 768, 2048, 2048), depth=[(n + 1) * d for d in (1, 2, 6, 3)], dropout=dropout)
+        f"nfnet_f{n}_plus": partial(
+            NFNet, width=(384, 768, 2048, 2048), depth=[(n + 1) * d for d in (1, 2, 6, 3)], dropout=dropout
+        )
         for n, dropout in enumerate(_DROPOUT)
     },
     **{f"nf_resnet{n}": partial(NFResNet, depth) for n, depth in _DEPTH.items()},
     **{f"resnet{n}": partial(ResNet, depth) for n, depth in _DEPTH.items() if n <= 200},
     "nfnet_micro": partial(
-        NFNet, width=(64, 128, 256, 256), depth=(1, 1, 2, 1), group_size=16, stem=(8, 16, 16), stem_strides=(1, 1, 1, 2),
-        dropout=0.0, stochastic_depth=0.0,
+        NFNet,
+        width=(64, 128, 256, 256),
+        depth=(1, 1, 2, 1),
+        group_size=16,
+        stem=(8, 16, 16),
+        stem_strides=(1, 1, 1, 2),
+        dropout=0.0,
+        stochastic_depth=0.0,
     ),
     "nf_resnet26_cifar": partial(NFResNet, stochastic_depth=0.0, **_SMALL),
     "resnet26_cifar": partial(ResNet, **_SMALL),
     "nf_resnet_tiny": partial(NFResNet, stochastic_depth=0.0, **_TINY),
     "resnet_tiny": partial(ResNet, **_TINY),
-}  # fmt: skip
+}
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:

@@ -1,7 +1,7 @@
 """Who is decayed and who is clipped: the parameter groups of the authors.
 
-Source: the authors' experiment code.  weights: decayed and clipped;  gains and biases: clipped, not decayed;  the classifier's
-weight: decayed, never clipped (its bias is in gains and biases).
+Source: the authors' experiment code.  weights: decayed and clipped;  gains and biases: clipped, not decayed;  the
+classifier's weight: decayed, never clipped (its bias is in gains and biases).
 """
 
 import logging
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 def param_groups(model: nn.Module, weight_decay: float = 2e-5, clip: float | None = 0.01) -> list[dict]:
     """Three parameter groups for any torch.optim optimizer; `AGC` reads their "clip" (None: not clipped).
 
-    The rule, for our models and foreign ones alike: what is a scalar or vector after removing its size-1 axes is a gain or
-    bias; the classifier's weight is that of the last nn.Linear with a name that ends in linear, fc, head or classifier, else of the last
-    nn.Linear; everything else is a weight. Parameters that do not require a gradient are left out. Each group says what it
-    holds under "name" and "names", and the choice is logged.
+    The rule, for our models and foreign ones alike: what is a scalar or vector after removing its size-1 axes is a
+    gain or bias; the classifier's weight is that of the last nn.Linear with a name that ends in linear, fc, head or
+    classifier, else of the last nn.Linear; everything else is a weight. Parameters that do not require a gradient are
+    left out. Each group says what it holds under "name" and "names", and the choice is logged.
     """
     if weight_decay < 0:
         raise WorkbenchError(f"`weight_decay` (={weight_decay}) must be at least 0.")
@@ -37,7 +37,13 @@ def param_groups(model: nn.Module, weight_decay: float = 2e-5, clip: float | Non
         members = group.pop("members")
         group["names"] = [name for name, _ in members]
         group["params"] = [p for _, p in members]
-        log.info("%s: %d tensors, weight decay %g, clip %s", group["name"], len(members), group["weight_decay"], group["clip"])
+        log.info(
+            "%s: %d tensors, weight decay %g, clip %s",
+            group["name"],
+            len(members),
+            group["weight_decay"],
+            group["clip"],
+        )
     log.info("classifier weight, exempt from clipping: %s", head or "none found")
     return [group for group in groups if group["params"]]
 

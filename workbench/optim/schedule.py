@@ -9,17 +9,22 @@ from workbench.errors import WorkbenchError
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:
-    """The peak learning rate by linear scaling, base_lr * batch_size / 256 (NFNet paper: 0.1 at 256, so 1.6 at 4096)."""
+    """The peak learning rate by linear scaling, base_lr * batch_size / 256 (NFNet paper: 0.1 at 256, so 1.6 at
+    4096)."""
     return base_lr * batch_size / 256
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: float, total_steps: int) -> LambdaLR:
-    """A scheduler to step once per optimizer step: 0 at step 0, linear to the peak at `warmup_steps`, cosine to 0 at `total_steps`.
+    """A scheduler to step once per optimizer step: 0 at step 0, linear to the peak at `warmup_steps`, cosine to 0 at
+    `total_steps`.
 
     `warmup_steps` may be a fraction (the authors' 5 epochs are 1563.9 steps). The optimizer's own rate is the peak.
     """
     if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
-        raise WorkbenchError(f"`warmup_steps` (={warmup_steps}) must lie between 0 and `total_steps` (={total_steps}), which must be positive.")
+        raise WorkbenchError(
+            f"`warmup_steps` (={warmup_steps}) must lie between 0 and `total_steps` (={total_steps}), "
+            "which must be positive."
+        )
     return LambdaLR(optimizer, lambda step: _share_of_peak(step, warmup_steps, total_steps))
 
 

@@ -1,7 +1,8 @@
 """Signal propagation: what a network does to the mean and variance of its input, block by block.
 
-Source: NFNet precursor paper, section 3 ("signal propagation plots"). For a map x (N, C, H, W): mean_sq is the mean over channels of the
-squared channel mean, var the mean over channels of the biased channel variance, both over (N, H, W).
+Source: NFNet precursor paper, section 3 ("signal propagation plots"). For a map x (N, C, H, W): mean_sq is the mean
+over channels of the squared channel mean, var the mean over channels of the biased channel variance, both over (N, H,
+W).
 """
 
 import pandas as pd
@@ -16,9 +17,9 @@ COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 def signal_propagation(model: nn.Module, x: Tensor) -> pd.DataFrame:
     """Sends `x` (N, C, H, W) through `model`, in the mode it is in, and measures every block end.
 
-    Returns: row 0 for the stem (residual_var NaN), then one row a block: block, stage, mean_sq and var of the trunk after the addition,
-    residual_var of the branch before stochastic depth, skip gain and alpha.
-    The model is left as found: mode, hooks, buffers and random state. Raises: WorkbenchError for a model without residual blocks.
+    Returns: row 0 for the stem (residual_var NaN), then one row a block: block, stage, mean_sq and var of the trunk
+    after the addition, residual_var of the branch before stochastic depth, skip gain and alpha. The model is left as
+    found: mode, hooks, buffers and random state. Raises: WorkbenchError for a model without residual blocks.
     """
     blocks = residual_blocks(model)
     rows: list[dict] = []
@@ -51,11 +52,15 @@ def signal_propagation(model: nn.Module, x: Tensor) -> pd.DataFrame:
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
     """The model's residual blocks, in order: modules with alpha, beta, stage, is_transition, residual(x) and drop."""
-    blocks = [m for m in model.modules() if all(hasattr(m, a) for a in ("alpha", "beta", "stage", "is_transition", "residual", "drop"))]
+    blocks = [
+        m
+        for m in model.modules()
+        if all(hasattr(m, a) for a in ("alpha", "beta", "stage", "is_transition", "residual", "drop"))
+    ]
     if not blocks:
         raise WorkbenchError(
-            f"{type(model).__name__} has no residual blocks to watch: its blocks need alpha, beta, stage, is_transition, residual(x) and a "
-            "module `drop` that the branch goes through, as in workbench.models.nf_resnet.Block."
+            f"{type(model).__name__} has no residual blocks to watch: its blocks need alpha, beta, stage, "
+            "is_transition, residual(x) and a module `drop` that the branch goes through, as in workbench.models.nf_resnet.Block."
         )
     return blocks
 

@@ -1,9 +1,9 @@
 """What signal propagation should show at initialisation, from the architecture alone.
 
-Source: the derivation of scaled weight standardisation in the NFNet precursor paper, section 4, carried through blocks. The trunk
-is described by three numbers: over its channels, the channel means are normal with mean `m` and variance `M`; each channel varies
-by `V` over samples and positions. An activation turns those into the moments A, B, C below (by quadrature), and a
-convolution with random weights of variance c / fan-in turns them into
+Source: the derivation of scaled weight standardisation in the NFNet precursor paper, section 4, carried through
+blocks. The trunk is described by three numbers: over its channels, the channel means are normal with mean `m` and
+variance `M`; each channel varies by `V` over samples and positions. An activation turns those into the moments A, B,
+C below (by quadrature), and a convolution with random weights of variance c / fan-in turns them into
 
     plain:         m = 0,  M = c * B,           V = c * C        B = E[mean_j^2], C = E[var_j]
     standardised:  m = 0,  M = c * (B - A^2),   V = c * C        A = E[mean_j]: centred weights remove the common mean
@@ -26,7 +26,8 @@ from workbench.probes.signal import COLUMNS, residual_blocks
 
 @dataclass(frozen=True)
 class Trunk:
-    """Channel means ~ N(m, M), variance V within a channel, on maps of `size` pixels a side (None: borders are ignored)."""
+    """Channel means ~ N(m, M), variance V within a channel, on maps of `size` pixels a side (None: borders are
+    ignored)."""
 
     m: float
     M: float
@@ -48,8 +49,9 @@ def expected_signal(model: nn.Module, image_size: int | None = None) -> pd.DataF
     """The columns of `signal_propagation`, predicted for N(0, 1) images at initialisation.
 
     Args: `image_size` H = W of the input; with it, the taps that zero padding cuts off at the borders are counted.
-    Knows our families: stems, pooling, scaled-standardised, plain and BatchNorm nets in training mode. BatchNorm is taken as exact.
-    Squeeze-excite gates are taken at 1/2, their value for pooled zeros. Raises: WorkbenchError for other models.
+    Knows our families: stems, pooling, scaled-standardised, plain and BatchNorm nets in training mode. BatchNorm is
+    taken as exact. Squeeze-excite gates are taken at 1/2, their value for pooled zeros. Raises: WorkbenchError for
+    other models.
     """
     blocks = residual_blocks(model)
     trunk = _stem(model, image_size)
@@ -61,7 +63,13 @@ def expected_signal(model: nn.Module, image_size: int | None = None) -> pd.DataF
 
 
 def _row(block: int, stage: int, trunk: Trunk, residual_var: float) -> dict:
-    return {"block": block, "stage": stage, "mean_sq": trunk.m**2 + trunk.M, "var": trunk.V, "residual_var": residual_var}
+    return {
+        "block": block,
+        "stage": stage,
+        "mean_sq": trunk.m**2 + trunk.M,
+        "var": trunk.V,
+        "residual_var": residual_var,
+    }
 
 
 def _stem(model: nn.Module, image_size: int | None) -> Trunk:
@@ -120,7 +128,9 @@ def conv(layer: nn.Module, a: Activated) -> Trunk:
     elif isinstance(layer, PlainConv2d):
         c, centred = layer.scale**2 * layer.init_gain, 0.0
     else:
-        raise WorkbenchError(f"expected_signal knows the convolutions of workbench.models.layers, but met {type(layer).__name__}.")
+        raise WorkbenchError(
+            f"expected_signal knows the convolutions of workbench.models.layers, but met {type(layer).__name__}."
+        )
     share, share_sq, overlap, size = 1.0, 1.0, 1.0, None
     if a.size is not None:
         share, share_sq, overlap = _taps(a.size, layer.kernel_size, layer.stride)
@@ -131,7 +141,8 @@ def conv(layer: nn.Module, a: Activated) -> Trunk:
 
 
 def _taps(size: int, kernel_size: int, stride: int) -> tuple[float, float, float]:
-    """Over the positions of a square map: mean share of taps on real pixels, mean squared share, mean share that two positions have in common."""
+    """Over the positions of a square map: mean share of taps on real pixels, mean squared share, mean share that two
+    positions have in common."""
     before, after = same_padding(size, kernel_size, stride)
     start = np.arange(0, size + before + after - kernel_size + 1, stride) - before
     tap = start[:, None] + np.arange(kernel_size)

@@ -15,7 +15,9 @@ from workbench.optim import scaled_lr
 
 EXECUTION_FIELDS = ("device", "progress")  # they change where a training runs, not what it computes
 FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classes), the loss of guessing, or not finite
-DIVERGED_SHARE = 20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
+DIVERGED_SHARE = (
+    20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class TrainConfig:
     label_smoothing: float = 0.0
     flip: bool | None = None  # mirror images; None: where the data set allows it
     shift: int | None = None  # move images by up to so many pixels; None: an eighth of their side
-    eval_every: int | None = None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
+    eval_every: int | None = (
+        None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
+    )
     evaluate_test: bool = False  # read the test split at the end: confirmation runs only
     precision: str = "float32"  # or bfloat16: autocast, parameters stay float32
     seed: int = 0
@@ -52,11 +56,28 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, wants_float = getattr(self, f.name), f.type in (float, float | None)
+            if wants_float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one configuration, with one key
+            elif not isinstance(value, f.type) or (isinstance(value, bool) and f.type not in (bool, bool | None)):
+                raise WorkbenchError(f"`{f.name}` (={value!r}) must be of type {getattr(f.type, '__name__', f.type)}.")
         if self.model not in zoo.MODELS:
             raise unknown("model", self.model, zoo.MODELS)
         if (self.epochs is None) == (self.steps is None):
             raise WorkbenchError(f"give exactly one of `epochs` (={self.epochs}) and `steps` (={self.steps}).")
-        for name in ("batch_size", "micro_batch", "base_lr", "clip", "clip_eps", "epochs", "steps", "train_size", "image_size", "eval_every"):
+        for name in (
+            "batch_size",
+            "micro_batch",
+            "base_lr",
+            "clip",
+            "clip_eps",
+            "epochs",
+            "steps",
+            "train_size",
+            "image_size",
+            "eval_every",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 cure = " (None switches clipping off)" if name == "clip" else ""
@@ -71,7 +92,9 @@ class TrainConfig:
         if self.warmup > 1:
             raise WorkbenchError(f"`warmup` (={self.warmup}) is a share of the steps, so at most 1.")
         if self.micro_batch and self.micro_batch > self.batch_size:
-            raise WorkbenchError(f"`micro_batch` (={self.micro_batch}) must be at most `batch_size` (={self.batch_size}).")
+            raise WorkbenchError(
+                f"`micro_batch` (={self.micro_batch}) must be at most `batch_size` (={self.batch_size})."
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise unknown("precision", self.precision, ["float32", "bfloat16"])
 
@@ -103,7 +126,8 @@ class TrainConfig:
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Names a training: SHA-256 over its configuration without execution fields, its data and the code that computes it."""
+    """Names a training: SHA-256 over its configuration without execution fields, its data and the code that computes
+    it."""
     return _digest({"config": _identity(config), "data": data_digest, "code": code_hash()})
 
 
@@ -122,7 +146,8 @@ def _digest(value: dict) -> str:
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """A hash of the syntax trees, without docstrings, of everything that a training runs: a comment makes nothing stale."""
+    """A hash of the syntax trees, without docstrings, of everything that a training runs: a comment makes nothing
+    stale."""
     package = Path(__file__).resolve().parent.parent
     files = sorted(f for part in ("models", "optim", "data", "training") for f in (package / part).glob("*.py"))
     digest = hashlib.sha256()
@@ -144,8 +169,9 @@ def syntax_without_docstrings(source: str) -> str:
 class TrainResult:
     """What a training gave. `outcome` is complete, diverged, pruned or failed; `history` has one row an evaluation.
 
-    History rows: step, epoch, samples_seen, lr, train_loss (mean cross-entropy since the last row, without smoothing), val_loss, val_acc,
-    clipped_share, ratio_p99, seconds. `metrics` has the final values; `failed` there is the failure rule, 0 or 1.
+    History rows: step, epoch, samples_seen, lr, train_loss (mean cross-entropy since the last row, without
+    smoothing), val_loss, val_acc, clipped_share, ratio_p99, seconds. `metrics` has the final values; `failed` there
+    is the failure rule, 0 or 1.
     """
 
     key: str

@@ -1,6 +1,7 @@
 """One straight training loop: data in memory, SGD with Nesterov momentum, AGC, a cosine; the result is data.
 
-Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after its last micro-batch.
+Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after its
+last micro-batch.
 """
 
 import math
@@ -34,8 +35,9 @@ Log = Callable[[dict], bool | None]
 def train(config: TrainConfig, log: Log | None = None) -> TrainResult:
     """Trains `config` and returns what came of it; on CPU two runs of one configuration are equal bit for bit.
 
-    Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome "pruned".
-    A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with its step and cause.
+    Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome
+    "pruned". A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with
+    its step and cause.
     Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
     """
     data = load_dataset(config.data, config.image_size)
@@ -46,7 +48,9 @@ def train(config: TrainConfig, log: Log | None = None) -> TrainResult:
         return _train(config, data, train_split, device, total_steps, log)
 
 
-def _train(config: TrainConfig, data: Dataset, train_split: Split, device: torch.device, total_steps: int, log: Log | None) -> TrainResult:
+def _train(
+    config: TrainConfig, data: Dataset, train_split: Split, device: torch.device, total_steps: int, log: Log | None
+) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
     model = create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args).to(device)
@@ -70,7 +74,9 @@ def _train(config: TrainConfig, data: Dataset, train_split: Split, device: torch
     since_row: list[float] = []  # losses since the last history row
     clipped, ratios = [], []
     outcome, cause, diverged_at = "complete", None, None
-    bar = tqdm(total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5)
+    bar = tqdm(
+        total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5
+    )
     step = 0
     for step, index in enumerate(batches(len(labels), config.batch_size, config.seed, total_steps), start=1):
         model.train()
@@ -132,8 +138,11 @@ def _train(config: TrainConfig, data: Dataset, train_split: Split, device: torch
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, diverged_at, loss_of_guessing, len(data.classes))
     if config.evaluate_test and outcome == "complete":
-        metrics["test_acc"] = evaluate(model, Split(data.test.images.to(device), data.test.labels.to(device)), mean, std, autocast)[1]
+        metrics["test_acc"] = evaluate(
+            model, Split(data.test.images.to(device), data.test.labels.to(device)), mean, std, autocast
+        )[1]
     metrics |= {
+        "steps_planned": total_steps,
         "steps_done": step,
         "samples_seen": step * config.batch_size,
         "device_seconds": seconds,
@@ -146,25 +155,42 @@ def _train(config: TrainConfig, data: Dataset, train_split: Split, device: torch
     if device.type == "cuda":
         metrics["peak_memory"] = torch.cuda.max_memory_allocated(device)
     return TrainResult(
-        key=training_key(config, data.digest), config=config, outcome=outcome, history=history, metrics=metrics, cause=cause, seconds=seconds,
+        key=training_key(config, data.digest),
+        config=config,
+        outcome=outcome,
+        history=history,
+        metrics=metrics,
+        cause=cause,
+        seconds=seconds,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}",
-        versions={"torch": torch.__version__, "python": platform.python_version()}, data_digest=data.digest, code=code_hash(),
-    )  # fmt: skip
+        versions={"torch": torch.__version__, "python": platform.python_version()},
+        data_digest=data.digest,
+        code=code_hash(),
+    )
 
 
-def _final_metrics(history: list[dict], outcome: str, diverged_at: int | None, loss_of_guessing: float, classes: int) -> dict[str, float]:
+def _final_metrics(
+    history: list[dict], outcome: str, diverged_at: int | None, loss_of_guessing: float, classes: int
+) -> dict[str, float]:
     """The last row's values; a diverged training counts as guessing, and has no loss."""
     if outcome == "diverged":
         return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": diverged_at}
     last = history[-1]
     failed = not last["train_loss"] <= FAILURE_SHARE * loss_of_guessing
-    return {"train_loss": last["train_loss"], "val_loss": last["val_loss"], "val_acc": last["val_acc"], "failed": int(failed)}
+    return {
+        "train_loss": last["train_loss"],
+        "val_loss": last["val_loss"],
+        "val_acc": last["val_acc"],
+        "failed": int(failed),
+    }
 
 
 def steps_of(config: TrainConfig, n: int) -> int:
     """How many steps `config` takes on `n` training images. The last, smaller batch of an epoch is left out."""
     if config.batch_size > n:
-        raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n}).")
+        raise WorkbenchError(
+            f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n})."
+        )
     return config.steps or max(1, round(config.epochs * (n // config.batch_size)))
 
 
@@ -194,12 +220,18 @@ def evaluate(model: nn.Module, split: Split, mean: Tensor, std: Tensor, autocast
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU where there is one; a device that is not there is refused."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise WorkbenchError(f"`device` (={name}) must be auto, cpu, cuda, cuda:N or mps.") from error
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
+        device.type, 0
+    )
     if (device.index or 0) >= found:
-        raise WorkbenchError(f"`device` (={name}) is not on this machine, which has {found} of type {device.type}: use device=auto.")
+        raise WorkbenchError(
+            f"`device` (={name}) is not on this machine, which has {found} of type {device.type}: use device=auto."
+        )
     return device

@@ -1,0 +1,199 @@
+"""The command line. Thin: each command imports what it needs when it runs, so that --help is there at once."""
+
+import sys
+from typing import Annotated, Optional
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from workbench.errors import WorkbenchError, unknown
+
+
+class Commands(TyperGroup):
+    """Refuses an unknown command with the nearest known one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise unknown("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="A workbench for networks without normalization: studies, trainings and their store.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Set = Annotated[
+    Optional[list[str]], typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
+]
+
+
+@app.command()
+def study(
+    specs: Annotated[
+        Optional[list[str]],
+        typer.Argument(metavar="[SPEC]...", help="Study files, or names in studies/. None: the tour, in quick form."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The same study in seconds, on the embedded data; its verdict is a DEMO.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every study in studies/.")] = False,
+    rerun: Annotated[
+        bool,
+        typer.Option("--rerun", help="Execute notebooks again that are finished already; their trainings are reused."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    parameters: Set = None,
+) -> None:
+    """Run studies: each executes a notebook as a run of the store. What is finished is reused."""
+    from rich.console import Console
+
+    console = Console()
+    if specs and everything:
+        raise WorkbenchError("give study names or --all, not both.")
+    tour = not specs and not everything
+    if tour:
+        console.print("The tour: every question once, in quick form.", highlight=False)
+    if parameters and (not specs or len(specs) > 1):
+        raise WorkbenchError("-p sets parameters of one study: name it, e.g. `study large_batch -p clip=0.1`.")
+
+    from workbench.lab.study import Study, all_studies, plan
+
+    studies = [Study.load(spec) for spec in (specs or all_studies())]
+    if tour:
+        studies = sorted((s for s in studies if s.tour), key=lambda s: s.minutes.get("quick", 99))
+    overrides = _pairs(parameters)
+    for s in studies:
+        s.executions(quick=quick or tour, overrides=overrides)
+
+    from workbench.lab.show import run_and_show, show_plan, show_results
+    from workbench.lab.store import Store
+
+    store = Store()
+    store.close_orphans()
+    executions = plan(studies, store, quick=quick or tour, overrides=overrides, rerun=rerun)
+    show_plan(executions, console)
+    if dry_run:
+        return
+    if not show_results(run_and_show(executions, store, console), store, console):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(parameters: Set = None) -> None:
+    """Run one training, set with -p NAME=VALUE (fields of TrainConfig), logged like everything else."""
+    from rich.console import Console
+
+    from workbench.lab.trainings import check, parse_config
+
+    config = parse_config(_pairs(parameters))
+    check(config)
+    console = Console()
+    console.print(f"{config.name} on {config.data}", highlight=False)
+
+    from workbench.lab.session import Session
+    from workbench.lab.store import Store
+    from workbench.lab.trainings import run_training
+
+    session = Session(Store(), study="", mode="full")
+    run_id, result, reused = run_training(config, session, role="screen", arm=config.model)
+    how = "reused" if reused else result.outcome
+    console.print(f"{how}{f' ({result.cause})' if result.cause else ''}: run {run_id}", highlight=False)
+    for name, value in result.metrics.items():
+        console.print(f"  {name:18} {value:.6g}", highlight=False)
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.g. 'nfnet_f*'.")] = "*") -> None:
+    """List the networks with their parameter counts."""
+    import torch
+
+    from workbench.models import create_model, list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise unknown("model", pattern, list_models())
+    for name in names:
+        with torch.device("meta"):
+            model = create_model(name)
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{name:20} {parameters:>12,}  {len(model.blocks):>4} blocks  normalization: {model.norm}")
+
+
+@app.command()
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what was found; without it, only say what would be done.")
+    ] = False,
+) -> None:
+    """Find runs that say RUNNING though nobody runs them, and close them."""
+    from workbench.lab.store import Store
+
+    store = Store()
+    found = store.close_orphans() if fix else store.orphans()
+    for name in found.values():
+        print(f"{'closed as KILLED' if fix else 'would close as KILLED'}: {name}")
+    print(f"{len(found)} dead runs" if found else "All well: no run says RUNNING that nobody runs.")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="The port.")] = 5000,
+    host: Annotated[str, typer.Option(help="The address to listen on; loopback unless told otherwise.")] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        Optional[str],
+        typer.Option(help="Names under which others reach it, comma-separated, when --host is not loopback."),
+    ] = None,
+) -> None:
+    """Open the MLflow page on the store."""
+    print("Starting the page ...", flush=True)
+    from workbench.lab.ui import serve_ui
+
+    raise typer.Exit(serve_ui(host, port, lambda line: print(line, flush=True), allowed_hosts))
+
+
+@app.command()
+def lab(
+    port: Annotated[int, typer.Option(help="The port.")] = 8888,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Open JupyterLab at the notebooks."""
+    from workbench.lab.ui import serve_lab
+
+    raise typer.Exit(serve_lab(port, browser))
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise WorkbenchError(f"-p (={text}) must have the form NAME=VALUE, e.g. -p clip=0.1.")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one sentence and exit code 2, Ctrl-C exit code 130."""
+    try:
+        code = app(standalone_mode=False)
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("workbench: interrupted; what was finished is kept, and the same command continues.", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Figures: a tidy table in, a matplotlib figure out; none of them trains or saves. Colours are safe for the
+colour-blind.
+
+Failed trainings are marked, never dropped.
+"""
+
+import matplotlib
+
+matplotlib.rcParams["svg.fonttype"] = "none"
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+ARMS = ["NF+AGC", "NF", "BN", "NF without scaled WS"]
+COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", 4), strict=True))
+MARKERS = dict(zip(ARMS, "os^D", strict=True))
+
+
+def style() -> None:
+    """The look of all figures."""
+    sns.set_theme(
+        context="paper", style="ticks", font_scale=1.1, rc={"axes.spines.top": False, "axes.spines.right": False}
+    )
+
+
+def _arms(table: pd.DataFrame) -> list[str]:
+    return [a for a in ARMS if a in set(table.arm)]
+
+
+def signal_figure(table: pd.DataFrame) -> Figure:
+    """Signal propagation: the three statistics over depth; points with the range over initialisations, dashed lines
+    the theory."""
+    style()
+    titles = {
+        "mean_sq": "average squared channel mean",
+        "var": "average channel variance",
+        "residual_var": "variance of the residual branch",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        for arm in _arms(table):
+            rows = table[(table.arm == arm) & table[column].notna()]
+            over = rows.groupby("block")[column]
+            mean = over.mean()
+            ax.errorbar(
+                mean.index,
+                mean,
+                yerr=[mean - over.min(), over.max() - mean],
+                fmt=MARKERS[arm],
+                ms=4,
+                capsize=2,
+                color=COLOURS[arm],
+                label=arm,
+            )
+            theory = rows.groupby("block")[f"expected_{column}"].mean()
+            ax.plot(theory.index, theory, "--", color=COLOURS[arm], lw=1)
+        for first in table[table.block > 0].groupby("stage").block.min().iloc[1:]:
+            ax.axvline(first - 0.5, color="0.85", lw=0.8, zorder=0)
+        ax.set(xlabel="residual block (0 = stem)", title=title)
+        if column == "mean_sq":
+            ax.set_yscale("symlog", linthresh=0.01)
+            ax.set_ylim(bottom=0)
+        else:
+            ax.set_yscale("log")
+            ticks = matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+            ax.yaxis.set_major_locator(ticks)
+            ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    return figure
+
+
+def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
+    """The search: where it looked and how that went, accuracy over the threshold, importance, and the confirmation on
+    fresh seeds."""
+    style()
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained", width_ratios=[1.3, 1.1, 0.8, 0.8])
+    agc = trials[trials.arm == "NF+AGC"]
+    done, pruned, diverged = (agc[agc.outcome == o] for o in ("complete", "pruned", "diverged"))
+
+    ax = axes[0]
+    points = ax.scatter(done.lr, done.clip, c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none")
+    ax.scatter(pruned.lr, pruned.clip, marker="v", s=40, facecolors="none", edgecolors="0.4", label="pruned")
+    ax.scatter(diverged.lr, diverged.clip, marker="x", s=45, color="#d55e00", label="diverged")
+    ax.set(
+        xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials with AGC"
+    )
+    figure.colorbar(points, ax=ax, label="validation accuracy")
+    ax.legend(frameon=False, fontsize="small", loc="best")
+
+    ax = axes[1]
+    ax.scatter(done.clip, done.val_acc, color=COLOURS["NF+AGC"], s=30, label="AGC, complete")
+    ax.scatter(pruned.clip, pruned.val_acc, marker="v", facecolors="none", edgecolors="0.4", s=30, label="pruned")
+    ax.scatter(diverged.clip, diverged.val_acc, marker="x", color="#d55e00", s=35, label="diverged")
+    plain = trials[(trials.arm == "NF") & (trials.outcome == "complete")]
+    if not plain.empty:
+        ax.axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
+    ax.set(xscale="log", xlabel="clipping threshold", ylabel="validation accuracy", title="accuracy over the threshold")
+    ax.legend(frameon=False, fontsize="small")
+
+    ax = axes[2]
+    names = {"clip": "threshold", "base_lr": "learning\nrate"}
+    ax.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
+    ax.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
+    if not importance:
+        ax.text(0.5, 0.5, "too few trials", ha="center", transform=ax.transAxes, color="0.4")
+        ax.set_yticks([])
+
+    ax = axes[3]
+    _seeds(ax, confirmed)
+    ax.set(title="fresh seeds")
+    return figure
+
+
+def _seeds(ax, rows: pd.DataFrame) -> None:
+    """Each seed as a point, failures as crosses, the mean with its 95 % t-interval beside them."""
+    from workbench.lab.stats import t_interval
+
+    for i, arm in enumerate(_arms(rows)):
+        t = rows[rows.arm == arm]
+        ok, failed = t[t.failed == 0], t[t.failed == 1]
+        ax.plot(np.full(len(ok), i), ok.val_acc, MARKERS[arm], color=COLOURS[arm], alpha=0.6)
+        ax.plot(np.full(len(failed), i), failed.val_acc, "x", color=COLOURS[arm])
+        interval = t_interval(t.val_acc)
+        if not np.isnan(interval.low):
+            ax.errorbar(
+                i + 0.2,
+                interval.mean,
+                [[interval.mean - interval.low], [interval.high - interval.mean]],
+                fmt="_",
+                color="black",
+                capsize=3,
+            )
+    ax.set_xticks(range(len(_arms(rows))), _arms(rows))
+    ax.set(xlim=(-0.5, len(_arms(rows)) - 0.3), ylabel="validation accuracy")
+
+
+def batch_figure(table: pd.DataFrame) -> Figure:
+    """Accuracy and failure over the peak learning rate, one column a batch size; mean and 95 % t-interval over
+    seeds."""
+    from workbench.lab.stats import share_interval, t_interval
+
+    style()
+    sizes = sorted(table.batch_size.unique())
+    figure, axes = plt.subplots(
+        2,
+        len(sizes),
+        figsize=(1.5 + 3.6 * len(sizes), 5.6),
+        layout="constrained",
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        height_ratios=[2, 1],
+    )
+    for column, size in enumerate(sizes):
+        top, bottom = axes[:, column]
+        for offset, arm in zip((-0.03, 0.0, 0.03), _arms(table), strict=False):
+            rows = table[(table.batch_size == size) & (table.arm == arm)]
+            over = rows.groupby("lr")
+            x = np.array(sorted(rows.lr.unique())) * 10**offset
+            intervals = [t_interval(t.val_acc) for _, t in over]
+            mean = np.array([i.mean for i in intervals])
+            half = np.nan_to_num([i.high - i.mean for i in intervals])
+            top.errorbar(x, mean, half, marker=MARKERS[arm], color=COLOURS[arm], capsize=3, lw=1.2, label=arm)
+            lost = np.array([t.failed.any() for _, t in over])
+            top.plot(x[lost], mean[lost], "x", color="black", ms=10, zorder=5)
+            shares = [share_interval(int(t.failed.sum()), len(t)) for _, t in over]
+            share = np.array([s.mean for s in shares])
+            bounds = [share - [s.low for s in shares], [s.high for s in shares] - share]
+            bottom.errorbar(
+                x, share, np.clip(bounds, 0, None), marker=MARKERS[arm], color=COLOURS[arm], capsize=2, lw=1, ls=":"
+            )
+        top.set(xscale="log", title=f"batch {size}")
+        bottom.set(xlabel="peak learning rate", ylim=(-0.05, 1.05))
+        bottom.set_xticks(sorted(table.lr.unique()), [f"{v:.3g}" for v in sorted(table.lr.unique())])
+        bottom.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes[0, 0].set_ylabel("validation accuracy")
+    axes[0, 0].set_ylim(top=1.0)
+    axes[1, 0].set_ylabel("share failed")
+    axes[0, 0].plot([], [], "x", color="black", ms=8, ls="none", label="a seed failed")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    return figure

@@ -1,0 +1,324 @@
+"""The one store of runs: MLflow on sqlite under mlruns/. No other file knows MLflow.
+
+Two flat experiments (and their `-quick` twins): `studies`, one run an execution of a notebook, and `trainings`, one
+run a training. Only the client with explicit run ids, no active run. A run names the process that writes it (host,
+boot, pid), so a dead one can be told.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Neither the server nor the client shall call home; set before MLflow is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+import filelock
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from workbench.errors import WorkbenchError
+from workbench.lab import views
+from workbench.lab.processes import is_alive, whoami
+from workbench.paths import root
+from workbench.training import TrainConfig, TrainResult, config_id
+
+EXPERIMENTS = ("studies", "trainings", "studies-quick", "trainings-quick")
+REUSABLE = ("complete", "diverged")
+DEFAULT_PORT = 5000
+BATCH = 1000  # MLflow's limit of metrics in one call
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else the absolute sqlite file under mlruns/."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder() / 'mlflow.db'}"
+
+
+def runs_folder() -> Path:
+    """mlruns/ under the root, made when it is not there."""
+    folder = root() / "mlruns"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise WorkbenchError(
+            f"cannot make {folder} ({error.strerror}): choose a writable place with WORKBENCH_ROOT."
+        ) from error
+    return folder
+
+
+class Store:
+    """Opens the store, making it first where there is none (a few seconds, once, under a lock)."""
+
+    def __init__(self, uri: str | None = None):
+        self.uri = uri or tracking_uri()
+        with filelock.FileLock(runs_folder() / ".store.lock"):
+            try:
+                self.client = MlflowClient(tracking_uri=self.uri)
+                self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
+            except MlflowException as error:
+                raise WorkbenchError(f"cannot open the store {self.uri}: {error.message.splitlines()[0]}") from error
+
+    def _experiment(self, name: str) -> str:
+        found: Experiment | None = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = (runs_folder() / "artifacts" / name).as_uri() if self.uri.startswith("sqlite") else None
+        return self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
+
+    def experiment_id(self, kind: str, mode: str) -> str:
+        """The id of the experiment that holds runs of `kind` (studies, trainings) in `mode` (full, quick)."""
+        return self._experiments[kind if mode == "full" else f"{kind}-quick"]
+
+    # ---- runs of notebooks
+
+    def open_notebook(
+        self, study: str, notebook: str, parameters: dict, mode: str, name: str, tags: dict[str, str]
+    ) -> str:
+        """A RUNNING run for one execution of a notebook; returns its id."""
+        run = self.client.create_run(
+            self.experiment_id("studies", mode),
+            run_name=name,
+            tags={
+                "study": study,
+                "mode": mode,
+                **_owner_tags(),
+                **tags,
+                "mlflow.source.name": f"notebooks/{notebook}",
+                "mlflow.source.type": "NOTEBOOK",
+            },
+        )
+        params = [Param(k, _param(v)) for k, v in parameters.items() if v is not None]
+        self.client.log_batch(run.info.run_id, params=params)
+        return run.info.run_id
+
+    def finished_notebook(self, key: str, mode: str) -> Run | None:
+        """The newest FINISHED execution with this key."""
+        return self._newest("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+
+    def close(self, run_id: str, status: str) -> None:
+        """Sets the final status: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    def reopen(self, run_id: str) -> None:
+        self.client.update_run(run_id, status="RUNNING")
+
+    def status(self, run_id: str) -> str:
+        return self.client.get_run(run_id).info.status
+
+    def get(self, run_id: str) -> Run:
+        return self.client.get_run(run_id)
+
+    def set_tags(self, run_id: str, **tags: str) -> None:
+        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def describe(self, run_id: str, text: str) -> None:
+        """The description that the run's page shows on top (Markdown)."""
+        self.set_tags(run_id, **{"mlflow.note.content": text})
+
+    # ---- what a run holds
+
+    def log_metrics(self, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
+        """Logs the finite numbers among `metrics`; others would be stored as 1.8e308 and spoil every chart."""
+        now = int(time.time() * 1000)
+        points = [
+            Metric(k, float(v), now, step)
+            for k, v in metrics.items()
+            if isinstance(v, int | float) and math.isfinite(v)
+        ]
+        for start in range(0, len(points), BATCH):
+            self.client.log_batch(run_id, metrics=points[start : start + BATCH])
+
+    def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
+        """A tidy table as Parquet, exact, and as CSV, which the run's page shows."""
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
+                write(Path(folder) / f"{name}{suffix}", index=False)
+            self.client.log_artifacts(run_id, folder, "tables")
+
+    def log_figure(self, run_id: str, figure, name: str) -> None:
+        """A matplotlib figure as PNG and as SVG."""
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix in (".png", ".svg"):
+                figure.savefig(Path(folder) / f"{name}{suffix}", dpi=160, bbox_inches="tight")
+            self.client.log_artifacts(run_id, folder, "figures")
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        self.client.log_text(run_id, text, path)
+
+    def log_file(self, run_id: str, file: Path, folder: str) -> None:
+        self.client.log_artifact(run_id, str(file), folder)
+
+    def read_text(self, run_id: str, path: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+
+    def artifacts(self, run_id: str) -> list[str]:
+        """The paths of all files that a run holds."""
+        found, folders = [], [None]
+        while folders:
+            for item in self.client.list_artifacts(run_id, folders.pop()):
+                (folders if item.is_dir else found).append(item.path)
+        return sorted(found)
+
+    # ---- trainings
+
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """One asker at a time for a training: the second waits, then finds it finished."""
+        folder = runs_folder() / "locks"
+        folder.mkdir(exist_ok=True)
+        with filelock.FileLock(folder / f"{key[:32]}.lock"):
+            yield
+
+    def find_training(self, key: str, mode: str) -> tuple[str, TrainResult] | None:
+        """The run id and result of a finished training with this key, complete or diverged."""
+        outcomes = ", ".join(f"'{o}'" for o in REUSABLE)
+        run = self._newest(
+            "trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED' and tags.outcome IN ({outcomes})"
+        )
+        if run is None:
+            return None
+        return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
+
+    def open_training(self, config: TrainConfig, key: str, mode: str, *, role: str, arm: str, owner: str | None) -> str:
+        """A RUNNING run for a training that is about to start; `owner` is the notebook run that asked for it."""
+        run = self.client.create_run(
+            self.experiment_id("trainings", mode),
+            run_name=config.name,
+            tags={
+                "key": key,
+                "config_id": config_id(config),
+                "arm": arm,
+                "role": role,
+                "mode": mode,
+                **_owner_tags(),
+                "mlflow.source.name": "workbench.training",
+                "mlflow.source.type": "LOCAL",
+                **({"owner": owner} if owner else {}),
+            },
+        )
+        return run.info.run_id
+
+    def log_row(self, run_id: str, row: dict) -> None:
+        """One row of a training's history; `epoch` and `samples_seen` are there to be an x-axis."""
+        self.log_metrics(run_id, {k: v for k, v in row.items() if k not in ("step", "seconds")}, step=row["step"])
+
+    def finish_training(self, run_id: str, result: TrainResult, extra: dict | None = None) -> None:
+        """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
+        from workbench.models import zoo
+
+        config = result.config
+        norm = zoo.MODELS[config.model].func.norm
+        params = {
+            "model": config.model,
+            "norm": norm,
+            "batch_size": config.batch_size,
+            "base_lr": config.base_lr,
+            "lr": config.lr,
+            "clip": config.clip,
+            "clip_on": int(config.clip is not None),
+            "lr_x_clip": config.lr * config.clip if config.clip else None,
+            "weight_decay": config.weight_decay,
+            "steps": result.metrics.get("steps_planned"),
+            "epochs": config.epochs,
+            "optimizer": "sgd",
+            "width": config.model_args.get("width"),
+            "depth": result.metrics.get("depth"),
+            "n_params": result.metrics.get("n_params"),
+            "data": config.data,
+            "seed": config.seed,
+        }
+        metrics = {k: v for k, v in result.metrics.items() if k not in ("steps_planned", "depth", "n_params")}
+        self.log_metrics(run_id, metrics, step=result.metrics.get("steps_done", 0))
+        self.client.log_batch(
+            run_id,
+            params=[Param(k, _param(v)) for k, v in params.items() if v is not None],
+            tags=[
+                RunTag(k, str(v))
+                for k, v in {
+                    "outcome": result.outcome,
+                    "code": result.code,
+                    "data": result.data_digest,
+                    "device": result.device,
+                    **({"cause": result.cause} if result.cause else {}),
+                }.items()
+            ],
+        )
+        self.client.log_text(run_id, result.to_json(), "result.json")
+        self.client.log_text(run_id, json.dumps(dataclasses.asdict(config), indent=2), "config.json")
+        if result.history:
+            self.log_table(run_id, pd.DataFrame(result.history), "history")
+        self.close(run_id, "FINISHED")
+
+    def tag_study(self, training: str, study: str, notebook_run: str) -> None:
+        """Lists the notebook execution that asked for a training on the training's own page."""
+        self.set_tags(training, **{f"study.{study}": notebook_run})
+
+    # ---- looking back
+
+    def _newest(self, kind: str, mode: str, filter_string: str) -> Run | None:
+        found = self.client.search_runs(
+            [self.experiment_id(kind, mode)], filter_string, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return found[0] if found else None
+
+    def search(self, kind: str, mode: str, filter_string: str = "") -> list[Run]:
+        """All runs of an experiment that match MLflow's filter, newest first."""
+        found, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id(kind, mode)], filter_string, ViewType.ACTIVE_ONLY, 1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def orphans(self, owner: str | None = None) -> dict[str, str]:
+        """{run id: name} of RUNNING runs whose process is gone, or, with `owner`, that the ended notebook run `owner`
+        started."""
+        found = {}
+        for kind in ("studies", "trainings"):
+            for mode in ("full", "quick"):
+                for run in self.search(kind, mode, "attributes.status = 'RUNNING'"):
+                    tags = run.data.tags
+                    if tags.get("owner") == owner if owner else not is_alive(tags.get("process", "")):
+                        found[run.info.run_id] = run.info.run_name
+        return found
+
+    def close_orphans(self, owner: str | None = None) -> dict[str, str]:
+        """Closes `orphans` as KILLED and returns them."""
+        found = self.orphans(owner)
+        for run_id in found:
+            self.set_tags(run_id, outcome="failed", cause="its process ended before it did")
+            self.close(run_id, "KILLED")
+        return found
+
+    def run_url(self, run_id: str, port: int = DEFAULT_PORT) -> str:
+        return f"http://127.0.0.1:{port}/#/experiments/{self.get(run_id).info.experiment_id}/runs/{run_id}"
+
+    def experiment_url(self, kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
+        return f"http://127.0.0.1:{port}/#/experiments/{self.experiment_id(kind, mode)}/runs"
+
+    def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
+        """The address, once the UI runs, at which these runs stand side by side."""
+        runs = ",".join(f"%22{r}%22" for r in run_ids)
+        return (
+            f"http://127.0.0.1:{port}/#/compare-runs?runs=[{runs}]&experiments=[%22{self.experiment_id(kind, mode)}%22]"
+        )
+
+
+def _owner_tags() -> dict[str, str]:
+    return {"process": whoami()}
+
+
+def _param(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,120 @@
+"""Trainings in the store: each is a run, and one whose key is already finished there is reused, not repeated."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from workbench.data import dataset_digest, load_dataset
+from workbench.errors import unknown
+from workbench.lab import events
+from workbench.lab.session import Session
+from workbench.training import TrainConfig, TrainResult, train, training_key
+from workbench.training.loop import pick_device, steps_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: a label and the configuration it stands for."""
+
+    label: str
+    config: TrainConfig
+
+
+def run_all(arms: Iterable[Arm | TrainConfig], session: Session, *, role: str = "screen") -> pd.DataFrame:
+    """Trains every configuration, or takes it from the store, and returns one row each: arm, configuration, final
+    metrics, run_id.
+
+    All are checked before the first starts. A training that breaks (not: diverges) does not stop the others; it is
+    reported at the end, as an error, when they are done and kept.
+    """
+    arms = [arm if isinstance(arm, Arm) else Arm(arm.model, arm) for arm in arms]
+    for arm in arms:
+        check(arm.config)
+    rows, broken = [], []
+    bar = tqdm(arms, desc="trainings", unit="run", disable=events.listening())
+    for i, arm in enumerate(bar):
+        try:
+            run_id, result, _ = run_training(arm.config, session, role=role, arm=arm.label, position=(i, len(arms)))
+        except Exception as error:  # out of memory, say: the others must not be lost
+            broken.append(f"{arm.config.name}: {type(error).__name__}: {error}")
+            continue
+        rows.append({"arm": arm.label, **result.row(), "run_id": run_id})
+    if broken:
+        raise RuntimeError(f"{len(broken)} of {len(arms)} trainings broke, the others are kept:\n" + "\n".join(broken))
+    return pd.DataFrame(rows)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses, before anything runs, what `train` would refuse."""
+    data = load_dataset(config.data, config.image_size)
+    pick_device(config.device)
+    steps_of(config, min(config.train_size or len(data.train), len(data.train)))
+
+
+def run_training(
+    config: TrainConfig,
+    session: Session,
+    *,
+    role: str,
+    arm: str,
+    position: tuple[int, int] = (0, 1),
+    watch: Callable[[dict], bool] | None = None,
+) -> tuple[str, TrainResult, bool]:
+    """One training as a run of the store: (run id, result, whether it was reused). `watch` sees every history row and
+    may end it."""
+    store = session.store
+    key = training_key(config, dataset_digest(config.data))
+    with store.lock(f"{session.mode}-{key}"):
+        found = store.find_training(key, session.mode)
+        if found is not None:
+            run_id, result = found
+        else:
+            run_id = store.open_training(config, key, session.mode, role=role, arm=arm, owner=session.run_id)
+
+            def log(row: dict) -> bool:
+                store.log_row(run_id, row)
+                events.emit(kind="step", name=config.name, step=row["step"], done=position[0], total=position[1])
+                return bool(watch and watch(row))
+
+            try:
+                quiet = config.replace(progress=config.progress and not events.listening())
+                result = dataclasses.replace(train(quiet, log), config=config)
+            except BaseException as error:
+                store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
+                store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+                raise
+            store.finish_training(run_id, result)
+    if session.run_id is not None:
+        store.tag_study(run_id, session.study, session.run_id)
+    events.emit(
+        kind="training",
+        name=config.name,
+        outcome=result.outcome,
+        cause=result.cause,
+        reused=found is not None,
+        done=position[0] + 1,
+        total=position[1],
+    )
+    return run_id, result, found is not None
+
+
+def parse_config(texts: dict[str, str]) -> TrainConfig:
+    """A TrainConfig from NAME=VALUE texts; without a length it is one epoch."""
+    import yaml
+
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    values = {}
+    for name, text in texts.items():
+        if name not in fields:
+            raise unknown("field of TrainConfig", name, fields)
+        value = text if fields[name].type is str else yaml.safe_load(text)
+        if isinstance(value, str) and fields[name].type in (float, float | None):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML reads 1e-3 as text
+        values[name] = value
+    if not {"epochs", "steps"} & set(values):
+        values["epochs"] = 1.0
+    return TrainConfig(**values)

@@ -1,0 +1,78 @@
+"""Ready-made views of the MLflow page, kept as experiment tags.
+
+MLflow's page keeps a view that a person shares as the experiment tag `mlflow.sharedViewState.<key>`, and opens it at
+`#/experiments/<id>/runs?viewStateShareKey=<key>`. The tag's value may be plain JSON: the search (searchFilter,
+orderByKey, orderByAsc) and the look of the page (selectedColumns, groupBy, ...), in one object. Found by reading the
+page of MLflow 3.17.2, held by a browser test. The columns of a view are metrics.`x`, params.`x`, tags.`x`.
+"""
+
+import json
+
+
+def _metric(*names: str) -> list[str]:
+    return [f"metrics.`{n}`" for n in names]
+
+
+def _param(*names: str) -> list[str]:
+    return [f"params.`{n}`" for n in names]
+
+
+def _tag(*names: str) -> list[str]:
+    return [f"tags.`{n}`" for n in names]
+
+
+def _view(
+    order_by: str, columns: list[str], *, search: str = "", ascending: bool = False, group_by: str | None = None
+) -> dict:
+    group = (
+        {"aggregateFunction": "average", "groupByKeys": [{"mode": "Tag", "groupByData": group_by}]}
+        if group_by
+        else None
+    )
+    return {
+        "searchFilter": search,
+        "orderByKey": order_by,
+        "orderByAsc": ascending,
+        "selectedColumns": columns,
+        "groupBy": group,
+    }
+
+
+_WHO = [*_tag("arm"), *_param("batch_size", "lr", "clip", "seed")]
+
+TRAININGS = {
+    "leaderboard": _view(
+        "metrics.`val_acc`",
+        [*_metric("val_acc", "test_acc", "train_loss"), *_WHO, *_tag("role"), *_metric("images_per_second")],
+        search="tags.outcome = 'complete'",
+    ),
+    "batch-size": _view(
+        "params.`batch_size`",
+        [*_param("batch_size"), *_metric("val_acc", "failed"), *_WHO[:1], *_param("lr", "clip", "seed")],
+        ascending=True,
+    ),
+    "search": _view(
+        "metrics.`val_acc`",
+        [*_metric("val_acc", "clipped_share"), *_param("lr", "clip", "lr_x_clip"), *_tag("outcome")],
+        search="tags.role = 'search'",
+    ),
+    "failures": _view(
+        "metrics.`failed_at_step`",
+        [*_metric("failed_at_step", "train_loss"), *_tag("outcome", "cause"), *_WHO],
+        search="metrics.failed = 1",
+        ascending=True,
+    ),
+    "seeds": _view("metrics.`val_acc`", [*_metric("val_acc", "failed", "train_loss"), *_WHO], group_by="config_id"),
+}
+
+
+def experiment_tags(experiment: str) -> dict[str, str]:
+    """The tags a new experiment is made with: its kind, a description, and the views."""
+    tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks
+    quick = " Quick runs: demonstrations, never evidence." if experiment.endswith("-quick") else ""
+    if experiment.startswith("studies"):
+        about = f"One run is one execution of a notebook: its verdict, figures, table and report.{quick}"
+        return tags | {"mlflow.note.content": about}
+    links = " · ".join(f"`?viewStateShareKey={key}`" for key in TRAININGS)
+    tags["mlflow.note.content"] = f"One run is one training.{quick} Views, behind this page's address: {links}"
+    return tags | {f"mlflow.sharedViewState.{key}": json.dumps(view) for key, view in TRAININGS.items()}
