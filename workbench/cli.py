@@ -182,7 +182,7 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
 def main() -> None:
     """Runs the command line; a user's mistake is one sentence and exit code 2, Ctrl-C exit code 130."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="workbench", standalone_mode=False)
     except WorkbenchError as error:
         print(f"workbench: {error}", file=sys.stderr)
         code = 2

@@ -122,7 +122,7 @@ def _source(cell: dict) -> str:
 
 
 def _type_of(annotation: str):
-    from workbench.lab.search import Range
+    from workbench.lab.tuning import Range
 
     names = {
         "Range": Range | dict,
@@ -200,7 +200,7 @@ def main(source: str, target: str, parameters: str) -> int:
     try:
         execute(Path(source), Path(target), json.loads(parameters))
     except PapermillExecutionError as error:
-        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"{error.ename}: {error.evalue}".replace("\n", "; "), file=sys.stderr)
         return 1
     return 0
 

@@ -30,6 +30,13 @@ def _arms(table: pd.DataFrame) -> list[str]:
     return [a for a in ARMS if a in set(table.arm)]
 
 
+def _plain_log_ticks(axis) -> None:
+    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, in plain numbers."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
 def signal_figure(table: pd.DataFrame) -> Figure:
     """Signal propagation: the three statistics over depth; points with the range over initialisations, dashed lines
     the theory."""
@@ -65,10 +72,8 @@ def signal_figure(table: pd.DataFrame) -> Figure:
             ax.set_ylim(bottom=0)
         else:
             ax.set_yscale("log")
-            ticks = matplotlib.ticker.LogLocator(subs=(1, 2, 5))
-            ax.yaxis.set_major_locator(ticks)
-            ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-            ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            _plain_log_ticks(ax.yaxis)
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
     return figure
@@ -83,23 +88,26 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
     done, pruned, diverged = (agc[agc.outcome == o] for o in ("complete", "pruned", "diverged"))
 
     ax = axes[0]
-    points = ax.scatter(done.lr, done.clip, c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none")
-    ax.scatter(pruned.lr, pruned.clip, marker="v", s=40, facecolors="none", edgecolors="0.4", label="pruned")
-    ax.scatter(diverged.lr, diverged.clip, marker="x", s=45, color="#d55e00", label="diverged")
+    points = ax.scatter(done.lr, done["clip"], c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none")
+    ax.scatter(pruned.lr, pruned["clip"], marker="v", s=40, facecolors="none", edgecolors="0.4", label="pruned")
+    ax.scatter(diverged.lr, diverged["clip"], marker="x", s=45, color="#d55e00", label="diverged")
     ax.set(
         xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials with AGC"
     )
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_log_ticks(axis)
     figure.colorbar(points, ax=ax, label="validation accuracy")
     ax.legend(frameon=False, fontsize="small", loc="best")
 
     ax = axes[1]
-    ax.scatter(done.clip, done.val_acc, color=COLOURS["NF+AGC"], s=30, label="AGC, complete")
-    ax.scatter(pruned.clip, pruned.val_acc, marker="v", facecolors="none", edgecolors="0.4", s=30, label="pruned")
-    ax.scatter(diverged.clip, diverged.val_acc, marker="x", color="#d55e00", s=35, label="diverged")
+    ax.scatter(done["clip"], done.val_acc, color=COLOURS["NF+AGC"], s=30, label="AGC, complete")
+    ax.scatter(pruned["clip"], pruned.val_acc, marker="v", facecolors="none", edgecolors="0.4", s=30, label="pruned")
+    ax.scatter(diverged["clip"], diverged.val_acc, marker="x", color="#d55e00", s=35, label="diverged")
     plain = trials[(trials.arm == "NF") & (trials.outcome == "complete")]
     if not plain.empty:
         ax.axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
     ax.set(xscale="log", xlabel="clipping threshold", ylabel="validation accuracy", title="accuracy over the threshold")
+    _plain_log_ticks(ax.xaxis)
     ax.legend(frameon=False, fontsize="small")
 
     ax = axes[2]
@@ -177,9 +185,9 @@ def batch_figure(table: pd.DataFrame) -> Figure:
         top.set(xscale="log", title=f"batch {size}")
         bottom.set(xlabel="peak learning rate", ylim=(-0.05, 1.05))
         bottom.set_xticks(sorted(table.lr.unique()), [f"{v:.3g}" for v in sorted(table.lr.unique())])
-        bottom.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        bottom.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].set_ylim(top=1.0)
+    axes[0, 0].set_ylim(0, 1)
     axes[1, 0].set_ylabel("share failed")
     axes[0, 0].plot([], [], "x", color="black", ms=8, ls="none", label="a seed failed")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")

@@ -101,7 +101,8 @@ class Store:
 
     def finished_notebook(self, key: str, mode: str) -> Run | None:
         """The newest FINISHED execution with this key."""
-        return self._newest("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+        found = self.search("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+        return found[0] if found else None
 
     def close(self, run_id: str, status: str) -> None:
         """Sets the final status: FINISHED, FAILED or KILLED."""
@@ -180,13 +181,11 @@ class Store:
 
     def find_training(self, key: str, mode: str) -> tuple[str, TrainResult] | None:
         """The run id and result of a finished training with this key, complete or diverged."""
-        outcomes = ", ".join(f"'{o}'" for o in REUSABLE)
-        run = self._newest(
-            "trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED' and tags.outcome IN ({outcomes})"
-        )
-        if run is None:
-            return None
-        return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
+        found = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+        for run in found:
+            if run.data.tags.get("outcome") in REUSABLE:
+                return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
+        return None
 
     def open_training(self, config: TrainConfig, key: str, mode: str, *, role: str, arm: str, owner: str | None) -> str:
         """A RUNNING run for a training that is about to start; `owner` is the notebook run that asked for it."""
@@ -263,12 +262,6 @@ class Store:
         self.set_tags(training, **{f"study.{study}": notebook_run})
 
     # ---- looking back
-
-    def _newest(self, kind: str, mode: str, filter_string: str) -> Run | None:
-        found = self.client.search_runs(
-            [self.experiment_id(kind, mode)], filter_string, max_results=1, order_by=["attributes.start_time DESC"]
-        )
-        return found[0] if found else None
 
     def search(self, kind: str, mode: str, filter_string: str = "") -> list[Run]:
         """All runs of an experiment that match MLflow's filter, newest first."""

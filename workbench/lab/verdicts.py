@@ -101,8 +101,8 @@ def search_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
         trials[(trials.arm == "NF+AGC") & (trials.state == "COMPLETE") & (trials.outcome == "complete")]
     )
     sentence = (
-        f"At batch {agc.batch_size} the best threshold found is {agc.clip:.3g} at peak rate {agc.lr:.3g} "
-        f"(validation accuracy {t_interval(by_seed['AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
+        f"At batch {agc.batch_size} the best threshold found is {agc['clip']:.3g} at peak rate {agc.lr:.3g} "
+        f"(validation accuracy {t_interval(by_seed['NF+AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
     )
     if "NF" not in by_seed:
         return Verdict(f"{sentence}; no unclipped training completed.", None, "accuracy", t_interval(by_seed["NF+AGC"]))
@@ -119,8 +119,8 @@ def _good_region(trials: pd.DataFrame) -> str:
         return "no trial completed"
     good = trials[trials.val_acc >= trials.val_acc.max() - GOOD_REGION]
     return (
-        f"the trials within {GOOD_REGION:.0%} of the best have thresholds from {good.clip.min():.3g} to "
-        f"{good.clip.max():.3g} ({len(good)} of {len(trials)} completed)"
+        f"the trials within {GOOD_REGION:.0%} of the best have thresholds from {good['clip'].min():.3g} to "
+        f"{good['clip'].max():.3g} ({len(good)} of {len(trials)} completed)"
     )
 
 

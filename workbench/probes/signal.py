@@ -60,7 +60,8 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
     if not blocks:
         raise WorkbenchError(
             f"{type(model).__name__} has no residual blocks to watch: its blocks need alpha, beta, stage, "
-            "is_transition, residual(x) and a module `drop` that the branch goes through, as in workbench.models.nf_resnet.Block."
+            "is_transition, residual(x) and a module `drop` that the branch goes through, "
+            "as in workbench.models.nf_resnet.Block."
         )
     return blocks
 
