@@ -88,7 +88,9 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
     done, pruned, diverged = (agc[agc.outcome == o] for o in ("complete", "pruned", "diverged"))
 
     ax = axes[0]
-    points = ax.scatter(done.lr, done["clip"], c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none")
+    points = ax.scatter(
+        done.lr, done["clip"], c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none"
+    )
     ax.scatter(pruned.lr, pruned["clip"], marker="v", s=40, facecolors="none", edgecolors="0.4", label="pruned")
     ax.scatter(diverged.lr, diverged["clip"], marker="x", s=45, color="#d55e00", label="diverged")
     ax.set(

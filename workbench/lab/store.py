@@ -235,7 +235,8 @@ class Store:
             "data": config.data,
             "seed": config.seed,
         }
-        metrics = {k: v for k, v in result.metrics.items() if k not in ("steps_planned", "depth", "n_params")}
+        logged = result.history[-1] if result.history and result.outcome != "diverged" else {}  # a point is logged once
+        metrics = {k: v for k, v in result.metrics.items() if k not in {"steps_planned", "depth", "n_params", *logged}}
         self.log_metrics(run_id, metrics, step=result.metrics.get("steps_done", 0))
         self.client.log_batch(
             run_id,
@@ -295,18 +296,14 @@ class Store:
             self.close(run_id, "KILLED")
         return found
 
-    def run_url(self, run_id: str, port: int = DEFAULT_PORT) -> str:
-        return f"http://127.0.0.1:{port}/#/experiments/{self.get(run_id).info.experiment_id}/runs/{run_id}"
-
     def experiment_url(self, kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
-        return f"http://127.0.0.1:{port}/#/experiments/{self.experiment_id(kind, mode)}/runs"
+        return views.page(f"http://127.0.0.1:{port}", self.experiment_id(kind, mode))
 
     def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
         """The address, once the UI runs, at which these runs stand side by side."""
-        runs = ",".join(f"%22{r}%22" for r in run_ids)
-        return (
-            f"http://127.0.0.1:{port}/#/compare-runs?runs=[{runs}]&experiments=[%22{self.experiment_id(kind, mode)}%22]"
-        )
+        runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
+        query = f"workflowType=machine_learning&runs=[{runs}]&experiments=[%22{experiment}%22]"
+        return f"http://127.0.0.1:{port}/#/compare-runs?{query}"
 
 
 def _owner_tags() -> dict[str, str]:

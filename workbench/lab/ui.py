@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from workbench.errors import WorkbenchError
 from workbench.lab.store import Store, runs_folder, tracking_uri
-from workbench.lab.views import TRAININGS
+from workbench.lab.views import TRAININGS, page
 from workbench.paths import root
 
 START_TIMEOUT = 120  # seconds
@@ -51,12 +51,12 @@ def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: st
         try:
             address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
             wait_until_healthy(address, server, log.name)
-            say(f"The store is at {address}   (Ctrl-C ends it)")
+            say(f"The store is at {address}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)")
             for mode in ("full", "quick"):
                 number = store.experiment_id("trainings", mode)
                 say(f"Views of the {'trainings' if mode == 'full' else 'quick trainings'}:")
                 for key in TRAININGS:
-                    say(f"  {key:12} {address}/#/experiments/{number}/runs?viewStateShareKey={key}")
+                    say(f"  {key:12} {page(address, number, key)}")
             return server.wait()
         except KeyboardInterrupt:
             return 0

@@ -1,9 +1,11 @@
 """Ready-made views of the MLflow page, kept as experiment tags.
 
-MLflow's page keeps a view that a person shares as the experiment tag `mlflow.sharedViewState.<key>`, and opens it at
-`#/experiments/<id>/runs?viewStateShareKey=<key>`. The tag's value may be plain JSON: the search (searchFilter,
-orderByKey, orderByAsc) and the look of the page (selectedColumns, groupBy, ...), in one object. Found by reading the
-page of MLflow 3.17.2, held by a browser test. The columns of a view are metrics.`x`, params.`x`, tags.`x`.
+A view that a person saves or shares is the experiment tag `mlflow.sharedViewState.<key>`. Its value is an envelope
+{name, createdAt, updatedAt, state}, with which it is listed under "Views"; `state` is a JSON text of the search
+(searchFilter, orderByKey, orderByAsc) and the look of the page (selectedColumns, groupBy, ...).
+`#/experiments/<id>/runs?viewStateShareKey=<key>` opens it, and `workflowType=machine_learning` there takes the page
+out of its GenAI mode. Columns are metrics.`x`, params.`x`, tags.`x`. Read off the page of MLflow 3.17.2, and looked
+at in a browser.
 """
 
 import json
@@ -25,7 +27,7 @@ def _view(
     order_by: str, columns: list[str], *, search: str = "", ascending: bool = False, group_by: str | None = None
 ) -> dict:
     group = (
-        {"aggregateFunction": "average", "groupByKeys": [{"mode": "Tag", "groupByData": group_by}]}
+        {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": group_by}]}
         if group_by
         else None
     )
@@ -73,6 +75,15 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     if experiment.startswith("studies"):
         about = f"One run is one execution of a notebook: its verdict, figures, table and report.{quick}"
         return tags | {"mlflow.note.content": about}
-    links = " · ".join(f"`?viewStateShareKey={key}`" for key in TRAININGS)
-    tags["mlflow.note.content"] = f"One run is one training.{quick} Views, behind this page's address: {links}"
-    return tags | {f"mlflow.sharedViewState.{key}": json.dumps(view) for key, view in TRAININGS.items()}
+    tags["mlflow.note.content"] = f"One run is one training.{quick} Ready-made views: the button above, on the right."
+    return tags | {f"mlflow.sharedViewState.{key}": _envelope(key, view) for key, view in TRAININGS.items()}
+
+
+def _envelope(name: str, view: dict) -> str:
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(view)})
+
+
+def page(address: str, experiment_id: str, view: str | None = None) -> str:
+    """The address of an experiment's table of runs, in a view."""
+    shared = f"&viewStateShareKey={view}" if view else ""
+    return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"

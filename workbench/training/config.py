@@ -170,8 +170,8 @@ class TrainResult:
     """What a training gave. `outcome` is complete, diverged, pruned or failed; `history` has one row an evaluation.
 
     History rows: step, epoch, samples_seen, lr, train_loss (mean cross-entropy since the last row, without
-    smoothing), val_loss, val_acc, clipped_share, ratio_p99, seconds. `metrics` has the final values; `failed` there
-    is the failure rule, 0 or 1.
+    smoothing), val_loss, val_acc, seconds and, where AGC clips, clipped_share and ratio_p99 of that step.
+    `metrics` has the final values; `failed` there is the failure rule, 0 or 1.
     """
 
     key: str

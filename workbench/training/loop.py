@@ -72,7 +72,6 @@ def _train(
     history: list[dict] = []
     losses: list[Tensor] = []  # of the steps since the last check
     since_row: list[float] = []  # losses since the last history row
-    clipped, ratios = [], []
     outcome, cause, diverged_at = "complete", None, None
     bar = tqdm(
         total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5
@@ -110,9 +109,6 @@ def _train(
             losses.clear()
             if outcome == "diverged":
                 break
-        if agc is not None and at_row:
-            clipped.append(agc.stats.clipped_share())
-            ratios.append(agc.stats.ratio_quantile(0.99))
         if at_row:
             val_loss, val_acc = evaluate(model, val, mean, std, autocast)
             row = {
@@ -123,10 +119,10 @@ def _train(
                 "train_loss": sum(since_row) / len(since_row),
                 "val_loss": val_loss,
                 "val_acc": val_acc,
-                "clipped_share": clipped[-1] if clipped else 0.0,
-                "ratio_p99": ratios[-1] if ratios else 0.0,
                 "seconds": time.perf_counter() - started,
             }
+            if agc is not None:
+                row |= {"clipped_share": agc.stats.clipped_share(), "ratio_p99": agc.stats.ratio_quantile(0.99)}
             since_row = []
             history.append(row)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{val_acc:.1%}")
@@ -150,8 +146,7 @@ def _train(
         "n_params": sum(p.numel() for p in model.parameters()),
         "depth": len(model.blocks),
     }
-    if clipped:
-        metrics |= {"clipped_share": sum(clipped) / len(clipped), "ratio_p99": ratios[-1]}
+    metrics |= {k: history[-1][k] for k in ("clipped_share", "ratio_p99") if history and k in history[-1]}
     if device.type == "cuda":
         metrics["peak_memory"] = torch.cuda.max_memory_allocated(device)
     return TrainResult(

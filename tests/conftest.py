@@ -1,0 +1,100 @@
+"""What all tests share: the slow set, a temporary root, and the watch over the checkout's own mlruns/.
+
+Run: `./run test` (everything but the marker `slow`), `./run test --slow` (everything), `./run test tests/test_agc.py -k sparse`.
+"""
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SHARED_DATA = os.environ.get("WORKBENCH_DATA")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow set, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_checkouts_store_stays_as_it_is():
+    """No test may write to the checkout's own store."""
+    before = _listing(CHECKOUT / "mlruns")
+    yield
+    assert _listing(CHECKOUT / "mlruns") == before, "a test wrote to the checkout's mlruns/"
+
+
+def _listing(folder: Path) -> dict:
+    return {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def a_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def template_root(tmp_path_factory) -> Path:
+    """A root whose database is made and migrated once; making one takes seconds."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / ".workbench").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        from workbench.lab import Store
+
+        Store()
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, template_root, monkeypatch) -> Path:
+    """A workbench of its own in a temporary folder, with the checkout's notebooks and studies and an empty, migrated store."""
+    folder = tmp_path / "root"
+    shutil.copytree(template_root, folder)
+    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as db:  # artifact locations are absolute
+        db.execute(
+            "update experiments set artifact_location = replace(artifact_location, ?, ?)",
+            (str(template_root), str(folder)),
+        )
+    for name in ("notebooks", "studies"):
+        (folder / name).symlink_to(CHECKOUT / name)
+    monkeypatch.setenv("WORKBENCH_ROOT", str(folder))
+    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN", "WORKBENCH_EVENTS"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def cifar10():
+    """The real images; skips where they are not."""
+    if SHARED_DATA is None or not (Path(SHARED_DATA) / "cifar10" / "train.parquet").is_file():
+        pytest.skip("CIFAR-10 is not here: set WORKBENCH_DATA to the folder that holds cifar10/")
+    return Path(SHARED_DATA) / "cifar10"
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Two classes of 20 PNG images, 12 x 10 pixels: dark ones and bright ones."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label, base in (("bright", 180), ("dark", 20)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(base, base + 60, (12, 10, 3), dtype=np.uint8)).save(
+                tmp_path / "images" / label / f"{i}.png"
+            )
+    return tmp_path / "images"

@@ -1,0 +1,220 @@
+"""AGC. Evidence: 3-4-5 arithmetic, a slow loop over units, properties, refusals."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.optim import AGC, clip_grad_agc_, param_groups, unitwise_norm
+
+
+def param(weight, grad):
+    p = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+    p.grad = torch.tensor(grad, dtype=torch.float64)
+    return p
+
+
+def slow_agc(p, clip, eps):
+    """The rule, unit by unit, in Python floats."""
+    g = p.grad.clone()
+    vector = p.squeeze().ndim <= 1
+    units = [(p.detach(), g)] if vector else [(p.detach()[i], g[i]) for i in range(p.shape[0])]
+    for w_i, g_i in units:
+        w_norm, g_norm = (math.sqrt(sum(v * v for v in t.flatten().tolist())) for t in (w_i, g_i))
+        limit = clip * max(w_norm, eps)
+        if g_norm > limit:
+            g_i.mul_(limit / max(g_norm, 1e-6))
+    return g
+
+
+def test_by_hand_one_row_clipped_and_one_not():
+    # |W| = 5 in both rows, clip 0.5: the limit is 2.5. Row 0 has |G| = 25, row 1 has |G| = 2.5, which is not above it.
+    p = param([[3.0, 4.0], [3.0, 4.0]], [[7.0, 24.0], [1.5, 2.0]])
+    stats = clip_grad_agc_(p, clip=0.5)
+    torch.testing.assert_close(p.grad, torch.tensor([[0.7, 2.4], [1.5, 2.0]], dtype=torch.float64))
+    assert stats.clipped_share() == 0.5
+    assert stats.ratio_quantile(1.0) == pytest.approx(5.0)
+    assert stats.ratio_quantile(0.0) == pytest.approx(0.5)
+
+
+def test_a_vector_is_one_unit():
+    p = param([3.0, 4.0], [30.0, 40.0])
+    clip_grad_agc_(p, clip=0.1)
+    torch.testing.assert_close(p.grad, torch.tensor([0.3, 0.4], dtype=torch.float64))
+
+
+def test_a_gain_stored_with_extra_axes_is_still_one_unit():
+    flat, shaped = param([3.0, 4.0], [30.0, 1.0]), param([[[[3.0]]], [[[4.0]]]], [[[[30.0]]], [[[1.0]]]])
+    clip_grad_agc_([flat, shaped], clip=0.1)
+    assert torch.equal(flat.grad, shaped.grad.flatten())
+
+
+def test_a_zero_parameter_can_move_by_clip_times_eps():
+    p = param([0.0, 0.0], [3.0, 4.0])
+    clip_grad_agc_(p, clip=0.01, eps=1e-3)
+    assert p.grad.norm().item() == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (5,), (4, 3), (1, 6), (6, 1), (4, 3, 5), (4, 3, 3, 3), (3, 1, 1, 1), (1, 1, 1, 3), (3, 2, 2, 2, 2)]
+)
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 100.0])
+def test_equals_a_slow_loop_over_units_at_any_rank(shape, scale):
+    p = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    p.grad = scale * torch.randn(shape, dtype=torch.float64)
+    expected = slow_agc(p, 0.02, 1e-3)
+    clip_grad_agc_(p, clip=0.02)
+    torch.testing.assert_close(p.grad, expected, rtol=1e-12, atol=0)
+
+
+def test_a_linear_units_are_its_rows():
+    assert unitwise_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).tolist() == [[5.0], [2.0]]
+
+
+def test_norms_of_half_precision_do_not_overflow():
+    p = nn.Parameter(torch.full((2, 64), 300.0, dtype=torch.float16))
+    p.grad = torch.full_like(p, 200.0)
+    clip_grad_agc_(p, clip=0.1)
+    torch.testing.assert_close(p.grad, torch.full_like(p, 30.0), rtol=1e-3, atol=0)
+
+
+def test_an_infinite_threshold_changes_nothing_and_twice_is_once():
+    p = nn.Parameter(torch.randn(8, 9))
+    p.grad = torch.randn(8, 9)
+    before = p.grad.clone()
+    clip_grad_agc_(p, clip=math.inf)
+    assert torch.equal(p.grad, before)
+    clip_grad_agc_(p, clip=0.01)
+    once = p.grad.clone()
+    clip_grad_agc_(p, clip=0.01)
+    torch.testing.assert_close(p.grad, once, rtol=1e-6, atol=0)
+
+
+def test_channels_last_gives_the_same():
+    p, q = (nn.Parameter(torch.arange(96.0).view(4, 2, 3, 4)) for _ in range(2))
+    q.data = q.data.to(memory_format=torch.channels_last)
+    grad = torch.randn(4, 2, 3, 4)
+    p.grad, q.grad = grad.clone(), grad.clone(memory_format=torch.channels_last)
+    clip_grad_agc_([p, q], clip=0.001)
+    torch.testing.assert_close(p.grad, q.grad.contiguous())
+
+
+def test_parameters_without_gradient_are_passed_over_and_shared_ones_clipped_once():
+    frozen = nn.Parameter(torch.ones(3))
+    shared = param([3.0, 4.0], [30.0, 40.0])
+    stats = clip_grad_agc_([frozen, shared, shared], clip=1.0)
+    assert frozen.grad is None
+    assert sum(g.numel() for g in stats.grad_norms) == 1
+    assert shared.grad.norm().item() == pytest.approx(5.0)
+
+
+def test_nothing_to_clip_is_fine():
+    stats = clip_grad_agc_([])
+    assert (stats.clipped_share(), stats.ratio_quantile(0.99)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])
+def test_a_threshold_must_be_positive(bad):
+    with pytest.raises(WorkbenchError, match="must be above 0"):
+        clip_grad_agc_(param([1.0], [1.0]), clip=bad)
+
+
+def test_sparse_and_complex_gradients_are_refused_with_the_cure():
+    embedding = nn.Embedding(4, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(WorkbenchError, match="sparse=False"):
+        clip_grad_agc_(embedding.weight)
+    wave = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    wave.grad = torch.ones_like(wave)
+    with pytest.raises(WorkbenchError, match="view_as_real"):
+        clip_grad_agc_(wave)
+
+
+# ---- around an optimizer
+
+
+def tiny():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def test_agc_clips_the_raw_gradient_before_decay_and_momentum():
+    p = nn.Parameter(torch.tensor([[3.0, 4.0]] * 2, dtype=torch.float64))
+    optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    AGC(optimizer, clip=0.5)
+    w, m = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for _ in range(2):
+        p.grad = torch.tensor([[7.0, 24.0]] * 2, dtype=torch.float64)
+        g = torch.tensor([7.0, 24.0], dtype=torch.float64) * (0.5 * w.norm() / 25)  # clip
+        g = g + 0.01 * w  # then decay
+        m = 0.9 * m + g  # then momentum
+        w = w - 0.1 * (g + 0.9 * m)  # Nesterov
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.stack([w, w]))
+
+
+def test_the_groups_threshold_wins_and_none_exempts():
+    model = tiny()
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters(), "clip": 0.02}, {"params": model[2].parameters(), "clip": None}],
+        lr=0.0,
+        momentum=0.9,
+    )
+    with pytest.warns(UserWarning, match="wins over"):
+        agc = AGC(optimizer, clip=0.5)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 100.0)
+    optimizer.step()
+    for p in model[0].parameters():
+        limit = 0.02 * unitwise_norm(p).clamp_min(1e-3)
+        torch.testing.assert_close(unitwise_norm(p.grad), limit)
+    assert all(torch.equal(p.grad, torch.full_like(p, 100.0)) for p in model[2].parameters())
+    assert agc.stats.clipped_share() == 1.0
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_works_with_ordinary_optimizers_and_can_be_removed(optimizer):
+    model = tiny()
+    opt = optimizer(model.parameters(), lr=0.01)
+    agc = AGC(opt, clip=0.01)
+    model(torch.randn(8, 4)).square().sum().backward()
+    opt.step()
+    clipped = [p.grad.clone() for p in model.parameters()]
+    agc.remove()
+    for p in model.parameters():
+        p.grad.mul_(1000)
+    opt.step()
+    assert all(torch.equal(p.grad, 1000 * g) for p, g in zip(model.parameters(), clipped, strict=True))
+
+
+def test_a_closure_lbfgs_and_scaled_gradients_are_refused():
+    model = tiny()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    AGC(opt)
+    with pytest.raises(WorkbenchError, match="closure"):
+        opt.step(lambda: 0.0)
+    with pytest.raises(WorkbenchError, match="LBFGS"):
+        AGC(torch.optim.LBFGS(model.parameters()))
+    opt.grad_scale = torch.tensor(2.0)
+    with pytest.raises(WorkbenchError, match="unscale_"):
+        opt.step()
+
+
+def test_the_readmes_five_lines_train_a_foreign_model():
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 2)
+    )
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=2e-5, clip=0.1), lr=0.1, momentum=0.9, nesterov=True)
+    AGC(optimizer, clip=0.1)
+    x = torch.randn(64, 1, 8, 8)
+    y = (x.mean((1, 2, 3)) > 0).long()
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

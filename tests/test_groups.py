@@ -1,0 +1,58 @@
+"""Who is decayed and who is clipped. Evidence: the authors' three groups, counted by hand, on our model and on foreign ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.models import create_model
+from workbench.optim import param_groups
+from workbench.optim.groups import classifier_weight
+
+
+def by_name(groups):
+    return {g["name"]: g for g in groups}
+
+
+def test_our_nfnet_has_the_authors_groups():
+    model = create_model("nfnet_micro", 10)
+    groups = by_name(param_groups(model, weight_decay=2e-5, clip=0.01))
+    assert groups["classifier"]["names"] == ["linear.weight"]
+    assert (groups["classifier"]["clip"], groups["classifier"]["weight_decay"]) == (None, 2e-5)
+    assert (groups["gains_biases"]["clip"], groups["gains_biases"]["weight_decay"]) == (0.01, 0.0)
+    assert {"linear.bias", "blocks.0.skip_gain", "blocks.0.conv0.gain", "blocks.0.squeeze_excite.reduce.bias"} <= set(
+        groups["gains_biases"]["names"]
+    )
+    assert (groups["weights"]["clip"], groups["weights"]["weight_decay"]) == (0.01, 2e-5)
+    assert "blocks.0.squeeze_excite.expand.weight" in groups["weights"]["names"]
+    assert not any("gain" in n or "bias" in n for n in groups["weights"]["names"])
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    model = create_model("nf_resnet_tiny", 10)
+    model.stem.weight.requires_grad_(False)
+    held = [id(p) for g in param_groups(model) for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_foreign_models_by_rule():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16)
+    named = nn.ModuleDict({"fc": nn.Linear(8, 3), "encoder": encoder})
+    assert classifier_weight(named) == "fc.weight"
+    assert classifier_weight(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))) == "2.weight"
+    assert classifier_weight(nn.Linear(2, 2)) == "weight"
+    assert classifier_weight(nn.Conv2d(1, 2, 3)) is None
+    norm = by_name(param_groups(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))))
+    assert norm["gains_biases"]["names"] == ["0.bias", "1.weight", "1.bias", "2.bias"]
+
+
+def test_the_groups_make_an_optimizer_whose_state_round_trips():
+    model = create_model("nf_resnet_tiny", 10)
+    optimizer = torch.optim.SGD(param_groups(model), lr=0.1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert [g["clip"] for g in optimizer.param_groups] == [0.01, 0.01, None]
+
+
+def test_negative_decay_is_refused():
+    with pytest.raises(WorkbenchError, match="weight_decay"):
+        param_groups(nn.Linear(2, 2), weight_decay=-1)

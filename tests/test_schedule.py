@@ -1,0 +1,48 @@
+"""The learning rate. Evidence: the paper's values, hand arithmetic."""
+
+import math
+
+import pytest
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.optim import scaled_lr, warmup_cosine
+
+
+def rates(peak, warmup, total):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    schedule = warmup_cosine(optimizer, warmup, total)
+    found = []
+    for _ in range(total):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return [*found, optimizer.param_groups[0]["lr"]]
+
+
+def test_linear_scaling_gives_the_papers_rate():
+    assert scaled_lr(0.1, 4096) == 1.6
+
+
+def test_warmup_is_linear_from_zero_and_the_cosine_ends_at_zero():
+    found = rates(1.6, 4, 12)
+    assert found[:5] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6])
+    assert found[8] == pytest.approx(0.8)  # half way down
+    assert found[12] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_fraction_of_a_step_is_kept():
+    # 5 epochs of 1,281,167 images at batch 4096 are 1563.9 steps; here 2.5 of 10
+    found = rates(1.0, 2.5, 10)
+    assert found[2] == pytest.approx(2 / 2.5)
+    assert found[3] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5 / 7.5)))
+
+
+def test_without_warmup_it_starts_at_the_peak():
+    assert rates(2.0, 0, 4)[0] == 2.0
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(-1, 10), (11, 10), (0, 0)])
+def test_impossible_lengths_are_refused(warmup, total):
+    with pytest.raises(WorkbenchError, match="warmup_steps"):
+        rates(1.0, warmup, total)

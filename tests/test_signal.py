@@ -1,0 +1,85 @@
+"""Signal propagation. Evidence: hand arithmetic on a known block, the published measured table, the model left as found."""
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.models import create_model
+from workbench.probes import signal_propagation
+
+
+class Known(nn.Module):
+    """out = x + 3, branch = 2 x: statistics a person can work out."""
+
+    alpha, beta, stage, is_transition = 1.0, 1.0, 0, False
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Identity()
+
+    def residual(self, x):
+        return 2 * x
+
+    def forward(self, x):
+        self.drop(self.residual(x))
+        return x + 3
+
+
+def test_statistics_by_hand():
+    x = torch.tensor([[1.0, 3.0], [10.0, 10.0]]).view(1, 2, 1, 2)  # means 2 and 10, biased variances 1 and 0
+    table = signal_propagation(nn.Sequential(Known()), x)
+    assert table[["mean_sq", "var"]].values.tolist() == [[(4 + 100) / 2, 0.5], [(25 + 169) / 2, 0.5]]
+    assert table.residual_var[1] == 2.0
+    assert table.residual_var.isna().tolist() == [True, False]
+    assert table.block.tolist() == [0, 1]
+
+
+# The authors' code, NF-ResNet-50, skip gain 1, N(0, 1) images 8 x 96 x 96 x 3, first seed.
+PUBLISHED_VAR = [0.36, 1.05, 1.09, 1.13, 1.04, 1.08, 1.12, 1.15, 1.03, 1.07, 1.10, 1.14, 1.17, 1.20, 0.96, 0.99, 1.01]
+PUBLISHED_BN_VAR = [0.28, 0.57, 0.83, 1.11, 0.54, 0.80, 1.07, 1.33, 0.53]
+
+
+def test_nf_resnet_has_the_published_staircase():
+    table = signal_propagation(create_model("nf_resnet50", 10, skip_gain=1.0), torch.randn(8, 3, 96, 96))
+    assert table["var"].tolist() == pytest.approx(PUBLISHED_VAR, rel=0.09)
+    assert table.residual_var[1] == pytest.approx(0.98, rel=0.05)
+    assert table.residual_var.iloc[-1] == pytest.approx(0.66, rel=0.12)
+
+
+def test_batchnorm_resnet_grows_as_published():
+    table = signal_propagation(create_model("resnet50", 10), torch.randn(8, 3, 96, 96))
+    assert table["var"][:9].tolist() == pytest.approx(PUBLISHED_BN_VAR, rel=0.08)
+    assert table.residual_var[1:].between(0.24, 0.29).all()
+
+
+def test_average_pools_lose_white_noise_in_an_nfnet():
+    table = signal_propagation(create_model("nfnet_f0", 10, skip_gain=1.0), torch.randn(4, 3, 96, 96))
+    published = [0.92, 0.95, 0.26, 0.27, 0.06]
+    assert table["var"][:5].tolist() == pytest.approx(published, rel=0.12)
+
+
+@pytest.mark.parametrize("name", ["nf_resnet_tiny", "resnet_tiny"])
+def test_the_model_is_left_as_found(name):
+    model = create_model(name, 10, stochastic_depth=0.5).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    state = torch.get_rng_state()
+    signal_propagation(model, torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_failing_forward_leaves_no_hooks():
+    model = create_model("nf_resnet_tiny", 10)
+    with pytest.raises(RuntimeError):
+        signal_propagation(model, torch.randn(4, 5, 16, 16))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_model_without_blocks_is_refused_with_what_is_needed():
+    with pytest.raises(WorkbenchError, match="no residual blocks to watch"):
+        signal_propagation(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 8, 8))
