@@ -25,7 +25,7 @@ def test_mnist5k_is_the_wheels_data_split_by_class():
     pixels, labels = mnist_data()
     ours = torch.cat([s.images for s in (data.train, data.val, data.test)]).flatten(1)
     ours_labels = torch.cat([s.labels for s in (data.train, data.val, data.test)])
-    key = lambda x, y: sorted(zip(y, map(bytes, x.astype(np.uint8)), strict=True))  # noqa: E731
+    key = lambda x, y: sorted(zip(y, map(bytes, x.astype(np.uint8)), strict=True))
     assert key(ours.numpy(), ours_labels.tolist()) == key(pixels, labels.tolist())
     assert not data.flip
 
@@ -85,7 +85,7 @@ def test_wrong_columns_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
     for part in ("train", "test"):
         parquet(tmp_path / "cifar10" / f"{part}.parquet", 3, label="target")
-    with pytest.raises(WorkbenchError, match="needs the columns img .*label, but has .*target"):
+    with pytest.raises(WorkbenchError, match=r"needs the columns img .*label, but has .*target"):
         load_dataset("cifar10")
 
 
@@ -94,7 +94,7 @@ def test_corrupt_parquet_is_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "cifar10").mkdir()
     for part in ("train", "test"):
         (tmp_path / "cifar10" / f"{part}.parquet").write_bytes(b"not parquet")
-    with pytest.raises(WorkbenchError, match="cannot read .* as parquet"):
+    with pytest.raises(WorkbenchError, match=r"cannot read .* as parquet"):
         load_dataset("cifar10")
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.errors import WorkbenchError
 from workbench.lab import views
@@ -63,8 +64,10 @@ class Store:
             try:
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
-            except MlflowException as error:
-                raise WorkbenchError(f"cannot open the store {self.uri}: {error.message.splitlines()[0]}") from error
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+                cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
+                raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)

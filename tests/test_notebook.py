@@ -1,0 +1,117 @@
+"""Parameters cells and execution. Evidence: the mistakes people make, and a notebook run in a kernel."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.lab.notebook import check_names, read_parameters
+
+
+def notebook(path, parameters, *cells):
+    def cell(source, tags=()):
+        return {
+            "cell_type": "code",
+            "id": str(abs(hash(source)))[:8],
+            "metadata": {"tags": list(tags)},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    content = {
+        "cells": [cell(parameters, ["parameters"]), *map(cell, cells)],
+        "metadata": kernel,
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+CELL = """data: str = "mnist5k"  # which images
+trials: int = 8  # how many
+clip: "float | Range" = {"low": 0.002, "high": 0.64, "log": True}  # AGC's threshold
+seeds: "list[int]" = [0, 1]
+train_size: "int | None" = None  # all
+"""
+
+
+@pytest.fixture
+def knobs(tmp_path):
+    return read_parameters(notebook(tmp_path / "n.ipynb", CELL))
+
+
+def test_names_types_defaults_and_comments(knobs):
+    assert list(knobs) == ["data", "trials", "clip", "seeds", "train_size"]
+    assert (knobs["trials"].annotation, knobs["trials"].default, knobs["trials"].comment) == ("int", 8, "how many")
+    assert knobs["clip"].default["high"] == 0.64
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("trials", "4", 4), ("clip", "0.1", 0.1), ("clip", "1e-3", 0.001), ("clip", "{low: 0.1, high: 1.0}", {"low": 0.1, "high": 1.0}),
+     ("seeds", "[3, 4]", [3, 4]), ("train_size", "null", None), ("train_size", "100", 100), ("data", "123", "123"), ("clip", "1", 1)],
+)  # fmt: skip
+def test_texts_become_values(knobs, name, text, value):
+    assert knobs[name].parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("trials", "many", "must be of type int: for example 8"), ("clip", "1e-3", r"YAML reads 1e-3 as text: write 0\.001"),
+     ("seeds", 3, r"must be of type list\[int\]"), ("trials", 2.5, "must be of type int"), ("data", 5, "must be of type str")],
+)  # fmt: skip
+def test_values_that_do_not_fit_are_refused_with_the_cure(knobs, name, value, message):
+    with pytest.raises(WorkbenchError, match=message):
+        knobs[name].check(value)
+
+
+def test_an_unknown_parameter_names_the_nearest(knobs):
+    with pytest.raises(WorkbenchError, match="unknown parameter in -p 'cilp': did you mean 'clip'"):
+        check_names(["cilp"], knobs, "-p")
+
+
+@pytest.mark.parametrize("line", ["x = 3", "x: int", "import os", "x: int = len('a')"])
+def test_a_line_that_is_no_parameter_is_refused(tmp_path, line):
+    with pytest.raises(WorkbenchError, match="must have the form"):
+        read_parameters(notebook(tmp_path / "n.ipynb", line))
+
+
+def test_a_missing_notebook_or_cell(tmp_path):
+    notebook(tmp_path / "large_batch.ipynb", "x: int = 1")
+    with pytest.raises(WorkbenchError, match=r"did you mean 'large_batch\.ipynb'"):
+        read_parameters(tmp_path / "large_bach.ipynb")
+    (tmp_path / "bare.ipynb").write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    with pytest.raises(WorkbenchError, match="no cell with the tag `parameters`"):
+        read_parameters(tmp_path / "bare.ipynb")
+    (tmp_path / "broken.ipynb").write_text("{")
+    with pytest.raises(WorkbenchError, match="is not a notebook"):
+        read_parameters(tmp_path / "broken.ipynb")
+
+
+def run(source, target, parameters):
+    command = [sys.executable, "-m", "workbench.lab.notebook", str(source), str(target), json.dumps(parameters)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_notebook_runs_with_its_parameters_and_leaves_a_page_that_needs_nothing_else(tmp_path):
+    source = notebook(
+        tmp_path / "n.ipynb", "x: int = 1", "import matplotlib.pyplot as plt\nplt.plot([1, x])\nprint('x is', x)"
+    )
+    done = run(source, tmp_path / "out.ipynb", {"x": 42})
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out.html").read_text()
+    assert "x is 42" in page and "data:image/png;base64" in page
+    assert not [tag for tag in ('src="http', "src='http", 'href="http://cdn', 'href="https://cdn') if tag in page]
+
+
+def test_a_failing_cell_ends_with_its_error_and_keeps_what_ran(tmp_path):
+    source = notebook(tmp_path / "n.ipynb", "x: int = 1", "print('before')", "raise ValueError('the rule')")
+    done = run(source, tmp_path / "out.ipynb", {})
+    assert done.returncode == 1
+    assert "ValueError: the rule" in done.stderr
+    assert "before" in (tmp_path / "out.html").read_text()

@@ -1,0 +1,60 @@
+"""Figures. Evidence: what a reader of the figure can count on: every arm drawn, failures marked, axes named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_verdicts import confirmed, signal_table, trials
+
+from workbench.lab import plots
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def test_signal_figure_has_three_named_panels_and_a_line_for_the_theory():
+    table = signal_table(1.0).assign(residual_var=1.0, expected_residual_var=1.0, expected_mean_sq=0.0)
+    figure = plots.signal_figure(table)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "average squared channel mean",
+        "average channel variance",
+        "variance of the residual branch",
+    ]
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert set(labels) == {"theory", "NF", "BN", "NF without scaled WS"}
+    dashed = [line for line in figure.axes[1].lines if line.get_linestyle() == "--"]
+    assert np.allclose(dashed[0].get_ydata(), [1, 1.04, 1.08, 1.12, 1.16])
+
+
+def test_search_figure_shows_diverged_trials_and_every_seed():
+    figure = plots.search_figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
+    crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]
+    assert len(crosses[0].get_offsets()) == 1
+    seeds = sum(len(line.get_xdata()) for line in figure.axes[3].lines if line.get_alpha() == 0.6)
+    assert seeds == 8
+
+
+def test_search_figure_without_importance_says_so():
+    figure = plots.search_figure(trials(), confirmed(0.1), {})
+    assert any("too few trials" in t.get_text() for t in figure.axes[2].texts)
+
+
+def test_batch_figure_marks_failures_and_has_a_column_a_batch():
+    rows = [
+        {"arm": arm, "batch_size": b, "lr": lr, "seed": s, "val_acc": 0.5, "failed": int(arm == "NF" and lr > 1)}
+        for arm in ("BN", "NF", "NF+AGC") for b in (64, 256) for lr in (0.4, 1.6) for s in (0, 1)
+    ]  # fmt: skip
+    figure = plots.batch_figure(pd.DataFrame(rows))
+    tops = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in tops] == ["batch 64", "batch 256"]
+    crosses = [line for line in tops[0].lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert sum(len(line.get_xdata()) for line in crosses) == 1
+
+
+def test_arms_have_colours_of_their_own():
+    assert len(set(plots.COLOURS.values())) == len(plots.ARMS) == len(set(plots.MARKERS.values()))

@@ -1,0 +1,205 @@
+"""The store. Evidence: what a person finds in MLflow afterwards, through MLflow's own client and the database."""
+
+import math
+import multiprocessing
+import sqlite3
+
+import pandas as pd
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Store
+from workbench.lab.processes import whoami
+from workbench.lab.store import tracking_uri
+from workbench.training import TrainConfig, TrainResult
+
+CONFIG = TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=0.04, seed=2)
+
+
+def result(outcome="complete", **changes):
+    history = [
+        {
+            "step": s,
+            "epoch": s / 10,
+            "samples_seen": 64 * s,
+            "lr": 0.1,
+            "train_loss": 1.0,
+            "val_loss": 1.0,
+            "val_acc": 0.5 + s / 10,
+        }
+        for s in (2, 4)
+    ]
+    metrics = {
+        "val_acc": 0.9,
+        "train_loss": 1.0,
+        "failed": 0,
+        "steps_planned": 4,
+        "steps_done": 4,
+        "samples_seen": 256,
+        "depth": 3,
+        "n_params": 10,
+    }
+    return TrainResult(
+        "k" * 64, CONFIG, outcome, history, metrics, device="cpu x", data_digest="d", code="c", **changes
+    )
+
+
+def log_training(store, outcome="complete", key="k" * 64, owner=None):
+    run_id = store.open_training(CONFIG, key, "full", role="screen", arm="NF+AGC", owner=owner)
+    for row in result().history:
+        store.log_row(run_id, row)
+    store.finish_training(run_id, result(outcome))
+    return run_id
+
+
+def test_the_store_is_one_absolute_sqlite_file_under_mlruns(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri() == f"sqlite:///{root}/mlruns/mlflow.db"
+    Store()
+    assert not list(tmp_path.glob("*.db")) and not (tmp_path / "mlruns").exists()
+
+
+def test_a_training_is_a_row_to_compare(root):
+    store = Store()
+    run = store.get(log_training(store))
+    assert run.info.run_name == "nf_resnet_tiny B64 lr0.4 c0.04 s2"
+    assert run.info.status == "FINISHED"
+    p = run.data.params
+    assert (p["model"], p["norm"], p["batch_size"], p["lr"], p["clip"], p["clip_on"], p["lr_x_clip"]) == (
+        "nf_resnet_tiny",
+        "none",
+        "64",
+        "0.4",
+        "0.04",
+        "1",
+        "0.016",
+    )
+    assert "epochs" not in p  # left out, never the text None
+    tags = run.data.tags
+    assert {
+        "arm": "NF+AGC",
+        "role": "screen",
+        "outcome": "complete",
+        "mode": "full",
+        "data": "d",
+        "code": "c",
+    }.items() <= tags.items()
+    assert tags["config_id"]
+    assert {"tables/history.parquet", "tables/history.csv", "result.json", "config.json"} <= set(
+        store.artifacts(run.info.run_id)
+    )
+
+
+def test_curves_have_steps_epochs_and_samples_and_no_point_twice(root):
+    store = Store()
+    run_id = log_training(store)
+    for metric, values in (("val_acc", [0.7, 0.9]), ("epoch", [0.2, 0.4]), ("samples_seen", [128, 256])):
+        points = store.client.get_metric_history(run_id, metric)
+        assert [(m.step, m.value) for m in points] == list(zip((2, 4), values, strict=True)), metric
+
+
+def test_numbers_that_are_not_finite_never_reach_a_chart(root):
+    store = Store()
+    run_id = store.open_training(CONFIG, "k", "full", role="screen", arm="a", owner=None)
+    store.log_metrics(run_id, {"a": math.inf, "b": math.nan, "c": 1.0})
+    assert set(store.get(run_id).data.metrics) == {"c"}
+
+
+@pytest.mark.parametrize(("outcome", "found"), [("complete", True), ("diverged", True), ("pruned", False)])
+def test_what_is_complete_or_diverged_is_found_again(root, outcome, found):
+    store = Store()
+    run_id = log_training(store, outcome)
+    again = store.find_training("k" * 64, "full")
+    assert (again is not None) == found
+    if found:
+        assert again == (run_id, result(outcome))
+    assert store.find_training("k" * 64, "quick") is None
+    assert store.find_training("other", "full") is None
+
+
+def test_a_failed_or_running_training_is_not_reused(root):
+    store = Store()
+    run_id = store.open_training(CONFIG, "k" * 64, "full", role="screen", arm="a", owner=None)
+    assert store.find_training("k" * 64, "full") is None
+    store.close(run_id, "FAILED")
+    assert store.find_training("k" * 64, "full") is None
+
+
+def test_two_studies_that_share_a_training_are_both_listed(root):
+    store = Store()
+    run_id = log_training(store)
+    store.tag_study(run_id, "large_batch", "run-a")
+    store.tag_study(run_id, "clipping_search", "run-b")
+    tags = store.get(run_id).data.tags
+    assert (tags["study.large_batch"], tags["study.clipping_search"]) == ("run-a", "run-b")
+
+
+def test_runs_of_dead_processes_are_closed_and_living_ones_left(root):
+    store = Store()
+    living = store.open_training(CONFIG, "a", "full", role="screen", arm="a", owner=None)
+    dead = store.open_training(CONFIG, "b", "quick", role="screen", arm="a", owner=None)
+    store.set_tags(dead, process=whoami().replace("/" + whoami().split("/")[-2] + "/", "/999999/"))
+    assert list(store.orphans()) == [dead]
+    assert list(store.close_orphans()) == [dead]
+    assert (store.status(living), store.status(dead)) == ("RUNNING", "KILLED")
+    assert store.orphans() == {}
+
+
+def test_runs_of_an_ended_notebook_are_closed(root):
+    store = Store()
+    run_id = store.open_training(CONFIG, "a", "full", role="screen", arm="a", owner="notebook-1")
+    assert store.close_orphans(owner="notebook-2") == {}
+    assert list(store.close_orphans(owner="notebook-1")) == [run_id]
+
+
+def test_tables_are_exact_and_readable(root):
+    store = Store()
+    run_id = log_training(store)
+    table = pd.DataFrame({"a": [1.1, 2.2], "b": ["x", "y"]})
+    store.log_table(run_id, table, "mine")
+    folder = store.client.download_artifacts(run_id, "tables")
+    pd.testing.assert_frame_equal(pd.read_parquet(f"{folder}/mine.parquet"), table)
+
+
+def test_the_experiments_and_their_views_are_there(root):
+    store = Store()
+    found = {e.name: e for e in store.client.search_experiments()}
+    assert {"studies", "trainings", "studies-quick", "trainings-quick"} <= set(found)
+    assert found["trainings"].artifact_location == (root / "mlruns" / "artifacts" / "trainings").as_uri()
+    views = {k.removeprefix("mlflow.sharedViewState.") for k in found["trainings"].tags if "sharedViewState" in k}
+    assert views == {"leaderboard", "batch-size", "search", "failures", "seeds"}
+
+
+def test_the_compare_address_names_the_runs(root):
+    store = Store()
+    run_id = log_training(store)
+    url = store.compare_url([run_id], "trainings", "full")
+    assert run_id in url and f"experiments=[%22{store.experiment_id('trainings', 'full')}%22]" in url
+    assert '"' not in url
+
+
+def test_a_store_that_is_no_database_is_a_sentence(root):
+    (root / "mlruns" / "mlflow.db").write_bytes(b"this is not sqlite" * 100)
+    with pytest.raises(WorkbenchError, match="cannot open the store"):
+        Store()
+
+
+def _open_a_new_store(folder):
+    import os
+
+    os.environ["WORKBENCH_ROOT"] = folder
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    Store()
+
+
+def test_three_processes_that_make_one_store_at_once_do_not_collide(tmp_path):
+    (tmp_path / ".workbench").touch()
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_open_a_new_store, args=(str(tmp_path),)) for _ in range(3)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(120)
+    assert [w.exitcode for w in workers] == [0] * 3
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as db:
+        assert db.execute("select count(*) from experiments where name = 'trainings'").fetchone() == (1,)

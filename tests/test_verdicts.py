@@ -1,0 +1,91 @@
+"""Verdicts. Evidence: the table is flipped, and the sentence flips with it."""
+
+import pandas as pd
+import pytest
+
+from workbench.lab.verdicts import large_batch_verdict, search_verdict, signal_verdict
+
+
+def signal_table(factor):
+    rows = []
+    for arm in ("NF", "NF without scaled WS", "BN"):
+        for seed in range(3):
+            for block in range(5):
+                expected = 1 + 0.04 * block
+                grow = {"NF": factor, "BN": 1 + 0.68 * block, "NF without scaled WS": 1.0}[arm]
+                rows.append(
+                    {"arm": arm, "seed": seed, "stage": -1 if block == 0 else 0, "block": block, "var": expected * (grow + 0.001 * seed),
+                     "expected_var": expected, "mean_sq": 0.01 if arm == "NF" else 9.0}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_signal_propagation_holds_inside_the_tolerance_and_not_outside():
+    good, bad = signal_verdict(signal_table(1.02)), signal_verdict(signal_table(1.5))
+    assert good.holds is True and "stays within 15%" in good.sentence
+    assert bad.holds is False and "leaves 15%" in bad.sentence
+    assert good.effect.mean == pytest.approx(0.021)
+    assert "squared mean reaches 9" in good.sentence
+
+
+def test_a_wide_interval_decides_nothing():
+    table = signal_table(1.0)
+    table.loc[(table.seed == 2) & (table.arm == "NF"), "var"] *= 1.25
+    assert signal_verdict(table).holds is None
+
+
+def trials():
+    return pd.DataFrame(
+        {"arm": ["NF+AGC"] * 3 + ["NF"], "state": ["COMPLETE"] * 3 + ["COMPLETE"], "outcome": ["complete", "complete", "diverged", "complete"],
+         "clip": [0.01, 0.08, 0.64, None], "lr": [1.0, 1.0, 1.0, 0.5], "val_acc": [0.80, 0.79, 0.10, 0.7]}
+    )  # fmt: skip
+
+
+def confirmed(difference, noise=0.001):
+    rows = [
+        {"arm": arm, "seed": s, "val_acc": 0.7 + (difference if arm == "NF+AGC" else 0) + noise * (s if arm == "NF" else 0),
+         "lr": 1.0, "clip": 0.01, "batch_size": 64, "failed": 0}
+        for arm in ("NF+AGC", "NF") for s in range(4)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_search_follows_the_confirmation():
+    above, below, tie = (
+        search_verdict(trials(), confirmed(d, n)) for d, n in ((0.1, 0.001), (-0.1, 0.001), (0.0, 0.2))
+    )
+    assert above.holds is True and "above no clipping" in above.sentence
+    assert below.holds is False and "below no clipping" in below.sentence
+    assert tie.holds is None and "not told apart" in tie.sentence
+    assert (
+        "from 0.01 to 0.08 (2 of 3 completed)" in above.sentence
+        or "from 0.01 to 0.08 (2 of 2 completed)" in above.sentence
+    )
+
+
+def test_a_search_in_which_nothing_clipped_completed_says_so():
+    assert search_verdict(trials(), confirmed(0.1)[lambda t: t.arm == "NF"]).holds is None
+
+
+def batch_table(nf_fails, agc_fails, cells=6):
+    rows = [
+        {"arm": arm, "batch_size": 64, "lr": 0.4, "seed": s, "val_acc": 0.1 if f else 0.8, "failed": int(f), "outcome": "complete"}
+        for arm, fails in (("NF", nf_fails), ("NF+AGC", agc_fails), ("BN", 0))
+        for s, f in enumerate([True] * fails + [False] * (cells - fails))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_large_batch_counts_the_discordant_cells():
+    for_agc, against, neither = (large_batch_verdict(batch_table(*n)) for n in ((6, 0), (0, 6), (0, 0)))
+    assert for_agc.holds is True and "In 6 of the 6 cells" in for_agc.sentence
+    assert against.holds is False and "In 0 of the 6 cells" in against.sentence
+    assert neither.holds is None and neither.effect.n == 0
+    assert "BN 0 of 6, NF 6 of 6, NF+AGC 0 of 6" in for_agc.sentence
+
+
+def test_a_stamp_leads_the_text_and_metrics_are_numbers():
+    verdict = large_batch_verdict(batch_table(6, 0)).stamped("DEMO")
+    assert str(verdict).startswith("**DEMO** **Holds.**")
+    assert verdict.metrics()["holds"] == 1
+    assert verdict.metrics()["effect_n"] == 6
