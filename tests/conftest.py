@@ -1,6 +1,7 @@
 """What all tests share: the slow set, a temporary root, and the watch over the checkout's own mlruns/.
 
-Run: `./run test` (everything but the marker `slow`), `./run test --slow` (everything), `./run test tests/test_agc.py -k sparse`.
+Run: `./run test` (everything but the marker `slow`), `./run test --slow` (everything), `./run test tests/test_agc.py
+-k sparse`.
 """
 
 import os
@@ -60,7 +61,8 @@ def template_root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def root(tmp_path, template_root, monkeypatch) -> Path:
-    """A workbench of its own in a temporary folder, with the checkout's notebooks and studies and an empty, migrated store."""
+    """A workbench of its own in a temporary folder, with the checkout's notebooks and studies and an empty, migrated
+    store."""
     folder = tmp_path / "root"
     shutil.copytree(template_root, folder)
     with sqlite3.connect(folder / "mlruns" / "mlflow.db") as db:  # artifact locations are absolute

@@ -1,7 +1,9 @@
-"""NFNet and NF-ResNet once more, slowly and literally, in float64: written from the equations, not from the implementation.
+"""NFNet and NF-ResNet once more, slowly and literally, in float64: written from the equations, not from the
+implementation.
 
-Everything is where the paper has it: gamma after every activation, then 1 / beta; no constant is folded anywhere. Convolution is
-a sum over taps of an explicitly padded map. `weights` maps the parameter names of our models to tensors.
+Everything is where the paper has it: gamma after every activation, then 1 / beta; no constant is folded anywhere.
+Convolution is a sum over taps of an explicitly padded map. `weights` maps the parameter names of our models to
+tensors.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Activations: the authors' constants against exact integrals. Evidence: algebra, an independent integral, the fact sheet."""
+"""Activations: the authors' constants against exact integrals. Evidence: algebra, an independent integral, the fact
+sheet."""
 
 import math
 

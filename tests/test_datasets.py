@@ -1,4 +1,5 @@
-"""Data sets. Evidence: the wheel's own reader, counts per class, real CIFAR-10, folders with the mistakes people make."""
+"""Data sets. Evidence: the wheel's own reader, counts per class, real CIFAR-10, folders with the mistakes people
+make."""
 
 import io
 import shutil

@@ -1,4 +1,5 @@
-"""Who is decayed and who is clipped. Evidence: the authors' three groups, counted by hand, on our model and on foreign ones."""
+"""Who is decayed and who is clipped. Evidence: the authors' three groups, counted by hand, on our model and on
+foreign ones."""
 
 import pytest
 import torch

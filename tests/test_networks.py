@@ -1,6 +1,7 @@
 """The families against a literal float64 re-derivation, and against counts and sequences of the published reference.
 
-Evidence: an independent reference (tests/reference.py) to 1e-9 for logits, features, trunk and every gradient; published numbers.
+Evidence: an independent reference (tests/reference.py) to 1e-9 for logits, features, trunk and every gradient;
+published numbers.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Signal propagation. Evidence: hand arithmetic on a known block, the published measured table, the model left as found."""
+"""Signal propagation. Evidence: hand arithmetic on a known block, the published measured table, the model left as
+found."""
 
 import pytest
 import torch

@@ -63,7 +63,7 @@ def study(
     if parameters and (not specs or len(specs) > 1):
         raise WorkbenchError("-p sets parameters of one study: name it, e.g. `study large_batch -p clip=0.1`.")
 
-    from workbench.lab.study import Study, all_studies, plan
+    from workbench.lab.study import Study, all_studies
 
     studies = [Study.load(spec) for spec in (specs or all_studies())]
     if tour:
@@ -72,6 +72,7 @@ def study(
     for s in studies:
         s.executions(quick=quick or tour, overrides=overrides)
 
+    from workbench.lab.launcher import plan
     from workbench.lab.show import run_and_show, show_plan, show_results
     from workbench.lab.store import Store
 

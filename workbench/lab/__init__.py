@@ -6,9 +6,9 @@ import importlib
 _HOME = {
     "Store": "store",
     "Study": "study",
-    "run_study": "study",
+    "run_study": "launcher",
     "search": "tuning",
-    "Range": "tuning",
+    "Range": "parameters",
     "open_session": "session",
     "Session": "session",
     "run_all": "trainings",

@@ -86,7 +86,7 @@ def open_session(notebook: str, namespace: dict) -> Session:
 
 def _open_by_hand_session(notebook: str, namespace: dict) -> Session:
     global _open_by_hand
-    from workbench.lab.notebook import read_parameters
+    from workbench.lab.parameters import read_parameters
 
     _end_unfinished()
     store = Store()

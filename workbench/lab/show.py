@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from workbench.lab.launcher import Execution, execute
 from workbench.lab.store import Store
-from workbench.lab.study import Execution, execute
 
 
 def show_plan(executions: list[Execution], console: Console) -> None:

@@ -21,6 +21,7 @@ from workbench.data import dataset_digest
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab import events
+from workbench.lab.parameters import Range
 from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
 from workbench.lab.trainings import check, run_training
@@ -28,21 +29,6 @@ from workbench.training import TrainConfig, training_key
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True)
-class Range:
-    """The values between `low` and `high`, sampled evenly or, with `log`, evenly in the logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self):
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise WorkbenchError(
-                f"a range needs low (={self.low}) below high (={self.high}), and low above 0 when log is true."
-            )
 
 
 @dataclass(frozen=True)

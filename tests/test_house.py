@@ -1,0 +1,108 @@
+"""The house: floors, clean notebooks, one list of dependencies. Evidence: the tools that hold them, run on this
+checkout."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from conftest import CHECKOUT
+
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+
+
+def test_imports_point_down_only():
+    done = subprocess.run(
+        ["lint-imports"],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        env={"PATH": f"{sys.prefix}/bin", "PYTHONPATH": str(CHECKOUT)},
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_code_is_formatted_and_linted():
+    for arguments in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."], capture_output=True, text=True, cwd=CHECKOUT
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_notebooks_are_clean_and_shaped_alike(file):
+    cells = json.loads(file.read_text())["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert all(not c["outputs"] and c["execution_count"] is None for c in code)
+    assert cells[0]["cell_type"] == cells[-1]["cell_type"] == "markdown"
+    text = "".join(cells[0]["source"])
+    assert all(word in text for word in ("**Question.**", "**Why it matters.**", "**What would change our mind.**"))
+    assert "**Caveats.**" in "".join(cells[-1]["source"])
+    assert cells[1]["metadata"]["tags"] == ["parameters"]
+    assert "session.verdict(" in "".join(code[-1]["source"])
+    for line in "".join(cells[1]["source"]).splitlines():
+        assert "  # " in line, f"a knob without a comment: {line}"
+
+
+def test_every_study_loads_and_names_how_to_run_it(root):
+    from workbench.lab import Study
+
+    files = sorted((CHECKOUT / "studies").glob("*.yaml"))
+    assert {f.stem for f in files} >= {"signal_propagation", "clipping_search", "large_batch"}
+    for file in files:
+        study = Study.load(file)
+        assert f"./run study {file.stem}" in file.read_text()
+        assert study.tour == (file.stem in ("signal_propagation", "clipping_search", "large_batch"))
+        assert set(study.minutes) == {"quick", "full"}
+
+
+def test_conda_users_get_the_same():
+    environment = yaml.safe_load((CHECKOUT / "environment.yml").read_text())
+    conda, (pip,) = (
+        [d for d in environment["dependencies"] if isinstance(d, str)],
+        [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)],
+    )
+    assert f"python{PROJECT['requires-python']}" in conda
+    assert pip == ["-c constraints.txt", "-e .[lab,dev]"]
+    assert {"lab", "dev"} <= set(PROJECT["optional-dependencies"])
+
+
+def test_every_dependency_is_pinned_and_torch_exactly():
+    pins = dict(line.split("==") for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
+    assert pins["torch"] == "2.13.0"
+    wanted = [*PROJECT["dependencies"], *(d for extra in PROJECT["optional-dependencies"].values() for d in extra)]
+    names = {re.split(r"[<>=\[]", d)[0].lower().replace("_", "-") for d in wanted}
+    assert names <= set(pins), names - set(pins)
+    assert {"torch", "jupyterlab", "mlflow", "optuna", "seaborn", "papermill"} <= names
+
+
+def test_the_bare_install_has_what_training_needs_and_no_more():
+    names = {re.split(r"[<>=]", d)[0] for d in PROJECT["dependencies"]}
+    assert names == {"torch", "numpy", "pandas", "pyarrow", "pillow", "tqdm"}
+
+
+@pytest.mark.parametrize("package", ["models", "optim", "data", "probes", "training"])
+def test_public_functions_say_what_they_do(package):
+    for file in (CHECKOUT / "workbench" / package).glob("*.py"):
+        tree = ast.parse(file.read_text())
+        assert ast.get_docstring(tree), file
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{file.name}: {node.name}"
+
+
+def test_the_readmes_commands_and_files_exist():
+    readme = (CHECKOUT / "README.md").read_text()
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+        assert (CHECKOUT / path).exists(), path
+    for name in re.findall(r"from (workbench[\w.]*) import ([\w, ]+)", readme):
+        module = __import__(name[0], fromlist=["x"])
+        for item in name[1].split(","):
+            assert hasattr(module, item.strip()), item

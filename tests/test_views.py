@@ -1,0 +1,59 @@
+"""The ready-made views of MLflow's page. Evidence: the envelope its page reads, and columns that the store really
+fills."""
+
+import json
+import re
+
+import pytest
+from test_store import log_training
+
+from workbench.lab import Store
+from workbench.lab.views import TRAININGS, experiment_tags, page
+
+# Filled only for some trainings: a confirmation, a divergence, one without steps of its own.
+SOMETIMES = {
+    "metrics.`test_acc`",
+    "metrics.`failed_at_step`",
+    "metrics.`clipped_share`",
+    "metrics.`images_per_second`",
+    "tags.`cause`",
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_view_is_the_envelope_that_the_page_lists(name):
+    tag = experiment_tags("trainings")[f"mlflow.sharedViewState.{name}"]
+    envelope = json.loads(tag)
+    assert envelope["name"] == name and isinstance(envelope["createdAt"], int)
+    state = json.loads(envelope["state"])
+    assert {"searchFilter", "orderByKey", "orderByAsc", "selectedColumns", "groupBy"} <= set(state)
+    assert state["orderByKey"] in state["selectedColumns"]
+    assert len(tag) < 5000  # MLflow's limit of an experiment tag
+
+
+def test_the_columns_are_names_that_a_training_has_and_the_filters_work(root):
+    store = Store()
+    run = store.get(log_training(store))
+    known = (
+        {f"metrics.`{m}`" for m in run.data.metrics}
+        | {f"params.`{p}`" for p in run.data.params}
+        | {f"tags.`{t}`" for t in run.data.tags}
+    )
+    for name, view in TRAININGS.items():
+        assert set(view["selectedColumns"]) <= known | SOMETIMES, name
+        found = store.search("trainings", "full", view["searchFilter"])
+        assert len(found) == (0 if name in ("search", "failures") else 1)
+        if view["groupBy"]:
+            assert view["groupBy"]["groupByKeys"][0]["groupByData"] in run.data.tags
+
+
+def test_studies_have_no_views_of_trainings_and_no_page_asks_for_its_kind():
+    assert not [k for k in experiment_tags("studies") if "sharedViewState" in k]
+    assert experiment_tags("studies")["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_an_address_opens_a_view():
+    assert re.fullmatch(
+        r"http://h/#/experiments/4/runs\?workflowType=machine_learning&viewStateShareKey=seeds",
+        page("http://h", "4", "seeds"),
+    )

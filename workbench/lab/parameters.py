@@ -1,0 +1,169 @@
+"""A notebook's parameters, read from its file without starting a kernel, and checked before anything runs."""
+
+import ast
+import io
+import json
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, unknown
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values between `low` and `high`, sampled evenly or, with `log`, evenly in the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self):
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise WorkbenchError(
+                f"a range needs low (={self.low}) below high (={self.high}), and low above 0 when log is true."
+            )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of the parameters cell: `name: annotation = default  # comment`."""
+
+    name: str
+    annotation: str
+    default: Any
+    comment: str
+
+    def check(self, value: Any) -> Any:
+        """The value as the annotation has it. Raises: WorkbenchError where it does not fit."""
+        from pydantic import TypeAdapter, ValidationError
+
+        if isinstance(value, dict) and "Range" in self.annotation:
+            return _checked_range(self.name, value)
+        try:
+            return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
+        except ValidationError:
+            cure = f"for example {self.default!r}"
+            if isinstance(value, str) and _is_number(value):
+                cure = f"YAML reads {value} as text: write {float(value)!r}"
+            raise WorkbenchError(
+                f"parameter `{self.name}` (={value!r}) must be of type {self.annotation}: {cure}."
+            ) from None
+
+    def parse(self, text: str) -> Any:
+        """The value that `-p name=text` stands for."""
+        import yaml
+
+        if self.annotation.replace(" ", "") in ("str", "str|None") and text != "null":
+            return text
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        return self.check(
+            float(value) if isinstance(value, str) and _is_number(value) and "float" in self.annotation else value
+        )
+
+
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters of a notebook, in order, from its cell tagged `parameters`; starts no kernel.
+
+    Raises: WorkbenchError for a missing file or cell, and for a line that is not `name: type = literal`.
+    """
+    source = _parameters_cell(notebook)
+    comments = {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
+    found = {}
+    for node in ast.parse(source).body:
+        try:
+            if not isinstance(node, ast.AnnAssign) or node.value is None:
+                raise ValueError
+            annotation = (
+                node.annotation.value if isinstance(node.annotation, ast.Constant) else ast.unparse(node.annotation)
+            )
+            found[node.target.id] = Parameter(
+                node.target.id, annotation, ast.literal_eval(node.value), comments.get(node.end_lineno, "")
+            )
+        except ValueError:
+            raise WorkbenchError(
+                f"{notebook.name}, parameters cell: `{ast.unparse(node)}` must have the form "
+                "`name: type = literal  # comment`."
+            ) from None
+    return found
+
+
+def check_names(names, parameters: dict[str, Parameter], where: str) -> None:
+    """Refuses a parameter that the notebook does not have, naming the nearest."""
+    for name in names:
+        if name not in parameters:
+            raise unknown(f"parameter in {where}", name, parameters)
+
+
+def code_cells(notebook: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    return [_source(cell) for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
+
+
+def _parameters_cell(notebook: Path) -> str:
+    for cell in _read(notebook)["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            return _source(cell)
+    raise WorkbenchError(f"{notebook.name} has no cell with the tag `parameters`: tag the cell that holds its knobs.")
+
+
+def _read(notebook: Path) -> dict:
+    if not notebook.is_file():
+        raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")])
+    try:
+        return json.loads(notebook.read_text())
+    except json.JSONDecodeError as error:
+        raise WorkbenchError(
+            f"{notebook} is not a notebook ({error}): open it in JupyterLab and save it again."
+        ) from error
+
+
+def _source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def _type_of(annotation: str):
+    names = {
+        "Range": Range | dict,
+        "int": int,
+        "float": float,
+        "str": str,
+        "bool": bool,
+        "list": list,
+        "dict": dict,
+        "None": None,
+    }
+    try:
+        return eval(annotation, {"__builtins__": {}}, names)  # our own notebooks' annotations, with these names only
+    except Exception:
+        raise WorkbenchError(f"the annotation `{annotation}` must be made of {', '.join(names)}.") from None
+
+
+def _checked_range(name: str, value: dict) -> dict:
+    """The same dictionary, when it makes a Range; papermill can hand down only plain values."""
+    for key in value:
+        if key not in Range.__dataclass_fields__:
+            raise unknown(f"key of the range `{name}`", key, Range.__dataclass_fields__)
+    for key in ("low", "high"):
+        if isinstance(value.get(key), bool) or not isinstance(value.get(key), int | float):
+            raise WorkbenchError(
+                f"`{name}.{key}` (={value.get(key)!r}) must be a number: a range is {{low: 0.1, high: 1.0, log: true}}."
+            )
+    Range(**value)
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return False
