@@ -9,6 +9,8 @@ from typer.core import TyperGroup
 
 from workbench.errors import WorkbenchError, unknown
 
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+
 
 class Commands(TyperGroup):
     """Refuses an unknown command with the nearest known one."""
@@ -191,8 +193,9 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Typer itself turns Ctrl-C into this code
         print("workbench: interrupted; what was finished is kept, and the same command continues.", file=sys.stderr)
-        code = 130
     sys.exit(code)
 
 

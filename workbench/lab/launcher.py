@@ -183,15 +183,19 @@ def _provenance(execution: Execution) -> dict[str, str]:
     }
     if "data" in execution.parameters:
         tags["data"] = dataset_digest(execution.parameters["data"])
-    git = subprocess.run(["git", "-C", str(root()), "rev-parse", "HEAD"], capture_output=True, text=True)
-    if git.returncode == 0:
-        dirty = subprocess.run(
-            ["git", "-C", str(root()), "status", "--porcelain", "--", "workbench", "notebooks"],
-            capture_output=True,
-            text=True,
-        ).stdout
-        tags |= {"mlflow.source.git.commit": git.stdout.strip(), "git_dirty": str(bool(dirty.strip()))}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags |= {
+            "mlflow.source.git.commit": commit,
+            "git_dirty": str(bool(_git("status", "--porcelain", "--", "workbench", "notebooks"))),
+        }
     return tags
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout that this code lies in; nothing where it lies in none."""
+    folder = Path(__file__).resolve().parents[2]
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True).stdout.strip()
 
 
 def _environment() -> str:

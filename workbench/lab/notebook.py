@@ -43,6 +43,7 @@ def to_html(notebook: Path) -> str:
         "require_js_url",
         "jquery_url",
         "mermaid_js_url",
+        "mermaid_layout_elk_js_url",
         "jupyter_widgets_base_url",
         "widget_renderer_url",
     ):

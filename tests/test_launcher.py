@@ -1,0 +1,195 @@
+"""Whatever ends a notebook, its run and its trainings say so, and starting again does only what is missing.
+
+Evidence: real kernels, killed; the store inspected. A small notebook of four trainings stands for the big ones.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from conftest import CHECKOUT
+from test_notebook import notebook
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Store, Study, run_study
+from workbench.lab.launcher import plan
+
+CELLS = (
+    "from workbench.lab import open_session, run_all\nfrom workbench.lab.stats import t_interval\nfrom workbench.lab.verdicts import Verdict\n"
+    "from workbench.training import TrainConfig\nsession = open_session('small', globals())",
+    "base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=1, device='cpu')\n"
+    "table = session.table(run_all([base.replace(seed=s) for s in range(4)], session))",
+    "session.verdict(Verdict('done', None, 'accuracy', t_interval(table.val_acc)))",
+)
+
+
+@pytest.fixture
+def small(root):
+    """A root whose only study trains four tiny nets."""
+    for name in ("notebooks", "studies"):
+        (root / name).unlink()
+        (root / name).mkdir()
+    notebook(root / "notebooks" / "small.ipynb", "steps: int = 12  # of each training", *CELLS)
+    (root / "studies" / "small.yaml").write_text("question: Does it run?\nnotebook: small.ipynb\n")
+    return root
+
+
+def statuses(store):
+    return [r.info.status for r in store.search("studies", "full")], sorted(
+        t.info.status for t in store.search("trainings", "full")
+    )
+
+
+def kernels():
+    return [p for p in psutil.Process().children(recursive=True) if any("ipykernel" in a for a in p.cmdline())]
+
+
+def papermills():
+    return [p for p in psutil.Process().children(recursive=True) if "workbench.lab.notebook" in p.cmdline()]
+
+
+def after_two_trainings(action):
+    """A listener that acts once, when two trainings are done and the third has begun."""
+    done = threading.Event()
+
+    def listener(event):
+        if event["kind"] == "step" and event["done"] == 2 and not done.is_set():
+            done.set()
+            action()
+
+    return listener
+
+
+@pytest.mark.parametrize(
+    ("victims", "sig", "status"),
+    [
+        pytest.param(kernels, signal.SIGKILL, "FAILED", id="kernel -9"),
+        pytest.param(papermills, signal.SIGKILL, "KILLED", id="papermill -9", marks=pytest.mark.slow),
+        pytest.param(papermills, signal.SIGTERM, "KILLED", id="papermill -15", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_study_says_so_and_goes_on_where_it_stopped(small, victims, sig, status):
+    store = Store()
+    run_study("small", store=store, listener=after_two_trainings(lambda: [os.kill(p.pid, sig) for p in victims()]))
+    studies, trainings = statuses(store)
+    assert studies == [status]
+    assert trainings == ["FINISHED", "FINISHED", "KILLED"]
+    time.sleep(0.5)
+    assert not kernels() and not papermills()
+
+    events = []
+    (run_id,) = run_study("small", store=store, listener=events.append)
+    assert store.status(run_id) == "FINISHED"
+    assert [e["reused"] for e in events if e["kind"] == "training"] == [True, True, False, False]
+
+
+def test_a_notebook_that_raises_is_failed_with_its_error_and_keeps_its_report(small):
+    notebook(
+        small / "notebooks" / "small.ipynb", "steps: int = 1  # s", CELLS[0], "raise ValueError('value, rule and cure')"
+    )
+    store, events = Store(), []
+    (run_id,) = run_study("small", store=store, listener=events.append)
+    run = store.get(run_id)
+    assert run.info.status == "FAILED"
+    assert "ValueError: value, rule and cure" in run.data.tags["cause"]
+    assert {"notebook/run.ipynb", "notebook/run.html"} <= set(store.artifacts(run_id))
+    assert events[-1]["kind"] == "broken"
+
+
+@pytest.mark.parametrize(
+    ("sig", "expected"),
+    [
+        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, None, id="-15", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, None, id="-9", marks=pytest.mark.slow),
+    ],
+)
+def test_an_ended_launcher_leaves_no_kernel_and_no_running_run(small, sig, expected):
+    environment = os.environ | {"WORKBENCH_ROOT": str(small)}
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "workbench.cli", "study", "small", "-p", "steps=3000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, cwd=CHECKOUT,
+    )  # fmt: skip
+    store = Store()
+    deadline = time.monotonic() + 60
+    while not store.search("trainings", "full") and time.monotonic() < deadline:
+        time.sleep(0.3)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert family
+    launcher.send_signal(sig)
+    _, err = launcher.communicate(timeout=30)
+    psutil.wait_procs(family, timeout=15)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "an orphan goes on"
+    if expected is not None:
+        assert launcher.returncode == expected
+        assert "interrupted" in err
+    store.close_orphans()  # what every command does first, and `doctor --fix`
+    studies, trainings = statuses(store)
+    assert studies == ["KILLED"]
+    assert trainings == ["KILLED"]
+
+
+def test_a_finished_execution_is_reused_and_a_changed_notebook_runs_again(small):
+    store = Store()
+    first = run_study("small", store=store, overrides={"steps": "2"})
+    assert run_study("small", store=store, overrides={"steps": "2"}) == first
+
+    def planned(steps="2", **kwargs):
+        (execution,) = plan([Study.load("small")], store, quick=False, overrides={"steps": steps}, **kwargs)
+        return execution.reuse
+
+    assert planned() == first[0]
+    assert planned(rerun=True) is None
+    assert planned(steps="3") is None
+    file = small / "notebooks" / "small.ipynb"
+    changed = json.loads(file.read_text())
+    changed["cells"][-1]["source"] += "\nprint('more')"
+    file.write_text(json.dumps(changed))
+    assert planned() is None
+
+
+def test_a_matrix_expands_into_executions(small):
+    (small / "studies" / "small.yaml").write_text(
+        "question: q\nnotebook: small.ipynb\nmatrix: {steps: [1, 2]}\nquick: {steps: 1}\nminutes: {full: 2}\n"
+    )
+    study, store = Study.load("small"), Store()
+    planned = plan([study], store, quick=False)
+    assert [(e.name, e.parameters["steps"], e.seconds) for e in planned] == [
+        ("small steps=1", 1, 120.0),
+        ("small steps=2", 2, 120.0),
+    ]
+    assert [e.parameters["steps"] for e in plan([study], store, quick=True)] == [1]  # quick makes both points one
+    assert [e.parameters["steps"] for e in plan([study], store, quick=False, overrides={"steps": "7"})] == [7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("question: q\n", "`notebook`: Field required"),
+        ("question: q\nnotebook: smal.ipynb\n", r"did you mean 'small\.ipynb'"),
+        ("question: q\nnotebook: small.ipynb\nparametres: {}\n", "did you mean 'parameters'"),
+        ("question: q\nnotebook: small.ipynb\nparameters: {stepps: 1}\n", "did you mean 'steps'"),
+        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"YAML reads 1e1 as text: write 10\.0"),
+        ("question: q\nnotebook: small.ipynb\nmatrix: {steps: []}\n", "at least one value"),
+        ("question: q\nnotebook: small.ipynb\nmatrix: {steps: 3}\n", "`matrix.steps`"),
+        ("question: [q\n", "is not YAML"),
+        ("", "is empty"),
+        ("- a\n", "is a list"),
+    ],
+)
+def test_a_mistaken_study_is_one_sentence_before_anything_runs(small, content, message):
+    (small / "studies" / "small.yaml").write_text(content)
+    with pytest.raises(WorkbenchError, match=message):
+        run_study("small")
+    assert Store().search("studies", "full") == []
+
+
+def test_an_unknown_study_names_the_nearest(small):
+    with pytest.raises(WorkbenchError, match="unknown study 'smal': did you mean 'small'"):
+        run_study("smal")
