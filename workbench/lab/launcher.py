@@ -183,12 +183,9 @@ def _provenance(execution: Execution) -> dict[str, str]:
     }
     if "data" in execution.parameters:
         tags["data"] = dataset_digest(execution.parameters["data"])
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags |= {
-            "mlflow.source.git.commit": commit,
-            "git_dirty": str(bool(_git("status", "--porcelain", "--", "workbench", "notebooks"))),
-        }
+    if commit := _git("rev-parse", "HEAD"):
+        dirty = _git("status", "--porcelain", "--", "workbench", "notebooks")
+        tags |= {"mlflow.source.git.commit": commit, "git_dirty": str(bool(dirty))}
     return tags
 
 

@@ -8,6 +8,7 @@ boot, pid), so a dead one can be told.
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import tempfile
@@ -31,6 +32,8 @@ from workbench.lab import views
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
 
 EXPERIMENTS = ("studies", "trainings", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
