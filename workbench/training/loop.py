@@ -60,27 +60,21 @@ def _train(
     schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps)
 
     images, labels = train_split.images.to(device), train_split.labels.to(device)
-    val = Split(data.val.images.to(device), data.val.labels.to(device))
-    mean, std = data.mean.to(device), data.std.to(device)
+    val, mean, std = data.val.to(device), data.mean.to(device), data.std.to(device)
     flip = data.flip if config.flip is None else config.flip
     shift = images.shape[-1] // 8 if config.shift is None else config.shift
     eval_every = config.eval_every or max(1, min(len(labels) // config.batch_size, total_steps // 4))
-    loss_of_guessing = math.log(len(data.classes))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    check_every = 1 if device.type == "cpu" else 10  # reading a loss waits for the device
+    watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
 
     history: list[dict] = []
-    losses: list[Tensor] = []  # of the steps since the last check
-    since_row: list[float] = []  # losses since the last history row
-    outcome, cause, diverged_at = "complete", None, None
+    outcome, step = "complete", 0
     bar = tqdm(
         total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5
     )
-    step = 0
     for step, index in enumerate(batches(len(labels), config.batch_size, config.seed, total_steps), start=1):
-        model.train()
         optimizer.zero_grad(set_to_none=True)
-        step_loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
         for micro, part in enumerate(index.split(config.micro_batch or config.batch_size)):
             x, y = images[part.to(device)], labels[part.to(device)]
             if flip or shift:
@@ -90,40 +84,30 @@ def _train(
                 logits = model(normalize(x, mean, std))
             share = len(part) / len(index)  # parts that do not divide evenly are weighted rightly
             (F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) * share).backward()
-            step_loss += F.cross_entropy(logits.detach().float(), y) * share
+            loss += F.cross_entropy(logits.detach().float(), y) * share
+        lr = optimizer.param_groups[0]["lr"]
         optimizer.step()  # AGC clips here, before the update
         schedule.step()
-        losses.append(step_loss)
         bar.update()
 
         at_row = step % eval_every == 0 or step == total_steps
-        if step % check_every == 0 or at_row:
-            values = torch.stack(losses).tolist()
-            for i, value in enumerate(values):
-                if not value <= DIVERGED_SHARE * loss_of_guessing:
-                    diverged_at = step - len(values) + 1 + i
-                    cause = f"training loss {value:.4g} at step {diverged_at}"
-                    outcome = "diverged"
-                    break
-            since_row += values
-            losses.clear()
-            if outcome == "diverged":
-                break
+        if watch.diverged(step, loss, look=at_row):
+            outcome, step = "diverged", watch.step
+            break
         if at_row:
             val_loss, val_acc = evaluate(model, val, mean, std, autocast)
             row = {
                 "step": step,
                 "epoch": step * config.batch_size / len(labels),
                 "samples_seen": step * config.batch_size,
-                "lr": optimizer.param_groups[0]["lr"],
-                "train_loss": sum(since_row) / len(since_row),
+                "lr": lr,
+                "train_loss": watch.mean_since_last(),
                 "val_loss": val_loss,
                 "val_acc": val_acc,
                 "seconds": time.perf_counter() - started,
             }
             if agc is not None:
                 row |= {"clipped_share": agc.stats.clipped_share(), "ratio_p99": agc.stats.ratio_quantile(0.99)}
-            since_row = []
             history.append(row)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{val_acc:.1%}")
             if log is not None and log(row) and step < total_steps:
@@ -132,11 +116,9 @@ def _train(
     bar.close()
 
     seconds = time.perf_counter() - started
-    metrics = _final_metrics(history, outcome, diverged_at, loss_of_guessing, len(data.classes))
+    metrics = _final_metrics(history, outcome, step, len(data.classes))
     if config.evaluate_test and outcome == "complete":
-        metrics["test_acc"] = evaluate(
-            model, Split(data.test.images.to(device), data.test.labels.to(device)), mean, std, autocast
-        )[1]
+        metrics["test_acc"] = evaluate(model, data.test.to(device), mean, std, autocast)[1]
     metrics |= {
         "steps_planned": total_steps,
         "steps_done": step,
@@ -146,7 +128,6 @@ def _train(
         "n_params": sum(p.numel() for p in model.parameters()),
         "depth": len(model.blocks),
     }
-    metrics |= {k: history[-1][k] for k in ("clipped_share", "ratio_p99") if history and k in history[-1]}
     if device.type == "cuda":
         metrics["peak_memory"] = torch.cuda.max_memory_allocated(device)
     return TrainResult(
@@ -155,7 +136,7 @@ def _train(
         outcome=outcome,
         history=history,
         metrics=metrics,
-        cause=cause,
+        cause=watch.cause if outcome == "diverged" else None,
         seconds=seconds,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}",
         versions={"torch": torch.__version__, "python": platform.python_version()},
@@ -164,20 +145,46 @@ def _train(
     )
 
 
-def _final_metrics(
-    history: list[dict], outcome: str, diverged_at: int | None, loss_of_guessing: float, classes: int
-) -> dict[str, float]:
+class LossWatch:
+    """The losses of the steps, left on the device and read only every so often, since reading one waits for it.
+
+    Sees at which step the loss first left `limit` or was not finite; `step` and `cause` then say so.
+    """
+
+    def __init__(self, limit: float, every: int):
+        self.limit, self.every = limit, every
+        self.step, self.cause = 0, None
+        self._unread: list[Tensor] = []
+        self._since_last: list[float] = []
+
+    def diverged(self, step: int, loss: Tensor, look: bool) -> bool:
+        """Takes the loss of `step`; whether one of those so far left the limit (looked at now, or every so often)."""
+        self._unread.append(loss)
+        if not look and step % self.every:
+            return False
+        values = torch.stack(self._unread).tolist()
+        for at, value in enumerate(values, start=step - len(values) + 1):
+            if not value <= self.limit:  # also where it is not a number
+                self.step, self.cause = at, f"training loss {value:.4g} at step {at}"
+                return True
+        self._since_last += values
+        self._unread.clear()
+        return False
+
+    def mean_since_last(self) -> float:
+        """The mean loss of the steps since this was last asked."""
+        mean = sum(self._since_last) / len(self._since_last)
+        self._since_last.clear()
+        return mean
+
+
+def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -> dict[str, float]:
     """The last row's values; a diverged training counts as guessing, and has no loss."""
     if outcome == "diverged":
-        return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": diverged_at}
-    last = history[-1]
-    failed = not last["train_loss"] <= FAILURE_SHARE * loss_of_guessing
-    return {
-        "train_loss": last["train_loss"],
-        "val_loss": last["val_loss"],
-        "val_acc": last["val_acc"],
-        "failed": int(failed),
-    }
+        return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step}
+    names = ("train_loss", "val_loss", "val_acc", "clipped_share", "ratio_p99")
+    last = {name: history[-1][name] for name in names if name in history[-1]}
+    return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
 
 
 def steps_of(config: TrainConfig, n: int) -> int:
@@ -201,7 +208,8 @@ def batches(n: int, batch_size: int, seed: int, total_steps: int) -> Iterator[Te
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, mean: Tensor, std: Tensor, autocast) -> tuple[float, float]:
-    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode."""
+    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode; its own mode is put back."""
+    training = model.training
     model.eval()
     loss, correct = 0.0, 0
     for x, y in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):
@@ -209,6 +217,7 @@ def evaluate(model: nn.Module, split: Split, mean: Tensor, std: Tensor, autocast
             logits = model(normalize(x, mean, std))
         loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
         correct += (logits.argmax(1) == y).sum().item()
+    model.train(training)
     return loss / len(split), correct / len(split)
 
 
