@@ -1,5 +1,6 @@
 """The command line. Thin: each command imports what it needs when it runs, so that --help is there at once."""
 
+import signal
 import sys
 from typing import Annotated, Optional
 
@@ -184,6 +185,7 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
 
 def main() -> None:
     """Runs the command line; a user's mistake is one sentence and exit code 2, Ctrl-C exit code 130."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that runs are closed and kernels ended
     try:
         code = app(prog_name="workbench", standalone_mode=False)
     except WorkbenchError as error:

