@@ -37,4 +37,5 @@ def flip_shift(images: Tensor, generator: torch.Generator, *, flip: bool, shift:
     columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + dx[:, None]  # (N, W)
     rows = torch.arange(height, device=images.device) + dy[:, None]  # (N, H)
     padded = F.pad(images, (shift,) * 4)
-    return padded[torch.arange(n, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    image = torch.arange(n, device=images.device)
+    return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -65,7 +65,8 @@ class Dataset:
 
     def __str__(self) -> str:
         n, c, h, w = self.train.images.shape
-        return f"{self.name}: {n:,} train, {len(self.val):,} val, {len(self.test):,} test, {len(self.classes)} classes, {c}x{h}x{w}"
+        sizes = f"{n:,} train, {len(self.val):,} val, {len(self.test):,} test"
+        return f"{self.name}: {sizes}, {len(self.classes)} classes, {c}x{h}x{w}"
 
 
 def load_dataset(name: str, image_size: int | None = None) -> Dataset:
@@ -97,7 +98,9 @@ def dataset_digest(name: str) -> str:
 @lru_cache(maxsize=2)
 def _load(name: str, image_size: int | None, digest: str) -> Dataset:
     if image_size is not None and (name == EMBEDDED or name in CIFAR):
-        raise WorkbenchError(f"`image_size` (={image_size}) is for folders of images; '{name}' has a size of its own: leave it out.")
+        raise WorkbenchError(
+            f"`image_size` (={image_size}) is for folders of images; '{name}' has a size of its own: leave it out."
+        )
     if name == EMBEDDED:
         train, val, test, classes = _mnist5k()
     elif name in CIFAR:
@@ -114,7 +117,9 @@ def _load(name: str, image_size: int | None, digest: str) -> Dataset:
 def _channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel of uint8 images, exact: by counting the 256 values."""
     values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]).double()
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+    ).double()
     share = counts / counts.sum(1, keepdim=True)
     mean = share @ values
     return mean.float(), (share @ values.square() - mean.square()).sqrt().clamp_min(1e-3).float()
@@ -133,7 +138,9 @@ def _mnist_file() -> Path:
 def _mnist5k() -> tuple[Split, Split, Split, tuple[str, ...]]:
     import pandas as pd
 
-    table = torch.from_numpy(pd.read_csv(_mnist_file(), header=None, dtype=np.uint8).to_numpy(copy=True))  # 784 pixels, then the label
+    table = torch.from_numpy(
+        pd.read_csv(_mnist_file(), header=None, dtype=np.uint8).to_numpy(copy=True)
+    )  # 784 pixels, then the label
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
     train, val, test = stratified_split(Split(images, labels), (0.7, 0.1, 0.2))
     return train, val, test, tuple(map(str, range(10)))
@@ -181,7 +188,10 @@ def _decode_table(table, label: str, name: str) -> Split:
         raise WorkbenchError(f"'{name}' needs the columns img (or image) and {label}, but has {table.column_names}.")
     cells = table[image].combine_chunks().field("bytes")
     images = np.stack([_decode(io.BytesIO(cell.as_py()), f"row {i} of {name}") for i, cell in enumerate(cells)])
-    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(table[label].to_numpy(), dtype=torch.int64))
+    return Split(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(table[label].to_numpy(), dtype=torch.int64),
+    )
 
 
 def _class_names(table, label: str) -> tuple[str, ...] | None:
@@ -201,15 +211,18 @@ class _Hub:
 def _from_hub(name: str) -> _Hub:
     if importlib.util.find_spec("datasets") is None:
         raise WorkbenchError(
-            f"'{name}' is not at {data_folder() / name}: put its train.parquet and test.parquet there, set WORKBENCH_DATA to the folder that "
-            f"holds {name}/, or `pip install datasets` to fetch it from the hub."
+            f"'{name}' is not at {data_folder() / name}: put its train.parquet and test.parquet there, "
+            f"set WORKBENCH_DATA to the folder that holds {name}/, or `pip install datasets` to fetch it from the hub."
         )
     import datasets
 
     try:
         found = datasets.load_dataset(CIFAR[name][0])
     except Exception as error:  # whatever the hub's client raises when it is offline
-        raise WorkbenchError(f"'{name}' is not at {data_folder() / name}, and the hub cannot be reached ({type(error).__name__}: {error}).") from error
+        raise WorkbenchError(
+            f"'{name}' is not at {data_folder() / name}, and the hub cannot be reached "
+            f"({type(error).__name__}: {error})."
+        ) from error
     tables = [found[split].with_format("arrow")[:] for split in ("train", "test")]
     return _Hub(tables, "".join(found[split]._fingerprint for split in ("train", "test")))
 
@@ -223,7 +236,10 @@ def _image_folder(name: str) -> Path:
         if folder.is_dir():
             return folder.resolve()
     if "/" in name:
-        raise WorkbenchError(f"`data` (={name}) must be an existing folder of images: there is none at {' or '.join(map(str, candidates))}.")
+        raise WorkbenchError(
+            f"`data` (={name}) must be an existing folder of images: there is none at "
+            f"{' or '.join(map(str, candidates))}."
+        )
     raise unknown("data set", name, [EMBEDDED, *CIFAR])
 
 
@@ -238,7 +254,10 @@ def _folder(folder: Path, image_size: int | None) -> tuple[Split, Split, Split, 
     roots = list(splits.values()) or [folder]
     classes = tuple(sorted({d.name for r in roots for d in r.iterdir() if d.is_dir() and _image_files(d)}))
     if len(classes) < 2:
-        raise WorkbenchError(f"{folder} must hold at least two folders of images, one per class (found {len(classes)}): e.g. {folder}/cat/1.png.")
+        raise WorkbenchError(
+            f"{folder} must hold at least two folders of images, one per class (found {len(classes)}): "
+            f"e.g. {folder}/cat/1.png."
+        )
     size = image_size or _common_size(folder)
     loaded = {s: _read_split(r, classes, size) for s, r in (splits or {"all": folder}).items()}
     if "all" in loaded:
@@ -264,13 +283,18 @@ def _common_size(folder: Path) -> None:
         except OSError as error:
             raise WorkbenchError(f"cannot read {file} as an image ({error}): remove it or replace it.") from error
     if len(sizes) > 1:
-        raise WorkbenchError(f"the images of {folder} have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: set image_size, e.g. image_size=64.")
+        raise WorkbenchError(
+            f"the images of {folder} have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: "
+            "set image_size, e.g. image_size=64."
+        )
 
 
 def _read_split(folder: Path, classes: tuple[str, ...], size: int | None) -> Split:
     files = [(f, label) for label, c in enumerate(classes) for f in _image_files(folder / c)]
     if not files:
-        raise WorkbenchError(f"{folder} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder.")
+        raise WorkbenchError(
+            f"{folder} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder."
+        )
     images = np.stack([_decode(f, str(f), size) for f, _ in files])
     labels = torch.tensor([label for _, label in files])
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
