@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -38,7 +39,7 @@ def finished(folder):
     """Makes it look set up: a .venv whose python tells how it was called, and the matching fingerprint."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     stand_in(folder / ".venv" / "bin", "python", 'echo "called: $*"; echo "root: $WORKBENCH_ROOT"')
-    data = (folder / "pyproject.toml").read_bytes() + (folder / "constraints.txt").read_bytes()
+    data = (folder / "pyproject.toml").read_bytes() + (folder / "constraints.txt").read_bytes() + f"{folder}\n".encode()
     sum_ = subprocess.run(["cksum"], input=data, capture_output=True).stdout
     (folder / ".venv" / ".complete").write_bytes(sum_)
 
@@ -115,6 +116,23 @@ def test_too_little_disk_is_said_before_anything_is_made(clone, tmp_path):
     assert done.returncode == 2
     assert "has 10 MB free" in done.stderr
     assert not (clone / ".venv").exists()
+
+
+def test_two_at_once_install_once(clone, tmp_path):
+    """The second waits for the first, then finds it done; the lock is real, pip is a stand-in that takes a second."""
+    tools = tmp_path / "tools"
+    script = PYTHON.replace("*fcntl*) exit 0", f'*fcntl*) exec {sys.executable} "$@"')
+    script = script.replace('echo "$PIP_SAYS"; exit 1', f"echo x >>{tmp_path}/installations; sleep 1; exit 0")
+    stand_in(tools, "python3", script)
+    env = {"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    both = [
+        subprocess.Popen([str(clone / "run"), "setup"], env=env, cwd="/", stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [p.communicate(timeout=30)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0]
+    assert all("Ready:" in out for out in outputs)
+    assert (tmp_path / "installations").read_text() == "x\n"
 
 
 def test_an_active_environment_that_has_everything_is_used(clone, tmp_path):
