@@ -66,10 +66,10 @@ def search(
     fixed = {name: float(value) for name, value in space.items() if name not in ranges}
     if trials < 1:
         raise WorkbenchError(f"`trials` (={trials}) must be at least 1.")
-    middle = objective(fixed | {name: r.low for name, r in ranges.items()})
-    check(middle)
+    corner = objective(fixed | {name: r.low for name, r in ranges.items()})
+    check(corner)
     identity = (
-        training_key(middle, dataset_digest(middle.data)),
+        training_key(corner, dataset_digest(corner.data)),
         sorted((n, r.low, r.high, r.log) for n, r in ranges.items()),
         fixed,
         seed,
@@ -79,9 +79,7 @@ def search(
 
     with filelock.FileLock(runs_folder() / "locks" / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")):
         study = _open(name)
-        for trial in study.get_trials(
-            deepcopy=False, states=(TrialState.RUNNING,)
-        ):  # left by a killed process: we hold the lock
+        for trial in _trials(study, TrialState.RUNNING):  # left by a killed process, since we hold the lock
             study.tell(trial.number, state=TrialState.FAIL)
         bar = tqdm(total=trials, initial=_done(study), desc=f"search: {arm}", unit="trial", disable=events.listening())
         while (slot := _done(study)) < trials:
@@ -90,7 +88,7 @@ def search(
             )
             bar.update()
         bar.close()
-        found = [t for t in study.get_trials(deepcopy=False, states=DONE)]
+        found = _trials(study, *DONE)
     for trial in found:
         session.store.tag_study(trial.user_attrs["row"]["run_id"], session.study, session.run_id)
     table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(found)])
@@ -112,8 +110,8 @@ def _one_trial(study, slot, objective, ranges, fixed, start, seed, trials, sessi
     study.sampler = optuna.samplers.TPESampler(
         seed=seed_for(seed, "trial", slot) % 2**32, n_startup_trials=max(4, trials // 3)
     )
-    if start:
-        study.enqueue_trial({n: v for n, v in start[0].items() if n in ranges}, skip_if_exists=True)
+    if start and not _trials(study, TrialState.WAITING):
+        study.enqueue_trial({n: v for n, v in start[0].items() if n in ranges})
     trial = study.ask({n: optuna.distributions.FloatDistribution(r.low, r.high, log=r.log) for n, r in ranges.items()})
     config = objective(fixed | trial.params)
 
@@ -130,8 +128,12 @@ def _one_trial(study, slot, objective, ranges, fixed, start, seed, trials, sessi
         study.tell(trial, result.metrics["val_acc"])
 
 
+def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=states)
+
+
 def _done(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=DONE))
+    return len(_trials(study, *DONE))
 
 
 def _as_range(value: dict | Range) -> Range:
@@ -140,7 +142,7 @@ def _as_range(value: dict | Range) -> Range:
 
 def _importance(study: optuna.Study) -> dict[str, float]:
     """The share of the variance of accuracy that each parameter accounts for; empty where too few trials completed."""
-    complete: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = _trials(study, TrialState.COMPLETE)
     if len(complete) < 4 or len({t.value for t in complete}) < 2 or len(complete[0].params) < 2:
         return {}
     return dict(optuna.importance.get_param_importances(study))
