@@ -189,7 +189,7 @@ def batch_figure(table: pd.DataFrame) -> Figure:
         bottom.set_xticks(sorted(table.lr.unique()), [f"{v:.3g}" for v in sorted(table.lr.unique())])
         bottom.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].set_ylim(0, 1)
+    axes[0, 0].set_ylim(0, min(1.0, axes[0, 0].get_ylim()[1]))
     axes[1, 0].set_ylabel("share failed")
     axes[0, 0].plot([], [], "x", color="black", ms=8, ls="none", label="a seed failed")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
