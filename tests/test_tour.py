@@ -176,7 +176,7 @@ def test_seeds_group_by_their_configuration(store):
     for t in store.search("trainings", "quick"):
         groups.setdefault(t.data.tags["config_id"], []).append(t.data.params["seed"])
     assert any(len(set(seeds)) == 2 for seeds in groups.values())
-    assert all(len(set(seeds)) == len(seeds) or "pruned" for seeds in groups.values())
+    assert all(len(set(seeds)) == len(seeds) for seeds in groups.values())
 
 
 def test_the_notebook_by_hand_finds_the_trainings_of_its_own_mode_only(tour, store):

@@ -22,7 +22,7 @@ from workbench.lab.session import VARIABLE
 from workbench.lab.store import Store
 from workbench.lab.study import Study
 from workbench.paths import root
-from workbench.training.config import syntax_without_docstrings
+from workbench.training.config import source_hash
 
 Listener = Callable[[dict], None]
 
@@ -64,12 +64,9 @@ def plan(
 
 def execution_key(study: Study, parameters: dict[str, Any]) -> str:
     """Names an execution: its notebook's code, its parameters, the workbench's code and its data."""
-    package = Path(__file__).resolve().parent.parent
-    code = [syntax_without_docstrings(f.read_text()) for f in sorted(package.rglob("*.py"))]
     data = dataset_digest(parameters["data"]) if "data" in parameters else None
-    return hashlib.sha256(
-        json.dumps([code_cells(study.notebook_file), parameters, code, data], sort_keys=True).encode()
-    ).hexdigest()
+    identity = [code_cells(study.notebook_file), parameters, source_hash("."), data]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _estimate(store: Store, study: Study, mode: str) -> float | None:

@@ -114,9 +114,6 @@ class Store:
         """Sets the final status: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    def reopen(self, run_id: str) -> None:
-        self.client.update_run(run_id, status="RUNNING")
-
     def status(self, run_id: str) -> str:
         return self.client.get_run(run_id).info.status
 

@@ -144,12 +144,16 @@ def _digest(value: dict) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
 def code_hash() -> str:
-    """A hash of the syntax trees, without docstrings, of everything that a training runs: a comment makes nothing
-    stale."""
+    """A hash of the code that a training runs: a comment or a new plot makes nothing stale, a changed layer does."""
+    return source_hash("models", "optim", "data", "training")
+
+
+@lru_cache
+def source_hash(*parts: str) -> str:
+    """A hash of the syntax trees, without docstrings, of these folders of the package ("." is all of it)."""
     package = Path(__file__).resolve().parent.parent
-    files = sorted(f for part in ("models", "optim", "data", "training") for f in (package / part).glob("*.py"))
+    files = sorted(f for part in parts for f in (package / part).rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(package)}\n{syntax_without_docstrings(file.read_text())}\n".encode())
