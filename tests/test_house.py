@@ -69,7 +69,7 @@ def test_conda_users_get_the_same():
         [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)],
     )
     assert f"python{PROJECT['requires-python']}" in conda
-    assert pip == ["-c constraints.txt", "-e .[lab,dev]"]
+    assert pip == ["-c constraints.txt", "-e .[lab,export,dev]"]
     assert {"lab", "dev"} <= set(PROJECT["optional-dependencies"])
 
 
@@ -85,7 +85,7 @@ def test_every_dependency_is_pinned_and_torch_exactly():
 
 def test_the_bare_install_has_what_training_needs_and_no_more():
     names = {re.split(r"[<>=]", d)[0] for d in PROJECT["dependencies"]}
-    assert names == {"torch", "numpy", "pandas", "pyarrow", "pillow", "tqdm"}
+    assert names == {"torch", "numpy", "pandas", "pyarrow", "pillow", "safetensors", "tqdm"}
 
 
 @pytest.mark.parametrize("package", ["models", "optim", "data", "probes", "training"])

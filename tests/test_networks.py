@@ -8,89 +8,104 @@ import math
 from itertools import pairwise
 
 import pytest
-import reference
 import torch
-import torch.nn.functional as F
+from parity import CASES, SIZES, build, distances, update_distance
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model, list_models
-
-CASES = {
-    "nf_resnet": (
-        "nf_resnet50",
-        {"depth": (2, 1), "widths": (16, 32), "width": 1, "stochastic_depth": 0.0},
-        {"family": "nf_resnet", "depth": (2, 1), "stem_strides": (2,), "pool": True, "activation": "relu", "se": False},
-    ),
-    "nf_resnet with squeeze-excite": (
-        "nf_resnet50",
-        {"depth": (1, 2), "widths": (16, 32), "width": 1, "stochastic_depth": 0.0, "se_ratio": 0.25, "activation": "silu"},
-        {"family": "nf_resnet", "depth": (1, 2), "stem_strides": (2,), "pool": True, "activation": "silu", "se": True},
-    ),
-    "nfnet": (
-        "nfnet_f0",
-        {"depth": (1, 2, 1, 1), "width": (16, 32, 32, 32), "group_size": 4, "stem": (4, 4, 8), "stochastic_depth": 0.0, "dropout": 0.0},
-        {"family": "nfnet", "depth": (1, 2, 1, 1), "stem_strides": (2, 1, 1, 2), "pool": False, "activation": "gelu", "groups_of": lambda c: c // 4},
-    ),
-}  # fmt: skip
-
-
-def build(name, overrides):
-    """A float64 model with every parameter moved off its special starting value."""
-    from workbench.models.zoo import MODELS
-
-    constructor = MODELS[name].func
-    settings = {**MODELS[name].keywords, **overrides}
-    model = constructor(num_classes=7, **settings).double()
-    with torch.no_grad():
-        for key, p in model.named_parameters():
-            if key.endswith(("gain", "bias")):
-                p.add_(0.3 * torch.randn_like(p))
-    return model
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
+from workbench.models.counting import forward_macs, published_macs
+from workbench.models.zoo import entry
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("size", [(32, 32), (35, 43)], ids=["even", "odd"])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_equals_the_literal_reference(case, size, training):
-    name, overrides, description = CASES[case]
-    model = build(name, overrides).train(training)
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
-    y = torch.tensor([1, 4])
-    weights = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
-    logits, features, trunk = reference.forward(weights, x, **description)
-
-    seen = []
-    hooks = [block.register_forward_hook(lambda _m, _i, out: seen.append(out)) for block in model.blocks]
-    ours = model(x)
-    for hook in hooks:
-        hook.remove()
-    assert relative(ours, logits) < 1e-9
-    assert relative(model.forward_features(x), features) < 1e-9
-    for a, b in zip(seen, trunk[1:], strict=True):
-        assert relative(a, b) < 1e-9
-
-    F.cross_entropy(ours, y).backward()
-    F.cross_entropy(logits, y).backward()
-    for key, p in model.named_parameters():
-        assert relative(p.grad, weights[key].grad) < 1e-9, key
+    found = distances(*build(case), SIZES[size], training)
+    assert all(value < 1e-9 for value in found.values()), found
 
 
-# Parameter counts of the authors' code with 1000 classes.
+@pytest.mark.parametrize("case", ["nfnet", "nf_resnet", "nf_regnet"])
+def test_two_optimizer_steps_equal_the_literal_reference(case):
+    assert update_distance(case) < 1e-9
+
+
+# The authors' code with 1000 classes: parameters, and multiply-accumulates in 1e9 at the test and the train size.
+PUBLISHED = {
+    "nfnet_f0": (71_489_284, "12.38", "6.98"), "nfnet_f1": (132_634_256, "35.54", "17.44"),
+    "nfnet_f2": (193_779_228, "62.59", "33.14"), "nfnet_f3": (254_924_200, "114.76", "67.94"),
+    "nfnet_f4": (316_069_172, "215.24", "121.12"), "nfnet_f5": (377_214_144, "289.76", "169.50"),
+    "nfnet_f6": (438_359_116, "377.28", "228.29"), "nfnet_f7": (499_504_088, "478.78", "298.48"),
+    "nf_regnet_b0": (8_595_372, "0.444", None), "nf_regnet_b1": (10_019_208, "0.734", None),
+    "nf_regnet_b2": (13_785_904, "1.099", None), "nf_regnet_b3": (18_136_667, "1.999", None),
+    "nf_regnet_b4": (29_315_830, "4.467", None), "nf_regnet_b5": (48_707_138, "10.56", None),
+    "nf_resnet50": (25_557_048, None, None), "nf_resnet101": (44_549_193, None, None), "nf_resnet152": (60_192_858, None, None),
+    "nf_resnet200": (64_673_898, None, None), "nf_resnet288": (146_460_552, None, None), "nf_resnet600": (300_646_896, None, None),
+}  # fmt: skip
+# The same, as far as the digits are published, in millions.
+PUBLISHED_MILLIONS = {
+    **{f"nfnet_f{n}_plus": m for n, m in enumerate((118.8, 220.4, 321.9, 423.4, 525.0, 626.5, 728.0, 829.6))},
+    "nf_regnet_b6": 70.0, "nf_regnet_b7": 101.7, "nf_regnet_b8": 142.3,
+}  # fmt: skip
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_multiply_accumulates_are_the_published_ones(name):
+    count, at_test, at_train = PUBLISHED[name]
+    row = entry(name)
+    with torch.device("meta"):
+        model = create_model(name)
+    assert parameters(model) == count
+    for published, size in ((at_test, row.test_size), (at_train, row.train_size)):
+        if published:
+            digits = len(published.partition(".")[2])
+            assert f"{published_macs(model, size) / 1e9:.{digits}f}" == published
+    if at_test is None:
+        assert published_macs(model, row.test_size) is None
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MILLIONS)
+def test_parameters_are_the_published_millions(name):
+    with torch.device("meta"):
+        assert round(parameters(create_model(name)) / 1e6, 1) == PUBLISHED_MILLIONS[name]
+
+
+# timm 1.0.31; the first three also by its files' names and shapes (test_checkpoints.py).
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("nfnet_f0", 71_489_284), ("nfnet_f1", 132_634_256), ("nfnet_f6", 438_359_116), ("nfnet_f7", 499_504_088),
-        ("nf_resnet50", 25_557_048), ("nf_resnet101", 44_549_193), ("nf_resnet152", 60_192_858), ("nf_resnet200", 64_673_898),
-        ("nf_resnet288", 146_460_552), ("nf_resnet600", 300_646_896),
+        ("timm_nf_resnet50", 25_557_032), ("timm_nf_regnet_b1", 10_223_984), ("timm_eca_nfnet_l0", 24_143_924),
+        ("timm_nfnet_l0", 35_074_488), ("timm_eca_nfnet_l1", 41_407_728), ("timm_eca_nfnet_l2", 56_722_348),
     ],
 )  # fmt: skip
-def test_parameter_counts_are_the_published_ones(name, count):
+def test_timms_own_nets_have_timms_parameters(name, count):
     with torch.device("meta"):
-        assert sum(p.numel() for p in create_model(name).parameters()) == count
+        assert parameters(create_model(name)) == count
+
+
+def test_multiply_accumulates_by_forward_round_up_where_a_stride_does_not_divide():
+    with torch.device("meta"):
+        b2, f0 = create_model("nf_regnet_b2"), create_model("nfnet_f0")
+    assert forward_macs(f0, 256) == published_macs(f0, 256)  # 256 is a multiple of 32
+    assert forward_macs(b2, 272) > published_macs(b2, 272)  # 272 / 32 = 8.5
+    conv = create_model("nf_resnet_tiny", 10, in_channels=1)
+    by_hand = 16 * 9 * 14 * 14  # the stem on a 27 px image: 14 x 14 outputs of 9 taps, 16 channels
+    assert forward_macs(conv, 27) - forward_macs_without_stem(conv, 14) == by_hand
+
+
+def forward_macs_without_stem(model, size):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        h = torch.zeros(1, 16, size, size)
+        for block in model.blocks:
+            h = block(h)
+        model.linear(h.mean((2, 3)))
+    return counter.get_total_flops() // 2
 
 
 def test_squeeze_excite_adds_the_published_parameters():
@@ -163,8 +178,8 @@ def test_names_patterns_and_mistakes():
         create_model("nf_resnet5O")
     with pytest.raises(WorkbenchError, match="did you mean 'skip_gain'"):
         create_model("nf_resnet50", skipgain=1.0)
-    with pytest.raises(WorkbenchError, match="at least 1"):
-        create_model("nf_resnet50", num_classes=0)
+    with pytest.raises(WorkbenchError, match="at least 0"):
+        create_model("nf_resnet50", num_classes=-1)
 
 
 def test_a_callable_activation_gets_its_gamma_by_quadrature():

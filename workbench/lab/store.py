@@ -218,7 +218,7 @@ class Store:
         from workbench.models import zoo
 
         config = result.config
-        norm = zoo.MODELS[config.model].func.norm
+        norm = zoo.entry(config.model).build.func.norm
         params = {
             "model": config.model,
             "norm": norm,

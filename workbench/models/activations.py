@@ -46,6 +46,15 @@ def activation_and_gamma(activation: str | Activation) -> tuple[Activation, floa
     return ACTIVATIONS[activation]
 
 
+def activated_channels(activation: str | Activation, channels: int) -> int:
+    """How many of `channels` are left after the activation: all, but for glu, which gates one half by the other."""
+    if activation != "glu":
+        return channels
+    if channels % 2:
+        raise WorkbenchError(f"activation 'glu' halves its channels, so they (={channels}) must be even.")
+    return channels // 2
+
+
 def gamma(fn: Activation, tolerance: float = 1e-8) -> float:
     """1 / sqrt(Var[fn(z)]), z ~ N(0, 1), for an elementwise `fn` (it may have kinks and jumps).
 

@@ -34,7 +34,7 @@ class _SameConv2d(nn.Module):
             raise WorkbenchError(f"`kernel_size` (={kernel_size}) must be odd and `stride` (={stride}) 1 or 2.")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.scale = kernel_size, stride, scale
-        self.fan_in = in_channels // groups * kernel_size**2  # the paper's N
+        self.fan_in = in_channels // groups * kernel_size**2  # the paper's N: inputs of one output, per group
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
 
     def extra_repr(self) -> str:
@@ -68,9 +68,11 @@ class ScaledStdConv2d(_SameConv2d):
         nn.init.normal_(self.weight, std=self.fan_in**-0.5)  # fan-in, untruncated: sets |W|, and so what AGC clips
 
     def standardized_weight(self) -> Tensor:
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        """W_hat (O, I/groups, k, k), in the weight's precision; a half-precision weight is standardised in float32."""
+        w = self.weight.float() if self.weight.dtype.itemsize < 4 else self.weight
+        var, mean = torch.var_mean(w, dim=(1, 2, 3), correction=0, keepdim=True)
         row_scale = self.gain.view(-1, 1, 1, 1) * self.scale * torch.rsqrt(torch.clamp(var * self.fan_in, min=self.eps))
-        return (self.weight - mean) * row_scale
+        return ((w - mean) * row_scale).to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return same_conv2d(x, self.standardized_weight(), self.bias, self.stride, self.groups)
@@ -151,11 +153,12 @@ class SqueezeExcite(nn.Module):
     """Channel gates in (0, 1) from the pooled map: sigmoid(W2 relu(W1 mean(x))), x (N, C, H, W) -> gates (N, C, 1, 1).
 
     The nonlinearity is a plain, unscaled ReLU (authors' code; the paper writes another). The block multiplies by 2.
+    `hidden` sets the inner width itself, in place of `ratio` times the channels.
     """
 
-    def __init__(self, channels: int, ratio: float):
+    def __init__(self, channels: int, ratio: float = 0.5, hidden: int | None = None):
         super().__init__()
-        hidden = max(1, int(channels * ratio))
+        hidden = hidden or max(1, int(channels * ratio))
         self.reduce = nn.Linear(channels, hidden)
         self.expand = nn.Linear(hidden, channels)
         for linear in (self.reduce, self.expand):
@@ -169,18 +172,23 @@ class SqueezeExcite(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Drops the residual branch of a sample with probability `rate` in training, without rescaling the kept ones."""
+    """Drops the residual branch of a sample with probability `rate` in training.
 
-    def __init__(self, rate: float):
+    The authors do not rescale what is kept; `rescale=True` divides it by 1 - rate, as timm does.
+    """
+
+    def __init__(self, rate: float, rescale: bool = False):
         super().__init__()
         if not 0 <= rate < 1:
             raise WorkbenchError(f"the rate of stochastic depth (={rate}) must be at least 0 and below 1.")
-        self.rate = rate
+        self.rate, self.rescale = rate, rescale
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
         keep = torch.floor(1 - self.rate + torch.rand(x.shape[0], 1, 1, 1, device=x.device))
+        if self.rescale:
+            keep = keep / (1 - self.rate)
         return x * keep.to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -12,15 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workbench.models.activations import Activation, activation_and_gamma
-from workbench.models.layers import (
-    PlainConv2d,
-    ScaledStdConv2d,
-    SqueezeExcite,
-    StochasticDepth,
-    classifier,
-    same_max_pool2d,
-)
+from workbench.models.activations import Activation, activated_channels, activation_and_gamma
+from workbench.models.layers import PlainConv2d, ScaledStdConv2d, SqueezeExcite, StochasticDepth, same_max_pool2d
+from workbench.models.network import Network
 
 
 class Block(nn.Module):
@@ -33,7 +27,6 @@ class Block(nn.Module):
         *,
         stride: int,
         stage: int,
-        is_transition: bool,
         alpha: float,
         beta: float,
         activation: str | Activation,
@@ -43,15 +36,17 @@ class Block(nn.Module):
         standardize: bool,
     ):
         super().__init__()
-        self.alpha, self.beta, self.stage, self.is_transition = alpha, beta, stage, is_transition
+        self.alpha, self.beta, self.stage = alpha, beta, stage
+        self.is_transition = stride > 1 or in_channels != out_channels
         self.act, gamma = activation_and_gamma(activation)
         conv, gamma = (ScaledStdConv2d, gamma) if standardize else (PlainConv2d, 1.0)
         mid = out_channels // 4
-        if is_transition:
-            self.conv_shortcut = conv(in_channels, out_channels, 1, stride, scale=gamma / beta)
-        self.conv0 = conv(in_channels, mid, 1, scale=gamma / beta)
-        self.conv1 = conv(mid, mid, 3, stride, scale=gamma)
-        self.conv2 = conv(mid, out_channels, 1, scale=gamma)
+        live_in, live_mid = activated_channels(activation, in_channels), activated_channels(activation, mid)
+        if self.is_transition:
+            self.conv_shortcut = conv(live_in, out_channels, 1, stride, scale=gamma / beta)
+        self.conv0 = conv(live_in, mid, 1, scale=gamma / beta)
+        self.conv1 = conv(live_mid, mid, 3, stride, scale=gamma)
+        self.conv2 = conv(live_mid, out_channels, 1, scale=gamma)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
         self.drop = StochasticDepth(drop_rate)
         self.skip_gain = nn.Parameter(torch.full((1,), skip_gain))  # from 0: the block begins as its shortcut
@@ -72,7 +67,7 @@ class Block(nn.Module):
         return self.branch(self.act(h))
 
 
-class NFResNet(nn.Module):
+class NFResNet(Network):
     """Stem, stages of blocks, activation, pool, dropout, classifier.
 
     Args: `depth` blocks and `widths` channels (before `width`, the multiplier) per stage; `stem` is the kernel size
@@ -80,12 +75,10 @@ class NFResNet(nn.Module):
     scaled weight standardisation: plain He-initialised convolutions and the activation unscaled.
     """
 
-    norm = "none"
-
     def __init__(
         self,
-        depth: Sequence[int],
         *,
+        depth: Sequence[int],
         widths: Sequence[int] = (64, 128, 256, 512),
         width: float = 4,
         num_classes: int = 1000,
@@ -117,7 +110,6 @@ class NFResNet(nn.Module):
                         out_channels,
                         stage=stage,
                         stride=2 if stage > 0 and i == 0 else 1,
-                        is_transition=i == 0,
                         alpha=alpha,
                         beta=math.sqrt(variance),
                         activation=activation,
@@ -127,30 +119,18 @@ class NFResNet(nn.Module):
                         standardize=standardize,
                     )
                 )
-                variance = (1.0 if i == 0 else variance) + alpha**2  # a transition block starts the count again
+                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block starts the count again
                 channels = out_channels
 
         self.act, self.gamma = activation_and_gamma(activation)
         if not standardize:
             self.gamma = 1.0
-        self.dropout = nn.Dropout(dropout)
-        self.linear = classifier(channels, num_classes, std=0.01)
+        self.set_head(activated_channels(activation, channels), num_classes, dropout)
 
-    def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The trunk after each stage, strides 4, 8, 16, 32 with the default stem."""
+    def forward_stem(self, x: Tensor) -> Tensor:
         h = self.stem(x)
-        if self.pool:
-            h = same_max_pool2d(h)
-        maps = []
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            if i + 1 == len(self.blocks) or self.blocks[i + 1].stage != block.stage:
-                maps.append(h)
-        return maps
+        return same_max_pool2d(h) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
         h = self.forward_stages(x)[-1]
         return (self.act(h) * self.gamma).mean((2, 3))  # (N, C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.forward_features(x)))

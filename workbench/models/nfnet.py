@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workbench.models.activations import Activation, activation_and_gamma
-from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth, classifier, same_avg_pool2d
+from workbench.models.activations import Activation, activated_channels, activation_and_gamma
+from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth, same_avg_pool2d
+from workbench.models.network import Network
 
 
 class Block(nn.Module):
@@ -26,7 +27,6 @@ class Block(nn.Module):
         *,
         stride: int,
         stage: int,
-        is_transition: bool,
         alpha: float,
         beta: float,
         activation: str | Activation,
@@ -37,16 +37,18 @@ class Block(nn.Module):
         group_size: int,
     ):
         super().__init__()
-        self.alpha, self.beta, self.stage, self.is_transition, self.stride = alpha, beta, stage, is_transition, stride
+        self.alpha, self.beta, self.stage, self.stride = alpha, beta, stage, stride
+        self.is_transition = stride > 1 or in_channels != out_channels
         self.act, gamma = activation_and_gamma(activation)
         groups = max(1, out_channels // 2 // group_size)
         mid = groups * group_size
-        if is_transition:
-            self.conv_shortcut = ScaledStdConv2d(in_channels, out_channels, 1, scale=gamma / beta)
-        self.conv0 = ScaledStdConv2d(in_channels, mid, 1, scale=gamma / beta)
-        self.conv1 = ScaledStdConv2d(mid, mid, 3, stride, groups, scale=gamma)
-        self.conv1b = ScaledStdConv2d(mid, mid, 3, 1, groups, scale=gamma) if two_convs else None
-        self.conv2 = ScaledStdConv2d(mid, out_channels, 1, scale=gamma)
+        live_in, live_mid = activated_channels(activation, in_channels), activated_channels(activation, mid)
+        if self.is_transition:
+            self.conv_shortcut = ScaledStdConv2d(live_in, out_channels, 1, scale=gamma / beta)
+        self.conv0 = ScaledStdConv2d(live_in, mid, 1, scale=gamma / beta)
+        self.conv1 = ScaledStdConv2d(live_mid, mid, 3, stride, groups, scale=gamma)
+        self.conv1b = ScaledStdConv2d(live_mid, mid, 3, 1, groups, scale=gamma) if two_convs else None
+        self.conv2 = ScaledStdConv2d(live_mid, out_channels, 1, scale=gamma)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
         self.drop = StochasticDepth(drop_rate)
         self.skip_gain = nn.Parameter(torch.full((1,), skip_gain))  # from 0: the block begins as its shortcut
@@ -73,21 +75,20 @@ class Block(nn.Module):
         return self.branch(self.act(h))
 
 
-class NFNet(nn.Module):
+class NFNet(Network):
     """Stem of four 3x3 convolutions, four stages, final 1x1 convolution, activation, pool, dropout, classifier.
 
-    Args: `width` channels and `depth` blocks per stage; `stem` the channels of its first three convolutions (the
-    fourth has half the first stage's width) and `stem_strides` their strides; `group_size` channels per group of the
-    3x3 convolutions.
+    Args: `widths` channels (before `width`, the multiplier) and `depth` blocks per stage; `stem` the channels of its
+    first three convolutions (the fourth has half of widths[0]) and `stem_strides` their strides; `group_size` channels
+    per group of the 3x3 convolutions.
     """
-
-    norm = "none"
 
     def __init__(
         self,
         *,
-        width: Sequence[int],
+        widths: Sequence[int],
         depth: Sequence[int],
+        width: float = 1.0,
         num_classes: int = 1000,
         in_channels: int = 3,
         activation: str | Activation = "gelu",
@@ -103,23 +104,24 @@ class NFNet(nn.Module):
     ):
         super().__init__()
         self.act, self.gamma = activation_and_gamma(activation)
-        stem_channels = (in_channels, *stem, width[0] // 2)
+        stem_out = (*stem, widths[0] // 2)
+        stem_in = (in_channels, *(activated_channels(activation, channels) for channels in stem))
         self.stem = nn.ModuleList(
-            ScaledStdConv2d(stem_channels[i], stem_channels[i + 1], 3, stride, scale=self.gamma if i else 1.0)
+            ScaledStdConv2d(stem_in[i], stem_out[i], 3, stride, scale=self.gamma if i else 1.0)
             for i, stride in enumerate(stem_strides)
         )
 
         self.blocks = nn.ModuleList()
-        channels, variance = stem_channels[-1], 1.0  # the expected variance of the trunk, carried through the network
-        for stage, (blocks, out_channels) in enumerate(zip(depth, width, strict=True)):
+        channels, variance = stem_out[-1], 1.0  # the expected variance of the trunk, carried through the network
+        for stage, (blocks, base) in enumerate(zip(depth, widths, strict=True)):
             for i in range(blocks):
+                out_channels = int(base * width)
                 self.blocks.append(
                     Block(
                         channels,
                         out_channels,
                         stage=stage,
                         stride=2 if stage > 0 and i == 0 else 1,
-                        is_transition=i == 0,
                         alpha=alpha,
                         beta=math.sqrt(variance),
                         activation=activation,
@@ -130,28 +132,18 @@ class NFNet(nn.Module):
                         group_size=group_size,
                     )
                 )
-                variance = (1.0 if i == 0 else variance) + alpha**2  # a transition block starts the count again
+                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block starts the count again
                 channels = out_channels
 
         self.final_conv = ScaledStdConv2d(channels, 2 * channels, 1)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = classifier(2 * channels, num_classes, std=0.01)
+        self.set_head(activated_channels(activation, 2 * channels), num_classes, dropout)
 
-    def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The trunk after each stage, strides 4, 8, 16, 32 with the default stem."""
+    def forward_stem(self, x: Tensor) -> Tensor:
         h = self.stem[0](x)
         for conv in self.stem[1:]:
             h = conv(self.act(h))
-        maps = []
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            if i + 1 == len(self.blocks) or self.blocks[i + 1].stage != block.stage:
-                maps.append(h)
-        return maps
+        return h
 
     def forward_features(self, x: Tensor) -> Tensor:
         h = self.final_conv(self.forward_stages(x)[-1])
         return (self.act(h) * self.gamma).mean((2, 3))  # (N, C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.forward_features(x)))

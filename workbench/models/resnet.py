@@ -2,6 +2,7 @@
 
 Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it beside nf_resnet.py: the difference
 of the two files is the paper. No alpha, beta, gamma or skip gain; a normalisation before each activation instead.
+BatchNorm is torch's: eps 1e-5 and decay 0.9 as the authors have, the running variance unbiased and from 1.
 Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
 """
 
@@ -9,14 +10,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from workbench.models.activations import Activation, activation_and_gamma
-from workbench.models.layers import (
-    PlainConv2d,
-    SqueezeExcite,
-    StochasticDepth,
-    classifier,
-    same_max_pool2d,
-)
+from workbench.models.activations import Activation, activated_channels, activation_and_gamma
+from workbench.models.layers import PlainConv2d, SqueezeExcite, StochasticDepth, same_max_pool2d
+from workbench.models.network import Network
 
 
 class Block(nn.Module):
@@ -41,14 +37,15 @@ class Block(nn.Module):
         self.stage, self.is_transition = stage, is_transition
         self.act, _ = activation_and_gamma(activation)
         mid = out_channels // 4
+        live_in, live_mid = activated_channels(activation, in_channels), activated_channels(activation, mid)
         self.norm0 = nn.BatchNorm2d(in_channels)
         if is_transition:
-            self.conv_shortcut = PlainConv2d(in_channels, out_channels, 1, stride, **conv_init)
-        self.conv0 = PlainConv2d(in_channels, mid, 1, **conv_init)
+            self.conv_shortcut = PlainConv2d(live_in, out_channels, 1, stride, **conv_init)
+        self.conv0 = PlainConv2d(live_in, mid, 1, **conv_init)
         self.norm1 = nn.BatchNorm2d(mid)
-        self.conv1 = PlainConv2d(mid, mid, 3, stride, **conv_init)
+        self.conv1 = PlainConv2d(live_mid, mid, 3, stride, **conv_init)
         self.norm2 = nn.BatchNorm2d(mid)
-        self.conv2 = PlainConv2d(mid, out_channels, 1, **conv_init)
+        self.conv2 = PlainConv2d(live_mid, out_channels, 1, **conv_init)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
         self.drop = StochasticDepth(drop_rate)
 
@@ -68,7 +65,7 @@ class Block(nn.Module):
         return self.branch(self.act(self.norm0(h)))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stem, stages of blocks, norm, activation, pool, dropout, classifier (weight from 0).
 
     Args: as NFResNet; `he_init` draws the convolutions as He et al. do (the textbook's signal propagation) in place
@@ -76,11 +73,12 @@ class ResNet(nn.Module):
     """
 
     norm = "batch"
+    classifier_std = 0.0
 
     def __init__(
         self,
-        depth: Sequence[int],
         *,
+        depth: Sequence[int],
         widths: Sequence[int] = (64, 128, 256, 512),
         width: float = 4,
         num_classes: int = 1000,
@@ -121,24 +119,12 @@ class ResNet(nn.Module):
 
         self.final_norm = nn.BatchNorm2d(channels)
         self.act, _ = activation_and_gamma(activation)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = classifier(channels, num_classes, std=0)
+        self.set_head(activated_channels(activation, channels), num_classes, dropout)
 
-    def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The trunk after each stage, strides 4, 8, 16, 32 with the default stem."""
+    def forward_stem(self, x: Tensor) -> Tensor:
         h = self.stem(x)
-        if self.pool:
-            h = same_max_pool2d(h)
-        maps = []
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            if i + 1 == len(self.blocks) or self.blocks[i + 1].stage != block.stage:
-                maps.append(h)
-        return maps
+        return same_max_pool2d(h) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
         h = self.forward_stages(x)[-1]
         return self.act(self.final_norm(h)).mean((2, 3))  # (N, C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.forward_features(x)))

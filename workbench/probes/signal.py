@@ -67,5 +67,6 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _moments(x: Tensor) -> dict[str, float]:
-    var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+    x = x.float() if x.dtype.itemsize < 4 else x
+    var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     return {"mean_sq": mean.double().square().mean().item(), "var": var.double().mean().item()}

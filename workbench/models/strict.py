@@ -1,0 +1,54 @@
+"""Loading weights by name, all of them or none."""
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+
+SHOWN = 5  # of the names in one complaint
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str] | None = None) -> None:
+    """Copies `state` into the parameters and buffers of `model`; `labels` are the names a complaint uses, where given.
+
+    Raises: WorkbenchError naming what is missing, extra, misshapen or not a number; nothing has been copied then.
+    """
+    found = complaints(model, state, labels or {})
+    if found:
+        raise WorkbenchError(f"the weights do not fit {type(model).__name__}: {'; '.join(found)}.")
+    with torch.no_grad():
+        for name, tensor in _own(model).items():
+            tensor.copy_(state[name])
+
+
+def complaints(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str]) -> list[str]:
+    """What is wrong with `state` for this model, empty where it fits."""
+    own = _own(model)
+    missing = [labels.get(name, name) for name in own if name not in state]
+    extra = [labels.get(name, name) for name in state if name not in own]
+    shared = [name for name in own if name in state]
+    misshapen = [
+        f"{labels.get(name, name)} is {_shape(state[name])} where {_shape(own[name])} is needed"
+        for name in shared
+        if state[name].shape != own[name].shape
+    ]
+    wrong = [
+        f"{labels.get(name, name)} is {state[name].dtype}"
+        for name in shared
+        if own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
+    kinds = (("missing", missing), ("extra", extra), ("wrong shape", misshapen), ("not floating point", wrong))
+    return [f"{kind}: {_some(names)}" for kind, names in kinds if names]
+
+
+def _own(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
