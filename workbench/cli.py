@@ -22,6 +22,15 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+class Listing(Commands):
+    """A group whose command `list` may be left out: `models 'nfnet_f*'` is `models list 'nfnet_f*'`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and not args[0].startswith("-")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -114,20 +123,144 @@ def train(parameters: Set = None) -> None:
 
 
 @app.command()
-def models(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.g. 'nfnet_f*'.")] = "*") -> None:
-    """List the networks with their parameter counts."""
+def evaluate(
+    model: Annotated[str, typer.Argument(help="The network's name, see `workbench models`.")],
+    data: Annotated[
+        str, typer.Option(help="A folder with one folder of images per class, a parquet file, or a folder of those.")
+    ],
+    weights: Annotated[
+        Optional[str],
+        typer.Option(help="A file (.safetensors, .npz as released, .pth). None: the released one, fetched once."),
+    ] = None,
+    image_size: Annotated[Optional[int], typer.Option(help="Pixels a side; None: the model's test size.")] = None,
+    style: Annotated[
+        Optional[str], typer.Option(help="How images are cut: squash (NFNets) or crop (the others); None: the model's.")
+    ] = None,
+    classes: Annotated[
+        Optional[str], typer.Option(help="File with the names of the network's outputs, where data has only some.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 4,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Top-1 and top-5 of a network with weights over images, with intervals, logged like every run."""
+    from rich.console import Console
+
+    names = _lines(classes) if classes else None
+    from workbench.lab.evaluations import evaluate as run
+
+    scores = run(
+        model,
+        weights,
+        data,
+        image_size=image_size,
+        style=style,
+        classes=names,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
+    console = Console()
+    published = scores.published or (None, None)
+    for name, found, theirs in (("top-1", scores.top1, published[0]), ("top-5", scores.top5, published[1])):
+        beside = f"   published, ImageNet: {theirs} %" if theirs else ""
+        interval = f"{found.mean:.2%} [{found.low:.2%}, {found.high:.2%}] of {found.n:,}"
+        console.print(f"  {name:18} {interval}{beside}", highlight=False)
+    console.print(f"  {'cross-entropy':18} {scores.loss:.4g}", highlight=False)
+    console.print(f"  {'images per second':18} {scores.images_per_second:.0f}", highlight=False)
+    console.print(f"run {scores.run_id}", highlight=False)
+
+
+models = typer.Typer(
+    cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True
+)
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.g. 'nfnet_f*'.")] = "*") -> None:
+    """The networks: parameters, image sizes, and multiply-accumulates at the test size, by forward and as published."""
     import torch
+    from rich.console import Console
+    from rich.table import Table
 
     from workbench.models import create_model, list_models
+    from workbench.models.checkpoints import RELEASED
+    from workbench.models.counting import forward_macs, published_macs
+    from workbench.models.zoo import entry
 
     names = list_models(pattern)
     if not names:
         raise unknown("model", pattern, list_models())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("parameters", "train px", "test px", "GMAC, forward", "GMAC, published", "norm", "weights")
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("norm", "weights") else "right", no_wrap=True)
     for name in names:
         with torch.device("meta"):
             model = create_model(name)
-        parameters = sum(p.numel() for p in model.parameters())
-        print(f"{name:20} {parameters:>12,}  {len(model.blocks):>4} blocks  normalization: {model.norm}")
+        row, published = entry(name), published_macs(model, entry(name).test_size)
+        table.add_row(
+            name,
+            f"{sum(p.numel() for p in model.parameters()):,}",
+            str(row.train_size),
+            str(row.test_size),
+            _giga(forward_macs(model, row.test_size)),
+            _giga(published) if published else "",
+            model.norm,
+            RELEASED[name].file_name if name in RELEASED else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+
+
+@models.command("convert")
+def models_convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or a released model's name.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Ends in .safetensors, .pth, or .npz (as released).")],
+    layout: Annotated[str, typer.Option(help="workbench, or timm: names and shapes as timm loads them.")] = "workbench",
+) -> None:
+    """Read weights in any layout and write them in another; nothing in IN is executed."""
+    from workbench.models.checkpoints import convert
+
+    model = convert(source, target, layout=layout)
+    print(f"{target}: {model.recipe['name']}, {model.num_classes} classes")
+
+
+@models.command("download")
+def models_download(
+    name: Annotated[str, typer.Argument(help="A model with released weights, see `workbench models`.")],
+) -> None:
+    """Fetch released weights into the cache, checked by their hash; an interrupted download is continued."""
+    from workbench.models.checkpoints import find
+
+    print(find(name))
+
+
+@models.command("export")
+def models_export(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or a released model's name.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Ends in .onnx, or in .pt2 for torch.export.")],
+    fold: Annotated[bool, typer.Option(help="Fold weight standardisation and its constants into the weights.")] = True,
+) -> None:
+    """Write a network with weights as ONNX or torch.export; batch and image size stay free."""
+    from pathlib import Path
+
+    if Path(target).suffix not in (".onnx", ".pt2"):
+        raise WorkbenchError(f"{target} must end in .onnx or .pt2.")
+    from workbench.models import export
+    from workbench.models.checkpoints import load_checkpoint
+
+    model = load_checkpoint(source)
+    name = model.recipe["name"]
+    model = export.fold(model) if fold else model
+    if target.endswith(".onnx"):
+        export.export_onnx(model, target)
+    else:
+        import torch
+
+        torch.export.save(export.export_program(model), target)
+    print(f"{target}: {name}{', folded' if fold else ''}")
 
 
 @app.command()
@@ -181,6 +314,19 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
             raise WorkbenchError(f"-p (={text}) must have the form NAME=VALUE, e.g. -p clip=0.1.")
         pairs[name.strip()] = value.strip()
     return pairs
+
+
+def _giga(macs: float) -> str:
+    return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
+
+
+def _lines(file: str) -> list[str]:
+    from pathlib import Path
+
+    try:
+        return [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"cannot read {file} ({error}).") from error
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The one store of runs: MLflow on sqlite under mlruns/. No other file knows MLflow.
 
-Two flat experiments (and their `-quick` twins): `studies`, one run an execution of a notebook, and `trainings`, one
-run a training. Only the client with explicit run ids, no active run. A run names the process that writes it (host,
-boot, pid), so a dead one can be told.
+Flat experiments: `studies`, one run an execution of a notebook, and `trainings`, one run a training (each with a
+`-quick` twin); `evaluations`, one run a network with weights over a set of images. Only the client with explicit run
+ids, no active run. A run names the process that writes it (host, boot, pid), so a dead one can be told.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from workbench.training import TrainConfig, TrainResult, config_id
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
 
-EXPERIMENTS = ("studies", "trainings", "studies-quick", "trainings-quick")
+EXPERIMENTS = ("studies", "trainings", "evaluations", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
@@ -265,6 +265,23 @@ class Store:
         """Lists the notebook execution that asked for a training on the training's own page."""
         self.set_tags(training, **{f"study.{study}": notebook_run})
 
+    # ---- evaluations
+
+    def open_evaluation(self, name: str, parameters: dict, tags: dict[str, str]) -> str:
+        """A RUNNING run for a network with weights that is about to be evaluated; returns its id."""
+        run = self.client.create_run(
+            self.experiment_id("evaluations", "full"),
+            run_name=name,
+            tags={
+                **_owner_tags(),
+                **tags,
+                "mlflow.source.name": "workbench evaluate",
+                "mlflow.source.type": "LOCAL",
+            },
+        )
+        self.client.log_batch(run.info.run_id, params=[Param(k, _param(v)) for k, v in parameters.items()])
+        return run.info.run_id
+
     # ---- looking back
 
     def search(self, kind: str, mode: str, filter_string: str = "") -> list[Run]:
@@ -283,12 +300,12 @@ class Store:
         """{run id: name} of RUNNING runs whose process is gone, or, with `owner`, that the ended notebook run `owner`
         started."""
         found = {}
-        for kind in ("studies", "trainings"):
-            for mode in ("full", "quick"):
-                for run in self.search(kind, mode, "attributes.status = 'RUNNING'"):
-                    tags = run.data.tags
-                    if tags.get("owner") == owner if owner else not is_alive(tags.get("process", "")):
-                        found[run.info.run_id] = run.info.run_name
+        for name in EXPERIMENTS:
+            kind, _, quick = name.partition("-")
+            for run in self.search(kind, quick or "full", "attributes.status = 'RUNNING'"):
+                tags = run.data.tags
+                if tags.get("owner") == owner if owner else not is_alive(tags.get("process", "")):
+                    found[run.info.run_id] = run.info.run_name
         return found
 
     def close_orphans(self, owner: str | None = None) -> dict[str, str]:

@@ -75,6 +75,8 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     if experiment.startswith("studies"):
         about = f"One run is one execution of a notebook: its verdict, figures, table and report.{quick}"
         return tags | {"mlflow.note.content": about}
+    if experiment == "evaluations":
+        return tags | {"mlflow.note.content": "One run is one network with weights over one set of images."}
     tags["mlflow.note.content"] = f"One run is one training.{quick} Ready-made views: the button above, on the right."
     return tags | {f"mlflow.sharedViewState.{key}": _envelope(key, view) for key, view in TRAININGS.items()}
 

@@ -20,6 +20,8 @@ from workbench.models.network import Network
 class Block(nn.Module):
     """out = shortcut + alpha * skip_gain * drop(residual), squeeze-excite before the last activation."""
 
+    attention_inside = True
+
     def __init__(
         self,
         in_channels: int,

@@ -85,6 +85,11 @@ def _stem(model: nn.Module, image_size: int | None) -> Trunk:
 
 def _block(block: nn.Module, h: Trunk) -> tuple[Trunk, Trunk]:
     """The trunk after the block, and its residual branch."""
+    if getattr(block, "post_activation", False):
+        raise WorkbenchError(
+            "expected_signal follows pre-activation blocks; FixUp's activation comes after the addition, "
+            "and leaves a trunk that is not normal: measure it with signal_propagation."
+        )
     a = activate(block.act, normalized(block, "norm0", h))
     out = conv(block.conv0, a)
     out = conv(block.conv1, activate(block.act, normalized(block, "norm1", out)))
@@ -123,7 +128,7 @@ def conv(layer: nn.Module, a: Activated) -> Trunk:
 
     At a border only some taps meet pixels, so a mean that is constant inside becomes variance over positions.
     """
-    if isinstance(layer, ScaledStdConv2d):
+    if type(layer) is ScaledStdConv2d:  # timm's pads and starts otherwise
         c, centred = layer.scale**2, a.A**2  # centred weights take the common mean A out, as far as all taps are there
     elif isinstance(layer, PlainConv2d):
         c, centred = layer.scale**2 * layer.init_gain, 0.0

@@ -1,0 +1,132 @@
+"""Labelled images one at a time, however many there are: a folder with a folder per class, or parquet files.
+
+Class order is the sorted order of the folders' names (ImageNet's synsets sort into the order of the released weights),
+or that of the parquet's labels.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from workbench.data.datasets import IMAGE_SUFFIXES
+from workbench.errors import WorkbenchError
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """`classes` in the order of the labels; `files` are images, with their `labels`, or parquet files, without."""
+
+    path: Path
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: tuple[int, ...] | None
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tuple[Path | bytes, int, str]]:
+        """(file or its bytes, label, where it is) of every image."""
+        if self.labels is not None:
+            for file, label in zip(self.files, self.labels, strict=True):
+                yield file, label, str(file)
+            return
+        import pyarrow.parquet as pq
+
+        for file in self.files:
+            opened = pq.ParquetFile(file)
+            image, label = _columns(opened.schema_arrow.names, file)
+            row = 0
+            for batch in opened.iter_batches(256, columns=[image, label]):
+                for cell, value in zip(batch[image], batch[label], strict=True):
+                    yield cell.as_py()["bytes"], value.as_py(), f"row {row} of {file}"
+                    row += 1
+
+    def digest(self) -> str:
+        """Names the data set: 16 hex digits over the files' names and sizes, without reading a hundred gigabytes."""
+        found = hashlib.sha256()
+        folder = self.path if self.path.is_dir() else self.path.parent
+        for file in self.files:
+            found.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        return found.hexdigest()[:16]
+
+
+def open_labelled(path: str | Path) -> Labelled:
+    """Finds the images under `path`: a folder of class folders, a parquet file, or a folder of parquet files.
+
+    Raises: WorkbenchError where there are none, or the columns are not there.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.is_file() and path.suffix == ".parquet":
+        return _open_parquet(path, (path,))
+    if not path.is_dir():
+        raise WorkbenchError(f"`data` (={path}) must be a folder of class folders, or a parquet file: it is not there.")
+    tables = tuple(sorted(path.glob("*.parquet")))
+    if tables:
+        return _open_parquet(path, tables)
+    classes = tuple(sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith(".")))
+    found = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise WorkbenchError(
+            f"{path} holds no images in class folders (such as {path}/cat/1.jpg) and no parquet files."
+        )
+    files, labels = zip(*found, strict=True)
+    return Labelled(path, classes, files, labels, len(files))
+
+
+def _open_parquet(path: Path, files: tuple[Path, ...]) -> Labelled:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, top, names = 0, -1, None
+    for file in files:
+        try:
+            opened = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise WorkbenchError(f"cannot read {file} as parquet ({error}): fetch it again.") from error
+        image, label = _columns(opened.schema_arrow.names, file)
+        cell = opened.schema_arrow.field(image).type
+        if not pa.types.is_struct(cell) or cell.get_field_index("bytes") < 0:
+            raise WorkbenchError(
+                f"the column {image} of {file} must be a struct with the field `bytes`, but is {cell}."
+            )
+        rows += opened.metadata.num_rows
+        names = names or _class_names(opened.schema_arrow.metadata, label)
+        top = max(top, max(opened.read(columns=[label])[label].to_pylist(), default=-1))
+    if rows == 0:
+        raise WorkbenchError(f"{path} holds no rows.")
+    classes = names or tuple(map(str, range(top + 1)))
+    return Labelled(path, classes, files, None, rows)
+
+
+def _columns(names: list[str], file: Path) -> tuple[str, str]:
+    image = next((c for c in IMAGE_COLUMNS if c in names), None)
+    label = next((c for c in LABEL_COLUMNS if c in names), None)
+    if image is None or label is None:
+        raise WorkbenchError(f"{file} needs a column image (or img) and a column label, but has {', '.join(names)}.")
+    return image, label
+
+
+def _class_names(metadata: dict | None, label: str) -> tuple[str, ...] | None:
+    info = (metadata or {}).get(b"huggingface")
+    return tuple(json.loads(info)["info"]["features"].get(label, {}).get("names", ())) or None if info else None
+
+
+def decode(source: Path | bytes, where: str) -> Image.Image:
+    """The picture as RGB. Raises: WorkbenchError naming a file that is none."""
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise WorkbenchError(f"cannot read {where} as an image ({error}): remove it or replace it.") from error

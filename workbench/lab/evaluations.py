@@ -1,0 +1,112 @@
+"""Evaluations in the store: a network with weights, over a folder or parquet of images, is a run like every other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from workbench.data.labelled import open_labelled
+from workbench.data.preprocess import STYLES
+from workbench.errors import WorkbenchError, unknown
+from workbench.lab.stats import Interval, share_interval
+from workbench.lab.store import Store
+from workbench.models.checkpoints import find, load_into, read_weights
+from workbench.models.zoo import create_model, entry
+from workbench.training.evaluation import class_indices, evaluate_images
+from workbench.training.loop import pick_device
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` found, shares from 0 to 1 with their Wilson intervals, and where it is kept."""
+
+    run_id: str
+    top1: Interval
+    top5: Interval
+    loss: float
+    images_per_second: float
+    published: tuple[float, float] | None  # per cent, for the released weights of this network
+
+
+def evaluate(
+    model_name: str,
+    weights: str | Path | None,
+    data_path: str | Path,
+    *,
+    image_size: int | None = None,
+    style: str | None = None,
+    classes: Sequence[str] | None = None,
+    batch_size: int = 64,
+    workers: int = 4,
+    device: str = "auto",
+    progress: bool = True,
+) -> Scores:
+    """Loads, evaluates and logs; everything is checked before the first image is read.
+
+    Args: `weights` a file, or None for the released ones of this model; `image_size` and `style` default to the
+    model's own; `classes` the names of the network's outputs where the data has only some of them.
+    Raises: WorkbenchError for weights that belong to another network, data that are not there, classes that disagree.
+    """
+    row = entry(model_name)
+    size, style = image_size or row.test_size, style or row.eval_style
+    if style not in STYLES:
+        raise unknown("style of test images", style, STYLES)
+    if size < 8:
+        raise WorkbenchError(f"`image_size` (={size}) must be at least 8 pixels.")
+    where, data = pick_device(device), open_labelled(data_path)
+    file = find(weights or model_name, progress=progress)
+    read = read_weights(file)
+    recipe = {**(read.recipe or {}), "name": model_name, "num_classes": read.shape()[0]}
+    if recipe.get("in_channels", 3) != 3:
+        raise WorkbenchError(f"{file} takes images of {recipe['in_channels']} channels: evaluate knows RGB images.")
+    if read.recipe and read.recipe["name"] != model_name:
+        recipe = {"name": model_name, "num_classes": read.shape()[0]}  # load_into will name the right one
+    model = create_model(**recipe)
+    load_into(model, read)
+    indices = class_indices(data, model.num_classes, classes)
+
+    store = Store()
+    run_id = store.open_evaluation(
+        f"{model_name} {file.name} on {data.path.name}",
+        {
+            "model": model_name,
+            "weights": file.name,
+            "data": str(data.path),
+            "images": len(data),
+            "image_size": size,
+            "style": style,
+            "batch_size": batch_size,
+        },
+        {"data": data.digest(), "device": _device_name(where)},
+    )
+    try:
+        found = evaluate_images(
+            model,
+            data,
+            image_size=size,
+            style=style,
+            indices=indices,
+            device=where,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+    except BaseException as error:
+        store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
+        store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    top1, top5 = share_interval(found.top1, found.n), share_interval(found.top5, found.n)
+    metrics = {"top1": top1.mean, "top1_low": top1.low, "top1_high": top1.high, "top5": top5.mean}
+    metrics |= {"loss": found.loss, "images_per_second": found.images_per_second, "device_seconds": found.seconds}
+    published = row.published if file.name.endswith("_haiku.npz") else None
+    if published:
+        metrics |= {"published_top1": published[0] / 100, "published_top5": published[1] / 100}
+    store.log_metrics(run_id, metrics)
+    store.set_tags(run_id, outcome="complete")
+    store.close(run_id, "FINISHED")
+    return Scores(run_id, top1, top5, found.loss, found.images_per_second, row.published)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
