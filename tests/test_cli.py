@@ -6,9 +6,11 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import CHECKOUT
 
-COMMANDS = ["study", "train", "models", "doctor", "ui", "lab"]
+COMMANDS = ["study", "train", "evaluate", "models", "doctor", "ui", "lab"]
+OF_MODELS = ["list", "convert", "download", "export"]
 
 
 def workbench(*arguments, **environment):
@@ -34,11 +36,13 @@ def test_help_is_there_at_once_without_torch_or_mlflow():
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command):
-    done = workbench(command, "--help")
-    assert done.returncode == 0
-    assert f"workbench {command}" in done.stdout
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"models {c}" for c in OF_MODELS)])
+def test_every_command_has_help(name, command):
+    code, said, _ = command(*name.split(), "--help")
+    assert code == 0
+    assert f"workbench {name}" in said
+    if name == "models":
+        assert all(each in said for each in OF_MODELS)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +59,50 @@ def test_every_command_has_help(command):
         (["train", "-p", "clip"], "must have the form NAME=VALUE"),
         (["train", "-p", "data=mnist5K"], "did you mean 'mnist5k'"),
         (["models", "nfnet_f9"], "unknown model 'nfnet_f9': did you mean"),
+        (["models", "convert", "nowhere.npz", "x.pth"], "there is no file of weights at nowhere.npz"),
+        (["models", "convert", "nfnet_f8", "x.pth"], "unknown released model 'nfnet_f8': did you mean 'nfnet_f"),
+        (["models", "export", "nfnet_f0", "x.tflite"], "must end in .onnx or .pt2"),
+        (["models", "download", "nf_resnet50"], "no weights of 'nf_resnet50' were released"),
+        (["evaluate", "nfnet_f0", "--data", "/nowhere"], "it is not there"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2_and_nothing_is_written(root, arguments, message):
+def test_a_mistake_is_one_sentence_and_exit_code_2_and_nothing_is_written(root, command, arguments, message):
     before = sorted((root / "mlruns").rglob("*"))
-    done = workbench(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, said = command(*arguments)
+    assert code == 2
+    assert message in said
     assert sorted((root / "mlruns").rglob("*")) == before
 
 
-def test_models_lists_names_and_counts():
-    done = workbench("models", "nf_resnet50")
-    assert "25,557,048" in done.stdout
+def test_models_lists_counts_sizes_and_multiply_accumulates(command):
+    lines = {line.split()[0]: line.split() for line in command("models", "nf_re*50")[1].splitlines()}
+    assert lines["nf_resnet50"][1:4] == ["25,557,048", "224", "224"]
+    (line,) = [line for line in command("models", "list", "nf_regnet_b2")[1].splitlines() if "b2" in line]
+    assert line.split() == [
+        "nf_regnet_b2",
+        "13,785,904",
+        "240",
+        "272",
+        "1.1451",
+        "1.0995",
+        "none",
+    ]  # by forward, published
+
+
+def test_weights_are_converted_and_exported_from_the_command_line(tmp_path, command):
+    from workbench.models import create_model
+    from workbench.models.checkpoints import load_checkpoint, save_checkpoint
+
+    first = save_checkpoint(create_model("nf_resnet_tiny", 3), tmp_path / "a.safetensors")
+    code, said, _ = command("models", "convert", first, tmp_path / "b.npz")
+    assert code == 0 and "nf_resnet_tiny, 3 classes" in said
+    assert load_checkpoint(tmp_path / "b.npz").recipe["name"] == "nf_resnet_tiny"
+    code, said, _ = command("models", "export", tmp_path / "b.npz", tmp_path / "c.pt2")
+    assert code == 0 and said.strip().endswith("nf_resnet_tiny, folded")
+    program = torch.export.load(tmp_path / "c.pt2").module()
+    model = load_checkpoint(first).eval()
+    x = torch.randn(1, 3, 28, 31)
+    torch.testing.assert_close(program(x), model(x))
 
 
 def test_outside_a_workbench_the_cure_is_named(tmp_path):
@@ -100,15 +134,15 @@ def test_a_training_from_the_command_line_is_logged_and_reused(root):
     assert f"reused: run {run_id}" in again.stdout
 
 
-def test_the_doctor_says_before_it_mends(root):
+def test_the_doctor_says_before_it_mends(root, command):
     from workbench.lab import Store
     from workbench.training import TrainConfig
 
     store = Store()
     run_id = store.open_training(TrainConfig(steps=1), "k", "full", role="screen", arm="a", owner=None)
     store.set_tags(run_id, process="")
-    assert "would close as KILLED: nf_resnet_tiny" in workbench("doctor").stdout
+    assert "would close as KILLED: nf_resnet_tiny" in command("doctor")[1]
     assert store.status(run_id) == "RUNNING"
-    assert "closed as KILLED" in workbench("doctor", "--fix").stdout
+    assert "closed as KILLED" in command("doctor", "--fix")[1]
     assert store.status(run_id) == "KILLED"
-    assert "All well" in workbench("doctor").stdout
+    assert "All well" in command("doctor")[1]

@@ -25,7 +25,7 @@ from workbench.models.haiku import from_haiku, haiku_state, to_haiku
 from workbench.models.layers import ScaledStdConv2d
 from workbench.models.pickles import Tree, read_pickle
 from workbench.models.strict import complaints, load_strictly
-from workbench.models.timm_layout import from_timm, is_timm, to_timm
+from workbench.models.timm_layout import IN_TIMM, from_timm, is_timm, to_timm
 
 __all__ = ["RELEASED", "convert", "from_haiku", "load_checkpoint", "save_checkpoint", "to_haiku", "to_timm"]
 
@@ -316,7 +316,7 @@ def identify(weights: Weights) -> dict:
 def _candidates(weights: Weights, blocks: int) -> Iterable[str]:
     """Names of networks with so many blocks; timm's layout is that of our NFNets and of timm's own."""
     for name, row in zoo.MODELS.items():
-        if weights.layout == "timm" and not name.startswith(("nfnet_f", "timm_")):
+        if weights.layout == "timm" and row.build.func not in IN_TIMM:
             continue
         if sum(row.build.keywords["depth"]) == blocks:
             yield name

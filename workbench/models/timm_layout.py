@@ -13,6 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.models.nfnet import NFNet
 from workbench.models.timm_nets import TimmNet
 
+IN_TIMM = (NFNet, TimmNet)
 _CONVS = {"conv_shortcut": "downsample.conv", "conv0": "conv1", "conv1": "conv2", "conv1b": "conv2b", "conv2": "conv3"}
 _LINEARS = {"reduce": "fc1", "expand": "fc2"}
 
@@ -33,7 +34,7 @@ def to_timm(model: nn.Module) -> dict[str, Tensor]:
 
     Raises: WorkbenchError for the families that timm does not compute.
     """
-    if not isinstance(model, NFNet | TimmNet):
+    if not isinstance(model, IN_TIMM):
         raise WorkbenchError(
             f"timm has no net that computes a {type(model).__name__}: its layout is for nfnet_* and timm_* models."
         )
