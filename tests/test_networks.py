@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from parity import CASES, SIZES, build, distances, update_distance
+from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model, list_models
@@ -87,25 +88,23 @@ def test_timms_own_nets_have_timms_parameters(name, count):
         assert parameters(create_model(name)) == count
 
 
-def test_multiply_accumulates_by_forward_round_up_where_a_stride_does_not_divide():
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("nfnet_micro", 37), ("nf_resnet26_cifar", 35), ("nf_regnet_b2", 272), ("resnet50", 90), ("skipinit_resnet50", 64), ("fixup_resnet50", 64), ("timm_nf_resnet50", 75), ("timm_nf_regnet_b1", 75), ("timm_eca_nfnet_l0", 75)],
+)  # fmt: skip
+def test_multiply_accumulates_by_forward_are_what_torch_counts_in_a_forward_pass(name, size):
+    with torch.device("meta"):
+        model, image = create_model(name), torch.zeros(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    assert forward_macs(model, size) == counter.get_total_flops() // 2
+
+
+def test_the_two_counts_part_where_a_stride_does_not_divide():
     with torch.device("meta"):
         b2, f0 = create_model("nf_regnet_b2"), create_model("nfnet_f0")
     assert forward_macs(f0, 256) == published_macs(f0, 256)  # 256 is a multiple of 32
     assert forward_macs(b2, 272) > published_macs(b2, 272)  # 272 / 32 = 8.5
-    conv = create_model("nf_resnet_tiny", 10, in_channels=1)
-    by_hand = 16 * 9 * 14 * 14  # the stem on a 27 px image: 14 x 14 outputs of 9 taps, 16 channels
-    assert forward_macs(conv, 27) - forward_macs_without_stem(conv, 14) == by_hand
-
-
-def forward_macs_without_stem(model, size):
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        h = torch.zeros(1, 16, size, size)
-        for block in model.blocks:
-            h = block(h)
-        model.linear(h.mean((2, 3)))
-    return counter.get_total_flops() // 2
 
 
 def test_squeeze_excite_adds_the_published_parameters():
@@ -122,6 +121,10 @@ def test_squeeze_excite_adds_the_published_parameters():
             "nf_resnet50",
             [1, 1.0198, 1.0392, 1.0583, 1.0198, 1.0392, 1.0583, 1.0770, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954, 1.1136, 1.0198, 1.0392],
         ),
+        (
+            "nf_regnet_b0",
+            [1, 1.0198, 1.0198, 1.0392, 1.0583, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954, 1.1136, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954],
+        ),
     ],
 )  # fmt: skip
 def test_beta_follows_the_expected_variance(name, expected):
@@ -133,6 +136,55 @@ def test_stochastic_depth_grows_from_zero_by_rate_over_blocks():
     with torch.device("meta"):
         rates = [b.drop.rate for b in create_model("nfnet_f0").blocks]
     assert rates == pytest.approx([0.25 * i / 12 for i in range(12)])
+
+
+def test_f0_is_built_block_by_block_as_published():
+    """in, out, mid, groups, stride, squeeze-excite's hidden width of each block, as the authors' code builds it."""
+    with torch.device("meta"):
+        model = create_model("nfnet_f0")
+    found = [
+        (
+            b.conv0.in_channels,
+            b.conv2.out_channels,
+            b.conv0.out_channels,
+            b.conv1.groups,
+            b.stride,
+            b.squeeze_excite.reduce.out_features,
+        )
+        for b in model.blocks
+    ]
+    deep = (1536, 1536, 768, 6, 1, 768)
+    assert found == [
+        (128, 256, 128, 1, 1, 128), (256, 512, 256, 2, 2, 256), (512, 512, 256, 2, 1, 256), (512, 1536, 768, 6, 2, 768),
+        *[deep] * 5, (1536, 1536, 768, 6, 2, 768), *[deep] * 2,
+    ]  # fmt: skip
+
+
+def test_nf_regnet_b0_has_the_published_branches():
+    with torch.device("meta"):
+        model = create_model("nf_regnet_b0")
+    assert [b.conv0.out_channels for b in model.blocks] == [32, 80, 168, 168, 168, *[344] * 6, *[736] * 5]
+    assert [b.conv2.out_channels for b in model.blocks] == [36, *[78] * 3, *[156] * 6, *[330] * 6]
+    assert all(b.stride == (2 if i in (0, 1, 4, 10) else 1) for i, b in enumerate(model.blocks))
+    assert model.final_conv.out_channels == 960 and all(
+        b.conv1.in_channels // b.conv1.groups == 8 for b in model.blocks
+    )
+
+
+@pytest.mark.parametrize(("name", "zero"), [("nfnet_micro", False), ("nf_resnet_tiny", False), ("nf_regnet_b0", True), ("resnet_tiny", True)])  # fmt: skip
+def test_classifiers_start_as_published(name, zero):
+    weight = create_model(name, 50).linear.weight
+    assert not weight.any() if zero else weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_fixup_starts_as_its_authors_say():
+    model = create_model("fixup_resnet50", 10, width=1)
+    block, blocks = model.blocks[4], len(model.blocks)
+    mid = block.conv0.out_channels
+    assert not block.conv2.weight.any()
+    assert block.conv0.weight.std().item() == pytest.approx((2 / mid) ** 0.5 * blocks**-0.25, rel=0.05)
+    assert block.conv1.weight.std().item() == pytest.approx((2 / (9 * mid)) ** 0.5 * blocks**-0.25, rel=0.05)
+    assert block.scale.item() == 1 and block.bias1a.item() == 0
 
 
 def test_a_new_block_is_its_shortcut():

@@ -60,6 +60,14 @@ def test_average_pools_lose_white_noise_in_an_nfnet():
     assert table["var"][:5].tolist() == pytest.approx(published, rel=0.12)
 
 
+def test_nf_regnet_falls_as_published():
+    table = signal_propagation(create_model("nf_regnet_b0", 10, skip_gain=1.0), torch.randn(8, 3, 96, 96))
+    stages = [0, 1, 2, 5, 16]  # the stem, then after a transition block, and at the end
+    assert table["var"][stages].tolist() == pytest.approx([0.99, 0.28, 0.07, 0.015, 0.003], rel=0.2)
+    assert table.residual_var[[1, 2, 3]].tolist() == pytest.approx([0.89, 0.17, 0.03], rel=0.2)
+    assert 0.0005 < table.residual_var.iloc[-1] < 0.0015
+
+
 @pytest.mark.parametrize("name", ["nf_resnet_tiny", "resnet_tiny"])
 def test_the_model_is_left_as_found(name):
     model = create_model(name, 10, stochastic_depth=0.5).train()

@@ -183,6 +183,7 @@ def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.
     import torch
     from rich.console import Console
     from rich.table import Table
+    from tqdm import tqdm
 
     from workbench.models import create_model, list_models
     from workbench.models.checkpoints import RELEASED
@@ -197,7 +198,7 @@ def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.
     table.add_column("model", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="left" if column in ("norm", "weights") else "right", no_wrap=True)
-    for name in names:
+    for name in tqdm(names, desc="counting", leave=False, disable=not sys.stderr.isatty()):
         with torch.device("meta"):
             model = create_model(name)
         row, published = entry(name), published_macs(model, entry(name).test_size)

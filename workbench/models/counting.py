@@ -5,38 +5,43 @@ divides the map by each stride exactly, fractions kept; a forward pass rounds up
 multiple of 32 (NF-RegNet).
 """
 
-import torch
+from collections.abc import Callable
+
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.models.nf_regnet import NFRegNet
 from workbench.models.nfnet import NFNet
 
 
 def forward_macs(model: nn.Module, image_size: int) -> int:
-    """Multiply-accumulates of one forward pass of one image (C, image_size, image_size); works on the meta device."""
-    weight = next(p for p in model.parameters() if p.ndim == 4)  # the first convolution's
-    image = torch.zeros(1, weight.shape[1], image_size, image_size, device=weight.device, dtype=weight.dtype)
-    training = model.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
-    model.train(training)
-    return counter.get_total_flops() // 2
+    """Multiply-accumulates of one forward pass of one image (C, image_size, image_size) through a network of ours."""
+    return int(_count(model, image_size, lambda side, stride: -(-side // stride)))
 
 
 def published_macs(model: nn.Module, image_size: int) -> float | None:
     """As the authors count NFNets and NF-RegNets; None for other families, whose published figures differ in kind."""
     if not isinstance(model, NFNet | NFRegNet):
         return None
-    total, pixels = 0.0, float(image_size) ** 2
+    return _count(model, image_size, lambda side, stride: side / stride)
+
+
+def _count(model: nn.Module, side: float, strided: Callable[[float, int], float]) -> float:
+    """The sum over layers of weights times positions; `strided` gives the side of the map behind a stride."""
+    total = 0.0
     for conv in model.stem if isinstance(model.stem, nn.ModuleList) else [model.stem]:
-        pixels /= conv.stride**2
-        total += conv.weight.numel() * pixels
+        side = strided(side, conv.stride)
+        total += conv.weight.numel() * side**2
+    if getattr(model, "pool", False):
+        side = strided(side, 2)
     for block in model.blocks:
-        total += block.conv0.weight.numel() * pixels
-        pixels /= block.stride**2
-        behind = [block.conv1, getattr(block, "conv1b", None), block.conv2, getattr(block, "conv_shortcut", None)]
-        total += sum(conv.weight.numel() for conv in behind if conv is not None) * pixels
+        total += block.conv0.weight.numel() * side**2
+        side = strided(side, block.conv1.stride)
+        behind = [getattr(block, name, None) for name in ("conv1", "conv1b", "conv2", "conv_shortcut")]
+        total += sum(conv.weight.numel() for conv in behind if conv is not None) * side**2
         if block.squeeze_excite is not None:
-            total += sum(p.numel() for p in block.squeeze_excite.parameters() if p.ndim == 2)
-    return total + model.final_conv.weight.numel() * pixels + model.num_features * model.num_classes
+            total += sum(linear.weight.numel() for linear in (block.squeeze_excite.reduce, block.squeeze_excite.expand))
+        if getattr(block, "channel_attention", None) is not None:  # a convolution along the channels
+            total += block.channel_attention.conv.weight.numel() * block.conv2.out_channels
+    if isinstance(getattr(model, "final_conv", None), nn.Module) and hasattr(model.final_conv, "weight"):
+        total += model.final_conv.weight.numel() * side**2
+    return total + model.num_features * model.num_classes
