@@ -1,5 +1,6 @@
 """AGC. Evidence: 3-4-5 arithmetic, a slow loop over units, properties, refusals."""
 
+import io
 import math
 
 import pytest
@@ -132,6 +133,55 @@ def test_sparse_and_complex_gradients_are_refused_with_the_cure():
         clip_grad_agc_(wave)
 
 
+# ---- what it saw
+
+
+def test_telemetry_by_hand():
+    # ratios |G| / |W|: rows 5 and 0.5; the vector 2
+    rows = param([[3.0, 4.0], [3.0, 4.0]], [[7.0, 24.0], [1.5, 2.0]])
+    vector = param([3.0, 4.0], [6.0, 8.0])
+    stats = clip_grad_agc_([rows, vector], clip=1.0)
+    table = stats.table(ladder=(0.4, 1.0, 3.0, 6.0), quantiles=(0.5, 1.0)).set_index("parameter")
+    assert table.loc["0"].tolist() == [2, 0.5, 5.0, 5.0, 1.0, 0.5, 0.5, 0.0]  # units, clipped, q50 and q100, the ladder
+    assert table.loc["1"].tolist() == [1, 1.0, 2.0, 2.0, 1.0, 1.0, 0.0, 0.0]
+    assert [stats.would_clip(c) for c in (0.4, 1.0, 3.0, 6.0)] == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert stats.clipped_share() == stats.would_clip(1.0)
+
+
+def test_what_a_threshold_would_have_clipped_is_what_it_clips():
+    torch.manual_seed(3)
+    weights, grads = torch.randn(50, 7), torch.randn(50, 7) * torch.logspace(-3, 1, 50)[:, None]
+    p = nn.Parameter(weights.clone())
+    p.grad = grads.clone()
+    seen = clip_grad_agc_(p, clip=0.02)
+    for other in (0.005, 0.02, 0.1, 1.0):
+        p.grad = grads.clone()
+        assert clip_grad_agc_(p, clip=other).clipped_share() == seen.would_clip(other)
+
+
+def test_telemetry_takes_parameters_by_their_names():
+    model = tiny()
+    optimizer = torch.optim.SGD(param_groups(model, clip=0.02), lr=0.1)
+    agc = AGC(optimizer, clip=0.02)
+    model(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+    assert agc.stats.table().parameter.tolist() == ["0.weight", "0.bias", "2.bias"]  # the classifier's weight is exempt
+    named = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    other = AGC(named)
+    named.step()
+    assert other.stats.table().parameter.tolist() == [name for name, _ in model.named_parameters()]
+
+
+def test_nothing_waits_for_the_device_until_asked(monkeypatch):
+    p = nn.Parameter(torch.randn(5, 3))
+    p.grad = torch.randn(5, 3)
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the clipping read a value"))
+    stats = clip_grad_agc_([p], clip=0.01)
+    monkeypatch.undo()
+    assert stats.units == 5
+
+
 # ---- around an optimizer
 
 
@@ -218,3 +268,116 @@ def test_the_readmes_five_lines_train_a_foreign_model():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_thresholds_and_floors_by_group_and_a_schedule():
+    model = tiny()
+    groups = [
+        {"params": model[0].parameters(), "clip": 0.5, "clip_eps": 100.0},
+        {"params": model[2].parameters()},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.0)
+    with pytest.warns(UserWarning, match="wins over") as said:
+        AGC(optimizer, clip=lambda step: 0.1 / (1 + step))
+    assert len(said) == 2  # once for each key, and not again at every step
+    for step in range(2):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 1000.0)
+        optimizer.step()
+        for p in model[0].parameters():
+            torch.testing.assert_close(unitwise_norm(p.grad), torch.full_like(unitwise_norm(p), 0.5 * 100.0))
+        for p in model[2].parameters():
+            limit = 0.1 / (1 + step) * unitwise_norm(p).clamp_min(1e-3)
+            torch.testing.assert_close(unitwise_norm(p.grad), limit)
+
+
+def schedule(step):
+    return 0.1 if step < 1 else 0.2
+
+
+def test_states_round_trip_as_data_and_never_lose_an_exemption():
+    model = tiny()
+    optimizer = torch.optim.SGD(param_groups(model, clip=schedule), lr=0.1)
+    agc = AGC(optimizer, clip=schedule)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    state = optimizer.state_dict()
+    buffer = io.BytesIO()
+    torch.save({"optimizer": state, "agc": agc.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)  # data, no code
+    optimizer.load_state_dict(saved["optimizer"])
+    agc.load_state_dict(saved["agc"])
+    assert [g["clip"] for g in optimizer.param_groups] == [schedule, schedule, None] and agc.steps == 1
+
+    bare = torch.optim.SGD([{"params": g["params"]} for g in optimizer.param_groups], lr=0.1).state_dict()
+    optimizer.load_state_dict(bare)  # saved before clipping was added: the classifier stays exempt
+    assert [g["clip"] for g in optimizer.param_groups] == [schedule, schedule, None]
+
+
+def test_schedulers_and_accumulation_go_on_as_without():
+    model, whole = tiny(), tiny()
+    x, y = torch.randn(12, 4), torch.randn(12, 2)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, whole)]
+    for optimizer in optimizers:
+        AGC(optimizer, clip=0.05)
+    schedulers = [torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for o in optimizers]
+    for _ in range(3):
+        for part in (slice(0, 5), slice(5, 12)):
+            (nn.functional.mse_loss(model(x[part]), y[part], reduction="sum") / y.numel()).backward()
+        nn.functional.mse_loss(whole(x), y).backward()
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    for a, b in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_step_gives_the_same():
+    results = []
+    for compiled in (False, True):
+        model = tiny()
+        optimizer = torch.optim.SGD(param_groups(model, clip=0.05), lr=0.1, momentum=0.9, nesterov=True)
+        agc = AGC(optimizer, clip=0.05)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        torch.manual_seed(2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().sum().backward()
+            step()
+        assert agc.steps == 3
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    torch._dynamo.reset()
+
+
+def test_a_scaler_is_unscaled_first():
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    AGC(optimizer, clip=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(model(torch.randn(8, 4)).square().sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    for p in model.parameters():
+        assert (unitwise_norm(p.grad) <= 0.01 * unitwise_norm(p).clamp_min(1e-3) * 1.0001).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "units"),
+    [(nn.Conv1d(4, 6, 3), 6), (nn.Conv3d(2, 5, 3), 5), (nn.Embedding(7, 3), 7), (nn.Linear(8, 24), 24)],
+)
+def test_units_of_every_layer(module, units):
+    assert unitwise_norm(module.weight).numel() == units
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_precision_follows_the_slow_loop(dtype):
+    p = nn.Parameter(torch.randn(6, 5).to(dtype))
+    p.grad = (10 * torch.randn(6, 5)).to(dtype)
+    expected = slow_agc(p, 0.05, 1e-3)
+    clip_grad_agc_(p, clip=0.05)
+    assert p.grad.dtype == dtype
+    torch.testing.assert_close(p.grad, expected, rtol={2: 2e-2, 4: 1e-5, 8: 1e-12}[dtype.itemsize], atol=1e-6)

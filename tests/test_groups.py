@@ -7,7 +7,7 @@ from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
-from workbench.optim import param_groups
+from workbench.optim import groups_table, param_groups
 from workbench.optim.groups import classifier_weight
 
 
@@ -57,3 +57,47 @@ def test_the_groups_make_an_optimizer_whose_state_round_trips():
 def test_negative_decay_is_refused():
     with pytest.raises(WorkbenchError, match="weight_decay"):
         param_groups(nn.Linear(2, 2), weight_decay=-1)
+
+
+def test_the_papers_layer_study_is_one_argument():
+    model = create_model("nfnet_micro", 10)
+    groups = param_groups(model, clip=0.01, overrides={"stage4": {"clip": None}, "first_conv": {"clip": None}})
+    exempt = {name for g in groups if g["clip"] is None for name in g["names"]}
+    stage4 = {f"blocks.4.{name}" for name, _ in model.blocks[4].named_parameters()}
+    assert exempt == stage4 | {"stem.0.weight", "stem.0.gain", "stem.0.bias", "linear.weight"}
+    assert {g["weight_decay"] for g in groups if "blocks.4.conv0.gain" in g["names"]} == {0.0}  # decay as before
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_overrides_by_pattern_and_the_last_wins():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 3), nn.Linear(3, 2))
+    groups = param_groups(
+        model, overrides={"*.weight": {"clip": 0.5}, "1.*": {"clip": 0.1, "lr": 0.7, "weight_decay": 0.3}}
+    )
+    clips = {name: (g["clip"], g.get("lr"), g["weight_decay"]) for g in groups for name in g["names"]}
+    assert clips["0.weight"] == (0.5, None, 2e-5) and clips["1.weight"] == clips["1.bias"] == (0.1, 0.7, 0.3)
+    assert clips["2.weight"] == (0.5, None, 2e-5)  # asked for by name, the classifier is clipped
+    assert clips["0.bias"] == (0.01, None, 0.0)
+    torch.optim.SGD(groups, lr=0.1).step()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stage9": {"clip": None}}, "unknown parameter pattern 'stage9': did you mean 'stage"),
+        ({"stage1": {"clp": None}}, "did you mean 'clip'"),
+    ],
+)
+def test_overrides_that_match_nothing_are_refused(overrides, message):
+    with pytest.raises(WorkbenchError, match=message):
+        param_groups(create_model("nfnet_micro", 10), overrides=overrides)
+
+
+def test_the_table_shows_who_is_what():
+    model = create_model("nf_resnet_tiny", 10)
+    groups = param_groups(model, weight_decay=1e-4, clip=0.02)
+    for source in (groups, torch.optim.SGD(groups, lr=0.1)):
+        table = groups_table(source).set_index("parameter")
+        assert table.loc["linear.weight"].tolist() == ["10x128", "classifier", 1e-4, "exempt"]
+        assert table.loc["blocks.0.skip_gain"].tolist() == ["1", "gains_biases", 0.0, "0.02"]
+    assert set(groups_table(torch.optim.SGD(model.parameters(), lr=0.1))["clip"]) == {"AGC's"}

@@ -213,15 +213,15 @@ def norms_by(fn):
     return lambda patch: patch.setattr(agc, "unitwise_norm", fn)
 
 
-def per_tensor(x):
+def per_tensor(x, _one_unit=None):
     return x.norm()
 
 
-def per_row_of_anything(x):  # timm's rule, on gains stored as (C, 1, 1, 1): a norm for each channel
+def per_row_of_anything(x, _one_unit=None):  # timm's rule, on gains stored as (C, 1, 1, 1): a norm for each channel
     return x.abs() if x.ndim <= 1 else x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
 
 
-def over_the_inputs(x):  # the other axis of a linear weight
+def over_the_inputs(x, _one_unit=None):  # the other axis of a linear weight
     return x.norm(dim=0, keepdim=True) if x.ndim == 2 else agc_norm(x)
 
 
@@ -232,12 +232,11 @@ def decay_before_clipping(patch):
     """Decay joined to the gradient before AGC sees it."""
     own = agc._clip
 
-    def clip(params, *arguments, **settings):
-        params = list(params)
-        for p, _ in params:
-            if p.grad is not None and p.ndim > 1:
-                p.grad.add_(p.detach(), alpha=1e-2)
-        return own(params, *arguments, **settings)
+    def clip(parts):
+        for part in parts:
+            if part.p.grad is not None and part.p.ndim > 1:
+                part.p.grad.add_(part.p.detach(), alpha=1e-2)
+        return own(parts)
 
     patch.setattr(agc, "_clip", clip)
 

@@ -1,7 +1,20 @@
 """Adaptive gradient clipping and the recipe around it; torch only."""
 
 from workbench.optim.agc import AGC, AGCStats, clip_grad_agc_, unitwise_norm
-from workbench.optim.groups import param_groups
+from workbench.optim.ema import EMA
+from workbench.optim.groups import groups_table, param_groups
+from workbench.optim.sam import SAM
 from workbench.optim.schedule import scaled_lr, warmup_cosine
 
-__all__ = ["AGC", "AGCStats", "clip_grad_agc_", "param_groups", "scaled_lr", "unitwise_norm", "warmup_cosine"]
+__all__ = [
+    "AGC",
+    "EMA",
+    "SAM",
+    "AGCStats",
+    "clip_grad_agc_",
+    "groups_table",
+    "param_groups",
+    "scaled_lr",
+    "unitwise_norm",
+    "warmup_cosine",
+]

@@ -4,53 +4,127 @@ Source: the authors' experiment code.  weights: decayed and clipped;  gains and 
 classifier's weight: decayed, never clipped (its bias is in gains and biases).
 """
 
+import fnmatch
 import logging
+from collections.abc import Iterable, Mapping
 
+import pandas as pd
+import torch
 from torch import nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, unknown
+from workbench.optim.sharded import is_one_unit
 
 log = logging.getLogger(__name__)
 
+HEADS = ("linear", "fc", "head", "classifier")
+SETTINGS = ("clip", "clip_eps", "weight_decay", "lr")
 
-def param_groups(model: nn.Module, weight_decay: float = 2e-5, clip: float | None = 0.01) -> list[dict]:
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float = 2e-5,
+    clip=0.01,
+    overrides: Mapping[str, Mapping] | None = None,
+) -> list[dict]:
     """Three parameter groups for any torch.optim optimizer; `AGC` reads their "clip" (None: not clipped).
 
     The rule, for our models and foreign ones alike: what is a scalar or vector after removing its size-1 axes is a
     gain or bias; the classifier's weight is that of the last nn.Linear with a name that ends in linear, fc, head or
     classifier, else of the last nn.Linear; everything else is a weight. Parameters that do not require a gradient are
-    left out. Each group says what it holds under "name" and "names", and the choice is logged.
+    left out. Each group says what it holds under "name" and "names", and `groups_table` shows the choice.
+
+    Args: `clip` a number, None, or a function of the step (see `AGC`). `overrides` {pattern: {"clip": None, ...}} for
+    parameters by name, the last that matches winning: a shell pattern for their names (`blocks.3.*`), or `stage4` and
+    `first_conv` in our models, as in the paper's study of which layers to clip: {"stage4": {"clip": None}}. Settings:
+    clip, clip_eps, weight_decay, lr.
+    Raises: WorkbenchError for a negative decay, a pattern that matches nothing, an unknown setting.
     """
     if weight_decay < 0:
         raise WorkbenchError(f"`weight_decay` (={weight_decay}) must be at least 0.")
+    kinds = {
+        "weights": {"weight_decay": weight_decay, "clip": clip},
+        "gains_biases": {"weight_decay": 0.0, "clip": clip},
+        "classifier": {"weight_decay": weight_decay, "clip": None},
+    }
+    aliases = _aliases(model)
+    own = _settings_by_name(aliases, overrides or {})
     head = classifier_weight(model)
-    weights, vectors, classifier = [], [], []
+    groups: dict[tuple, dict] = {}
     for name, p in model.named_parameters():
-        if p.requires_grad:
-            (classifier if name == head else vectors if p.squeeze().ndim <= 1 else weights).append((name, p))
-    groups = [
-        {"name": "weights", "weight_decay": weight_decay, "clip": clip, "members": weights},
-        {"name": "gains_biases", "weight_decay": 0.0, "clip": clip, "members": vectors},
-        {"name": "classifier", "weight_decay": weight_decay, "clip": None, "members": classifier},
-    ]
-    for group in groups:
-        members = group.pop("members")
-        group["names"] = [name for name, _ in members]
-        group["params"] = [p for _, p in members]
-        log.info(
-            "%s: %d tensors, weight decay %g, clip %s",
-            group["name"],
-            len(members),
-            group["weight_decay"],
-            group["clip"],
-        )
+        if not p.requires_grad:
+            continue
+        kind = "classifier" if name == head else "gains_biases" if is_one_unit(p) else "weights"
+        settings = own.get(name, {})
+        key = (kind, *sorted(settings.items(), key=lambda item: item[0]))
+        label = ", ".join([kind, *(f"{k} {v}" for k, v in settings.items())])
+        group = groups.setdefault(key, {"name": label, **kinds[kind], **settings, "names": [], "params": []})
+        group["names"].append(name)
+        group["params"].append(p)
+    order = list(kinds)
+    found = sorted(groups.values(), key=lambda group: order.index(group["name"].partition(",")[0]))
+    log.info("%s", groups_table(found).to_string())
     log.info("classifier weight, exempt from clipping: %s", head or "none found")
-    return [group for group in groups if group["params"]]
+    return found
+
+
+def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame:
+    """One row a parameter of these groups, or of an optimizer's: parameter, shape, group, weight_decay, clip."""
+    if isinstance(groups, torch.optim.Optimizer):
+        groups = groups.param_groups
+    rows = [
+        {
+            "parameter": name,
+            "shape": "x".join(map(str, p.shape)) or "scalar",
+            "group": group.get("name", str(i)),
+            "weight_decay": group.get("weight_decay", 0.0),
+            "clip": _shown(group.get("clip", "AGC's")),
+        }
+        for i, group in enumerate(groups)
+        for name, p in zip(group.get("names") or map(str, range(len(group["params"]))), group["params"], strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "shape", "group", "weight_decay", "clip"])
 
 
 def classifier_weight(model: nn.Module) -> str | None:
     """The name of the classifier's weight, or None where there is no nn.Linear."""
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    named = [name for name in linears if name.rpartition(".")[2] in ("linear", "fc", "head", "classifier")]
+    named = [name for name in linears if name.rpartition(".")[2] in HEADS]
     found = (named or linears or [None])[-1]
     return None if found is None else f"{found}.weight".lstrip(".")
+
+
+def _aliases(model: nn.Module) -> dict[str, set[str]]:
+    """{parameter: its name, and the words of the paper for where it is: stage1 ..., first_conv}."""
+    names = {name: {name} for name, _ in model.named_parameters()}
+    first = next((name for name, p in model.named_parameters() if p.ndim >= 3), None)
+    for path, module in model.named_modules():
+        if isinstance(getattr(module, "stage", None), int):
+            for name, _ in module.named_parameters(prefix=path):
+                names[name].add(f"stage{module.stage + 1}")
+    if first is not None:
+        home = first.rpartition(".")[0]
+        for name, found in names.items():
+            if name.rpartition(".")[0] == home:
+                found.add("first_conv")
+    return names
+
+
+def _settings_by_name(aliases: dict[str, set[str]], overrides: Mapping[str, Mapping]) -> dict[str, dict]:
+    own: dict[str, dict] = {}
+    for pattern, settings in overrides.items():
+        for key in settings:
+            if key not in SETTINGS:
+                raise unknown(f"setting of the override '{pattern}'", key, SETTINGS)
+        matched = [n for n, words in aliases.items() if any(fnmatch.fnmatch(word, pattern) for word in words)]
+        if not matched:
+            raise unknown("parameter pattern", pattern, {word for words in aliases.values() for word in words})
+        for name in matched:
+            own.setdefault(name, {}).update(settings)
+    return own
+
+
+def _shown(clip) -> str:
+    if clip is None or callable(clip):
+        return "exempt" if clip is None else "schedule"
+    return f"{clip:g}" if isinstance(clip, float) else str(clip)
