@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from workbench.data.augment import flip_shift, generator_for, normalize, seed_for
+from workbench.data.augment import cutout, flip_shift, generator_for, normalize, seed_for
 
 
 def test_equals_a_slow_loop():
@@ -37,3 +37,15 @@ def test_every_purpose_has_a_seed_of_its_own_and_keeps_it():
     assert len(seeds) == 2000
     assert seed_for(3, "order", 7) == int.from_bytes(hashlib.blake2b(b"(3, 'order', 7)", digest_size=8).digest()) // 2
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_cutout_blanks_one_square_an_image():
+    out = cutout(torch.ones(200, 3, 16, 12), generator_for(0, "x"), 4)
+    blank = (out == 0).all(1)
+    assert torch.equal(blank, (out == 0).any(1))  # in all channels
+    sizes = blank.flatten(1).sum(1)
+    assert sizes.max() == 16 and sizes.min() >= 4  # two by two is left in a corner
+    rows, columns = blank.any(2).sum(1), blank.any(1).sum(1)
+    assert torch.equal(rows * columns, sizes)
+    again = cutout(torch.ones(200, 3, 16, 12), generator_for(0, "x"), 4)
+    assert torch.equal(out, again)

@@ -11,7 +11,8 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.training import TrainConfig, train
 from workbench.training import loop as loop_module
-from workbench.training.loop import batches, pick_device, steps_of
+from workbench.training.inputs import batches
+from workbench.training.loop import first_samples, pick_device, steps_of
 
 QUICK = TrainConfig(
     model="nf_resnet_tiny",
@@ -194,3 +195,98 @@ def test_a_training_needs_only_what_stands_below_the_wall(image_folder):
         [sys.executable, "-c", textwrap.dedent(program), str(image_folder)], capture_output=True, text=True
     )
     assert done.stdout.split() == ["complete", "2"], done.stderr[-6000:]
+
+
+# ---- the recipe around it
+
+
+RECIPE = QUICK.replace(
+    mix=True,
+    cutout=6,
+    ema=0.99,
+    sam_rho=0.05,
+    label_smoothing=0.1,
+    micro_batch=24,
+    telemetry_every=4,
+    clip_exempt=["stage3", "first_conv"],
+    final_lr=0.01,
+)
+
+
+def test_the_whole_recipe_repeats_bit_for_bit_and_reports_both_weights(monkeypatch):
+    first, weights = final_weights(RECIPE, monkeypatch)
+    again, others = final_weights(RECIPE, monkeypatch)
+    assert without_time(first) == without_time(again)
+    assert all(torch.equal(weights[k], others[k]) for k in weights)
+    assert first.outcome == "complete"
+    assert {"ema_val_loss", "ema_val_acc"} <= set(first.history[-1]) and "ema_val_acc" in first.metrics
+    assert TrainConfig.from_dict(first.config.to_dict()) == RECIPE
+    assert first.row()["clip_exempt"] == "stage3, first_conv"
+
+
+@pytest.mark.parametrize(
+    "change", [{"mix": True}, {"cutout": 8}, {"sam_rho": 0.05}, {"clip_exempt": ["stage1"]}, {"final_lr": 1.0}]
+)
+def test_every_part_of_the_recipe_changes_what_is_trained(change, monkeypatch):
+    plain_config = QUICK.replace(steps=6, base_lr=8.0)
+    changed_config = plain_config.replace(**change)
+    _, plain = final_weights(plain_config, monkeypatch)
+    _, changed = final_weights(changed_config, monkeypatch)
+    assert not all(torch.equal(plain[k], changed[k]) for k in plain)
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"telemetry_every": 2}])
+def test_watching_does_not_change_what_is_trained(change, monkeypatch):
+    _, plain = final_weights(QUICK, monkeypatch)
+    _, watched = final_weights(QUICK.replace(**change), monkeypatch)
+    assert all(torch.equal(plain[k], watched[k]) for k in plain)
+
+
+def test_telemetry_is_a_row_a_parameter_and_step():
+    kept = {}
+    config = QUICK.replace(telemetry_every=5, clip=0.05, steps=10)
+    result = train(config, tables=lambda name, table: kept.update({name: table}))
+    table = kept["agc"]
+    assert table.step.unique().tolist() == [5, 10]
+    names = set(table.parameter)
+    assert "linear.bias" in names and "linear.weight" not in names  # the classifier's weight is exempt
+    assert len(table) == 2 * len(names)
+    assert ((table["at_0.01"] >= table["at_0.04"]) & (table["at_0.04"] >= table["at_0.16"])).all()
+    at_ten = table[table.step == 10]
+    share = (at_ten.clipped_share * at_ten.units).sum() / at_ten.units.sum()
+    assert share == pytest.approx(result.history[-1]["clipped_share"])
+
+
+def test_telemetry_is_kept_of_a_training_that_diverges():
+    kept = {}
+    config = QUICK.replace(base_lr=1e6, clip=10.0, telemetry_every=1, steps=30)
+    result = train(config, tables=lambda name, table: kept.update({name: table}))
+    assert result.outcome == "diverged" and len(kept["agc"])
+
+
+def test_the_ascent_takes_the_first_fifth_over_micro_batches():
+    x = torch.arange(10)
+    parts = [(x[:4], x[:4], 0.4), (x[4:8], x[4:8], 0.4), (x[8:], x[8:], 0.2)]
+    found = list(first_samples(parts, 5, 10))
+    assert [a.tolist() for a, _, _ in found] == [[0, 1, 2, 3], [4]]
+    assert [share for _, _, share in found] == [0.8, 0.2]
+
+
+def test_a_diverged_average_is_a_result_too():
+    result = train(QUICK.replace(base_lr=1e6, clip=None, ema=0.9, mix=True, steps=20))
+    assert result.outcome == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip_exempt": ["stage9"]}, "unknown parameter pattern 'stage9'"),
+        ({"telemetry_every": 1, "clip": None}, "set `clip` too"),
+        ({"ema": 1.0}, "must be below 1"),
+        ({"final_lr": 10.0}, "at most the peak rate"),
+        ({"sam_rho": 0.0}, "above 0"),
+    ],
+)
+def test_recipes_that_cannot_be_meant_are_refused(change, message):
+    with pytest.raises(WorkbenchError, match=message):
+        train(QUICK.replace(**change))

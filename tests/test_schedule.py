@@ -46,3 +46,17 @@ def test_without_warmup_it_starts_at_the_peak():
 def test_impossible_lengths_are_refused(warmup, total):
     with pytest.raises(WorkbenchError, match="warmup_steps"):
         rates(1.0, warmup, total)
+
+
+def test_the_cosine_may_end_above_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    schedule = warmup_cosine(optimizer, 2, 10, final_share=0.001 / 0.4)
+    found = []
+    for _ in range(11):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found[:3] == pytest.approx([0.0, 0.2, 0.4])
+    assert found[6] == pytest.approx((0.4 + 0.001) / 2) and found[10] == pytest.approx(0.001)
+    with pytest.raises(WorkbenchError, match="final_share"):
+        warmup_cosine(optimizer, 2, 10, final_share=2.0)

@@ -39,3 +39,17 @@ def flip_shift(images: Tensor, generator: torch.Generator, *, flip: bool, shift:
     padded = F.pad(images, (shift,) * 4)
     image = torch.arange(n, device=images.device)
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
+    """A square of `size` pixels around a uniform centre set to 0, the mean of normalised images; cut off at the border.
+
+    Source: DeVries and Taylor 2017.
+    """
+    n, _, height, width = images.shape
+    x, y = (torch.randint(0, side, (n, 1), generator=generator).to(images.device) for side in (width, height))
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    start = size // 2
+    inside_rows = (rows >= y - start) & (rows < y - start + size)  # (N, H)
+    inside_columns = (columns >= x - start) & (columns < x - start + size)
+    return images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0)

@@ -79,9 +79,12 @@ def run_training(
                 events.emit(kind="step", name=config.name, step=row["step"], done=position[0], total=position[1])
                 return bool(watch and watch(row))
 
+            def keep(name: str, table: pd.DataFrame) -> None:
+                store.log_table(run_id, table, name)
+
             try:
                 quiet = config.replace(progress=config.progress and not events.listening())
-                result = dataclasses.replace(train(quiet, log), config=config)
+                result = dataclasses.replace(train(quiet, log, keep), config=config)
             except BaseException as error:
                 store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
                 store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")

@@ -38,14 +38,22 @@ class TrainConfig:
     base_lr: float = 0.1  # at batch 256
     clip: float | None = 0.01  # AGC's lambda; None: no clipping
     clip_eps: float = 1e-3
+    clip_exempt: list = field(default_factory=list)  # parameters by name, "stage4", "first_conv" (see param_groups)
     weight_decay: float = 2e-5  # on weights; not on gains and biases
     momentum: float = 0.9  # Nesterov
     warmup: float = 0.05  # the share of the steps over which the rate rises
+    final_lr: float = 0.0  # where the cosine ends
     epochs: float | None = None
     steps: int | None = None
     label_smoothing: float = 0.0
     flip: bool | None = None  # mirror images; None: where the data set allows it
     shift: int | None = None  # move images by up to so many pixels; None: an eighth of their side
+    cutout: int | None = None  # the side of a square that is blanked, pixels
+    mix: bool = False  # MixUp on half of each batch, CutMix on the other
+    mixup_alpha: float = 0.2
+    ema: float | None = None  # decay of the average of the weights, which is evaluated beside them
+    sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of the batch
+    telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
     eval_every: int | None = (
         None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
     )
@@ -76,18 +84,22 @@ class TrainConfig:
             "steps",
             "train_size",
             "image_size",
+            "cutout",
+            "mixup_alpha",
+            "sam_rho",
+            "telemetry_every",
             "eval_every",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 cure = " (None switches clipping off)" if name == "clip" else ""
                 raise WorkbenchError(f"`{name}` (={value}) must be above 0 and finite{cure}.")
-        for name in ("weight_decay", "momentum", "warmup", "label_smoothing", "shift"):
+        for name in ("weight_decay", "momentum", "warmup", "final_lr", "label_smoothing", "shift", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise WorkbenchError(f"`{name}` (={value}) must be at least 0 and finite.")
-        for name in ("momentum", "label_smoothing"):
-            if getattr(self, name) >= 1:
+        for name in ("momentum", "label_smoothing", "ema"):
+            if (getattr(self, name) or 0) >= 1:
                 raise WorkbenchError(f"`{name}` (={getattr(self, name)}) must be below 1.")
         if self.warmup > 1:
             raise WorkbenchError(f"`warmup` (={self.warmup}) is a share of the steps, so at most 1.")
@@ -95,6 +107,10 @@ class TrainConfig:
             raise WorkbenchError(
                 f"`micro_batch` (={self.micro_batch}) must be at most `batch_size` (={self.batch_size})."
             )
+        if self.final_lr > self.lr:
+            raise WorkbenchError(f"`final_lr` (={self.final_lr}) must be at most the peak rate (={self.lr:g}).")
+        if self.telemetry_every and self.clip is None:
+            raise WorkbenchError("`telemetry_every` shows what AGC saw: set `clip` too, or leave it out.")
         if self.precision not in ("float32", "bfloat16"):
             raise unknown("precision", self.precision, ["float32", "bfloat16"])
 
@@ -174,7 +190,8 @@ class TrainResult:
     """What a training gave. `outcome` is complete, diverged, pruned or failed; `history` has one row an evaluation.
 
     History rows: step, epoch, samples_seen, lr, train_loss (mean cross-entropy since the last row, without
-    smoothing), val_loss, val_acc, seconds and, where AGC clips, clipped_share and ratio_p99 of that step.
+    smoothing; against the mixed labels where images are mixed), val_loss, val_acc, seconds; ema_val_loss and
+    ema_val_acc with an average; where AGC clips, clipped_share and ratio_p99 of that step.
     `metrics` has the final values; `failed` there is the failure rule, 0 or 1.
     """
 
@@ -193,6 +210,7 @@ class TrainResult:
     def row(self) -> dict:
         """Configuration and final metrics as one flat row of a tidy table."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in (*EXECUTION_FIELDS, "model_args")}
+        config["clip_exempt"] = ", ".join(self.config.clip_exempt)
         return {**config, "lr": self.config.lr, **self.metrics, "outcome": self.outcome, "key": self.key}
 
     def to_json(self) -> str:

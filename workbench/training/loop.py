@@ -7,18 +7,20 @@ last micro-batch.
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from workbench.data import Dataset, Split, load_dataset
-from workbench.data.augment import flip_shift, generator_for, normalize, seed_for
+from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
-from workbench.optim import AGC, param_groups, warmup_cosine
+from workbench.optim import AGC, EMA, SAM, AGCStats, param_groups, warmup_cosine
+from workbench.optim.sam import sub_batch
 from workbench.training.config import (
     DIVERGED_SHARE,
     FAILURE_SHARE,
@@ -27,17 +29,20 @@ from workbench.training.config import (
     code_hash,
     training_key,
 )
+from workbench.training.inputs import Inputs
 
 EVAL_BATCH = 512
 Log = Callable[[dict], bool | None]
+Tables = Callable[[str, pd.DataFrame], None]
 
 
-def train(config: TrainConfig, log: Log | None = None) -> TrainResult:
+def train(config: TrainConfig, log: Log | None = None, tables: Tables | None = None) -> TrainResult:
     """Trains `config` and returns what came of it; on CPU two runs of one configuration are equal bit for bit.
 
     Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome
-    "pruned". A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with
-    its step and cause.
+    "pruned". `tables` is called at the end with (name, table): "agc", one row a parameter and step, where
+    `telemetry_every` asks for it. A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training
+    and is reported with its step and cause.
     Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
     """
     data = load_dataset(config.data, config.image_size)
@@ -45,49 +50,66 @@ def train(config: TrainConfig, log: Log | None = None) -> TrainResult:
     train_split = data.train.take(slice(0, config.train_size))
     total_steps = steps_of(config, len(train_split))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        return _train(config, data, train_split, device, total_steps, log)
+        return _train(config, data, train_split, device, total_steps, log, tables)
 
 
 def _train(
-    config: TrainConfig, data: Dataset, train_split: Split, device: torch.device, total_steps: int, log: Log | None
+    config: TrainConfig,
+    data: Dataset,
+    train_split: Split,
+    device: torch.device,
+    total_steps: int,
+    log: Log | None,
+    tables: Tables | None,
 ) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
     model = create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args).to(device)
-    groups = param_groups(model, config.weight_decay, config.clip)
+    exempt = {pattern: {"clip": None} for pattern in config.clip_exempt}
+    groups = param_groups(model, config.weight_decay, config.clip, exempt)
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     agc = AGC(optimizer, config.clip, config.clip_eps) if config.clip is not None else None
-    schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps)
+    ema = EMA(model, config.ema) if config.ema is not None else None
+    sam = SAM(model.parameters(), config.sam_rho) if config.sam_rho is not None else None
+    schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps, config.final_lr / config.lr)
 
-    images, labels = train_split.images.to(device), train_split.labels.to(device)
     val, mean, std = data.val.to(device), data.mean.to(device), data.std.to(device)
-    flip = data.flip if config.flip is None else config.flip
-    shift = images.shape[-1] // 8 if config.shift is None else config.shift
-    eval_every = config.eval_every or max(1, min(len(labels) // config.batch_size, total_steps // 4))
+    inputs = Inputs(config, train_split.to(device), data, mean, std)
+    eval_every = config.eval_every or max(1, min(len(train_split) // config.batch_size, total_steps // 4))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
+    telemetry = Telemetry(config.telemetry_every)
+
+    def backward(x: Tensor, y: Tensor, share: float) -> Tensor:
+        """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
+        with autocast:
+            logits = model(x).float()
+        (F.cross_entropy(logits, y, label_smoothing=config.label_smoothing) * share).backward()
+        return F.cross_entropy(logits.detach(), y) * share
 
     history: list[dict] = []
     outcome, step = "complete", 0
     bar = tqdm(
         total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5
     )
-    for step, index in enumerate(batches(len(labels), config.batch_size, config.seed, total_steps), start=1):
+    for step, (index, partner) in enumerate(inputs.steps(total_steps), start=1):
         optimizer.zero_grad(set_to_none=True)
+        if sam is not None:
+            for x, y, share in first_samples(inputs.parts(step, index, partner), sub_batch(len(index)), len(index)):
+                backward(x, y, share)
+            sam.ascend()
         loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
-        for micro, part in enumerate(index.split(config.micro_batch or config.batch_size)):
-            x, y = images[part.to(device)], labels[part.to(device)]
-            if flip or shift:
-                x = flip_shift(x, generator_for(config.seed, "augment", step, micro), flip=flip, shift=shift)
-            torch.manual_seed(seed_for(config.seed, "forward", step, micro))
-            with autocast:
-                logits = model(normalize(x, mean, std))
-            share = len(part) / len(index)  # parts that do not divide evenly are weighted rightly
-            (F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) * share).backward()
-            loss += F.cross_entropy(logits.detach().float(), y) * share
+        for x, y, share in inputs.parts(step, index, partner):
+            loss += backward(x, y, share)
+        if sam is not None:
+            sam.descend()
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()  # AGC clips here, before the update
         schedule.step()
+        if ema is not None:
+            ema.update()
+        if agc is not None:
+            telemetry.take(step, agc.stats)
         bar.update()
 
         at_row = step % eval_every == 0 or step == total_steps
@@ -98,7 +120,7 @@ def _train(
             val_loss, val_acc = evaluate(model, val, mean, std, autocast)
             row = {
                 "step": step,
-                "epoch": step * config.batch_size / len(labels),
+                "epoch": step * config.batch_size / len(train_split),
                 "samples_seen": step * config.batch_size,
                 "lr": lr,
                 "train_loss": watch.mean_since_last(),
@@ -106,19 +128,27 @@ def _train(
                 "val_acc": val_acc,
                 "seconds": time.perf_counter() - started,
             }
+            if ema is not None:
+                row["ema_val_loss"], row["ema_val_acc"] = evaluate(ema.model, val, mean, std, autocast)
             if agc is not None:
                 row |= {"clipped_share": agc.stats.clipped_share(), "ratio_p99": agc.stats.ratio_quantile(0.99)}
+                telemetry.settle()
             history.append(row)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{val_acc:.1%}")
             if log is not None and log(row) and step < total_steps:
                 outcome = "pruned"
                 break
     bar.close()
+    if tables is not None and config.telemetry_every:
+        tables("agc", telemetry.table())
 
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, step, len(data.classes))
     if config.evaluate_test and outcome == "complete":
-        metrics["test_acc"] = evaluate(model, data.test.to(device), mean, std, autocast)[1]
+        test = data.test.to(device)
+        metrics["test_acc"] = evaluate(model, test, mean, std, autocast)[1]
+        if ema is not None:
+            metrics["ema_test_acc"] = evaluate(ema.model, test, mean, std, autocast)[1]
     metrics |= {
         "steps_planned": total_steps,
         "steps_done": step,
@@ -143,6 +173,44 @@ def _train(
         data_digest=data.digest,
         code=code_hash(),
     )
+
+
+def first_samples(
+    parts: Iterable[tuple[Tensor, Tensor, float]], n: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The first n samples of a batch's parts, their shares anew so that they sum to one."""
+    left = n
+    for x, y, share in parts:
+        take = min(left, round(share * batch_size))
+        if take == 0:
+            return
+        yield x[:take], y[:take], take / n
+        left -= take
+
+
+class Telemetry:
+    """What AGC saw, every so many steps: norms on the device until `settle` makes rows of them."""
+
+    def __init__(self, every: int | None):
+        self.every = every
+        self._unread: list[tuple[int, AGCStats]] = []
+        self._tables: list[pd.DataFrame] = []
+
+    def take(self, step: int, stats: AGCStats) -> None:
+        if self.every and step % self.every == 0:
+            self._unread.append((step, stats))
+
+    def settle(self) -> None:
+        for step, stats in self._unread:
+            table = stats.table()
+            table.insert(0, "step", step)
+            self._tables.append(table)
+        self._unread.clear()
+
+    def table(self) -> pd.DataFrame:
+        """One row a step and parameter."""
+        self.settle()
+        return pd.concat(self._tables, ignore_index=True) if self._tables else AGCStats().table()
 
 
 class LossWatch:
@@ -182,7 +250,7 @@ def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -
     """The last row's values; a diverged training counts as guessing, and has no loss."""
     if outcome == "diverged":
         return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step}
-    names = ("train_loss", "val_loss", "val_acc", "clipped_share", "ratio_p99")
+    names = ("train_loss", "val_loss", "val_acc", "ema_val_loss", "ema_val_acc", "clipped_share", "ratio_p99")
     last = {name: history[-1][name] for name in names if name in history[-1]}
     return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
 
@@ -194,16 +262,6 @@ def steps_of(config: TrainConfig, n: int) -> int:
             f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n})."
         )
     return config.steps or max(1, round(config.epochs * (n // config.batch_size)))
-
-
-def batches(n: int, batch_size: int, seed: int, total_steps: int) -> Iterator[Tensor]:
-    """Indices (batch_size,) of each step: every epoch is one permutation, a function of (seed, epoch)."""
-    per_epoch = n // batch_size
-    for step in range(total_steps):
-        epoch, i = divmod(step, per_epoch)
-        if i == 0:
-            order = torch.randperm(n, generator=generator_for(seed, "order", epoch))
-        yield order[i * batch_size : (i + 1) * batch_size]
 
 
 @torch.no_grad()

@@ -1,0 +1,78 @@
+"""What a step trains on: images gathered, moved, normalised and mixed on the device, in a few operations a batch.
+
+Every draw is a function of (seed, step, micro-batch), so the same step gives the same batch whenever it is asked for.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.data import Dataset, Split
+from workbench.data.augment import cutout, flip_shift, generator_for, normalize, seed_for
+from workbench.data.mixing import mix_halves
+from workbench.training.config import TrainConfig
+
+
+@dataclass
+class Inputs:
+    """Batches of one training, from a split that lies on the device."""
+
+    config: TrainConfig
+    split: Split
+    data: Dataset
+    mean: Tensor
+    std: Tensor
+
+    def __post_init__(self):
+        self.flip = self.data.flip if self.config.flip is None else self.config.flip
+        self.shift = self.split.images.shape[-1] // 8 if self.config.shift is None else self.config.shift
+
+    def steps(self, total_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices (batch_size,) of each step's images, and of those they are mixed with (the same where they are not).
+
+        The partners go through the data in an order of their own, so mixing draws twice the batch, as the authors do.
+        """
+        n, seed = len(self.split), self.config.seed
+        own = batches(n, self.config.batch_size, seed, total_steps)
+        if not self.config.mix:
+            yield from ((index, index) for index in own)
+            return
+        yield from zip(own, batches(n, self.config.batch_size, seed, total_steps, "partners"), strict=True)
+
+    def parts(self, step: int, index: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The micro-batches of a step: images (n, C, H, W), labels (n,) or distributions (n, classes), and their share
+        of the batch; parts that do not divide evenly are weighted rightly."""
+        size = self.config.micro_batch or len(index)
+        for micro, (part, others) in enumerate(zip(index.split(size), partner.split(size), strict=True)):
+            x, y = self._prepared(step, micro, part, others)
+            torch.manual_seed(seed_for(self.config.seed, "forward", step, micro))  # dropout, stochastic depth
+            yield x, y, len(part) / len(index)
+
+    def _prepared(self, step: int, micro: int, part: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        config, device = self.config, self.split.images.device
+        if config.mix:  # quarters: images and partners of MixUp, images and partners of CutMix
+            half = (len(part) + 1) // 2
+            part = torch.cat([part[:half], others[:half], part[half:], others[half:]])
+        x, y = self.split.images[part.to(device)], self.split.labels[part.to(device)]
+        if self.flip or self.shift:
+            x = flip_shift(x, generator_for(config.seed, "augment", step, micro), flip=self.flip, shift=self.shift)
+        x = normalize(x, self.mean, self.std)
+        if config.mix:
+            rng = np.random.default_rng(seed_for(config.seed, "mix", step, micro))
+            x, y = mix_halves(x, y, len(self.data.classes), rng, config.mixup_alpha)
+        if config.cutout:
+            x = cutout(x, generator_for(config.seed, "cutout", step, micro), config.cutout)
+        return x, y
+
+
+def batches(n: int, batch_size: int, seed: int, total_steps: int, what: str = "order") -> Iterator[Tensor]:
+    """Indices (batch_size,) of each step: every epoch is one permutation, a function of (seed, what, epoch)."""
+    per_epoch = n // batch_size
+    for step in range(total_steps):
+        epoch, i = divmod(step, per_epoch)
+        if i == 0:
+            order = torch.randperm(n, generator=generator_for(seed, what, epoch))
+        yield order[i * batch_size : (i + 1) * batch_size]
