@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED_DATA
+from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.checkpoints import (
     RELEASED,
-    adapt_in_channels,
     convert,
     from_haiku,
     load_checkpoint,
     save_checkpoint,
     to_haiku,
 )
+from workbench.models.input_channels import adapt_in_channels
 from workbench.models.pickles import read_pickle
 from workbench.models.timm_layout import to_timm
 
@@ -288,8 +289,9 @@ def test_the_timm_layout_round_trips_with_and_without_a_quad_stem(tmp_path):
 def test_a_pth_that_runs_code_is_refused(tmp_path):
     trace = tmp_path / "trace"
     torch.save({"w": _Runs(os.system, f"touch {trace}")}, tmp_path / "x.pth")
-    with pytest.raises(WorkbenchError, match="nothing in it was executed"):
+    with pytest.raises(WorkbenchError, match="nothing in it was executed") as error:
         load_checkpoint(tmp_path / "x.pth")
+    assert "weights_only" not in str(error.value)
     assert not trace.exists()
 
 
@@ -307,16 +309,193 @@ def test_our_files_name_their_network_with_its_constants(tmp_path):
 
 def test_weights_of_other_constants_are_refused(tmp_path):
     file = save_checkpoint(small("nf_resnet_tiny", 4, activation="silu"), tmp_path / "x.safetensors")
-    with pytest.raises(WorkbenchError, match="`activation` is the default here and silu in the file"):
+    with pytest.raises(WorkbenchError, match="`activation` is relu here and silu in the file"):
         load_checkpoint(file, create_model("nf_resnet_tiny", 4))
     load_checkpoint(file, create_model("nf_resnet_tiny", 4, activation="silu", dropout=0.3))  # dropout may differ
 
 
-def test_a_network_with_a_callable_activation_is_saved_without_a_recipe(tmp_path):
+def test_a_network_with_a_function_for_an_activation_loads_into_its_like_only(tmp_path):
     model = small("nf_resnet_tiny", 4, activation=torch.tanh)
     file = save_checkpoint(model, tmp_path / "x.safetensors")
     into = create_model("nf_resnet_tiny", 4, activation=torch.tanh)
     assert same(model, load_checkpoint(file, into))
+    with pytest.raises(WorkbenchError, match="a function of its own for an activation"):
+        load_checkpoint(file)  # by its shapes it would pass for the ReLU net
+
+
+def test_a_default_that_was_said_is_a_default(tmp_path):
+    file = save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / "x.safetensors")
+    load_checkpoint(file, create_model("nf_resnet_tiny", 4, alpha=0.2, activation="relu", in_channels=3))
+
+
+def test_what_cannot_be_named_is_not_saved(tmp_path):
+    from workbench.models.export import fold
+    from workbench.models.nf_resnet import NFResNet
+
+    model = small("nf_resnet_tiny", 4)
+    for bad in (fold(model), nn.DataParallel(model), NFResNet(depth=(1, 1, 1), widths=(32, 64, 128), width=1)):
+        with pytest.raises(WorkbenchError, match="cannot be named in a file"):
+            save_checkpoint(bad, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_wrappers_prefix_are_read(tmp_path):
+    model = small("nf_resnet_tiny", 4)
+    torch.save({f"module._orig_mod.{k}": v for k, v in model.state_dict().items()}, tmp_path / "x.pth")
+    assert same(model, load_checkpoint(tmp_path / "x.pth"))
+
+
+def test_constants_that_a_layout_cannot_say_are_not_lost_on_the_way(tmp_path):
+    file = save_checkpoint(small("nfnet_micro", 4, alpha=0.5), tmp_path / "x.safetensors")
+    for target, layout in (("y.pth", "workbench"), ("y.npz", "workbench"), ("y.safetensors", "timm")):
+        with pytest.raises(WorkbenchError, match=r"nfnet_micro with alpha=0.5, which no \.\w+ file can say"):
+            convert(file, tmp_path / target, layout=layout)
+    assert convert(file, tmp_path / "z.safetensors").recipe["alpha"] == 0.5
+
+
+@pytest.mark.parametrize("target", ["folder.safetensors", "file/x.safetensors", "x.pth", "a" * 300 + ".safetensors"])
+def test_targets_that_cannot_be_written_are_refused_in_a_sentence(tmp_path, target):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WorkbenchError, match=r"must end in|no file that could be replaced|cannot write"):
+        save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / target)
+
+
+def test_a_device_is_never_replaced():
+    before = os.stat(os.devnull).st_mode
+    with pytest.raises(WorkbenchError):
+        save_checkpoint(small("nf_resnet_tiny", 4), os.devnull)
+    assert os.stat(os.devnull).st_mode == before
+
+
+def test_files_are_written_as_the_umask_has_it_through_links_and_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = small("nf_resnet_tiny", 4)
+    file = save_checkpoint(model, "~/x.safetensors")
+    assert file == tmp_path / "x.safetensors" and same(model, load_checkpoint("~/x.safetensors"))
+    (tmp_path / "other").touch()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "link.safetensors").symlink_to(file)
+    save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / "link.safetensors")
+    assert (tmp_path / "link.safetensors").is_symlink() and not same(model, load_checkpoint(file))
+
+
+@pytest.mark.parametrize("name", ["nfnet_micro", "nf_resnet_tiny", "nf_regnet_b0", "resnet_tiny"])
+def test_networks_can_be_pickled_whole(name):
+    model = create_model(name, 3).eval()
+    assert same(model, pickle.loads(pickle.dumps(model)))
+
+
+def test_a_bfloat16_network_is_written_in_the_released_layout():
+    tree = to_haiku(small("nf_resnet_tiny", 4).to(torch.bfloat16))
+    assert tree["NF_ResNet/~/linear"]["b"].dtype == np.float32
+
+
+def _bomb(kind: str) -> bytes:
+    if kind == "shared dicts":
+        parts = b"\x80\x02}q\x00"
+        for i in range(24):  # each dict holds the one before it twice
+            parts += (
+                b"}q"
+                + bytes([i + 1])
+                + b"(X\x01\x00\x00\x00ah"
+                + bytes([i])
+                + b"X\x01\x00\x00\x00bh"
+                + bytes([i])
+                + b"u"
+            )
+        return parts + b"."
+    if kind == "tuple key":
+        parts = b"\x80\x02)q\x00"
+        for i in range(60):
+            parts += b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1])
+        return b"\x80\x02}" + parts[2:] + b"N" + b"s."
+    if kind == "memo":
+        return b"\x80\x04}r\xff\xff\xff\x07."
+    array = b"\x80\x02}X\x01\x00\x00\x00acnumpy._core.numeric\n_frombuffer\n(C\x04\x00\x00\x00\x00cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R"
+    if kind == "huge shape":
+        return array + b"(X\x01\x00\x00\x00zJ\x00\x00\x00\x40tX\x01\x00\x00\x00CtRs."
+    if kind == "long integer":
+        return array + b"\x8b" + struct.pack("<i", 1 << 20) + b"\x01" * (1 << 20) + b"\x85X\x01\x00\x00\x00CtRs."
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", ["shared dicts", "tuple key", "memo", "huge shape", "long integer"])
+def test_small_files_cannot_ask_for_much_time_or_memory(tmp_path, kind):
+    import resource
+    import time
+
+    (tmp_path / "x.npz").write_bytes(_bomb(kind))
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    with pytest.raises(WorkbenchError):
+        load_checkpoint(tmp_path / "x.npz")
+    assert time.perf_counter() - started < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_long_or_ugly_name_is_shown_short_and_plain(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"\x80\x02cos\n" + b"\x1b[31m" + b"x" * 100_000 + b"\n.")
+    with pytest.raises(WorkbenchError) as error:
+        load_checkpoint(tmp_path / "x.npz")
+    assert len(str(error.value)) < 500 and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors", ".npz"])
+@pytest.mark.parametrize("content", [b"", b"text, renamed", b"\x00" * 100])
+def test_files_that_are_none_are_refused_in_a_sentence(tmp_path, suffix, content):
+    file = tmp_path / f"x{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(WorkbenchError, match=r"cannot read|damaged"):
+        load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{0: torch.ones(1)}, {"linear.bias": torch.tensor(1.0)}, {"stem.weight": torch.ones(3)}, {"a": torch.ones(2).to_sparse()}, {}],
+)  # fmt: skip
+def test_state_dicts_that_are_none_of_ours_are_refused_in_a_sentence(tmp_path, state):
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(WorkbenchError):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["{", "[1]", '{"name": "nf_resnet_tiny", "width": "a"}', '{"name": "nf_resnet_tyni"}']
+)
+def test_a_recipe_that_says_nothing_is_refused_in_a_sentence(tmp_path, recipe):
+    from safetensors.torch import save_file
+
+    save_file(
+        {"linear.bias": torch.ones(2)}, tmp_path / "x.safetensors", {"format": "normfree-workbench/1", "recipe": recipe}
+    )
+    with pytest.raises(WorkbenchError, match="does not say rightly which network"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("tree", [[1], {"NFNet/~/linear": np.ones(2)}, {"NFNet/~/linear": {"b": np.float32(1)}}, {"a": {"b": {"c": {"d": {"e": 1}}}}}])  # fmt: skip
+def test_trees_that_are_none_are_refused_in_a_sentence(tmp_path, tree):
+    (tmp_path / "x.npz").write_bytes(pickle.dumps(tree))
+    with pytest.raises(WorkbenchError):
+        load_checkpoint(tmp_path / "x.npz")
+
+
+def test_arguments_of_other_types_are_refused(tmp_path):
+    model = small("nf_resnet_tiny", 4)
+    for call in (lambda: load_checkpoint(None), lambda: load_checkpoint(5), lambda: from_haiku(None, model)):
+        with pytest.raises(WorkbenchError):
+            call()
+    tree = to_haiku(model)
+    tree["NF_ResNet/~/linear"]["b"] = np.array(["a", "b"])
+    with pytest.raises(WorkbenchError, match="not numbers"):
+        from_haiku(tree, model)
+
+
+def test_a_frozen_stem_stays_frozen():
+    model = small("nf_resnet_tiny", 4)
+    for p in model.stem.parameters():
+        p.requires_grad_(False)
+    adapt_in_channels(model, 1)
+    assert not any(p.requires_grad for p in model.stem.parameters())
 
 
 def test_batchnorm_statistics_are_saved_too(tmp_path):
@@ -430,7 +609,7 @@ def test_convert_reaches_every_layout_and_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("target", "layout", "message"),
     [
-        ("x.onnx", "workbench", "must end in .safetensors, .pth or .npz"),
+        ("x.onnx", "workbench", "must end in .safetensors or .pth or .npz"),
         ("x.pth", "tim", "did you mean 'timm'"),
         ("x.npz", "timm", "has the released layout"),
     ],

@@ -105,6 +105,15 @@ def test_weights_are_converted_and_exported_from_the_command_line(tmp_path, comm
     torch.testing.assert_close(program(x), model(x))
 
 
+@pytest.mark.parametrize(
+    "arguments", [["evaluate", "nfnet_f0"], ["models", "--foo"], ["models", "convert"], ["ui", "--port", "x"]]
+)
+def test_a_wrong_option_is_a_sentence_with_the_usage(arguments):
+    done = workbench(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "Usage:" in done.stderr
+
+
 def test_outside_a_workbench_the_cure_is_named(tmp_path):
     code = "import workbench.paths as p; p.__file__ = '/nowhere/x.py'; p.root()"
     environment = {k: v for k, v in os.environ.items() if k != "WORKBENCH_ROOT"} | {"PYTHONPATH": str(CHECKOUT)}

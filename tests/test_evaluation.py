@@ -168,7 +168,7 @@ def test_evaluate_as_a_person_runs_it_and_what_is_kept(root, image_folder, weigh
     assert done.returncode == 0, done.stderr
     right = 0
     for source, label, where in open_labelled(image_folder):
-        image = eval_image(decode(source, where), 32, "crop")
+        image = eval_image(decode(source, where), 32, "whole")
         right += int(model(image[None]).argmax()) == label
     assert f"{right / 40:.2%} [" in done.stdout and "of 40" in done.stdout and "images per second" in done.stdout
 
@@ -199,6 +199,9 @@ def test_an_evaluation_that_breaks_is_marked_failed(root, image_folder, weights,
         (["nf_resnet_tyni"], "did you mean 'nf_resnet_tiny'"),
         (["nf_resnet_tiny", "--style", "krop"], "did you mean 'crop'"),
         (["nf_resnet_tiny", "--image-size", "3"], "at least 8 pixels"),
+        (["nf_resnet_tiny", "--image-size", "0"], "at least 8 pixels"),
+        (["nf_resnet_tiny", "--batch-size", "0"], "`batch_size` (=0) must be at least 1"),
+        (["nf_resnet_tiny", "--workers", "many"], "Invalid value for '--workers'"),
         (["nf_resnet_tiny", "--classes", "/nowhere/names.txt"], "cannot read /nowhere/names.txt"),
         (["nf_resnet_tiny", "--device", "gpu"], "must be auto, cpu, cuda"),
     ],
@@ -228,3 +231,61 @@ def test_an_image_in_memory_is_read_like_a_file(tmp_path):
     assert (
         decode(buffer.getvalue(), "").tobytes() == decode(tmp_path / "x.png", "").tobytes() == bytes((10, 20, 30)) * 20
     )
+
+
+def rows(image_folder, **changes):
+    """Three rows of the folder, with columns changed."""
+    images = [{"bytes": f.read_bytes(), "path": f.name} for f in sorted((image_folder / "dark").iterdir())[:3]]
+    return pa.table({"image": images, "label": [0, 1, 0], **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": pa.array([0, -1, 0])}, r"the label of row 1 of .* \(=-1\) must lie between 0 and 0"),
+        ({"label": pa.array([0, None, 1])}, r"the label of row 1"),
+        ({"label": pa.array([0.0, 1.0, 0.5])}, "must hold whole numbers, but is double"),
+        ({"label": pa.array(["a", "b", "c"])}, "must hold whole numbers, but is string"),
+        ({"image": pa.array([None, None, None], pa.struct([("bytes", pa.binary())]))}, "row 0 of .* has no image"),
+        ({"image": pa.array([{"bytes": None}] * 3, pa.struct([("bytes", pa.binary())]))}, "row 0 of .* has no image"),
+        ({"image": [{"bytes": b"no picture"}] * 3}, r"cannot read row 0 of .* as an image \(unknown format\)"),
+    ],
+)
+def test_rows_that_are_none_are_named(image_folder, tmp_path, changes, message):
+    pq.write_table(rows(image_folder, **changes), tmp_path / "x.parquet")
+    with pytest.raises(WorkbenchError, match=message):
+        run(Brightness(), open_labelled(tmp_path / "x.parquet"))
+
+
+def test_a_label_beyond_the_named_classes_is_refused(image_folder, tmp_path):
+    info = json.dumps({"info": {"features": {"label": {"names": ["only"]}}}})
+    table = rows(image_folder).replace_schema_metadata({"huggingface": info})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(WorkbenchError, match="must lie between 0 and 0"):
+        run(Brightness(), open_labelled(tmp_path / "x.parquet"))
+    pq.write_table(rows(image_folder).replace_schema_metadata({"huggingface": "{"}), tmp_path / "y.parquet")
+    assert open_labelled(tmp_path / "y.parquet").classes == ("0", "1")
+
+
+def test_what_is_no_image_in_a_folder_is_passed_over(image_folder):
+    (image_folder / "dark" / "._0.png").write_bytes(b"what another system leaves")
+    (image_folder / "dark" / "gone.png").symlink_to(image_folder / "nowhere.png")
+    assert len(open_labelled(image_folder)) == 40
+
+
+def test_sixteen_bit_images_keep_their_grays(tmp_path):
+    import numpy as np
+
+    values = np.array([[0, 257 * 64], [257 * 128, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert np.asarray(decode(tmp_path / "x.png", ""))[..., 0].tolist() == [[0, 64], [128, 255]]
+
+
+def test_names_of_outputs_must_differ(image_folder):
+    with pytest.raises(WorkbenchError, match="names 'dark' twice"):
+        class_indices(open_labelled(image_folder), 3, ["dark", "bright", "dark"])
+
+
+def test_outputs_that_are_no_numbers_are_counted(image_folder):
+    assert run(Brightness(broken=True), open_labelled(image_folder)).not_finite == 40
+    assert run(Brightness(), open_labelled(image_folder)).not_finite == 0

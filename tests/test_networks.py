@@ -237,3 +237,40 @@ def test_names_patterns_and_mistakes():
 def test_a_callable_activation_gets_its_gamma_by_quadrature():
     model = create_model("nf_resnet_tiny", 3, activation=torch.relu)
     assert model.gamma == pytest.approx(1.71285855, rel=1e-7)
+
+
+BAD = {
+    "num_classes": (2.5, "10", True, -1), "in_channels": (0, 3.0, "3", True), "dropout": (2, -0.1, "x", float("nan"), 1),
+    "stochastic_depth": (1, 2, -0.1, "x"), "alpha": (0, -1, float("nan"), float("inf"), "0.2"), "skip_gain": (None, "a", float("nan")),
+    "se_ratio": (-1, 5, "a"), "width": (0, -1, "wide"), "widths": ((), (64,), (1.5, 2, 3, 4), "abcd"), "stem": (5, (8, 16)),
+    "stem_strides": ((1, 1), (3, 1, 1, 1)), "group_size": (0, -1, 1.5), "activation": (["relu"], 3), "two_convs": ("yes", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=str
+)
+def test_arguments_that_cannot_be_meant_are_refused_with_value_and_rule(name, value):
+    arguments = {"num_classes": 10} | {name: value}
+    with pytest.raises(WorkbenchError, match=f"`{name}` .*must|`stem_strides` .*must"):
+        create_model("nfnet_micro", **arguments)
+
+
+def test_whole_numbers_serve_where_numbers_are_meant():
+    assert create_model("nf_resnet_tiny", 3, skip_gain=1).blocks[0].skip_gain.item() == 1.0
+    assert create_model("nfnet_micro", 3, width=2, dropout=0, alpha=1).blocks[0].alpha == 1
+
+
+@pytest.mark.parametrize(
+    "activation", ["swish", torch.nn.PReLU(), lambda x: 1 / 0], ids=["unknown", "module", "raises"]
+)
+def test_activations_that_do_not_serve_are_refused(activation):
+    with pytest.raises(WorkbenchError, match=r"unknown activation 'swish'|gamma needs an elementwise function"):
+        create_model("nf_resnet_tiny", 3, activation=activation)
+
+
+def test_a_name_in_other_letters_gets_its_hint():
+    with pytest.raises(WorkbenchError, match="did you mean 'nfnet_f0'"):
+        create_model("NFNET_F0")
+    with pytest.raises(WorkbenchError):
+        create_model(["nfnet_f0"])

@@ -7,7 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from workbench.data.preprocess import MEAN_RGB, STD_RGB, center_box, crop, eval_image, random_box, squash, train_crop
+from workbench.data.preprocess import (
+    MEAN_RGB,
+    STD_RGB,
+    center_box,
+    crop,
+    eval_image,
+    random_box,
+    squash,
+    train_crop,
+    whole,
+)
 from workbench.errors import WorkbenchError
 
 
@@ -126,3 +136,11 @@ def test_gray_and_transparent_images_are_read_as_rgb():
 def test_bad_input_is_refused(size, style, message):
     with pytest.raises(WorkbenchError, match=message):
         eval_image(Image.new("RGB", (40, 30)), size, style)
+
+
+def test_small_nets_see_the_whole_image():
+    image = gradient(32, 32)
+    np.testing.assert_allclose(pixels(whole(image, 32)), np.asarray(image, float), atol=1e-3)
+    from workbench.models.zoo import MODELS
+
+    assert {row.eval_style for row in MODELS.values() if row.test_size <= 32} == {"whole"}

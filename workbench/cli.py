@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 
 from workbench.errors import WorkbenchError, unknown
 
+# Typer may bring its own copy of click: its exceptions are told by the base class.
+ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
@@ -134,7 +136,8 @@ def evaluate(
     ] = None,
     image_size: Annotated[Optional[int], typer.Option(help="Pixels a side; None: the model's test size.")] = None,
     style: Annotated[
-        Optional[str], typer.Option(help="How images are cut: squash (NFNets) or crop (the others); None: the model's.")
+        Optional[str],
+        typer.Option(help="How images are cut: squash, crop or whole; None: as for the model."),
     ] = None,
     classes: Annotated[
         Optional[str], typer.Option(help="File with the names of the network's outputs, where data has only some.")
@@ -167,10 +170,13 @@ def evaluate(
         interval = f"{found.mean:.2%} [{found.low:.2%}, {found.high:.2%}] of {found.n:,}"
         console.print(f"  {name:18} {interval}{beside}", highlight=False)
     console.print(f"  {'cross-entropy':18} {scores.loss:.4g}", highlight=False)
+    if scores.not_finite:
+        console.print(f"  for {scores.not_finite:,} images the network's outputs are no numbers: they count as wrong")
     console.print(f"  {'images per second':18} {scores.images_per_second:.0f}", highlight=False)
     console.print(f"run {scores.run_id}", highlight=False)
 
 
+models_commands = ("list", "convert", "download", "export")
 models = typer.Typer(
     cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True
 )
@@ -192,7 +198,7 @@ def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.
 
     names = list_models(pattern)
     if not names:
-        raise unknown("model", pattern, list_models())
+        raise unknown("model", pattern, [*list_models(), *models_commands])
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("parameters", "train px", "test px", "GMAC, forward", "GMAC, published", "norm", "weights")
     table.add_column("model", no_wrap=True)
@@ -255,12 +261,7 @@ def models_export(
     model = load_checkpoint(source)
     name = model.recipe["name"]
     model = export.fold(model) if fold else model
-    if target.endswith(".onnx"):
-        export.export_onnx(model, target)
-    else:
-        import torch
-
-        torch.export.save(export.export_program(model), target)
+    (export.export_onnx if target.endswith(".onnx") else export.export_pt2)(model, target)
     print(f"{target}: {name}{', folded' if fold else ''}")
 
 
@@ -338,13 +339,16 @@ def main() -> None:
     except WorkbenchError as error:
         print(f"workbench: {error}", file=sys.stderr)
         code = 2
-    except click.ClickException as error:
+    except (ClickException, click.ClickException) as error:
         error.show()
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort, click.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # Typer itself turns Ctrl-C into this code
-        print("workbench: interrupted; what was finished is kept, and the same command continues.", file=sys.stderr)
+        print(
+            "workbench: interrupted; finished trainings and studies are kept, and the same command goes on from there.",
+            file=sys.stderr,
+        )
     sys.exit(code)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from workbench.data.datasets import IMAGE_SUFFIXES
 from workbench.errors import WorkbenchError
@@ -46,7 +47,7 @@ class Labelled:
             row = 0
             for batch in opened.iter_batches(256, columns=[image, label]):
                 for cell, value in zip(batch[image], batch[label], strict=True):
-                    yield cell.as_py()["bytes"], value.as_py(), f"row {row} of {file}"
+                    yield _checked(cell.as_py(), value.as_py(), len(self.classes), f"row {row} of {file}")
                     row += 1
 
     def digest(self) -> str:
@@ -76,7 +77,7 @@ def open_labelled(path: str | Path) -> Labelled:
         (file, label)
         for label, name in enumerate(classes)
         for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
     ]
     if not found:
         raise WorkbenchError(
@@ -88,6 +89,7 @@ def open_labelled(path: str | Path) -> Labelled:
 
 def _open_parquet(path: Path, files: tuple[Path, ...]) -> Labelled:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     rows, top, names = 0, -1, None
@@ -102,9 +104,12 @@ def _open_parquet(path: Path, files: tuple[Path, ...]) -> Labelled:
             raise WorkbenchError(
                 f"the column {image} of {file} must be a struct with the field `bytes`, but is {cell}."
             )
+        if not pa.types.is_integer(opened.schema_arrow.field(label).type):
+            kind = opened.schema_arrow.field(label).type
+            raise WorkbenchError(f"the column {label} of {file} must hold whole numbers, but is {kind}.")
         rows += opened.metadata.num_rows
         names = names or _class_names(opened.schema_arrow.metadata, label)
-        top = max(top, max(opened.read(columns=[label])[label].to_pylist(), default=-1))
+        top = max(top, pc.max(opened.read(columns=[label])[label]).as_py() or 0)
     if rows == 0:
         raise WorkbenchError(f"{path} holds no rows.")
     classes = names or tuple(map(str, range(top + 1)))
@@ -120,13 +125,32 @@ def _columns(names: list[str], file: Path) -> tuple[str, str]:
 
 
 def _class_names(metadata: dict | None, label: str) -> tuple[str, ...] | None:
-    info = (metadata or {}).get(b"huggingface")
-    return tuple(json.loads(info)["info"]["features"].get(label, {}).get("names", ())) or None if info else None
+    try:
+        info = json.loads((metadata or {})[b"huggingface"])
+        return tuple(info["info"]["features"][label]["names"]) or None
+    except (KeyError, TypeError, ValueError):  # names are a courtesy
+        return None
+
+
+def _checked(cell: dict | None, label: int | None, classes: int, where: str) -> tuple[bytes, int, str]:
+    if cell is None or cell["bytes"] is None:
+        raise WorkbenchError(f"{where} has no image: remove the row.")
+    if label is None or not 0 <= label < classes:
+        raise WorkbenchError(f"the label of {where} (={label}) must lie between 0 and {classes - 1}.")
+    return cell["bytes"], label, where
 
 
 def decode(source: Path | bytes, where: str) -> Image.Image:
-    """The picture as RGB. Raises: WorkbenchError naming a file that is none."""
+    """The picture as RGB; 16-bit gray is scaled to 8. Rotation by EXIF is not applied, as in the authors' decoder.
+
+    Raises: WorkbenchError naming a file that is none.
+    """
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise WorkbenchError(f"cannot read {where} as an image (unknown format): remove it or replace it.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise WorkbenchError(f"cannot read {where} as an image ({error}): remove it or replace it.") from error

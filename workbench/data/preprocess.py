@@ -35,6 +35,11 @@ def crop(image: Image.Image, size: int) -> Tensor:
     return _normalized(_resize(image.crop(center_box(*image.size, size)), size))
 
 
+def whole(image: Image.Image, size: int) -> Tensor:
+    """Test images of nets for small images: the whole picture, resized to a square."""
+    return _normalized(_resize(image, size))
+
+
 def train_crop(image: Image.Image, size: int, generator: torch.Generator) -> Tensor:
     """Train images: a random box, resized to a square, mirrored with probability 1/2."""
     pixels = _resize(image.crop(random_box(*image.size, size, generator)), size)
@@ -43,7 +48,7 @@ def train_crop(image: Image.Image, size: int, generator: torch.Generator) -> Ten
     return _normalized(pixels)
 
 
-STYLES = {"squash": squash, "crop": crop}
+STYLES = {"squash": squash, "crop": crop, "whole": whole}
 
 
 def eval_image(image: Image.Image, size: int, style: str) -> Tensor:

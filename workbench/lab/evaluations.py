@@ -1,5 +1,6 @@
 """Evaluations in the store: a network with weights, over a folder or parquet of images, is a run like every other."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Scores:
     loss: float
     images_per_second: float
     published: tuple[float, float] | None  # per cent, for the released weights of this network
+    not_finite: int  # images for which the network's outputs were no numbers
 
 
 def evaluate(
@@ -49,11 +51,15 @@ def evaluate(
     Raises: WorkbenchError for weights that belong to another network, data that are not there, classes that disagree.
     """
     row = entry(model_name)
-    size, style = image_size or row.test_size, style or row.eval_style
+    size = row.test_size if image_size is None else image_size
+    style = row.eval_style if style is None else style
     if style not in STYLES:
         raise unknown("style of test images", style, STYLES)
-    if size < 8:
-        raise WorkbenchError(f"`image_size` (={size}) must be at least 8 pixels.")
+    if not 8 <= size <= 4096:
+        raise WorkbenchError(f"`image_size` (={size}) must be at least 8 pixels, and at most 4096.")
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise WorkbenchError(f"`{name}` (={value}) must be at least 1.")
     where, data = pick_device(device), open_labelled(data_path)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)
@@ -78,7 +84,7 @@ def evaluate(
             "style": style,
             "batch_size": batch_size,
         },
-        {"data": data.digest(), "device": _device_name(where)},
+        {"data": data.digest(), "weights_sha256": _digest(file), "device": _device_name(where)},
     )
     try:
         found = evaluate_images(
@@ -102,10 +108,17 @@ def evaluate(
     published = row.published if file.name.endswith("_haiku.npz") else None
     if published:
         metrics |= {"published_top1": published[0] / 100, "published_top5": published[1] / 100}
+    if found.not_finite:
+        metrics["not_finite"] = found.not_finite
     store.log_metrics(run_id, metrics)
-    store.set_tags(run_id, outcome="complete")
+    store.set_tags(run_id, outcome="diverged" if found.not_finite else "complete")
     store.close(run_id, "FINISHED")
-    return Scores(run_id, top1, top5, found.loss, found.images_per_second, row.published)
+    return Scores(run_id, top1, top5, found.loss, found.images_per_second, row.published, found.not_finite)
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,16 +16,33 @@ from workbench.errors import WorkbenchError, unknown
 
 Activation = Callable[[Tensor], Tensor]
 
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _glu(x: Tensor) -> Tensor:
+    return F.glu(x, dim=1)
+
+
+def _log_softmax(x: Tensor) -> Tensor:
+    return F.log_softmax(x, dim=1)
+
+
 # name: (g, gamma). Channels are dimension 1. GELU is the tanh form, as in the authors' framework.
 ACTIVATIONS: dict[str, tuple[Activation, float]] = {
-    "identity": (lambda x: x, 1.0),
+    "identity": (_identity, 1.0),
     "celu": (F.celu, 1.270926833152771),
     "elu": (F.elu, 1.2716004848480225),
-    "gelu": (lambda x: F.gelu(x, approximate="tanh"), 1.7015043497085571),
-    "glu": (lambda x: F.glu(x, dim=1), 1.8484294414520264),
+    "gelu": (_gelu, 1.7015043497085571),
+    "glu": (_glu, 1.8484294414520264),
     "leaky_relu": (F.leaky_relu, 1.70590341091156),
     "log_sigmoid": (F.logsigmoid, 1.9193484783172607),
-    "log_softmax": (lambda x: F.log_softmax(x, dim=1), 1.0002083778381348),
+    "log_softmax": (_log_softmax, 1.0002083778381348),
     "relu": (F.relu, 1.7139588594436646),
     "relu6": (F.relu6, 1.7131484746932983),
     "selu": (F.selu, 1.0008515119552612),
@@ -61,7 +78,14 @@ def gamma(fn: Activation, tolerance: float = 1e-8) -> float:
     Adaptive Gauss-Legendre quadrature in float64 on [-12, 12]: every panel whose value moves when it is halved is
     halved again.
     """
-    mean, second = gaussian_moments(fn, tolerance)
+    try:
+        with torch.no_grad():
+            mean, second = gaussian_moments(fn, tolerance)
+    except Exception as error:
+        raise WorkbenchError(
+            f"gamma needs an elementwise function of a float64 tensor, but {getattr(fn, '__name__', fn)} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     variance = second - mean**2
     if not math.isfinite(variance) or variance <= 1e-12:
         raise WorkbenchError(

@@ -5,10 +5,10 @@ which network it belongs to. Nothing in a file is executed. Our own files are sa
 constants included: alpha, beta and gamma are in no parameter, so wrong ones would load without a sound.
 """
 
-import copy
+import inspect
 import json
-import os
 import pickle
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
 from workbench.models.downloads import check_digest, fetch
+from workbench.models.files import target_path, write_whole
 from workbench.models.haiku import from_haiku, haiku_state, to_haiku
-from workbench.models.layers import ScaledStdConv2d
+from workbench.models.input_channels import adapt_in_channels
 from workbench.models.pickles import Tree, read_pickle
 from workbench.models.strict import complaints, load_strictly
 from workbench.models.timm_layout import IN_TIMM, from_timm, is_timm, to_timm
@@ -63,6 +64,7 @@ RELEASED = {
 # Arguments that change how a network trains, but not what it computes with given weights.
 _TRAINING_ONLY = {"dropout", "stochastic_depth", "skip_gain", "he_init"}
 _FORMAT = "normfree-workbench/1"
+_WRAPPERS = r"^(module\.|_orig_mod\.)+"  # what DistributedDataParallel and torch.compile put before names
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Weights:
     layout: str
     content: Tree | dict[str, Tensor]
     recipe: dict | None = None
+    named: bool = False  # whether the file is ours, and so would name its network if it could be named
 
     def state_for(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The arrays under the model's names, and the file's names for them."""
@@ -81,19 +84,19 @@ class Weights:
         return self.content, {}
 
     def shape(self) -> tuple[int, int, int]:
-        """(classes, input channels, blocks), as the arrays tell."""
+        """(classes, input channels, blocks), as the arrays tell; 0, 3 and 0 where they do not."""
         if self.layout == "haiku":
             net = next(iter(self.content), "").partition("/")[0]
-            head = self.content.get(f"{net}/~/linear", {}).get("b")
-            first = self.content.get(f"{net}/~/stem_conv0", self.content.get(f"{net}/~/initial_conv", {})).get("w")
-            blocks = sum("skip_gain" in arrays for arrays in self.content.values() if isinstance(arrays, dict))
-            return (0 if head is None else len(head)), (3 if first is None else first.shape[2]), blocks
-        head, first = (
-            self.content.get("linear.bias"),
-            self.content.get("stem.0.weight", self.content.get("stem.weight")),
-        )
-        blocks = {name.split(".")[1] for name in self.content if name.startswith("blocks.")}
-        return (0 if head is None else len(head)), (3 if first is None else first.shape[1]), len(blocks)
+            modules = {name: arrays for name, arrays in self.content.items() if isinstance(arrays, dict)}
+            head = modules.get(f"{net}/~/linear", {}).get("b")
+            first = modules.get(f"{net}/~/stem_conv0", modules.get(f"{net}/~/initial_conv", {})).get("w")
+            blocks, axis = sum("skip_gain" in arrays for arrays in modules.values()), 2
+        else:
+            head = self.content.get("linear.bias")
+            first = self.content.get("stem.0.weight", self.content.get("stem.weight"))
+            blocks, axis = len({name.split(".")[1] for name in self.content if name.startswith("blocks.")}), 1
+        classes = len(head) if head is not None and head.ndim == 1 else 0
+        return classes, first.shape[axis] if first is not None and first.ndim == 4 else 3, blocks
 
 
 def load_checkpoint(
@@ -116,6 +119,8 @@ def load_checkpoint(
     Raises: WorkbenchError for a file that is not there, is damaged or hostile, or belongs to another network, naming
     the right one. Nothing in the file is executed.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise WorkbenchError(f"`model` (={model!r}) must be a network, or None to have the right one built.")
     if model is not None and (num_classes is not None or in_channels is not None or overrides):
         raise WorkbenchError("give a model, or num_classes, in_channels and overrides to build one: not both.")
     weights = read_weights(find(source, verify=verify, progress=progress))
@@ -133,77 +138,62 @@ def load_checkpoint(
 
 
 def save_checkpoint(model: nn.Module, file: str | Path) -> Path:
-    """Writes the model as safetensors that name it, so that `load_checkpoint(file)` needs nothing else."""
-    file = Path(file)
+    """Writes the model as safetensors that name it, so that `load_checkpoint(file)` needs nothing else.
+
+    A model with a function for an activation cannot be named: its file loads into a model only,
+    `load_checkpoint(file, model)`.
+    Raises: WorkbenchError for a model that was not made by `create_model`, or was changed since (folded, wrapped): save
+    its state_dict() instead, or export it.
+    """
+    file = target_path(file, (".safetensors",))
     recipe = recipe_of(model)
-    metadata = {"format": _FORMAT, **({"recipe": json.dumps(recipe)} if recipe else {})}
+    if recipe is not None:
+        with torch.device("meta"):
+            found = complaints(zoo.create_model(**recipe), model.state_dict(), {})
+    elif getattr(model, "recipe", None) is None:
+        found = ["create_model did not make it"]
+    else:
+        found = []
+    if found:
+        raise WorkbenchError(
+            f"this {type(model).__name__} cannot be named in a file ({found[0]}): save the network itself, not a "
+            "folded or wrapped one (compiled._orig_mod, ddp.module), or its state_dict() with torch.save."
+        )
+    metadata = {"format": _FORMAT, "recipe": json.dumps(recipe)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return _write(file, lambda part: save_file(state, part, metadata))
+    return write_whole(file, lambda part: save_file(state, part, metadata))
 
 
 def convert(source: str | Path, target: str | Path, *, layout: str = "workbench", verify: bool = True) -> nn.Module:
     """Reads any file of weights and writes it in another layout; returns the network that it belongs to.
 
-    Args: `layout` of a .safetensors or .pth target: "workbench" or "timm"; a .npz target has the released layout.
+    Args: `layout` of a .safetensors or .pth target: "workbench" or "timm"; a .npz target has the released layout. Only
+    our .safetensors can say that a network has other constants than its name stands for.
     """
-    target = Path(target)
-    if target.suffix not in (".safetensors", ".pth", ".npz"):
-        raise WorkbenchError(f"{target} must end in .safetensors, .pth or .npz (the released layout).")
+    target = target_path(target, (".safetensors", ".pth", ".npz"))
     if layout not in ("workbench", "timm"):
         raise unknown("layout", layout, ["workbench", "timm"])
     if target.suffix == ".npz" and layout == "timm":
         raise WorkbenchError("a .npz file has the released layout: for timm's, end the name in .safetensors or .pth.")
     model = load_checkpoint(source, verify=verify)
-    if target.suffix == ".npz":
-        _write(target, lambda part: part.write_bytes(pickle.dumps(to_haiku(model), protocol=4)))
-    elif layout == "workbench" and target.suffix == ".safetensors":
+    if target.suffix == ".safetensors" and layout == "workbench":
         save_checkpoint(model, target)
+        return model
+    special = sorted(set(model.recipe) - _TRAINING_ONLY - {"name", "in_channels"})
+    if special:
+        said = ", ".join(f"{key}={model.recipe[key]!r}" for key in special)
+        raise WorkbenchError(
+            f"{source} is a {model.recipe['name']} with {said}, which no {target.suffix} file can say: it would load "
+            "as another function. Convert it to .safetensors."
+        )
+    if target.suffix == ".npz":
+        tree = to_haiku(model)
+        write_whole(target, lambda part: part.write_bytes(pickle.dumps(tree, protocol=4)))
     else:
         state = to_timm(model) if layout == "timm" else model.state_dict()
         write = torch.save if target.suffix == ".pth" else save_file
-        _write(target, lambda part: write(state, part))
+        write_whole(target, lambda part: write(state, part))
     return model
-
-
-def adapt_in_channels(model: nn.Module, in_channels: int) -> None:
-    """Gives the first convolution another number of input channels, keeping what it computes, in place.
-
-    With fewer channels C than before, feeding x is feeding the old network x with its channels repeated (channel i of
-    the old input is channel i mod C of the new): a gray image acts as it did in three equal channels. With more, the
-    further ones start with weight zero. Exact under weight standardisation: the gain takes the change of norm.
-    """
-    if in_channels < 1:
-        raise WorkbenchError(f"`in_channels` (={in_channels}) must be at least 1.")
-    several = isinstance(model.stem, nn.ModuleList)
-    old = model.stem[0] if several else model.stem
-    if in_channels == old.in_channels:
-        return
-    new = type(old)(in_channels, old.out_channels, old.kernel_size, old.stride, old.groups, old.scale)
-    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
-    new.bias = copy.deepcopy(old.bias)
-    standardized = isinstance(old, ScaledStdConv2d)
-    with torch.no_grad():
-        before = old.standardized_weight() if standardized else old.weight
-        wanted = torch.zeros_like(new.weight)
-        for i in range(old.in_channels):
-            wanted[:, i % in_channels] += before[:, i]
-        if standardized:
-            norm, was = _norms(wanted), _norms(old.weight - old.weight.mean((1, 2, 3), keepdim=True)).clamp_min(0.02)
-            some = norm > 0  # a filter that was switched off keeps random weights, and gain 0
-            new.weight[some] = (wanted * (was / norm.clamp_min(1e-30))[:, None, None, None])[some]
-            new.gain.copy_(norm / _norms(new.standardized_weight()))
-        else:
-            new.weight.copy_(wanted)
-    if several:
-        model.stem[0] = new
-    else:
-        model.stem = new
-    if hasattr(model, "recipe"):
-        model.recipe["in_channels"] = in_channels
-
-
-def _norms(weight: Tensor) -> Tensor:
-    return weight.flatten(1).norm(dim=1)
 
 
 # ---- from a name to a file, from a file to arrays
@@ -211,6 +201,8 @@ def _norms(weight: Tensor) -> Tensor:
 
 def find(source: str | Path, *, verify: bool = True, progress: bool = True) -> Path:
     """The file: a path that exists, or a released one by its model's name or its file's name, fetched once."""
+    if not isinstance(source, str | Path):
+        raise WorkbenchError(f"`source` (={source!r}) must be a path or the name of released weights.")
     path = Path(source).expanduser()
     by_file = {released.file_name: released for released in RELEASED.values()}
     if path.is_file():
@@ -238,29 +230,51 @@ def read_weights(file: Path) -> Weights:
                 state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise WorkbenchError(f"cannot read {file} as safetensors ({error}): fetch it again.") from error
-        recipe = json.loads(metadata["recipe"]) if metadata.get("format") == _FORMAT and "recipe" in metadata else None
+        if metadata.get("format") == _FORMAT:
+            return Weights(file, "workbench", state, _read_recipe(metadata.get("recipe", ""), file), named=True)
     elif file.suffix in (".pth", ".pt", ".bin"):
-        state, recipe = _read_torch(file), None
+        state = _read_torch(file)
     else:
         raise WorkbenchError(f"{file} must end in .npz (as released), .safetensors, .pth, .pt or .bin.")
+    state = {re.sub(_WRAPPERS, "", name): tensor for name, tensor in state.items()}
+    wrong = [name for name, tensor in state.items() if tensor.is_meta or tensor.layout != torch.strided]
+    if wrong:
+        raise WorkbenchError(f"{file} holds no dense weights under {wrong[0]}: save them as ordinary tensors.")
     if is_timm(state):
         return Weights(file, "timm", from_timm(state))
-    return Weights(file, "workbench", state, recipe)
+    return Weights(file, "workbench", state)
+
+
+def _read_recipe(text: str, file: Path) -> dict | None:
+    try:
+        recipe = json.loads(text)
+        if recipe is not None:
+            with torch.device("meta"):
+                zoo.create_model(**recipe)  # a name and arguments that this version knows
+        return recipe
+    except (ValueError, TypeError, KeyError) as error:  # also a name that this version does not know
+        raise WorkbenchError(
+            f"{file} does not say rightly which network it is for ({error}): give load_checkpoint a model."
+        ) from error
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        cause = str(error).splitlines()[0]
+    except pickle.UnpicklingError as error:  # its text advises to load it all the same
+        raise WorkbenchError(
+            f"{file} is damaged, or asks for more than tensors: refused, nothing in it was executed."
+        ) from error
+    except Exception as error:  # whatever a damaged file makes of torch.load
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise WorkbenchError(f"cannot read {file} as weights ({cause}): nothing in it was executed.") from error
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WorkbenchError(f"{file} holds no state dict: a dict of names and tensors is needed.")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
 
 
 # ---- from arrays to a network
@@ -296,6 +310,11 @@ def identify(weights: Weights) -> dict:
     """
     if weights.recipe:
         return weights.recipe
+    if weights.named:
+        raise WorkbenchError(
+            f"{weights.file} holds a network with a function of its own for an activation, which a file cannot say: "
+            "make that network and give it, load_checkpoint(file, model)."
+        )
     num_classes, in_channels, blocks = weights.shape()
     nearest: tuple[int, str, list[str]] | None = None
     for name in _candidates(weights, blocks):
@@ -335,22 +354,10 @@ def recipe_of(model: nn.Module) -> dict | None:
 
 
 def _differences(asked: dict, found: dict) -> list[str]:
-    """Constants in which two networks of equal shapes differ."""
+    """Constants in which two networks of equal shapes differ; a default that was said is a default."""
+    build = zoo.entry(asked["name"]).build
+    defaults = {k: p.default for k, p in inspect.signature(build.func).parameters.items()} | build.keywords
+    defaults = json.loads(json.dumps(defaults, default=str))
     keys = (set(asked) | set(found)) - _TRAINING_ONLY - {"num_classes", "in_channels"}
-    return [
-        f"`{key}` is {asked.get(key, 'the default')} here and {found.get(key, 'the default')} in the file"
-        for key in sorted(keys)
-        if asked.get(key) != found.get(key)
-    ]
-
-
-def _write(file: Path, write) -> Path:
-    """Writes beside the target and then renames: there is never half a file under its name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        write(part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-    return file
+    pairs = {key: (asked.get(key, defaults.get(key)), found.get(key, defaults.get(key))) for key in sorted(keys)}
+    return [f"`{k}` is {ours} here and {theirs} in the file" for k, (ours, theirs) in pairs.items() if ours != theirs]

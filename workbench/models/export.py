@@ -6,7 +6,6 @@ Weight standardisation does not depend on the input, so at inference it is a con
 import copy
 import importlib.util
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from workbench.errors import WorkbenchError
+from workbench.models.files import target_path, write_whole
 from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
 from workbench.models.timm_nets import TimmConv2d
@@ -96,7 +96,19 @@ def export_program(model: nn.Module) -> ExportedProgram:
     first = next(p for p in model.parameters() if p.ndim == 4)
     example = torch.zeros(2, first.shape[1], *TRACED_AT, device=first.device, dtype=first.dtype)
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    return torch.export.export(model.eval(), (example,), dynamic_shapes={"x": free})
+    return torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes={"x": free})
+
+
+def export_pt2(model: nn.Module, file: str | Path) -> Path:
+    """The exported program as a file for torch.export.load."""
+    file = target_path(file, (".pt2",))
+    program = export_program(model)
+    return write_whole(file, lambda part: _save_program(program, part))
+
+
+def _save_program(program: ExportedProgram, part: Path) -> None:
+    with open(part, "wb") as stream:
+        torch.export.save(program, stream)
 
 
 def export_onnx(model: nn.Module, file: str | Path) -> Path:
@@ -107,16 +119,9 @@ def export_onnx(model: nn.Module, file: str | Path) -> Path:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise WorkbenchError(f"ONNX export needs {' and '.join(missing)}: `pip install 'normfree-workbench[export]'`.")
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = target_path(file, (".onnx",))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its notes on opset versions are not the user's business
     program = torch.onnx.export(
         export_program(model), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )
-    part = file.with_name(f".{os.getpid()}-{file.name}")
-    try:
-        program.save(part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-    return file
+    return write_whole(file, program.save)

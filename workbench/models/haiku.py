@@ -33,6 +33,8 @@ def from_haiku(tree: Tree, model: nn.Module) -> None:
 
 def haiku_state(tree: Tree, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tree under the model's names and axes, and {our name: released name}; what it does not know keeps its own."""
+    if not isinstance(tree, dict):
+        raise WorkbenchError(f"a released tree is a dict of modules, but got a {type(tree).__name__}.")
     names = haiku_names(model)
     back = {place: ours for ours, place in names.items()}
     state, labels = {}, {ours: "/".join(place) for ours, place in names.items()}
@@ -85,6 +87,8 @@ def _released(ours: str, net: str, block: str) -> tuple[str, str]:
 
 
 def _to_torch(ours: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise WorkbenchError(f"{ours} holds {array.dtype}, not numbers.")
     tensor = torch.from_numpy(np.array(array))
     if ours.endswith(".skip_gain"):
         return tensor.reshape(1) if tensor.ndim == 0 else tensor
@@ -95,4 +99,5 @@ def _to_numpy(ours: str, tensor: Tensor) -> np.ndarray:
     if ours.endswith(".skip_gain"):
         tensor = tensor.reshape(())
     tensor = {4: lambda t: t.permute(2, 3, 1, 0), 2: lambda t: t.T}.get(tensor.ndim, lambda t: t)(tensor)
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # numpy has no bfloat16
     return np.array(tensor.cpu().numpy(), order="C")

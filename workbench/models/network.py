@@ -6,7 +6,7 @@ A family's file has its blocks, its stem and its head; this one has the walk thr
 
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.models.arguments import check_arguments
 from workbench.models.layers import classifier
 
 
@@ -25,8 +25,7 @@ class Network(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new, freshly drawn classifier for another number of classes; 0 leaves the pooled features as output."""
-        if num_classes < 0:
-            raise WorkbenchError(f"`num_classes` (={num_classes}) must be at least 0 (0: no classifier).")
+        check_arguments({"num_classes": num_classes})
         near = next(self.parameters(), None)
         linear = classifier(self.num_features, num_classes, self.classifier_std) if num_classes else nn.Identity()
         self.linear = linear if near is None else linear.to(device=near.device, dtype=near.dtype)

@@ -52,7 +52,7 @@ class Block(nn.Module):
         self.squeeze_excite = SqueezeExcite(mid, se_ratio) if se_ratio else None
         self.conv2 = ScaledStdConv2d(live_mid, out_channels, 1, scale=gamma)
         self.drop = StochasticDepth(drop_rate)
-        self.skip_gain = nn.Parameter(torch.full((1,), skip_gain))  # from 0: the block begins as its shortcut
+        self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)

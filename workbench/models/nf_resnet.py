@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.conv2 = conv(live_mid, out_channels, 1, scale=gamma)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
         self.drop = StochasticDepth(drop_rate)
-        self.skip_gain = nn.Parameter(torch.full((1,), skip_gain))  # from 0: the block begins as its shortcut
+        self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)

@@ -2,7 +2,8 @@
 
 A pickle is a program: it names functions and calls them. Only the few names that a dict of arrays needs are admitted,
 each by its exact name, and each stands for a function of this file, never for the one it names; so `_create_array`,
-which calls whatever it is handed, hands nothing on. Arrays of objects are refused.
+which calls whatever it is handed, hands nothing on. Arrays of objects are refused. So are instructions that no file of
+weights needs, and whatever would let a small file ask for much time or memory.
 """
 
 import math
@@ -16,8 +17,9 @@ from workbench.errors import WorkbenchError
 
 Tree = dict[str, dict[str, np.ndarray]]
 
+DEPTH, RANK, LARGEST = 4, 8, 2**31  # of nested dicts, of an array, and of one side of it
 _CORRUPT = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError,
-            OverflowError, MemoryError, RecursionError, UnicodeError)  # fmt: skip
+            OverflowError, MemoryError, RecursionError, UnicodeError, AssertionError)  # fmt: skip
 
 
 def read_pickle(file: Path) -> Tree:
@@ -28,34 +30,52 @@ def read_pickle(file: Path) -> Tree:
     try:
         with open(file, "rb") as stream:
             tree = _Reader(stream, file).load()
-        return _plain(tree, file)
+        if not isinstance(tree, dict):
+            raise WorkbenchError(f"{file} holds a {_kind(tree)}: a file of weights is a dict of dicts of arrays.")
+        return _plain(tree, file, 0)
     except WorkbenchError:
         raise
     except OSError as error:
         raise WorkbenchError(f"cannot read {file} ({error.strerror}).") from error
     except _CORRUPT as error:
-        raise WorkbenchError(
-            f"{file} is no released file of weights, or is damaged ({error}): fetch it again."
-        ) from error
+        cause = str(error)[:100] or type(error).__name__
+        raise WorkbenchError(f"{file} is no released file of weights, or damaged ({cause}): fetch it again.") from error
 
 
-def _plain(node, file: Path):
+def _plain(node, file: Path, depth: int):
     """Stand-ins into arrays, and nothing but dicts, text keys and arrays."""
     if isinstance(node, dict):
-        for key in node:
-            if not isinstance(key, str):
-                raise WorkbenchError(f"{file} has a key of type {type(key).__name__}: it must be text.")
-        return {key: _plain(value, file) for key, value in node.items()}
-    if isinstance(node, _Array):
+        if depth == DEPTH:
+            raise WorkbenchError(f"{file} nests its dicts more than {DEPTH} deep: no file of weights does.")
+        return {key: _plain(value, file, depth + 1) for key, value in node.items()}
+    if isinstance(node, _Array) and node.value is not None:
         return node.value
     if isinstance(node, int | float):
         return np.asarray(node)
-    raise WorkbenchError(
-        f"{file} holds a {type(node).__name__.strip('_')}: a file of weights has only dicts of arrays."
-    )
+    raise WorkbenchError(f"{file} holds a {_kind(node)}: a file of weights has only dicts of arrays.")
 
 
-class _Reader(pickle.Unpickler):
+def _kind(node) -> str:
+    return "array without contents" if isinstance(node, _Array) else type(node).__name__.strip("_").lower()
+
+
+_NEEDED = """
+PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT
+UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 SHORT_BINSTRING BINSTRING
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS LIST EMPTY_DICT DICT SETITEM SETITEMS
+GLOBAL STACK_GLOBAL REDUCE BUILD MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+""".split()  # noqa: SIM905
+
+
+class _Reader(pickle._Unpickler):
+    """The standard library's unpickler in Python, with the instructions that dicts of arrays need and no others.
+
+    In Python, because there the instructions are a table that can be cut down, and a memo that a file numbers wildly
+    costs nothing.
+    """
+
+    dispatch = {getattr(pickle, n)[0]: pickle._Unpickler.dispatch[getattr(pickle, n)[0]] for n in _NEEDED}  # noqa: RUF012
+
     def __init__(self, stream, file: Path):
         super().__init__(stream)
         self.file = file
@@ -63,14 +83,34 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         known = _ADMITTED.get((module.replace("numpy.core", "numpy._core"), name))
         if known is None:
+            asked = repr(f"{module}.{name}"[:100])[1:-1]
             raise WorkbenchError(
-                f"{self.file} asks for {module}.{name}, which no file of weights needs: refused, nothing was executed. "
+                f"{self.file} asks for {asked}, which no file of weights needs: refused, nothing was executed. "
                 "Fetch the file again from where it was released."
             )
         return known
 
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to objects outside of itself")
+    def load_setitem(self):
+        self._text_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self):
+        self._text_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self):
+        self._text_keys(self.stack[::2])
+        super().load_dict()
+
+    def _text_keys(self, keys: list) -> None:
+        """Before they are hashed, which a tuple of tuples can make endless."""
+        for key in keys:
+            if type(key) is not str:
+                raise WorkbenchError(f"{self.file} has a key of type {_kind(key)}: it must be text.")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
 
 
 class _Dtype:
@@ -80,14 +120,13 @@ class _Dtype:
 
     def __init__(self, code: str):
         if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?(f[248]|[iu][1248]|b1)", code):
-            raise WorkbenchError(
-                f"the file holds an array of dtype {code!r}: only plain numbers are read, never objects."
-            )
+            asked = repr(code)[:60]
+            raise WorkbenchError(f"the file holds an array of dtype {asked}: only plain numbers are read.")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state) -> None:
         _, order, *extra = state
-        if any(extra[:3]) or order not in ("<", ">", "|", "="):
+        if any(part is not None for part in extra[:3]) or order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError("an array with fields")
         self.dtype = self.dtype.newbyteorder(order)
 
@@ -123,10 +162,13 @@ class _Function:
 def _fill(data, dtype, shape, order: str) -> np.ndarray:
     if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype) or order not in ("C", "F"):
         raise WorkbenchError("the file holds an array of objects: only plain numbers are read.")
-    if not isinstance(shape, tuple) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
+    sides = shape if isinstance(shape, tuple) and len(shape) <= RANK else (-1,)
+    if not all(type(n) is int and 0 <= n < LARGEST for n in sides):
+        raise pickle.UnpicklingError("an array without a proper shape")
+    if len(data) != math.prod(sides) * dtype.dtype.itemsize:
         raise pickle.UnpicklingError(f"an array of shape {shape} has {len(data)} bytes")
-    array = np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order=order)
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(shape)
+    array = np.frombuffer(data, dtype.dtype).reshape(sides, order=order)  # a view: arrays may share their bytes
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _reconstruct(kind, shape, code) -> _Array:
@@ -137,9 +179,7 @@ def _reconstruct(kind, shape, code) -> _Array:
 
 def _create_array(maker, args, state, attributes=None) -> _Array:
     if maker is not _RECONSTRUCT or attributes:
-        raise WorkbenchError(
-            "the file hands a function of its own to dill's _create_array: refused, it was not called."
-        )
+        raise WorkbenchError("the file hands a function of its own to dill's _create_array: refused and not called.")
     array = maker(*args)
     array.__setstate__(state)
     return array
@@ -163,7 +203,7 @@ def _dtype(code, *_) -> _Dtype:
 
 def _encode(text, encoding) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"the encoding {encoding!r}")
+        raise pickle.UnpicklingError("an encoding that is not latin1")
     return text.encode("latin1")
 
 

@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.conv1 = PlainConv2d(live_mid, mid, 3, stride, **INIT)
         self.conv2 = PlainConv2d(live_mid, out_channels, 1, **INIT)
         self.drop = StochasticDepth(drop_rate)
-        self.skip_gain = nn.Parameter(torch.full((1,), skip_gain))  # from 0: the block begins as its shortcut
+        self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)

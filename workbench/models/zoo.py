@@ -12,7 +12,8 @@ from functools import partial
 
 from torch import nn
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import unknown
+from workbench.models.arguments import check_arguments
 from workbench.models.fixup import FixUpResNet
 from workbench.models.nf_regnet import NFRegNet
 from workbench.models.nf_resnet import NFResNet
@@ -25,8 +26,8 @@ from workbench.models.timm_nets import TimmNet
 @dataclass(frozen=True)
 class Entry:
     """A row of the table: how to build the model, the image sizes (pixels a side) it is trained and tested at, how test
-    images are cut ("squash" or "crop", see workbench.data.preprocess), and the published ImageNet accuracy of its
-    released weights, top-1 and top-5 in per cent."""
+    images are cut ("squash", "crop" or "whole", see workbench.data.preprocess), and the published ImageNet accuracy of
+    its released weights, top-1 and top-5 in per cent."""
 
     build: partial
     train_size: int
@@ -156,11 +157,12 @@ MODELS = {
         ),
         32,
         32,
+        "whole",
     ),
-    "nf_resnet26_cifar": Entry(partial(NFResNet, stochastic_depth=0.0, **_SMALL), 32, 32),
-    "resnet26_cifar": Entry(partial(ResNet, **_SMALL), 32, 32),
-    "nf_resnet_tiny": Entry(partial(NFResNet, stochastic_depth=0.0, **_TINY), 28, 28),
-    "resnet_tiny": Entry(partial(ResNet, **_TINY), 28, 28),
+    "nf_resnet26_cifar": Entry(partial(NFResNet, stochastic_depth=0.0, **_SMALL), 32, 32, "whole"),
+    "resnet26_cifar": Entry(partial(ResNet, **_SMALL), 32, 32, "whole"),
+    "nf_resnet_tiny": Entry(partial(NFResNet, stochastic_depth=0.0, **_TINY), 28, 28, "whole"),
+    "resnet_tiny": Entry(partial(ResNet, **_TINY), 28, 28, "whole"),
 }
 
 
@@ -176,8 +178,9 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
     for key in overrides:
         if key not in known:
             raise unknown(f"override of {name}", key, known)
-    if num_classes < 0:
-        raise WorkbenchError(f"`num_classes` (={num_classes}) must be at least 0 (0: no classifier).")
+    defaults = {k: p.default for k, p in inspect.signature(build.func).parameters.items()}
+    given = {**defaults, **build.keywords, "num_classes": num_classes, **overrides}
+    check_arguments({k: v for k, v in given.items() if v is not inspect.Parameter.empty})
     model = build(num_classes=num_classes, **overrides)
     model.recipe = {"name": name, **overrides}
     return model
@@ -185,7 +188,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
 
 def entry(name: str) -> Entry:
     """The table's row of a model. Raises: WorkbenchError for an unknown name, naming the nearest known one."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name]
 

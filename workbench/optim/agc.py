@@ -101,8 +101,8 @@ def _at_least(norm: Tensor, floors: list[float], sizes: list[int]) -> Tensor:
 class AGC:
     """Clips before every step of `optimizer`, which must step on dense `.grad`:  AGC(torch.optim.SGD(...), clip=0.01).
 
-    Args: `clip` a number or a function of the step, counted from 0; `eps` the floor of |W_i|. A parameter group's own
-    "clip" (None: exempt) and "clip_eps" win over the arguments, see `param_groups`.
+    Args: `clip` (0.01) a number or a function of the step, counted from 0; `eps` (1e-3) the floor of |W_i|. A
+    parameter group's own "clip" (None: exempt) and "clip_eps" win over the arguments, see `param_groups`.
     Gradients must be final when `step` is called: all-reduced, accumulated, and unscaled where a GradScaler is used.
     `stats` holds the last step's AGCStats. The optimizer's state_dict keeps the groups' numbers; functions, which it
     cannot keep, and keys that a loaded state lacks, stay as they are. `state_dict()` here is the step count; `remove()`
@@ -110,16 +110,20 @@ class AGC:
     Raises: WorkbenchError at construction for LBFGS and SparseAdam, and in `step` for a closure or scaled gradients.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip: Clip = 0.01, eps: float = 1e-3):
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None, eps: float | None = None):
         if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise WorkbenchError(
                 "AGC needs an optimizer that steps once on dense gradients, "
                 f"but got {type(optimizer).__name__}: use SGD or AdamW."
             )
+        asked = {"clip": clip, "clip_eps": eps}
+        clip, eps = 0.01 if clip is None else clip, 1e-3 if eps is None else eps
         if not callable(clip):
             _check_positive("clip", clip)
         _check_positive("eps", eps)
-        for key, given in (("clip", clip), ("clip_eps", eps)):
+        for key, given in asked.items():
+            if given is None:
+                continue
             own = {g[key] for g in optimizer.param_groups if g.get(key) is not None} - {given}
             if own:
                 shown = sorted(map(str, own))

@@ -25,6 +25,7 @@ class Evaluation:
     top5: int
     loss: float  # mean cross-entropy; not finite where the network's outputs are not
     seconds: float
+    not_finite: int = 0  # images for which an output was not a number
 
     @property
     def images_per_second(self) -> float:
@@ -47,6 +48,9 @@ def class_indices(data: Labelled, num_classes: int, order: Sequence[str] | None 
     if len(order) != num_classes:
         raise WorkbenchError(f"--classes names {len(order)} outputs, but the network has {num_classes}.")
     index = {name: i for i, name in enumerate(order)}
+    if len(index) < len(order):
+        twice = next(name for i, name in enumerate(order) if index[name] != i)
+        raise WorkbenchError(f"--classes names '{twice}' twice: each output needs a name of its own.")
     for name in data.classes:
         if name not in index:
             raise unknown("class among the network's outputs", name, order)
@@ -70,7 +74,7 @@ def evaluate_images(
     if batch_size < 1 or workers < 1:
         raise WorkbenchError(f"`batch_size` (={batch_size}) and `workers` (={workers}) must be at least 1.")
     model = model.to(device).eval()
-    top1 = top5 = seen = 0
+    top1 = top5 = seen = broken = 0
     loss, started = 0.0, time.perf_counter()
     bar = tqdm(total=len(data), desc=f"{data.path.name} at {image_size} px", unit="image", disable=not progress)
     with bar, ThreadPoolExecutor(workers) as pool:
@@ -80,6 +84,7 @@ def evaluate_images(
                 logits = model(images).float()
                 ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
                 finite = logits.isfinite().all(1, keepdim=True)  # what is not a number is not a right answer
+                broken += int((~finite).sum())
                 top1 += int((ranked[:, :1] & finite).sum())
                 top5 += int((ranked & finite).sum())
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -89,7 +94,7 @@ def evaluate_images(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Evaluation(seen, top1, top5, loss / seen, time.perf_counter() - started)
+    return Evaluation(seen, top1, top5, loss / seen, time.perf_counter() - started, broken)
 
 
 def _batches(
