@@ -101,7 +101,12 @@ def study(
 
 
 @app.command()
-def train(parameters: Set = None) -> None:
+def train(
+    parameters: Set = None,
+    save: Annotated[
+        Optional[str], typer.Option(help="Where the final weights go, e.g. mine.safetensors; runs even if known.")
+    ] = None,
+) -> None:
     """Run one training, set with -p NAME=VALUE (fields of TrainConfig), logged like everything else."""
     from rich.console import Console
 
@@ -109,6 +114,10 @@ def train(parameters: Set = None) -> None:
 
     config = parse_config(_pairs(parameters))
     check(config)
+    if save is not None:
+        from workbench.models.files import target_path
+
+        target_path(save, (".safetensors",))
     console = Console()
     console.print(f"{config.name} on {config.data}", highlight=False)
 
@@ -117,7 +126,7 @@ def train(parameters: Set = None) -> None:
     from workbench.lab.trainings import run_training
 
     session = Session(Store(), study="", mode="full")
-    run_id, result, reused = run_training(config, session, role="screen", arm=config.model)
+    run_id, result, reused = run_training(config, session, role="screen", arm=config.model, save=save)
     how = "reused" if reused else result.outcome
     console.print(f"{how}{f' ({result.cause})' if result.cause else ''}: run {run_id}", highlight=False)
     for name, value in result.metrics.items():

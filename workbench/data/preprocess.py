@@ -6,6 +6,7 @@ Every function takes a PIL image and gives (3, size, size) float32, normalised b
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,13 +52,20 @@ def train_crop(image: Image.Image, size: int, generator: torch.Generator) -> Ten
 STYLES = {"squash": squash, "crop": crop, "whole": whole}
 
 
-def eval_image(image: Image.Image, size: int, style: str) -> Tensor:
-    """A test image in one of the two styles. Raises: WorkbenchError for another style, naming the nearest."""
+def eval_image(
+    image: Image.Image, size: int, style: str, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> Tensor:
+    """A test image in one of the styles. Args: `mean` and `std`, a number a channel in units of 0..1, in place of
+    ImageNet's. Raises: WorkbenchError for another style, naming the nearest."""
     if style not in STYLES:
         raise unknown("style of test images", style, STYLES)
     if size < 1:
         raise WorkbenchError(f"`size` (={size}) must be at least 1 pixel.")
-    return STYLES[style](image, size)
+    out = STYLES[style](image, size)
+    if not mean:
+        return out
+    pixels = out * torch.from_numpy(STD_RGB)[:, None, None] + torch.from_numpy(MEAN_RGB)[:, None, None]
+    return (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def center_box(width: int, height: int, size: int) -> Box:

@@ -46,13 +46,17 @@ def evaluate(
 ) -> Scores:
     """Loads, evaluates and logs; everything is checked before the first image is read.
 
-    Args: `weights` a file, or None for the released ones of this model; `image_size` and `style` default to the
-    model's own; `classes` the names of the network's outputs where the data has only some of them.
+    Args: `weights` a file, or None for the released ones of this model; `image_size` and `style` default to what the
+    file says of its images, else to the model's own; `classes` the names of the network's outputs where the data has
+    only some of them.
     Raises: WorkbenchError for weights that belong to another network, data that are not there, classes that disagree.
     """
     row = entry(model_name)
-    size = row.test_size if image_size is None else image_size
-    style = row.eval_style if style is None else style
+    file = find(weights or model_name, progress=progress)
+    read = read_weights(file)
+    own = read.preprocess or {"image_size": row.test_size, "style": row.eval_style, "mean": (), "std": ()}
+    size = own["image_size"] if image_size is None else image_size
+    style = own["style"] if style is None else style
     if style not in STYLES:
         raise unknown("style of test images", style, STYLES)
     if not 8 <= size <= 4096:
@@ -61,8 +65,6 @@ def evaluate(
         if value < 1:
             raise WorkbenchError(f"`{name}` (={value}) must be at least 1.")
     where, data = pick_device(device), open_labelled(data_path)
-    file = find(weights or model_name, progress=progress)
-    read = read_weights(file)
     recipe = {**(read.recipe or {}), "name": model_name, "num_classes": read.shape()[0]}
     if recipe.get("in_channels", 3) != 3:
         raise WorkbenchError(f"{file} takes images of {recipe['in_channels']} channels: evaluate knows RGB images.")
@@ -97,6 +99,7 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             progress=progress,
+            moments=(own["mean"], own["std"]),
         )
     except BaseException as error:
         store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])

@@ -11,7 +11,9 @@ from workbench.data import dataset_digest, load_dataset
 from workbench.errors import unknown
 from workbench.lab import events
 from workbench.lab.session import Session
+from workbench.lab.store import runs_folder
 from workbench.training import TrainConfig, TrainResult, train, training_key
+from workbench.training.checkpoint import Checkpoints
 from workbench.training.loop import pick_device, steps_of
 
 
@@ -62,13 +64,15 @@ def run_training(
     arm: str,
     position: tuple[int, int] = (0, 1),
     watch: Callable[[dict], bool] | None = None,
+    save: str | None = None,
 ) -> tuple[str, TrainResult, bool]:
     """One training as a run of the store: (run id, result, whether it was reused). `watch` sees every history row and
-    may end it."""
+    may end it; `save` is where its weights go, and has it run even where its result is known. One that was killed goes
+    on from its last checkpoint."""
     store = session.store
     key = training_key(config, dataset_digest(config.data))
     with store.lock(f"{session.mode}-{key}"):
-        found = store.find_training(key, session.mode)
+        found = store.find_training(key, session.mode) if save is None else None
         if found is not None:
             run_id, result = found
         else:
@@ -84,7 +88,10 @@ def run_training(
 
             try:
                 quiet = config.replace(progress=config.progress and not events.listening())
-                result = dataclasses.replace(train(quiet, log, keep), config=config)
+                checkpoints = Checkpoints(runs_folder() / "checkpoints" / f"{session.mode}-{key[:32]}")
+                result = train(quiet, log, keep, checkpoints=checkpoints, save=save)
+                result = dataclasses.replace(result, config=config)
+                checkpoints.remove()
             except BaseException as error:
                 store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
                 store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")

@@ -76,6 +76,7 @@ class Weights:
     content: Tree | dict[str, Tensor]
     recipe: dict | None = None
     named: bool = False  # whether the file is ours, and so would name its network if it could be named
+    preprocess: dict | None = None  # how its images are made, where they are not ImageNet's
 
     def state_for(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The arrays under the model's names, and the file's names for them."""
@@ -137,8 +138,11 @@ def load_checkpoint(
     return model
 
 
-def save_checkpoint(model: nn.Module, file: str | Path) -> Path:
+def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None = None) -> Path:
     """Writes the model as safetensors that name it, so that `load_checkpoint(file)` needs nothing else.
+
+    Args: `preprocess` says how its images are made, for `evaluate`: mean and std (a number a channel, in units of
+    0..1), image_size, style (see workbench.data.preprocess). Without it they are ImageNet's.
 
     A model with a function for an activation cannot be named: its file loads into a model only,
     `load_checkpoint(file, model)`.
@@ -159,7 +163,7 @@ def save_checkpoint(model: nn.Module, file: str | Path) -> Path:
             f"this {type(model).__name__} cannot be named in a file ({found[0]}): save the network itself, not a "
             "folded or wrapped one (compiled._orig_mod, ddp.module), or its state_dict() with torch.save."
         )
-    metadata = {"format": _FORMAT, "recipe": json.dumps(recipe)}
+    metadata = {"format": _FORMAT, "recipe": json.dumps(recipe), "preprocess": json.dumps(preprocess)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_whole(file, lambda part: save_file(state, part, metadata))
 
@@ -231,7 +235,8 @@ def read_weights(file: Path) -> Weights:
         except (SafetensorError, OSError) as error:
             raise WorkbenchError(f"cannot read {file} as safetensors ({error}): fetch it again.") from error
         if metadata.get("format") == _FORMAT:
-            return Weights(file, "workbench", state, _read_recipe(metadata.get("recipe", ""), file), named=True)
+            preprocess = json.loads(metadata.get("preprocess", "null"))
+            return Weights(file, "workbench", state, _read_recipe(metadata.get("recipe", ""), file), True, preprocess)
     elif file.suffix in (".pth", ".pt", ".bin"):
         state = _read_torch(file)
     else:

@@ -69,8 +69,12 @@ def evaluate_images(
     batch_size: int = 64,
     workers: int = 4,
     progress: bool = True,
+    moments: tuple[Sequence[float], Sequence[float]] = ((), ()),
 ) -> Evaluation:
-    """Runs the network over all images, in evaluation mode and float32; threads decode while it computes."""
+    """Runs the network over all images, in evaluation mode and float32; threads decode while it computes.
+
+    Args: `image_size`, `style` and `moments` (mean, std) as in workbench.data.preprocess.eval_image.
+    """
     if batch_size < 1 or workers < 1:
         raise WorkbenchError(f"`batch_size` (={batch_size}) and `workers` (={workers}) must be at least 1.")
     model = model.to(device).eval()
@@ -79,7 +83,7 @@ def evaluate_images(
     bar = tqdm(total=len(data), desc=f"{data.path.name} at {image_size} px", unit="image", disable=not progress)
     with bar, ThreadPoolExecutor(workers) as pool:
         try:
-            for images, labels in _batches(data, indices, image_size, style, batch_size, pool):
+            for images, labels in _batches(data, indices, image_size, style, moments, batch_size, pool):
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 logits = model(images).float()
                 ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
@@ -98,12 +102,18 @@ def evaluate_images(
 
 
 def _batches(
-    data: Labelled, indices: Sequence[int], image_size: int, style: str, batch_size: int, pool: ThreadPoolExecutor
+    data: Labelled,
+    indices: Sequence[int],
+    image_size: int,
+    style: str,
+    moments: tuple[Sequence[float], Sequence[float]],
+    batch_size: int,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (N, 3, H, W) and labels (N,), two of them being decoded while one is used."""
 
     def load(source, where: str) -> Tensor:
-        return eval_image(decode(source, where), image_size, style)
+        return eval_image(decode(source, where), image_size, style, *moments)
 
     items = iter(data)
     waiting: list[tuple[list[Future], list[int]]] = []

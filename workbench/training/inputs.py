@@ -30,17 +30,18 @@ class Inputs:
         self.flip = self.data.flip if self.config.flip is None else self.config.flip
         self.shift = self.split.images.shape[-1] // 8 if self.config.shift is None else self.config.shift
 
-    def steps(self, total_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices (batch_size,) of each step's images, and of those they are mixed with (the same where they are not).
+    def steps(self, total_steps: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices (batch_size,) of each step's images, and of those they are mixed with (the same where they are not);
+        the first `done` steps are passed over.
 
         The partners go through the data in an order of their own, so mixing draws twice the batch, as the authors do.
         """
         n, seed = len(self.split), self.config.seed
-        own = batches(n, self.config.batch_size, seed, total_steps)
+        own = batches(n, self.config.batch_size, seed, total_steps, done=done)
         if not self.config.mix:
             yield from ((index, index) for index in own)
             return
-        yield from zip(own, batches(n, self.config.batch_size, seed, total_steps, "partners"), strict=True)
+        yield from zip(own, batches(n, self.config.batch_size, seed, total_steps, "partners", done), strict=True)
 
     def parts(self, step: int, index: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
         """The micro-batches of a step: images (n, C, H, W), labels (n,) or distributions (n, classes), and their share
@@ -68,11 +69,14 @@ class Inputs:
         return x, y
 
 
-def batches(n: int, batch_size: int, seed: int, total_steps: int, what: str = "order") -> Iterator[Tensor]:
-    """Indices (batch_size,) of each step: every epoch is one permutation, a function of (seed, what, epoch)."""
-    per_epoch = n // batch_size
-    for step in range(total_steps):
+def batches(
+    n: int, batch_size: int, seed: int, total_steps: int, what: str = "order", done: int = 0
+) -> Iterator[Tensor]:
+    """Indices (batch_size,) of each step after the first `done`: every epoch is one permutation, a function of (seed,
+    what, epoch)."""
+    per_epoch, order = n // batch_size, None
+    for step in range(done, total_steps):
         epoch, i = divmod(step, per_epoch)
-        if i == 0:
+        if i == 0 or order is None:
             order = torch.randperm(n, generator=generator_for(seed, what, epoch))
         yield order[i * batch_size : (i + 1) * batch_size]

@@ -8,6 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,8 +20,10 @@ from workbench.data import Dataset, Split, load_dataset
 from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
+from workbench.models.checkpoints import save_checkpoint
 from workbench.optim import AGC, EMA, SAM, AGCStats, param_groups, warmup_cosine
 from workbench.optim.sam import sub_batch
+from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import (
     DIVERGED_SHARE,
     FAILURE_SHARE,
@@ -36,12 +39,22 @@ Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
 
 
-def train(config: TrainConfig, log: Log | None = None, tables: Tables | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    log: Log | None = None,
+    tables: Tables | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    save: str | Path | None = None,
+) -> TrainResult:
     """Trains `config` and returns what came of it; on CPU two runs of one configuration are equal bit for bit.
 
     Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome
     "pruned". `tables` is called at the end with (name, table): "agc", one row a parameter and step, where
-    `telemetry_every` asks for it. A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training
+    `telemetry_every` asks for it. With `checkpoints` a training that was killed goes on from its last one, to the very
+    same result; `log` is then called with the rows before it, too. `save` is where the final weights go (.safetensors;
+    with an average, that goes beside it as NAME.ema.safetensors), with the size and moments of the images they take.
+    A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training
     and is reported with its step and cause.
     Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
     """
@@ -50,7 +63,7 @@ def train(config: TrainConfig, log: Log | None = None, tables: Tables | None = N
     train_split = data.train.take(slice(0, config.train_size))
     total_steps = steps_of(config, len(train_split))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        return _train(config, data, train_split, device, total_steps, log, tables)
+        return _train(config, data, train_split, device, total_steps, log, tables, checkpoints, save)
 
 
 def _train(
@@ -61,6 +74,8 @@ def _train(
     total_steps: int,
     log: Log | None,
     tables: Tables | None,
+    checkpoints: Checkpoints | None,
+    save: str | Path | None,
 ) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
@@ -88,11 +103,29 @@ def _train(
         return F.cross_entropy(logits.detach(), y) * share
 
     history: list[dict] = []
-    outcome, step = "complete", 0
+    outcome, step, key = "complete", 0, training_key(config, data.digest)
+    parts = {"optimizer": optimizer, "schedule": schedule, "watch": watch, "telemetry": telemetry}
+    parts |= {name: part for name, part in (("agc", agc), ("ema", ema)) if part is not None}
+    found = checkpoints.latest(key, model, device) if checkpoints is not None else None
+    if found is not None:
+        step, history, spent = found["step"], found["history"], found["seconds"]
+        started -= spent
+        for name, part in parts.items():
+            part.load_state_dict(found[name])
+        if log is not None and any([log(row) for row in history]) and step < total_steps:
+            outcome = "pruned"
     bar = tqdm(
-        total=total_steps, desc=config.name, unit="step", leave=False, disable=not config.progress, mininterval=0.5
+        total=total_steps,
+        initial=step,
+        desc=config.name,
+        unit="step",
+        leave=False,
+        disable=not config.progress,
+        mininterval=0.5,
     )
-    for step, (index, partner) in enumerate(inputs.steps(total_steps), start=1):
+    done = step
+    remaining = inputs.steps(total_steps, done) if outcome == "complete" else []
+    for step, (index, partner) in enumerate(remaining, start=done + 1):
         optimizer.zero_grad(set_to_none=True)
         if sam is not None:
             for x, y, share in first_samples(inputs.parts(step, index, partner), sub_batch(len(index)), len(index)):
@@ -138,7 +171,13 @@ def _train(
             if log is not None and log(row) and step < total_steps:
                 outcome = "pruned"
                 break
+        if checkpoints is not None and checkpoints.due(step):
+            state = {name: part.state_dict() for name, part in parts.items()}
+            spent = time.perf_counter() - started
+            checkpoints.save(key, step, model, {"step": step, "history": history, "seconds": spent, **state})
     bar.close()
+    if save is not None and outcome == "complete":
+        _save_weights(model, ema, save, data)
     if tables is not None and config.telemetry_every:
         tables("agc", telemetry.table())
 
@@ -161,7 +200,7 @@ def _train(
     if device.type == "cuda":
         metrics["peak_memory"] = torch.cuda.max_memory_allocated(device)
     return TrainResult(
-        key=training_key(config, data.digest),
+        key=key,
         config=config,
         outcome=outcome,
         history=history,
@@ -173,6 +212,15 @@ def _train(
         data_digest=data.digest,
         code=code_hash(),
     )
+
+
+def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, data: Dataset) -> None:
+    size = data.train.images.shape[-1]
+    preprocess = {"mean": data.mean.tolist(), "std": data.std.tolist(), "image_size": size, "style": "whole"}
+    file = save_checkpoint(model, file, preprocess)
+    if ema is not None:
+        ema.model.recipe, ema.model.num_classes = model.recipe, model.num_classes
+        save_checkpoint(ema.model, file.with_suffix(".ema.safetensors"), preprocess)
 
 
 def first_samples(
@@ -207,6 +255,12 @@ class Telemetry:
             self._tables.append(table)
         self._unread.clear()
 
+    def state_dict(self) -> dict:
+        return {"rows": self.table().to_dict("list") if self.every else {}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._tables = [pd.DataFrame(state["rows"])] if state["rows"].get("step") else []
+
     def table(self) -> pd.DataFrame:
         """One row a step and parameter."""
         self.settle()
@@ -230,7 +284,7 @@ class LossWatch:
         self._unread.append(loss)
         if not look and step % self.every:
             return False
-        values = torch.stack(self._unread).tolist()
+        values = torch.stack([unread.to(loss.device) for unread in self._unread]).tolist()
         for at, value in enumerate(values, start=step - len(values) + 1):
             if not value <= self.limit:  # also where it is not a number
                 self.step, self.cause = at, f"training loss {value:.4g} at step {at}"
@@ -238,6 +292,13 @@ class LossWatch:
         self._since_last += values
         self._unread.clear()
         return False
+
+    def state_dict(self) -> dict:
+        return {"unread": [loss.item() for loss in self._unread], "since_last": list(self._since_last)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._unread = [torch.tensor(loss) for loss in state["unread"]]
+        self._since_last = list(state["since_last"])
 
     def mean_since_last(self) -> float:
         """The mean loss of the steps since this was last asked."""

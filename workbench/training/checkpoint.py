@@ -1,0 +1,88 @@
+"""Checkpoints of a training under way: written whole or not at all, verified when read, the last three kept.
+
+A checkpoint is a folder `step-00000120` with `weights.safetensors`, `state.pt` (optimizer, schedule, average, history)
+and `manifest.json`, the hashes of the two. It stores the step and no generator states, for every draw of a training is
+a function of (seed, step). So a training that was killed goes on to the very same weights.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+KEPT = 3
+MANIFEST = "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one training in `folder`, named by its key, written every so many seconds or steps."""
+
+    def __init__(self, folder: str | Path, every_seconds: float = 60.0, every_steps: int | None = None):
+        self.folder, self.every_seconds, self.every_steps = Path(folder), every_seconds, every_steps
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for another."""
+        if self.every_steps is not None:
+            return step % self.every_steps == 0
+        return time.monotonic() - self._last >= self.every_seconds
+
+    def save(self, key: str, step: int, model: nn.Module, state: dict) -> None:
+        """Writes beside its place, then renames; then removes all but the last three."""
+        place = self.folder / f"step-{step:08d}"
+        part = self.folder / f".part-{os.getpid()}-{step:08d}"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, part / "weights.safetensors")
+        torch.save(state, part / "state.pt")
+        hashes = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+        (part / MANIFEST).write_text(json.dumps({"key": key, "step": step, "files": hashes}))
+        for file in part.iterdir():
+            _to_disk(file)
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
+        for old in self._found()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+        self._last = time.monotonic()
+
+    def latest(self, key: str, model: nn.Module, device: torch.device) -> dict | None:
+        """Loads the newest whole checkpoint of this training into `model` and returns its state; a damaged one is
+        passed over for the one before it. None where there is none."""
+        for place in self._found():
+            manifest = self._verified(place)
+            if manifest is not None and manifest["key"] == key:
+                model.load_state_dict(load_file(place / "weights.safetensors"))
+                return torch.load(place / "state.pt", map_location=device, weights_only=True)
+        return None
+
+    def remove(self) -> None:
+        """Takes them away, when the training is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
+
+    def _verified(self, place: Path) -> dict | None:
+        try:
+            manifest = json.loads((place / MANIFEST).read_text())
+            whole = all(_sha256(place / name) == digest for name, digest in manifest["files"].items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return manifest if whole else None
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _to_disk(file: Path) -> None:
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
