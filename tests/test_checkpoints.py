@@ -126,7 +126,7 @@ def test_other_families_have_no_released_layout():
 # ---- released files
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("name", ["nfnet_micro", "nf_resnet_tiny"])
 def test_files_of_real_dill_load_and_are_recognised(tmp_path, protocol, name):
     model = small(name, 7, in_channels=1)

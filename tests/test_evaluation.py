@@ -178,6 +178,13 @@ def test_evaluate_as_a_person_runs_it_and_what_is_kept(root, image_folder, weigh
     assert run_.data.metrics["top1_low"] < right / 40 < run_.data.metrics["top1_high"] or right in (0, 40)
     assert run_.data.params["model"] == "nf_resnet_tiny" and run_.data.params["image_size"] == "32"
     assert run_.data.tags["outcome"] == "complete" and run_.data.tags["data"]
+    assert f"top-1 {right / 40:.2%} [" in run_.data.tags["mlflow.note.content"]
+
+    from workbench.lab.views import EVALUATIONS
+
+    held = {f"metrics.`{m}`" for m in run_.data.metrics} | {f"params.`{p}`" for p in run_.data.params}
+    held |= {f"tags.`{t}`" for t in run_.data.tags} | {"metrics.`published_top1`"}  # that only for released weights
+    assert all(set(view["selectedColumns"]) <= held for view in EVALUATIONS.values())
 
 
 def test_an_evaluation_that_breaks_is_marked_failed(root, image_folder, weights, command):

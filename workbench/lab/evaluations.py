@@ -111,6 +111,8 @@ def evaluate(
     published = row.published if file.name.endswith("_haiku.npz") else None
     if published:
         metrics |= {"published_top1": published[0] / 100, "published_top5": published[1] / 100}
+    beside = f"; published: {published[0]} %" if published else ""
+    store.describe(run_id, f"top-1 {top1:.2%} of {found.n:,} images, top-5 {top5:.2%}{beside}")
     if found.not_finite:
         metrics["not_finite"] = found.not_finite
     store.log_metrics(run_id, metrics)

@@ -68,6 +68,18 @@ TRAININGS = {
 }
 
 
+EVALUATIONS = {
+    "accuracy": _view(
+        "metrics.`top1`",
+        [
+            *_param("model", "weights", "data", "image_size", "style"),
+            *_metric("top1", "top1_low", "top1_high", "top5", "published_top1", "images_per_second"),
+            *_tag("outcome", "device"),
+        ],
+    )
+}
+
+
 def experiment_tags(experiment: str) -> dict[str, str]:
     """The tags a new experiment is made with: its kind, a description, and the views."""
     tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks
@@ -76,9 +88,14 @@ def experiment_tags(experiment: str) -> dict[str, str]:
         about = f"One run is one execution of a notebook: its verdict, figures, table and report.{quick}"
         return tags | {"mlflow.note.content": about}
     if experiment == "evaluations":
-        return tags | {"mlflow.note.content": "One run is one network with weights over one set of images."}
+        tags["mlflow.note.content"] = "One run is one network with weights over one set of images."
+        return tags | _shared(EVALUATIONS)
     tags["mlflow.note.content"] = f"One run is one training.{quick} Ready-made views: the button above, on the right."
-    return tags | {f"mlflow.sharedViewState.{key}": _envelope(key, view) for key, view in TRAININGS.items()}
+    return tags | _shared(TRAININGS)
+
+
+def _shared(views: dict[str, dict]) -> dict[str, str]:
+    return {f"mlflow.sharedViewState.{key}": _envelope(key, view) for key, view in views.items()}
 
 
 def _envelope(name: str, view: dict) -> str:
