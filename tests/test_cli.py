@@ -155,3 +155,34 @@ def test_the_doctor_says_before_it_mends(root, command):
     assert "closed as KILLED" in command("doctor", "--fix")[1]
     assert store.status(run_id) == "KILLED"
     assert "All well" in command("doctor")[1]
+
+
+def test_torchrun_trains_once_for_both_processes_and_the_result_is_known_afterwards(root):
+    arguments = [
+        "-p",
+        "steps=4",
+        "-p",
+        "batch_size=16",
+        "-p",
+        "train_size=32",
+        "-p",
+        "base_lr=1e-3",
+        "-p",
+        "device=cpu",
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for expected in ("complete: run", "reused: run"):
+        done = subprocess.run(
+            [*torchrun, "-m", "workbench.cli", "train", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+            cwd=CHECKOUT,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count(expected) == 1
+    from workbench.lab import Store
+
+    (run,) = Store().search("trainings", "full")
+    assert run.info.status == "FINISHED" and run.data.metrics["samples_seen"] == 64

@@ -126,6 +126,15 @@ def check_communication(rank):
     return {"matrices": matrices, "mixed": mixed, "whole": whole, "same": same, "refused": refused}
 
 
+def check_train(rank):
+    """A training by torchrun's environment; the first process logs."""
+    from workbench.training import TrainConfig, train
+
+    rows = []
+    result = train(TrainConfig.from_dict(json.loads(os.environ["CONFIG"])), rows.append)
+    return {"rows": len(rows), "history": result.history, "metrics": result.metrics, "outcome": result.outcome}
+
+
 def run(check):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -163,6 +172,23 @@ def test_only_split_vectors_are_communicated_and_other_placements_are_refused():
         assert found["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors, at once
         assert found["same"] < 1e-6
         assert "sharded over dimension 0" in found["refused"] and "Shard(dim=1)" in found["refused"]
+
+
+@pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5}], ids=["plain", "recipe"])
+def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra, monkeypatch):
+    from workbench.training import TrainConfig, train
+
+    args = {"skip_gain": 1.0, "dropout": 0.1, "stochastic_depth": 0.1}
+    config = TrainConfig(model_args=args, batch_size=32, base_lr=0.8, steps=6, eval_every=3, train_size=96, device="cpu", progress=False, **extra)  # fmt: skip
+    one = train(config.replace(micro_batch=16))
+    monkeypatch.setenv("CONFIG", json.dumps(config.to_dict()))
+    first, second = run("train")
+    assert (first["rows"], second["rows"]) == (2, 0)
+    assert first["outcome"] == second["outcome"] == "complete"
+    for found in (first, second):
+        for mine, theirs in zip(found["history"], one.history, strict=True):
+            for name in ("train_loss", "val_loss", "clipped_share"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("bad", ["sparse", "complex"])

@@ -107,13 +107,19 @@ def train(
         Optional[str], typer.Option(help="Where the final weights go, e.g. mine.safetensors; runs even if known.")
     ] = None,
 ) -> None:
-    """Run one training, set with -p NAME=VALUE (fields of TrainConfig), logged like everything else."""
+    """Run one training, set with -p NAME=VALUE (fields of TrainConfig), logged like everything else.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m workbench.cli train -p ...
+    """
     from rich.console import Console
 
-    from workbench.lab.trainings import check, parse_config
+    from workbench.lab.trainings import check, help_training, parse_config
+    from workbench.training.distributed import World
 
     config = parse_config(_pairs(parameters))
     check(config)
+    if not World.from_environment().first:
+        return help_training(config)
     if save is not None:
         from workbench.models.files import target_path
 

@@ -52,6 +52,7 @@ def evaluate(
     Raises: WorkbenchError for weights that belong to another network, data that are not there, classes that disagree.
     """
     row = entry(model_name)
+    where, data = pick_device(device), open_labelled(data_path)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)
     own = read.preprocess or {"image_size": row.test_size, "style": row.eval_style, "mean": (), "std": ()}
@@ -64,7 +65,6 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
             raise WorkbenchError(f"`{name}` (={value}) must be at least 1.")
-    where, data = pick_device(device), open_labelled(data_path)
     recipe = {**(read.recipe or {}), "name": model_name, "num_classes": read.shape()[0]}
     if recipe.get("in_channels", 3) != 3:
         raise WorkbenchError(f"{file} takes images of {recipe['in_channels']} channels: evaluate knows RGB images.")

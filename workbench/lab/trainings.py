@@ -14,6 +14,7 @@ from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
+from workbench.training.distributed import World, joined
 from workbench.training.loop import pick_device, steps_of
 
 
@@ -71,8 +72,11 @@ def run_training(
     on from its last checkpoint."""
     store = session.store
     key = training_key(config, dataset_digest(config.data))
-    with store.lock(f"{session.mode}-{key}"):
+    world = World.from_environment()
+    with store.lock(f"{session.mode}-{key}"), joined(world):
         found = store.find_training(key, session.mode) if save is None else None
+        folder = runs_folder() / "checkpoints" / f"{session.mode}-{key[:32]}"
+        world.agree(None if found is not None else str(folder))
         if found is not None:
             run_id, result = found
         else:
@@ -88,7 +92,7 @@ def run_training(
 
             try:
                 quiet = config.replace(progress=config.progress and not events.listening())
-                checkpoints = Checkpoints(runs_folder() / "checkpoints" / f"{session.mode}-{key[:32]}")
+                checkpoints = Checkpoints(folder)
                 result = train(quiet, log, keep, checkpoints=checkpoints, save=save)
                 result = dataclasses.replace(result, config=config)
                 checkpoints.remove()
@@ -109,6 +113,16 @@ def run_training(
         total=position[1],
     )
     return run_id, result, found is not None
+
+
+def help_training(config: TrainConfig) -> None:
+    """What the other processes of a torchrun do, which have no store: their part of the first one's training, if it is
+    not known already."""
+    world = World.from_environment()
+    with joined(world):
+        folder = world.agree(None)
+        if folder is not None:
+            train(config.replace(progress=False), checkpoints=Checkpoints(folder))
 
 
 def parse_config(texts: dict[str, str]) -> TrainConfig:

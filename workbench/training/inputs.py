@@ -4,7 +4,7 @@ Every draw is a function of (seed, step, micro-batch), so the same step gives th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from workbench.data import Dataset, Split
 from workbench.data.augment import cutout, flip_shift, generator_for, normalize, seed_for
 from workbench.data.mixing import mix_halves
 from workbench.training.config import TrainConfig
+from workbench.training.distributed import World
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Inputs:
     data: Dataset
     mean: Tensor
     std: Tensor
+    world: World = field(default_factory=World)
 
     def __post_init__(self):
         self.flip = self.data.flip if self.config.flip is None else self.config.flip
@@ -43,16 +45,19 @@ class Inputs:
             return
         yield from zip(own, batches(n, self.config.batch_size, seed, total_steps, "partners", done), strict=True)
 
-    def parts(self, step: int, index: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """The micro-batches of a step: images (n, C, H, W), labels (n,) or distributions (n, classes), and their share
-        of the batch; parts that do not divide evenly are weighted rightly."""
+    def parts(self, step: int, index: Tensor, partner: Tensor) -> list["Part"]:
+        """This process's micro-batches of a step; parts that do not divide evenly are weighted rightly."""
+        own, others = self.world.part(index), self.world.part(partner)
         size = self.config.micro_batch or len(index)
-        for micro, (part, others) in enumerate(zip(index.split(size), partner.split(size), strict=True)):
-            x, y = self._prepared(step, micro, part, others)
-            torch.manual_seed(seed_for(self.config.seed, "forward", step, micro))  # dropout, stochastic depth
-            yield x, y, len(part) / len(index)
+        before = self.world.rank * -(-len(index) // self.world.size // size)  # micro-batches of the processes before
+        pairs = list(zip(own.split(size), others.split(size), strict=True))
+        return [
+            Part(self, step, before + i, a, b, len(a) / len(index), last=i == len(pairs) - 1)
+            for i, (a, b) in enumerate(pairs)
+        ]
 
-    def _prepared(self, step: int, micro: int, part: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def prepared(self, step: int, micro: int, part: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W), and labels (n,) or distributions (n, classes)."""
         config, device = self.config, self.split.images.device
         if config.mix:  # quarters: images and partners of MixUp, images and partners of CutMix
             half = (len(part) + 1) // 2
@@ -66,6 +71,28 @@ class Inputs:
             x, y = mix_halves(x, y, len(self.data.classes), rng, config.mixup_alpha)
         if config.cutout:
             x = cutout(x, generator_for(config.seed, "cutout", step, micro), config.cutout)
+        return x, y
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch before it is made: `share` of the batch, `last` of this process's."""
+
+    inputs: Inputs
+    step: int
+    micro: int
+    own: Tensor
+    others: Tensor
+    share: float
+    last: bool
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def made(self) -> tuple[Tensor, Tensor]:
+        """Its images and targets, and the generator set for what the network draws (dropout, stochastic depth)."""
+        x, y = self.inputs.prepared(self.step, self.micro, self.own, self.others)
+        torch.manual_seed(seed_for(self.inputs.config.seed, "forward", self.step, self.micro))
         return x, y
 
 

@@ -7,7 +7,7 @@ last micro-batch.
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +32,8 @@ from workbench.training.config import (
     code_hash,
     training_key,
 )
-from workbench.training.inputs import Inputs
+from workbench.training.distributed import World, joined, unsynchronised
+from workbench.training.inputs import Inputs, Part
 
 EVAL_BATCH = 512
 Log = Callable[[dict], bool | None]
@@ -54,22 +55,29 @@ def train(
     `telemetry_every` asks for it. With `checkpoints` a training that was killed goes on from its last one, to the very
     same result; `log` is then called with the rows before it, too. `save` is where the final weights go (.safetensors;
     with an average, that goes beside it as NAME.ema.safetensors), with the size and moments of the images they take.
-    A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training
-    and is reported with its step and cause.
+    A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with its step and
+    cause. Started by torchrun, the processes share every batch; each returns the result, the first calls and writes.
     Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
     """
     data = load_dataset(config.data, config.image_size)
-    device = pick_device(config.device)
+    world = World.from_environment()
+    device = world.device(pick_device(config.device))
     train_split = data.train.take(slice(0, config.train_size))
     total_steps = steps_of(config, len(train_split))
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        return _train(config, data, train_split, device, total_steps, log, tables, checkpoints, save)
+    if world.size > config.batch_size:
+        raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at least one a process (={world.size}).")
+    if not world.first:
+        log = tables = save = None
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    with joined(world), torch.random.fork_rng(devices=devices):
+        return _train(config, data, train_split, world, device, total_steps, log, tables, checkpoints, save)
 
 
 def _train(
     config: TrainConfig,
     data: Dataset,
     train_split: Split,
+    world: World,
     device: torch.device,
     total_steps: int,
     log: Log | None,
@@ -80,6 +88,7 @@ def _train(
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
     model = create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args).to(device)
+    net = world.wrapped(model)
     exempt = {pattern: {"clip": None} for pattern in config.clip_exempt}
     groups = param_groups(model, config.weight_decay, config.clip, exempt)
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
@@ -89,7 +98,7 @@ def _train(
     schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps, config.final_lr / config.lr)
 
     val, mean, std = data.val.to(device), data.mean.to(device), data.std.to(device)
-    inputs = Inputs(config, train_split.to(device), data, mean, std)
+    inputs = Inputs(config, train_split.to(device), data, mean, std, world)
     eval_every = config.eval_every or max(1, min(len(train_split) // config.batch_size, total_steps // 4))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
@@ -98,21 +107,21 @@ def _train(
     def backward(x: Tensor, y: Tensor, share: float) -> Tensor:
         """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
         with autocast:
-            logits = model(x).float()
+            logits = net(x).float()
         (F.cross_entropy(logits, y, label_smoothing=config.label_smoothing) * share).backward()
         return F.cross_entropy(logits.detach(), y) * share
 
     history: list[dict] = []
     outcome, step, key = "complete", 0, training_key(config, data.digest)
-    parts = {"optimizer": optimizer, "schedule": schedule, "watch": watch, "telemetry": telemetry}
-    parts |= {name: part for name, part in (("agc", agc), ("ema", ema)) if part is not None}
+    stateful = {"optimizer": optimizer, "schedule": schedule, "watch": watch, "telemetry": telemetry}
+    stateful |= {name: part for name, part in (("agc", agc), ("ema", ema)) if part is not None}
     found = checkpoints.latest(key, model, device) if checkpoints is not None else None
     if found is not None:
         step, history, spent = found["step"], found["history"], found["seconds"]
         started -= spent
-        for name, part in parts.items():
+        for name, part in stateful.items():
             part.load_state_dict(found[name])
-        if log is not None and any([log(row) for row in history]) and step < total_steps:
+        if world.agree(log is not None and any([log(row) for row in history])) and step < total_steps:
             outcome = "pruned"
     bar = tqdm(
         total=total_steps,
@@ -127,13 +136,17 @@ def _train(
     remaining = inputs.steps(total_steps, done) if outcome == "complete" else []
     for step, (index, partner) in enumerate(remaining, start=done + 1):
         optimizer.zero_grad(set_to_none=True)
+        parts = inputs.parts(step, index, partner)
         if sam is not None:
-            for x, y, share in first_samples(inputs.parts(step, index, partner), sub_batch(len(index)), len(index)):
-                backward(x, y, share)
+            with unsynchronised(net, True):  # each process climbs by its own gradient, as in the paper
+                for x, y, share in first_samples(parts):
+                    backward(x, y, share)
             sam.ascend()
         loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
-        for x, y, share in inputs.parts(step, index, partner):
-            loss += backward(x, y, share)
+        for part in parts:
+            with unsynchronised(net, not part.last):
+                loss += backward(*part.made(), part.share * world.size) / world.size  # gradients are averaged
+        loss = world.total(loss)
         if sam is not None:
             sam.descend()
         lr = optimizer.param_groups[0]["lr"]
@@ -168,11 +181,11 @@ def _train(
                 telemetry.settle()
             history.append(row)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{val_acc:.1%}")
-            if log is not None and log(row) and step < total_steps:
+            if world.agree(log is not None and bool(log(row))) and step < total_steps:
                 outcome = "pruned"
                 break
-        if checkpoints is not None and checkpoints.due(step):
-            state = {name: part.state_dict() for name, part in parts.items()}
+        if checkpoints is not None and world.first and checkpoints.due(step):
+            state = {name: part.state_dict() for name, part in stateful.items()}
             spent = time.perf_counter() - started
             checkpoints.save(key, step, model, {"step": step, "history": history, "seconds": spent, **state})
     bar.close()
@@ -223,15 +236,14 @@ def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, data: Dat
         save_checkpoint(ema.model, file.with_suffix(".ema.safetensors"), preprocess)
 
 
-def first_samples(
-    parts: Iterable[tuple[Tensor, Tensor, float]], n: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The first n samples of a batch's parts, their shares anew so that they sum to one."""
-    left = n
-    for x, y, share in parts:
-        take = min(left, round(share * batch_size))
+def first_samples(parts: list[Part]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The first fifth of the samples of these parts: images, targets, and shares that sum to one."""
+    n = left = sub_batch(sum(map(len, parts)))
+    for part in parts:
+        take = min(left, len(part))
         if take == 0:
             return
+        x, y = part.made()
         yield x[:take], y[:take], take / n
         left -= take
 
