@@ -27,9 +27,9 @@ from workbench.models.checkpoints import (
     save_checkpoint,
     to_haiku,
 )
-from workbench.models.input_channels import adapt_in_channels
-from workbench.models.pickles import read_pickle
-from workbench.models.timm_layout import to_timm
+from workbench.models.weights.input_channels import adapt_in_channels
+from workbench.models.weights.pickles import read_pickle
+from workbench.models.weights.timm_layout import to_timm
 
 
 def moved(model):

@@ -8,7 +8,7 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.models.checkpoints import load_checkpoint
-from workbench.models.downloads import cache_folder, fetch
+from workbench.models.weights.downloads import cache_folder, fetch
 
 DATA = bytes(range(256)) * 5000
 MD5 = "md5:" + hashlib.md5(DATA).hexdigest()

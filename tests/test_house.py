@@ -90,7 +90,7 @@ def test_the_bare_install_has_what_training_needs_and_no_more():
 
 @pytest.mark.parametrize("package", ["models", "optim", "data", "probes", "training"])
 def test_public_functions_say_what_they_do(package):
-    for file in (CHECKOUT / "workbench" / package).glob("*.py"):
+    for file in (CHECKOUT / "workbench" / package).rglob("*.py"):
         tree = ast.parse(file.read_text())
         assert ast.get_docstring(tree), file
         for node in tree.body:

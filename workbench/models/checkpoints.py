@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
-from workbench.models.downloads import check_digest, fetch
-from workbench.models.files import target_path, write_whole
-from workbench.models.haiku import from_haiku, haiku_state, to_haiku
-from workbench.models.input_channels import adapt_in_channels
-from workbench.models.pickles import Tree, read_pickle
-from workbench.models.strict import complaints, load_strictly
-from workbench.models.timm_layout import IN_TIMM, from_timm, is_timm, to_timm
+from workbench.models.weights.downloads import check_digest, fetch
+from workbench.models.weights.files import target_path, write_whole
+from workbench.models.weights.haiku import from_haiku, haiku_state, to_haiku
+from workbench.models.weights.input_channels import adapt_in_channels
+from workbench.models.weights.pickles import Tree, read_pickle
+from workbench.models.weights.strict import complaints, load_strictly
+from workbench.models.weights.timm_layout import IN_TIMM, from_timm, is_timm, to_timm
 
 __all__ = ["RELEASED", "convert", "from_haiku", "load_checkpoint", "save_checkpoint", "to_haiku", "to_timm"]
 

@@ -21,7 +21,7 @@ from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.checkpoints import save_checkpoint
-from workbench.optim import AGC, EMA, SAM, AGCStats, param_groups, warmup_cosine
+from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
 from workbench.optim.sam import sub_batch
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import (
@@ -34,6 +34,7 @@ from workbench.training.config import (
 )
 from workbench.training.distributed import World, joined, unsynchronised
 from workbench.training.inputs import Inputs, Part
+from workbench.training.watch import LossWatch, Telemetry
 
 EVAL_BATCH = 512
 Log = Callable[[dict], bool | None]
@@ -246,77 +247,6 @@ def first_samples(parts: list[Part]) -> Iterator[tuple[Tensor, Tensor, float]]:
         x, y = part.made()
         yield x[:take], y[:take], take / n
         left -= take
-
-
-class Telemetry:
-    """What AGC saw, every so many steps: norms on the device until `settle` makes rows of them."""
-
-    def __init__(self, every: int | None):
-        self.every = every
-        self._unread: list[tuple[int, AGCStats]] = []
-        self._tables: list[pd.DataFrame] = []
-
-    def take(self, step: int, stats: AGCStats) -> None:
-        if self.every and step % self.every == 0:
-            self._unread.append((step, stats))
-
-    def settle(self) -> None:
-        for step, stats in self._unread:
-            table = stats.table()
-            table.insert(0, "step", step)
-            self._tables.append(table)
-        self._unread.clear()
-
-    def state_dict(self) -> dict:
-        return {"rows": self.table().to_dict("list") if self.every else {}}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._tables = [pd.DataFrame(state["rows"])] if state["rows"].get("step") else []
-
-    def table(self) -> pd.DataFrame:
-        """One row a step and parameter."""
-        self.settle()
-        return pd.concat(self._tables, ignore_index=True) if self._tables else AGCStats().table()
-
-
-class LossWatch:
-    """The losses of the steps, left on the device and read only every so often, since reading one waits for it.
-
-    Sees at which step the loss first left `limit` or was not finite; `step` and `cause` then say so.
-    """
-
-    def __init__(self, limit: float, every: int):
-        self.limit, self.every = limit, every
-        self.step, self.cause = 0, None
-        self._unread: list[Tensor] = []
-        self._since_last: list[float] = []
-
-    def diverged(self, step: int, loss: Tensor, look: bool) -> bool:
-        """Takes the loss of `step`; whether one of those so far left the limit (looked at now, or every so often)."""
-        self._unread.append(loss)
-        if not look and step % self.every:
-            return False
-        values = torch.stack([unread.to(loss.device) for unread in self._unread]).tolist()
-        for at, value in enumerate(values, start=step - len(values) + 1):
-            if not value <= self.limit:  # also where it is not a number
-                self.step, self.cause = at, f"training loss {value:.4g} at step {at}"
-                return True
-        self._since_last += values
-        self._unread.clear()
-        return False
-
-    def state_dict(self) -> dict:
-        return {"unread": [loss.item() for loss in self._unread], "since_last": list(self._since_last)}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._unread = [torch.tensor(loss) for loss in state["unread"]]
-        self._since_last = list(state["since_last"])
-
-    def mean_since_last(self) -> float:
-        """The mean loss of the steps since this was last asked."""
-        mean = sum(self._since_last) / len(self._since_last)
-        self._since_last.clear()
-        return mean
 
 
 def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -> dict[str, float]:

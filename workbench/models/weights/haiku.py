@@ -14,8 +14,8 @@ from workbench.errors import WorkbenchError
 from workbench.models.nf_regnet import NFRegNet
 from workbench.models.nf_resnet import NFResNet
 from workbench.models.nfnet import NFNet
-from workbench.models.pickles import Tree
-from workbench.models.strict import load_strictly
+from workbench.models.weights.pickles import Tree
+from workbench.models.weights.strict import load_strictly
 
 # family: (the net's name in the files, a block's name there)
 _NAMES = {NFNet: ("NFNet", "nf_block"), NFResNet: ("NF_ResNet", "nf_res_block"), NFRegNet: ("NF_RegNet", "nf_block")}

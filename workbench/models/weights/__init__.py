@@ -1,0 +1,1 @@
+"""What workbench.models.checkpoints is made of: layouts, safe reading, strict loading, fetching, whole writing."""
