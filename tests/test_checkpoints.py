@@ -24,6 +24,7 @@ from workbench.models.checkpoints import (
     convert,
     from_haiku,
     load_checkpoint,
+    read_weights,
     save_checkpoint,
     to_haiku,
 )
@@ -326,6 +327,14 @@ def test_a_network_with_a_function_for_an_activation_loads_into_its_like_only(tm
 def test_a_default_that_was_said_is_a_default(tmp_path):
     file = save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / "x.safetensors")
     load_checkpoint(file, create_model("nf_resnet_tiny", 4, alpha=0.2, activation="relu", in_channels=3))
+
+
+def test_converting_keeps_how_images_are_made_and_takes_a_default_that_was_said(tmp_path):
+    images = {"mean": [0.5], "std": [0.2], "image_size": 28, "style": "whole"}
+    file = save_checkpoint(small("nfnet_micro", 4, alpha=0.2), tmp_path / "x.safetensors", images)
+    convert(file, tmp_path / "y.safetensors")
+    assert read_weights(tmp_path / "y.safetensors").preprocess == images
+    convert(file, tmp_path / "z.npz")
 
 
 def test_what_cannot_be_named_is_not_saved(tmp_path):

@@ -1,6 +1,5 @@
 """Evaluations in the store: a network with weights, over a folder or parquet of images, is a run like every other."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.lab.stats import Interval, share_interval
 from workbench.lab.store import Store
 from workbench.models.checkpoints import find, load_into, read_weights
+from workbench.models.weights.files import sha256
 from workbench.models.zoo import create_model, entry
 from workbench.training.evaluation import class_indices, evaluate_images
 from workbench.training.loop import pick_device
@@ -86,7 +86,7 @@ def evaluate(
             "style": style,
             "batch_size": batch_size,
         },
-        {"data": data.digest(), "weights_sha256": _digest(file), "device": _device_name(where)},
+        {"data": data.digest(), "weights_sha256": sha256(file)[:16], "device": _device_name(where)},
     )
     try:
         found = evaluate_images(
@@ -119,11 +119,6 @@ def evaluate(
     store.set_tags(run_id, outcome="diverged" if found.not_finite else "complete")
     store.close(run_id, "FINISHED")
     return Scores(run_id, top1, top5, found.loss, found.images_per_second, row.published, found.not_finite)
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _device_name(device: torch.device) -> str:

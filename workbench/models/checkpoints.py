@@ -128,9 +128,7 @@ def load_checkpoint(
     if model is not None:
         load_into(model, weights)
         return model
-    recipe = {**identify(weights), **overrides}
-    model = zoo.create_model(**recipe)
-    load_strictly(model, *weights.state_for(model))
+    model = build(weights, **overrides)
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
     if in_channels is not None:
@@ -179,13 +177,14 @@ def convert(source: str | Path, target: str | Path, *, layout: str = "workbench"
         raise unknown("layout", layout, ["workbench", "timm"])
     if target.suffix == ".npz" and layout == "timm":
         raise WorkbenchError("a .npz file has the released layout: for timm's, end the name in .safetensors or .pth.")
-    model = load_checkpoint(source, verify=verify)
+    weights = read_weights(find(source, verify=verify))
+    model = build(weights)
     if target.suffix == ".safetensors" and layout == "workbench":
-        save_checkpoint(model, target)
+        save_checkpoint(model, target, weights.preprocess)
         return model
-    special = sorted(set(model.recipe) - _TRAINING_ONLY - {"name", "in_channels"})
+    special = _constants(model.recipe)
     if special:
-        said = ", ".join(f"{key}={model.recipe[key]!r}" for key in special)
+        said = ", ".join(f"{key}={value!r}" for key, value in special.items())
         raise WorkbenchError(
             f"{source} is a {model.recipe['name']} with {said}, which no {target.suffix} file can say: it would load "
             "as another function. Convert it to .safetensors."
@@ -235,8 +234,7 @@ def read_weights(file: Path) -> Weights:
         except (SafetensorError, OSError) as error:
             raise WorkbenchError(f"cannot read {file} as safetensors ({error}): fetch it again.") from error
         if metadata.get("format") == _FORMAT:
-            preprocess = json.loads(metadata.get("preprocess", "null"))
-            return Weights(file, "workbench", state, _read_recipe(metadata.get("recipe", ""), file), True, preprocess)
+            return Weights(file, "workbench", state, *_read_metadata(metadata, file))
     elif file.suffix in (".pth", ".pt", ".bin"):
         state = _read_torch(file)
     else:
@@ -250,13 +248,14 @@ def read_weights(file: Path) -> Weights:
     return Weights(file, "workbench", state)
 
 
-def _read_recipe(text: str, file: Path) -> dict | None:
+def _read_metadata(metadata: dict[str, str], file: Path) -> tuple[dict | None, bool, dict | None]:
+    """The recipe, that the file is ours, and how its images are made."""
     try:
-        recipe = json.loads(text)
+        recipe, preprocess = json.loads(metadata["recipe"]), json.loads(metadata.get("preprocess", "null"))
         if recipe is not None:
             with torch.device("meta"):
                 zoo.create_model(**recipe)  # a name and arguments that this version knows
-        return recipe
+        return recipe, True, preprocess
     except (ValueError, TypeError, KeyError) as error:  # also a name that this version does not know
         raise WorkbenchError(
             f"{file} does not say rightly which network it is for ({error}): give load_checkpoint a model."
@@ -283,6 +282,13 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
 
 
 # ---- from arrays to a network
+
+
+def build(weights: Weights, **overrides) -> nn.Module:
+    """The network that these weights belong to, with them in it."""
+    model = zoo.create_model(**{**identify(weights), **overrides})
+    load_strictly(model, *weights.state_for(model))
+    return model
 
 
 def load_into(model: nn.Module, weights: Weights) -> None:
@@ -358,11 +364,24 @@ def recipe_of(model: nn.Module) -> dict | None:
         return None
 
 
+def _defaults(name: str) -> dict:
+    """The arguments that a name stands for, as JSON has them."""
+    made = zoo.entry(name).build
+    defaults = {k: p.default for k, p in inspect.signature(made.func).parameters.items()} | made.keywords
+    return json.loads(json.dumps(defaults, default=str))
+
+
+def _constants(recipe: dict) -> dict:
+    """What in a recipe changes the function that its name stands for; a default that was said is a default."""
+    asked, defaults = set(recipe) - _TRAINING_ONLY - {"name", "num_classes", "in_channels"}, _defaults(recipe["name"])
+    return {key: recipe[key] for key in sorted(asked) if recipe[key] != defaults.get(key)}
+
+
 def _differences(asked: dict, found: dict) -> list[str]:
-    """Constants in which two networks of equal shapes differ; a default that was said is a default."""
-    build = zoo.entry(asked["name"]).build
-    defaults = {k: p.default for k, p in inspect.signature(build.func).parameters.items()} | build.keywords
-    defaults = json.loads(json.dumps(defaults, default=str))
-    keys = (set(asked) | set(found)) - _TRAINING_ONLY - {"num_classes", "in_channels"}
-    pairs = {key: (asked.get(key, defaults.get(key)), found.get(key, defaults.get(key))) for key in sorted(keys)}
-    return [f"`{k}` is {ours} here and {theirs} in the file" for k, (ours, theirs) in pairs.items() if ours != theirs]
+    """Constants in which two networks of equal shapes differ."""
+    if asked["name"] != found["name"]:
+        return [f"it is {asked['name']} here and {found['name']} in the file"]
+    defaults = _defaults(asked["name"])
+    ours, theirs = defaults | _constants(asked), defaults | _constants(found)
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    return [f"`{key}` is {ours.get(key)} here and {theirs.get(key)} in the file" for key in keys]

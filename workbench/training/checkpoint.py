@@ -5,7 +5,6 @@ and `manifest.json`, the hashes of the two. It stores the step and no generator 
 a function of (seed, step). So a training that was killed goes on to the very same weights.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from workbench.models.weights.files import sha256
 
 KEPT = 3
 MANIFEST = "manifest.json"
@@ -42,7 +43,7 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, part / "weights.safetensors")
         torch.save(state, part / "state.pt")
-        hashes = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+        hashes = {file.name: sha256(file) for file in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps({"key": key, "step": step, "files": hashes}))
         for file in part.iterdir():
             _to_disk(file)
@@ -72,15 +73,10 @@ class Checkpoints:
     def _verified(self, place: Path) -> dict | None:
         try:
             manifest = json.loads((place / MANIFEST).read_text())
-            whole = all(_sha256(place / name) == digest for name, digest in manifest["files"].items())
+            whole = all(sha256(place / name) == digest for name, digest in manifest["files"].items())
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return manifest if whole else None
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _to_disk(file: Path) -> None:

@@ -124,6 +124,8 @@ def _train(
             part.load_state_dict(found[name])
         if world.agree(log is not None and any([log(row) for row in history])) and step < total_steps:
             outcome = "pruned"
+    if world.agree(step) != step:
+        raise WorkbenchError("the processes see different checkpoints: put mlruns/ where all of them see it.")
     bar = tqdm(
         total=total_steps,
         initial=step,
@@ -233,7 +235,6 @@ def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, data: Dat
     preprocess = {"mean": data.mean.tolist(), "std": data.std.tolist(), "image_size": size, "style": "whole"}
     file = save_checkpoint(model, file, preprocess)
     if ema is not None:
-        ema.model.recipe, ema.model.num_classes = model.recipe, model.num_classes
         save_checkpoint(ema.model, file.with_suffix(".ema.safetensors"), preprocess)
 
 

@@ -1,5 +1,6 @@
 """Writing a file whole or not at all."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,12 @@ def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
     if not replaceable:
         raise WorkbenchError(f"{path} is no file that could be replaced: choose another name.")
     return path
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's bytes, 64 hex digits."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
