@@ -16,7 +16,8 @@ from conftest import CHECKOUT
 from PIL import Image
 from torch import nn
 
-from workbench.data.labelled import decode, open_labelled
+from workbench.data.decode import decode
+from workbench.data.labelled import open_labelled
 from workbench.data.preprocess import eval_image
 from workbench.errors import WorkbenchError
 from workbench.models import create_model

@@ -1,5 +1,6 @@
 """The training loop. Evidence: bitwise repetition, exact accumulation, learning, divergence as a result, the wall."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -7,12 +8,17 @@ import textwrap
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from workbench.errors import WorkbenchError
+from workbench.models import create_model
+from workbench.models.checkpoints import save_checkpoint
 from workbench.training import TrainConfig, train
 from workbench.training import loop as loop_module
 from workbench.training.inputs import batches
 from workbench.training.loop import first_samples, pick_device, steps_of
+from workbench.training.precision import Bfloat16Copies
 
 QUICK = TrainConfig(
     model="nf_resnet_tiny",
@@ -139,6 +145,58 @@ def test_bfloat16_autocast_trains_with_float32_parameters(monkeypatch):
     assert all(w.dtype == torch.float32 for w in weights.values())
 
 
+def test_bfloat16_copies_give_the_gradients_of_a_bfloat16_network():
+    """As the authors: everything in bfloat16, weight standardisation too; gradients come back to float32."""
+    model = create_model("nf_resnet_tiny", 10, in_channels=1, skip_gain=1.0)
+    x, y = torch.randn(8, 1, 28, 28), torch.arange(8)
+    F.cross_entropy(Bfloat16Copies(model)(x).float(), y).backward()
+    low = copy.deepcopy(model).bfloat16()
+    low.zero_grad()
+    F.cross_entropy(low(x.bfloat16()).float(), y).backward()
+    for p, q in zip(model.parameters(), low.parameters(), strict=True):
+        assert p.dtype == p.grad.dtype == torch.float32
+        assert torch.equal(p.grad, q.grad.float())
+
+
+@pytest.mark.parametrize("name", ["nf_resnet_tiny", "nfnet_micro", "resnet_tiny"])
+def test_bfloat16_copies_train_near_float32(name, monkeypatch):
+    settings = QUICK.replace(model=name, model_args={}, steps=4, clip=None)
+    whole = train(settings)
+    result, weights = final_weights(settings.replace(precision="bfloat16_copies"), monkeypatch)
+    assert all(w.dtype == torch.float32 for w in weights.values() if w.is_floating_point())
+    assert result.metrics["val_loss"] == pytest.approx(whole.metrics["val_loss"], rel=0.02)
+    assert result.metrics["val_loss"] != whole.metrics["val_loss"]
+
+
+def test_a_training_starts_from_weights_and_its_key_names_their_bytes(tmp_path):
+    file = tmp_path / "start.safetensors"
+    first = train(QUICK.replace(steps=60, train_size=None, clip=0.04, shift=0), save=file)
+    config = QUICK.replace(weights=str(file), steps=1, base_lr=1e-6, shift=0)
+    again = train(config)
+    assert again.metrics["val_acc"] == pytest.approx(first.metrics["val_acc"], abs=0.02)
+    assert first.metrics["val_acc"] > 0.35
+    train(QUICK.replace(steps=1), save=file)
+    assert train(config).key != again.key
+
+
+def test_weights_with_other_classes_get_a_new_head(tmp_path, image_folder):
+    file = tmp_path / "gray.safetensors"
+    save_checkpoint(create_model("nf_resnet_tiny", 10, in_channels=1), file)
+    config = QUICK.replace(weights=str(file), data=str(image_folder), train_size=None, batch_size=14, steps=2)
+    assert train(config, save=tmp_path / "new.safetensors").outcome == "complete"
+    new, old = load_file(tmp_path / "new.safetensors"), load_file(file)
+    assert new["linear.weight"].shape[0] == 2
+    name = next(k for k in old if k.endswith("conv1.weight"))
+    assert (new[name] - old[name]).abs().max() < 0.1 * old[name].abs().max()
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    file = tmp_path / "x.safetensors"
+    save_checkpoint(create_model("nfnet_micro", 10, in_channels=1), file)
+    with pytest.raises(WorkbenchError, match="are of nfnet_micro, but `model` is nf_resnet_tiny"):
+        train(QUICK.replace(weights=str(file)))
+
+
 def test_a_folder_of_images_trains(image_folder):
     result = train(
         QUICK.replace(data=str(image_folder), train_size=None, batch_size=14, steps=15, model_args={"skip_gain": 1.0})
@@ -152,9 +210,19 @@ def test_an_epoch_is_one_permutation():
     assert not torch.equal(seen[:10], seen[10:])
 
 
+def test_no_image_is_left_out_where_the_batch_does_not_divide_the_epoch():
+    whole = torch.cat(list(batches(10, 4, seed=3, total_steps=5)))
+    assert sorted(whole[:10].tolist()) == list(range(10)) == sorted(whole[10:].tolist())
+    assert torch.equal(whole[:10], torch.cat(list(batches(10, 5, seed=3, total_steps=2))))  # the same permutations
+    late = torch.cat(list(batches(10, 4, seed=3, total_steps=5, done=3)))
+    assert torch.equal(late, whole[12:])
+
+
 def test_epochs_become_steps_and_too_large_a_batch_is_refused():
     assert steps_of(TrainConfig(epochs=2.0, batch_size=64), 640) == 20
     assert steps_of(TrainConfig(epochs=0.25, batch_size=64), 700) == 2
+    assert steps_of(TrainConfig(epochs=360.0, batch_size=4096), 1_281_167) == 112_602  # the fact sheet's
+    assert steps_of(TrainConfig(epochs=3.0, batch_size=64, train_size=100), 700) == 4
     with pytest.raises(WorkbenchError, match=r"at most the number of training images \(=100\)"):
         steps_of(TrainConfig(epochs=1.0, batch_size=128), 100)
 

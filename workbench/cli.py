@@ -102,21 +102,34 @@ def study(
 
 @app.command()
 def train(
+    recipe: Annotated[
+        Optional[str],
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A preset (cifar, paper_nfnet:f0, paper_nf_resnet:50, paper_nf_regnet:b0, finetune:nfnet_f0), "
+            "or a YAML file. None: the defaults.",
+        ),
+    ] = None,
     parameters: Set = None,
     save: Annotated[
         Optional[str], typer.Option(help="Where the final weights go, e.g. mine.safetensors; runs even if known.")
     ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe as YAML, every number, and stop.")] = False,
 ) -> None:
-    """Run one training, set with -p NAME=VALUE (fields of TrainConfig), logged like everything else.
+    """Run one training: a recipe, changed with -p NAME=VALUE (fields of TrainConfig), logged like everything else.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m workbench.cli train -p ...
+    On several GPUs: torchrun --nproc-per-node 8 -m workbench.cli train ...
     """
     from rich.console import Console
 
-    from workbench.lab.trainings import check, help_training, parse_config
+    from workbench.lab.trainings import check, help_training, parse_config, recipe_text
     from workbench.training.distributed import World
+    from workbench.training.inputs import source
 
-    config = parse_config(_pairs(parameters))
+    config = parse_config(_pairs(parameters), recipe)
+    if show:
+        print(recipe_text(config), end="")
+        return
     check(config)
     if not World.from_environment().first:
         return help_training(config)
@@ -125,7 +138,7 @@ def train(
 
         target_path(save, (".safetensors",))
     console = Console()
-    console.print(f"{config.name} on {config.data}", highlight=False)
+    console.print(f"{config.name} on {source(config)}", highlight=False)
 
     from workbench.lab.session import Session
     from workbench.lab.store import Store

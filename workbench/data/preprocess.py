@@ -2,7 +2,8 @@
 
 Source: the authors' data code. Resizing is bicubic and not clamped, so values overshoot 0 and 255, as theirs do. Pillow
 averages where it shrinks, the authors' resize does not: shrunk images differ by that, and come out smoother.
-Every function takes a PIL image and gives (3, size, size) float32, normalised by ImageNet's mean and deviation.
+Every function takes a PIL image; but for `train_pixels` it gives (3, size, size) float32, normalised by ImageNet's mean
+and deviation.
 """
 
 import math
@@ -43,10 +44,14 @@ def whole(image: Image.Image, size: int) -> Tensor:
 
 def train_crop(image: Image.Image, size: int, generator: torch.Generator) -> Tensor:
     """Train images: a random box, resized to a square, mirrored with probability 1/2."""
+    return _normalized(train_pixels(image, size, generator))
+
+
+def train_pixels(image: Image.Image, size: int, generator: torch.Generator, flip: bool = True) -> np.ndarray:
+    """The same before it is normalised: (size, size, 3) float32, from 0 to 255 but for the overshoot."""
     pixels = _resize(image.crop(random_box(*image.size, size, generator)), size)
-    if torch.rand((), generator=generator) < 0.5:
-        pixels = pixels[:, ::-1]
-    return _normalized(pixels)
+    mirrored = torch.rand((), generator=generator) < 0.5
+    return pixels[:, ::-1] if mirrored and flip else pixels
 
 
 STYLES = {"squash": squash, "crop": crop, "whole": whole}

@@ -3,19 +3,23 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pandas as pd
+import torch
+import yaml
 from tqdm.auto import tqdm
 
-from workbench.data import dataset_digest, load_dataset
-from workbench.errors import unknown
+from workbench.errors import WorkbenchError, unknown
 from workbench.lab import events
 from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.distributed import World, joined
-from workbench.training.loop import pick_device, steps_of
+from workbench.training.inputs import source, source_digest
+from workbench.training.loop import initial_model, pick_device, steps_of
+from workbench.training.presets import preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +56,12 @@ def run_all(arms: Iterable[Arm | TrainConfig], session: Session, *, role: str = 
 
 def check(config: TrainConfig) -> None:
     """Refuses, before anything runs, what `train` would refuse."""
-    data = load_dataset(config.data, config.image_size)
+    data = source(config)
     pick_device(config.device)
-    steps_of(config, min(config.train_size or len(data.train), len(data.train)))
+    steps_of(config, len(data.train))
+    if config.weights is not None:
+        with torch.random.fork_rng(devices=[]):
+            initial_model(config, data)
 
 
 def run_training(
@@ -71,7 +78,7 @@ def run_training(
     may end it; `save` is where its weights go, and has it run even where its result is known. One that was killed goes
     on from its last checkpoint."""
     store = session.store
-    key = training_key(config, dataset_digest(config.data))
+    key = training_key(config, source_digest(config))
     world = World.from_environment()
     with store.lock(f"{session.mode}-{key}"), joined(world):
         found = store.find_training(key, session.mode) if save is None else None
@@ -125,20 +132,51 @@ def help_training(config: TrainConfig) -> None:
             train(config.replace(progress=False), checkpoints=Checkpoints(folder))
 
 
-def parse_config(texts: dict[str, str]) -> TrainConfig:
-    """A TrainConfig from NAME=VALUE texts; without a length it is one epoch."""
-    import yaml
+def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfig:
+    """A TrainConfig from NAME=VALUE texts, on top of a recipe: a preset or a YAML file with fields of TrainConfig.
+    Without a length it is one epoch.
 
+    Raises: WorkbenchError for an unknown preset, field or file, and for a value that a field cannot take.
+    """
     fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
-    values = {}
+    changes = {}
     for name, text in texts.items():
         if name not in fields:
             raise unknown("field of TrainConfig", name, fields)
-        value = text if fields[name].type is str else yaml.safe_load(text)
-        if isinstance(value, str) and fields[name].type in (float, float | None):
-            with contextlib.suppress(ValueError):
-                value = float(value)  # YAML reads 1e-3 as text
-        values[name] = value
-    if not {"epochs", "steps"} & set(values):
+        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else yaml.safe_load(text))
+    lengths = {"epochs", "steps"}
+    if recipe is None:
+        values = {}
+    elif recipe.endswith((".yaml", ".yml")):
+        values = _read_recipe(recipe)
+        values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
+    else:
+        values = preset(recipe).to_dict()
+    if lengths & set(changes):  # one length takes the place of the other
+        values = {name: value for name, value in values.items() if name not in lengths}
+    elif not lengths & set(values):
         values["epochs"] = 1.0
-    return TrainConfig(**values)
+    return TrainConfig.from_dict(values | changes)
+
+
+def _read_recipe(file: str) -> dict:
+    try:
+        values = yaml.safe_load(Path(file).expanduser().read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WorkbenchError(f"cannot read {file} as YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise WorkbenchError(f"{file} must hold fields of TrainConfig, a `name: value` a line.")
+    return values
+
+
+def _as_field(kind: type, value: object) -> object:
+    """The value, as a number where the field wants one: YAML reads 1e-3 as text."""
+    if isinstance(value, str) and kind in (float, float | None):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def recipe_text(config: TrainConfig) -> str:
+    """The configuration as YAML, a field a line in TrainConfig's order: what `parse_config` reads."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

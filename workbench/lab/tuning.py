@@ -17,7 +17,6 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
-from workbench.data import dataset_digest
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab import events
@@ -26,6 +25,7 @@ from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
 from workbench.lab.trainings import check, run_training
 from workbench.training import TrainConfig, training_key
+from workbench.training.inputs import source_digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -69,7 +69,7 @@ def search(
     corner = objective(fixed | {name: r.low for name, r in ranges.items()})
     check(corner)
     identity = (
-        training_key(corner, dataset_digest(corner.data)),
+        training_key(corner, source_digest(corner)),
         sorted((n, r.low, r.high, r.log) for n, r in ranges.items()),
         fixed,
         seed,

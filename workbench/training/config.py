@@ -11,31 +11,44 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
+from workbench.models.checkpoints import find
+from workbench.models.weights.files import sha256
 from workbench.optim import scaled_lr
 
-EXECUTION_FIELDS = ("device", "progress")  # they change where a training runs, not what it computes
+EXECUTION_FIELDS = ("device", "workers", "progress")  # they change where a training runs, not what it computes
 FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classes), the loss of guessing, or not finite
 DIVERGED_SHARE = (
     20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
 )
 
 
+STREAMED = ("eval_size", "rand_augment", "workers")  # fields that need stream=True
+AT_LEAST_0 = ("rand_augment", "rand_augment_layers", "workers")
+CHOICES = {"precision": ("float32", "bfloat16", "bfloat16_copies"), "unreadable": ("refuse", "skip")}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that a training's numbers depend on, and nothing else. Plain values only; it round-trips through JSON.
 
-    Exactly one of `epochs` and `steps` sets the length. The peak learning rate is base_lr * batch_size / 256.
+    Exactly one of `epochs` and `steps` sets the length. The peak learning rate is base_lr * batch_size / 256, or
+    base_lr where `scale_lr` is False. Evaluation is in float32, whatever the precision.
     Raises: WorkbenchError, at construction, for values that cannot be meant.
     """
 
     model: str = "nf_resnet_tiny"
     model_args: dict = field(default_factory=dict)  # overrides of create_model
+    weights: str | None = None  # start from these: a file, or a released model's name
     data: str = "mnist5k"  # a name, or the path of a folder of images
     image_size: int | None = None  # for folders of images of several sizes
     train_size: int | None = None  # use only the first so many training images
+    stream: bool = False  # a folder too large for memory: crops of random boxes, as for ImageNet, made in workers
+    eval_size: int | None = None  # of streamed test images, pixels a side; None: as image_size, or as the model's
+    unreadable: str = "refuse"  # an image that cannot be read: refuse it, or skip it for the next
     batch_size: int = 256
     micro_batch: int | None = None  # accumulate gradients over parts of this size; None: the whole batch at once
     base_lr: float = 0.1  # at batch 256
+    scale_lr: bool = True  # with the batch size; False: base_lr is the peak rate at any
     clip: float | None = 0.01  # AGC's lambda; None: no clipping
     clip_eps: float = 1e-3
     clip_exempt: list = field(default_factory=list)  # parameters by name, "stage4", "first_conv" (see param_groups)
@@ -51,6 +64,8 @@ class TrainConfig:
     cutout: int | None = None  # the side of a square that is blanked, pixels
     mix: bool = False  # MixUp on half of each batch, CutMix on the other
     mixup_alpha: float = 0.2
+    rand_augment: float | None = None  # its level, where 10 is the scale; of streamed images
+    rand_augment_layers: int = 4
     ema: float | None = None  # decay of the average of the weights, which is evaluated beside them
     sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of the batch
     telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
@@ -58,9 +73,10 @@ class TrainConfig:
         None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
     )
     evaluate_test: bool = False  # read the test split at the end: confirmation runs only
-    precision: str = "float32"  # or bfloat16: autocast, parameters stay float32
+    precision: str = "float32"  # bfloat16: autocast; bfloat16_copies: on copies of the parameters, as the authors
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    workers: int | None = None  # processes that make streamed images; None: one a core, at most 16
     progress: bool = True
 
     def __post_init__(self):
@@ -84,6 +100,7 @@ class TrainConfig:
             "steps",
             "train_size",
             "image_size",
+            "eval_size",
             "cutout",
             "mixup_alpha",
             "sam_rho",
@@ -94,7 +111,7 @@ class TrainConfig:
             if value is not None and not 0 < value < math.inf:
                 cure = " (None switches clipping off)" if name == "clip" else ""
                 raise WorkbenchError(f"`{name}` (={value}) must be above 0 and finite{cure}.")
-        for name in ("weight_decay", "momentum", "warmup", "final_lr", "label_smoothing", "shift", "ema"):
+        for name in ("weight_decay", "momentum", "warmup", "final_lr", "label_smoothing", "shift", "ema", *AT_LEAST_0):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise WorkbenchError(f"`{name}` (={value}) must be at least 0 and finite.")
@@ -111,13 +128,21 @@ class TrainConfig:
             raise WorkbenchError(f"`final_lr` (={self.final_lr}) must be at most the peak rate (={self.lr:g}).")
         if self.telemetry_every and self.clip is None:
             raise WorkbenchError("`telemetry_every` shows what AGC saw: set `clip` too, or leave it out.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise unknown("precision", self.precision, ["float32", "bfloat16"])
+        for name in STREAMED if not self.stream else ():
+            if getattr(self, name) is not None:
+                raise WorkbenchError(f"`{name}` (={getattr(self, name)}) is of streamed images: set stream=true too.")
+        if self.stream and self.shift:
+            raise WorkbenchError(f"`shift` (={self.shift}) is of images in memory; streamed ones are random crops.")
+        if (self.rand_augment or 0) > 30:
+            raise WorkbenchError(f"`rand_augment` (={self.rand_augment}) must be at most 30, where 10 is the scale.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
 
     @property
     def lr(self) -> float:
         """The peak learning rate."""
-        return scaled_lr(self.base_lr, self.batch_size)
+        return scaled_lr(self.base_lr, self.batch_size) if self.scale_lr else self.base_lr
 
     @property
     def name(self) -> str:
@@ -142,9 +167,12 @@ class TrainConfig:
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Names a training: SHA-256 over its configuration without execution fields, its data and the code that computes
-    it."""
-    return _digest({"config": _identity(config), "data": data_digest, "code": code_hash()})
+    """Names a training: SHA-256 over its configuration without execution fields, its data, the weights that it starts
+    from and the code that computes it."""
+    identity = {"config": _identity(config), "data": data_digest, "code": code_hash()}
+    if config.weights is not None:
+        identity["weights"] = sha256(find(config.weights))
+    return _digest(identity)
 
 
 def config_id(config: TrainConfig) -> str:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from workbench.data.labelled import Labelled, decode
+from workbench.data.decode import decode
+from workbench.data.labelled import Labelled
 from workbench.data.preprocess import eval_image
 from workbench.errors import WorkbenchError, unknown
 

@@ -1,4 +1,4 @@
-"""One straight training loop: data in memory, SGD with Nesterov momentum, AGC, a cosine; the result is data.
+"""One straight training loop: SGD with Nesterov momentum, AGC, a cosine; the result is data.
 
 Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after its
 last micro-batch.
@@ -7,7 +7,7 @@ last micro-batch.
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from workbench.data import Dataset, Split, load_dataset
-from workbench.data.augment import normalize, seed_for
+from workbench.data import Dataset
+from workbench.data.augment import seed_for
+from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
-from workbench.models.checkpoints import save_checkpoint
+from workbench.models.checkpoints import load_checkpoint, save_checkpoint
 from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
 from workbench.optim.sam import sub_batch
 from workbench.training.checkpoint import Checkpoints
@@ -33,10 +34,11 @@ from workbench.training.config import (
     training_key,
 )
 from workbench.training.distributed import World, joined, unsynchronised
-from workbench.training.inputs import Inputs, Part
+from workbench.training.inputs import Batch, Inputs, Part, source
+from workbench.training.precision import Bfloat16Copies
+from workbench.training.streamed import StreamedInputs
 from workbench.training.watch import LossWatch, Telemetry
 
-EVAL_BATCH = 512
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
 
@@ -60,24 +62,22 @@ def train(
     cause. Started by torchrun, the processes share every batch; each returns the result, the first calls and writes.
     Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
     """
-    data = load_dataset(config.data, config.image_size)
+    data = source(config)
     world = World.from_environment()
     device = world.device(pick_device(config.device))
-    train_split = data.train.take(slice(0, config.train_size))
-    total_steps = steps_of(config, len(train_split))
+    total_steps = steps_of(config, len(data.train))
     if world.size > config.batch_size:
         raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at least one a process (={world.size}).")
     if not world.first:
         log = tables = save = None
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
     with joined(world), torch.random.fork_rng(devices=devices):
-        return _train(config, data, train_split, world, device, total_steps, log, tables, checkpoints, save)
+        return _train(config, data, world, device, total_steps, log, tables, checkpoints, save)
 
 
 def _train(
     config: TrainConfig,
-    data: Dataset,
-    train_split: Split,
+    data: Dataset | ImageFolder,
     world: World,
     device: torch.device,
     total_steps: int,
@@ -88,8 +88,8 @@ def _train(
 ) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
-    model = create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args).to(device)
-    net = world.wrapped(model)
+    model = initial_model(config, data).to(device)
+    net = world.wrapped(Bfloat16Copies(model) if config.precision == "bfloat16_copies" else model)
     exempt = {pattern: {"clip": None} for pattern in config.clip_exempt}
     groups = param_groups(model, config.weight_decay, config.clip, exempt)
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
@@ -98,9 +98,9 @@ def _train(
     sam = SAM(model.parameters(), config.sam_rho) if config.sam_rho is not None else None
     schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps, config.final_lr / config.lr)
 
-    val, mean, std = data.val.to(device), data.mean.to(device), data.std.to(device)
-    inputs = Inputs(config, train_split.to(device), data, mean, std, world)
-    eval_every = config.eval_every or max(1, min(len(train_split) // config.batch_size, total_steps // 4))
+    inputs = (StreamedInputs if config.stream else Inputs)(config, data, world, device)
+    n = len(inputs.train)
+    eval_every = config.eval_every or max(1, min(n // config.batch_size, total_steps // 4))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
     telemetry = Telemetry(config.telemetry_every)
@@ -120,6 +120,7 @@ def _train(
     if found is not None:
         step, history, spent = found["step"], found["history"], found["seconds"]
         started -= spent
+        inputs.unreadable.update(found["unreadable"])
         for name, part in stateful.items():
             part.load_state_dict(found[name])
         if world.agree(log is not None and any([log(row) for row in history])) and step < total_steps:
@@ -137,9 +138,8 @@ def _train(
     )
     done = step
     remaining = inputs.steps(total_steps, done) if outcome == "complete" else []
-    for step, (index, partner) in enumerate(remaining, start=done + 1):
+    for step, parts in enumerate(remaining, start=done + 1):
         optimizer.zero_grad(set_to_none=True)
-        parts = inputs.parts(step, index, partner)
         if sam is not None:
             with unsynchronised(net, True):  # each process climbs by its own gradient, as in the paper
                 for x, y, share in first_samples(parts):
@@ -166,10 +166,10 @@ def _train(
             outcome, step = "diverged", watch.step
             break
         if at_row:
-            val_loss, val_acc = evaluate(model, val, mean, std, autocast)
+            val_loss, val_acc = evaluate(model, inputs.val())
             row = {
                 "step": step,
-                "epoch": step * config.batch_size / len(train_split),
+                "epoch": step * config.batch_size / n,
                 "samples_seen": step * config.batch_size,
                 "lr": lr,
                 "train_loss": watch.mean_since_last(),
@@ -178,7 +178,7 @@ def _train(
                 "seconds": time.perf_counter() - started,
             }
             if ema is not None:
-                row["ema_val_loss"], row["ema_val_acc"] = evaluate(ema.model, val, mean, std, autocast)
+                row["ema_val_loss"], row["ema_val_acc"] = evaluate(ema.model, inputs.val())
             if agc is not None:
                 row |= {"clipped_share": agc.stats.clipped_share(), "ratio_p99": agc.stats.ratio_quantile(0.99)}
                 telemetry.settle()
@@ -190,20 +190,26 @@ def _train(
         if checkpoints is not None and world.first and checkpoints.due(step):
             state = {name: part.state_dict() for name, part in stateful.items()}
             spent = time.perf_counter() - started
-            checkpoints.save(key, step, model, {"step": step, "history": history, "seconds": spent, **state})
+            checkpoints.save(
+                key,
+                step,
+                model,
+                {"step": step, "history": history, "seconds": spent, "unreadable": sorted(inputs.unreadable), **state},
+            )
     bar.close()
     if save is not None and outcome == "complete":
-        _save_weights(model, ema, save, data)
+        _save_weights(model, ema, save, inputs.preprocess)
     if tables is not None and config.telemetry_every:
         tables("agc", telemetry.table())
 
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, step, len(data.classes))
     if config.evaluate_test and outcome == "complete":
-        test = data.test.to(device)
-        metrics["test_acc"] = evaluate(model, test, mean, std, autocast)[1]
+        metrics["test_acc"] = evaluate(model, inputs.test())[1]
         if ema is not None:
-            metrics["ema_test_acc"] = evaluate(ema.model, test, mean, std, autocast)[1]
+            metrics["ema_test_acc"] = evaluate(ema.model, inputs.test())[1]
+    if inputs.unreadable:
+        metrics["images_skipped"] = len(inputs.unreadable)
     metrics |= {
         "steps_planned": total_steps,
         "steps_done": step,
@@ -230,9 +236,25 @@ def _train(
     )
 
 
-def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, data: Dataset) -> None:
-    size = data.train.images.shape[-1]
-    preprocess = {"mean": data.mean.tolist(), "std": data.std.tolist(), "image_size": size, "style": "whole"}
+def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module:
+    """The network that a training starts from: drawn, or with the weights that it names; where those have another
+    number of classes, the classifier is drawn.
+
+    Raises: WorkbenchError for weights of another network.
+    """
+    if config.weights is None:
+        return create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args)
+    shape = {"num_classes": len(data.classes), "in_channels": data.channels}
+    model = load_checkpoint(config.weights, progress=config.progress, **shape, **config.model_args)
+    if model.recipe["name"] != config.model:
+        raise WorkbenchError(
+            f"`weights` (={config.weights}) are of {model.recipe['name']}, but `model` is {config.model}: set one to "
+            "fit the other."
+        )
+    return model
+
+
+def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, preprocess: dict) -> None:
     file = save_checkpoint(model, file, preprocess)
     if ema is not None:
         save_checkpoint(ema.model, file.with_suffix(".ema.safetensors"), preprocess)
@@ -260,27 +282,30 @@ def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -
 
 
 def steps_of(config: TrainConfig, n: int) -> int:
-    """How many steps `config` takes on `n` training images. The last, smaller batch of an epoch is left out."""
+    """How many steps `config` takes on `n` training images, of which it may take only the first `train_size`."""
+    n = min(n, config.train_size or n)
     if config.batch_size > n:
         raise WorkbenchError(
             f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n})."
         )
-    return config.steps or max(1, round(config.epochs * (n // config.batch_size)))
+    return config.steps or max(1, int(config.epochs * n / config.batch_size + 1e-9))
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, mean: Tensor, std: Tensor, autocast) -> tuple[float, float]:
-    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode; its own mode is put back."""
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
+    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode and float32; its own mode is put back."""
     training = model.training
     model.eval()
-    loss, correct = 0.0, 0
-    for x, y in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):
-        with autocast:
-            logits = model(normalize(x, mean, std))
-        loss += F.cross_entropy(logits.float(), y, reduction="sum").item()
+    loss, correct, n = 0.0, 0, 0
+    for x, y in batches:
+        logits = model(x)
+        loss += F.cross_entropy(logits, y, reduction="sum").item()
         correct += (logits.argmax(1) == y).sum().item()
+        n += len(y)
     model.train(training)
-    return loss / len(split), correct / len(split)
+    if n == 0:
+        raise WorkbenchError("none of the images to evaluate on can be read: look at the lines above.")
+    return loss / n, correct / n
 
 
 def pick_device(name: str) -> torch.device:

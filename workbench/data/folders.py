@@ -1,0 +1,129 @@
+"""Folders of images as lists of files: their classes, labels and splits, without reading a picture.
+
+<split>/<class>/*.png with splits train, val and test, or <class>/*.png, which is split 70 / 10 / 20 by class. Without
+test a fifth of train becomes it, and without val a tenth of what is left.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of images and their labels (N,) int64."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, index: Tensor) -> "Files":
+        return Files(tuple(self.paths[i] for i in index.tolist()), self.labels[index])
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder's classes, in the sorted order of their names, and its three splits."""
+
+    path: Path
+    classes: tuple[str, ...]
+    train: Files
+    val: Files
+    test: Files
+
+    channels = 3
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def digest(self) -> str:
+        """Names the data: 16 hex digits over the files' names and sizes, without reading a hundred gigabytes."""
+        found = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            for path in split.paths:
+                found.update(f"{Path(path).relative_to(self.path)} {Path(path).stat().st_size}\n".encode())
+        return found.hexdigest()[:16]
+
+    def __str__(self) -> str:
+        sizes = f"{len(self.train):,} train, {len(self.val):,} val, {len(self.test):,} test"
+        return f"{self.name}: {sizes}, {len(self.classes)} classes"
+
+
+def open_folder(folder: Path) -> ImageFolder:
+    """Lists the images of a folder.
+
+    Raises: WorkbenchError for fewer than two classes, a missing train split, or a split without images.
+    """
+    present = [s for s in SPLITS if (folder / s).is_dir()]
+    if present and "train" not in present:
+        raise WorkbenchError(f"{folder} has {', '.join(present)} but no train: add it, or put the classes at the top.")
+    found = {s: image_files(folder / s) for s in present} or {"all": image_files(folder)}
+    roots = {s: folder / s if present else folder for s in found}
+    labelled = {s: [f for f in files if f.parent != roots[s]] for s, files in found.items()}
+    names = {s: [f.relative_to(roots[s]).parts[0] for f in files] for s, files in labelled.items()}
+    classes = tuple(sorted({name for each in names.values() for name in each}))
+    if len(classes) < 2:
+        raise WorkbenchError(
+            f"{folder} must hold at least two folders of images, one per class (found {len(classes)}): "
+            f"e.g. {folder}/cat/1.png."
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    splits = {}
+    for s, files in labelled.items():
+        if not files:
+            raise WorkbenchError(
+                f"{roots[s]} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder."
+            )
+        splits[s] = Files(tuple(map(str, files)), torch.tensor([index[name] for name in names[s]]))
+    if not present:
+        train, val, test = _parted(splits["all"], (0.7, 0.1, 0.2))
+    else:
+        train, val, test = splits["train"], splits.get("val"), splits.get("test")
+        if test is None:
+            train, test = _parted(train, (0.8, 0.2))
+        if val is None:
+            train, val = _parted(train, (0.9, 0.1))
+    for s, split in zip(SPLITS, (train, val, test), strict=True):
+        if len(split) == 0:
+            raise WorkbenchError(f"the {s} split of '{folder}' is empty: add images to it.")
+    return ImageFolder(folder, classes, train, val, test)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images under a folder, sorted; hidden files and what is no file are passed over."""
+    return sorted(
+        f
+        for f in folder.rglob("*")
+        if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and f.is_file()
+    )
+
+
+def stratified_parts(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -> list[Tensor]:
+    """Indices of parts with the same share of every class, after one permutation of all rows with `seed`."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    parts: list[list[Tensor]] = [[] for _ in shares]
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        cuts = np.round(np.cumsum(shares) / sum(shares) * len(members)).astype(int)
+        for part, chunk in zip(parts, torch.tensor_split(members, torch.from_numpy(cuts[:-1])), strict=True):
+            part.append(chunk)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return [chunk[rank[chunk].argsort()] for chunk in map(torch.cat, parts)]
+
+
+def _parted(files: Files, shares: tuple[float, ...]) -> list[Files]:
+    return [files.take(index) for index in stratified_parts(files.labels, shares)]

@@ -1,0 +1,125 @@
+"""Batches of a training whose images memory cannot hold: made by worker processes, ahead of the step."""
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.data.augment import cutout, generator_for, seed_for
+from workbench.data.folders import Files, ImageFolder
+from workbench.data.mixing import mixed_labels
+from workbench.data.preprocess import MEAN_RGB, STD_RGB
+from workbench.data.streaming import CHUNK, Chunk, EvalImages, Request, TrainImages, chunks, normalized
+from workbench.errors import WorkbenchError
+from workbench.models.zoo import entry
+from workbench.training.config import TrainConfig
+from workbench.training.distributed import World
+from workbench.training.inputs import Batch, Part, micro_batches, orders
+
+
+class StreamedInputs:
+    """As Inputs, from a folder of images: crops of random boxes for training, the model's way to cut test images.
+
+    `unreadable` are the paths of images that were skipped so far.
+    """
+
+    def __init__(self, config: TrainConfig, data: ImageFolder, world: World, device: torch.device):
+        self.config, self.data, self.world, self.device = config, data, world, device
+        self.train = data.train.take(torch.arange(min(config.train_size or len(data.train), len(data.train))))
+        model = entry(config.model)
+        self.size, self.style = config.image_size or model.train_size, model.eval_style
+        self.eval_size = config.eval_size or config.image_size or model.test_size
+        self.workers = default_workers(world) if config.workers is None else config.workers
+        self.unreadable: set[str] = set()
+
+    def steps(self, total_steps: int, done: int = 0) -> Iterator[list[Part]]:
+        """This process's parts of each step after the first `done`; they must be made in order."""
+        config = self.config
+        images = TrainImages(
+            self.train,
+            self.size,
+            config.seed,
+            flip=config.flip is not False,
+            mix=config.mix,
+            alpha=config.mixup_alpha,
+            level=config.rand_augment,
+            layers=config.rand_augment_layers,
+        )
+        made = chunks(images, self._requests(total_steps, done), self.workers, pin=self.device.type == "cuda")
+        first, size = micro_batches(config, self.world)
+        lengths = [len(part) for part in self._positions().split(size)]
+        for step in range(done + 1, total_steps + 1):
+            yield [
+                Part(
+                    make=functools.cache(functools.partial(self._batch, made, n, step, first + i)),
+                    n=n,
+                    share=n / config.batch_size,
+                    last=i == len(lengths) - 1,
+                    seed=seed_for(config.seed, "forward", step, first + i),
+                )
+                for i, n in enumerate(lengths)
+            ]
+
+    def _positions(self) -> Tensor:
+        return self.world.part(torch.arange(self.config.batch_size))
+
+    def _requests(self, total_steps: int, done: int) -> Iterator[list[Request]]:
+        positions, size = self._positions(), micro_batches(self.config, self.world)[1]
+        pieces = [piece.tolist() for part in positions.split(size) for piece in part.split(CHUNK)]
+        pairs = orders(self.config, len(self.train), total_steps, done)
+        for step, (index, partner) in enumerate(pairs, start=done + 1):
+            own, others = index.tolist(), partner.tolist()
+            for piece in pieces:
+                yield [Request(step, p, len(own), own[p], others[p]) for p in piece]
+
+    def _batch(self, made: Iterator[Chunk], n: int, step: int, micro: int) -> Batch:
+        parts = [self._told(next(made)) for _ in range(-(-n // CHUNK))]
+        pixels, labels, partners, shares = (
+            torch.cat(tensors).to(self.device, non_blocking=True)
+            for tensors in zip(*(part[:4] for part in parts), strict=True)
+        )
+        x = normalized(pixels)
+        if self.config.cutout:
+            x = cutout(x, generator_for(self.config.seed, "cutout", step, micro), self.config.cutout)
+        return x, mixed_labels(labels, partners, shares, len(self.data.classes)) if self.config.mix else labels
+
+    def _told(self, chunk: Chunk) -> Chunk:
+        """The chunk, when what could not be read in it was named: refused, or reported once."""
+        for path, reason in chunk.unreadable:
+            if self.config.unreadable == "refuse":
+                raise WorkbenchError(f"{reason.removesuffix('.')}, or set unreadable=skip.")
+            if path not in self.unreadable:
+                self.unreadable.add(path)
+                tqdm.write(f"skipped: {reason}", file=sys.stderr)
+        return chunk
+
+    def val(self) -> Iterator[Batch]:
+        """The validation split, in order."""
+        return self._whole(self.data.val)
+
+    def test(self) -> Iterator[Batch]:
+        """The test split, in order."""
+        return self._whole(self.data.test)
+
+    def _whole(self, files: Files) -> Iterator[Batch]:
+        indices = [list(range(start, min(start + CHUNK, len(files)))) for start in range(0, len(files), CHUNK)]
+        images = EvalImages(files, self.eval_size, self.style)
+        for chunk in chunks(images, indices, self.workers, pin=self.device.type == "cuda"):
+            read = self._told(chunk).labels >= 0
+            yield tuple(t[read].to(self.device, non_blocking=True) for t in (chunk.pixels, chunk.labels))
+
+    @property
+    def preprocess(self) -> dict:
+        """How the images are made, for who evaluates the weights."""
+        moments = {"mean": (MEAN_RGB / 255).tolist(), "std": (STD_RGB / 255).tolist()}
+        return {**moments, "image_size": self.eval_size, "style": self.style}
+
+
+def default_workers(world: World) -> int:
+    """One a core that this process may use, shared with the other processes of a torchrun; at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // world.size))
