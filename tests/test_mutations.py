@@ -86,7 +86,8 @@ def beta_before_the_activation(patch, model):
 
     def forward(self, h):
         a = self.act(h / self.beta)
-        return self.shortcut(h, a) + self.alpha * self.skip_gain * self.drop(self.branch(a))
+        branch = self.branch(a)
+        return self.join(self.shortcut(h, a), branch, self.gate(branch), self.alpha * self.skip_gain)
 
     patch.setattr(nfnet.Block, "forward", forward)
 

@@ -134,7 +134,7 @@ def test_beta_follows_the_expected_variance(name, expected):
 
 def test_stochastic_depth_grows_from_zero_by_rate_over_blocks():
     with torch.device("meta"):
-        rates = [b.drop.rate for b in create_model("nfnet_f0").blocks]
+        rates = [b.join.rate for b in create_model("nfnet_f0").blocks]
     assert rates == pytest.approx([0.25 * i / 12 for i in range(12)])
 
 

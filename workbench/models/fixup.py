@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activation_and_gamma
-from workbench.models.layers import PlainConv2d, StochasticDepth, same_max_pool2d
+from workbench.models.layers import Join, PlainConv2d, same_max_pool2d
 from workbench.models.network import Network
 
 
@@ -50,13 +50,13 @@ class Block(nn.Module):
             self.conv_shortcut = _conv(in_channels, out_channels, 1, stride, std=(2 / out_channels) ** 0.5)
         self.bias1a, self.bias1b, self.bias2a, self.bias2b, self.bias3a, self.bias3b = (_scalar(0.0) for _ in range(6))
         self.scale = _scalar(1.0)
-        self.drop = StochasticDepth(drop_rate)
+        self.join = Join(drop_rate)
 
     def forward(self, h: Tensor) -> Tensor:
         shortcut = h + self.bias1a
         if self.is_transition:
             shortcut = self.conv_shortcut(shortcut)
-        return self.act(shortcut + self.drop(self.residual(h)))
+        return self.act(self.join(shortcut, self.residual(h)))
 
     def residual(self, h: Tensor) -> Tensor:
         """f(h): the branch before stochastic depth."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.models.standardize import standardize
 
 
 class _SameConv2d(nn.Module):
@@ -69,10 +70,7 @@ class ScaledStdConv2d(_SameConv2d):
 
     def standardized_weight(self) -> Tensor:
         """W_hat (O, I/groups, k, k), in the weight's precision; a half-precision weight is standardised in float32."""
-        w = self.weight.float() if self.weight.dtype.itemsize < 4 else self.weight
-        var, mean = torch.var_mean(w, dim=(1, 2, 3), correction=0, keepdim=True)
-        row_scale = self.gain.view(-1, 1, 1, 1) * self.scale * torch.rsqrt(torch.clamp(var * self.fan_in, min=self.eps))
-        return ((w - mean) * row_scale).to(self.weight.dtype)
+        return standardize(self.weight, self.gain * self.scale, floor=self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return same_conv2d(x, self.standardized_weight(), self.bias, self.stride, self.groups)
@@ -184,15 +182,41 @@ class StochasticDepth(nn.Module):
         self.rate, self.rescale = rate, rescale
 
     def forward(self, x: Tensor) -> Tensor:
+        keep = self.kept(x)
+        return x if keep is None else x * keep
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """The factor of each sample, (N, 1, 1, 1); None where nothing is dropped."""
         if not self.training or self.rate == 0:
-            return x
+            return None
         keep = torch.floor(1 - self.rate + torch.rand(x.shape[0], 1, 1, 1, device=x.device))
         if self.rescale:
             keep = keep / (1 - self.rate)
-        return x * keep.to(x.dtype)
+        return keep.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.4g}"
+
+
+class Join(StochasticDepth):
+    """The end of a block: shortcut + gain * drop(gate * branch), in one pass over the maps, small factors first.
+
+    Args: shortcut and branch (N, C, H, W); `gate` (N, C, 1, 1), as of squeeze-excite; `gain` one number, or a tensor
+    of one. The branch of signal propagation is gate * branch.
+    """
+
+    def forward(
+        self, shortcut: Tensor, branch: Tensor, gate: Tensor | None = None, gain: float | Tensor | None = None
+    ) -> Tensor:
+        factor = gain
+        for other in (gate, self.kept(branch)):
+            if other is not None:
+                factor = other if factor is None else factor * other
+        if factor is None:
+            return shortcut + branch
+        if not isinstance(factor, Tensor):
+            return torch.add(shortcut, branch, alpha=factor)
+        return torch.addcmul(shortcut, branch, factor.to(branch.dtype))
 
 
 def classifier(in_features: int, num_classes: int, std: float) -> nn.Linear:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activated_channels, activation_and_gamma
-from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth, same_avg_pool2d
+from workbench.models.layers import Join, ScaledStdConv2d, SqueezeExcite, same_avg_pool2d
 from workbench.models.network import Network
 
 
@@ -51,12 +51,12 @@ class Block(nn.Module):
         self.conv1 = ScaledStdConv2d(live_mid, mid, 3, stride, groups, scale=gamma)
         self.squeeze_excite = SqueezeExcite(mid, se_ratio) if se_ratio else None
         self.conv2 = ScaledStdConv2d(live_mid, out_channels, 1, scale=gamma)
-        self.drop = StochasticDepth(drop_rate)
+        self.join = Join(drop_rate)
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)
-        return self.shortcut(h, a) + self.alpha * self.skip_gain * self.drop(self.branch(a))
+        return self.join(self.shortcut(h, a), self.branch(a), gain=self.alpha * self.skip_gain)
 
     def shortcut(self, h: Tensor, a: Tensor) -> Tensor:
         if not self.is_transition:

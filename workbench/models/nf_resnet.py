@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activated_channels, activation_and_gamma
-from workbench.models.layers import PlainConv2d, ScaledStdConv2d, SqueezeExcite, StochasticDepth, same_max_pool2d
+from workbench.models.layers import Join, PlainConv2d, ScaledStdConv2d, SqueezeExcite, same_max_pool2d
 from workbench.models.network import Network
 
 
@@ -48,23 +48,26 @@ class Block(nn.Module):
         self.conv1 = conv(live_mid, mid, 3, stride, scale=gamma)
         self.conv2 = conv(live_mid, out_channels, 1, scale=gamma)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
-        self.drop = StochasticDepth(drop_rate)
+        self.join = Join(drop_rate)
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)
-        shortcut = self.conv_shortcut(a) if self.is_transition else h
-        return shortcut + self.alpha * self.skip_gain * self.drop(self.branch(a))
+        shortcut, branch = self.conv_shortcut(a) if self.is_transition else h, self.branch(a)
+        return self.join(shortcut, branch, self.gate(branch), self.alpha * self.skip_gain)
 
     def branch(self, a: Tensor) -> Tensor:
         out = self.conv0(a)
         out = self.conv1(self.act(out))
-        out = self.conv2(self.act(out))
-        return out if self.squeeze_excite is None else 2 * self.squeeze_excite(out) * out
+        return self.conv2(self.act(out))
+
+    def gate(self, branch: Tensor) -> Tensor | None:
+        return None if self.squeeze_excite is None else 2 * self.squeeze_excite(branch)
 
     def residual(self, h: Tensor) -> Tensor:
         """f(h / beta): the branch before stochastic depth, skip gain and alpha."""
-        return self.branch(self.act(h))
+        branch = self.branch(self.act(h))
+        return branch if self.squeeze_excite is None else self.gate(branch) * branch
 
 
 class NFResNet(Network):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activated_channels, activation_and_gamma
-from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth, same_avg_pool2d
+from workbench.models.layers import Join, ScaledStdConv2d, SqueezeExcite, same_avg_pool2d
 from workbench.models.network import Network
 
 
@@ -50,12 +50,13 @@ class Block(nn.Module):
         self.conv1b = ScaledStdConv2d(live_mid, mid, 3, 1, groups, scale=gamma) if two_convs else None
         self.conv2 = ScaledStdConv2d(live_mid, out_channels, 1, scale=gamma)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
-        self.drop = StochasticDepth(drop_rate)
+        self.join = Join(drop_rate)
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)
-        return self.shortcut(h, a) + self.alpha * self.skip_gain * self.drop(self.branch(a))
+        branch = self.branch(a)
+        return self.join(self.shortcut(h, a), branch, self.gate(branch), self.alpha * self.skip_gain)
 
     def shortcut(self, h: Tensor, a: Tensor) -> Tensor:
         if not self.is_transition:
@@ -67,12 +68,15 @@ class Block(nn.Module):
         out = self.conv1(self.act(out))
         if self.conv1b is not None:
             out = self.conv1b(self.act(out))
-        out = self.conv2(self.act(out))
-        return out if self.squeeze_excite is None else 2 * self.squeeze_excite(out) * out
+        return self.conv2(self.act(out))
+
+    def gate(self, branch: Tensor) -> Tensor | None:
+        return None if self.squeeze_excite is None else 2 * self.squeeze_excite(branch)
 
     def residual(self, h: Tensor) -> Tensor:
         """f(h / beta): the branch before stochastic depth, skip gain and alpha."""
-        return self.branch(self.act(h))
+        branch = self.branch(self.act(h))
+        return branch if self.squeeze_excite is None else self.gate(branch) * branch
 
 
 class NFNet(Network):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activated_channels, activation_and_gamma
-from workbench.models.layers import PlainConv2d, SqueezeExcite, StochasticDepth, same_max_pool2d
+from workbench.models.layers import Join, PlainConv2d, SqueezeExcite, same_max_pool2d
 from workbench.models.network import Network
 
 
@@ -47,22 +47,25 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(mid)
         self.conv2 = PlainConv2d(live_mid, out_channels, 1, **conv_init)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
-        self.drop = StochasticDepth(drop_rate)
+        self.join = Join(drop_rate)
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(self.norm0(h))
-        shortcut = self.conv_shortcut(a) if self.is_transition else h
-        return shortcut + self.drop(self.branch(a))
+        shortcut, branch = self.conv_shortcut(a) if self.is_transition else h, self.branch(a)
+        return self.join(shortcut, branch, self.gate(branch))
 
     def branch(self, a: Tensor) -> Tensor:
         out = self.conv0(a)
         out = self.conv1(self.act(self.norm1(out)))
-        out = self.conv2(self.act(self.norm2(out)))
-        return out if self.squeeze_excite is None else self.squeeze_excite(out) * out
+        return self.conv2(self.act(self.norm2(out)))
+
+    def gate(self, branch: Tensor) -> Tensor | None:
+        return None if self.squeeze_excite is None else self.squeeze_excite(branch)
 
     def residual(self, h: Tensor) -> Tensor:
         """f(h): the branch before stochastic depth."""
-        return self.branch(self.act(self.norm0(h)))
+        branch = self.branch(self.act(self.norm0(h)))
+        return branch if self.squeeze_excite is None else self.gate(branch) * branch
 
 
 class ResNet(Network):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activated_channels, activation_and_gamma
-from workbench.models.layers import PlainConv2d, StochasticDepth, same_max_pool2d
+from workbench.models.layers import Join, PlainConv2d, same_max_pool2d
 from workbench.models.network import Network
 
 INIT = {"init_gain": 1.0, "truncated": True}  # the authors' framework draws plain convolutions so
@@ -44,13 +44,13 @@ class Block(nn.Module):
         self.conv0 = PlainConv2d(live_in, mid, 1, **INIT)
         self.conv1 = PlainConv2d(live_mid, mid, 3, stride, **INIT)
         self.conv2 = PlainConv2d(live_mid, out_channels, 1, **INIT)
-        self.drop = StochasticDepth(drop_rate)
+        self.join = Join(drop_rate)
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)
         shortcut = self.conv_shortcut(a) if self.is_transition else h
-        return shortcut + self.skip_gain * self.drop(self.branch(a))
+        return self.join(shortcut, self.branch(a), gain=self.skip_gain)
 
     def branch(self, a: Tensor) -> Tensor:
         out = self.conv0(a)

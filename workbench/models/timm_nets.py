@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activation_and_gamma
-from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth, same_avg_pool2d
+from workbench.models.layers import Join, ScaledStdConv2d, SqueezeExcite, same_avg_pool2d
 from workbench.models.network import Network
+from workbench.models.standardize import standardize
 
 
 class TimmConv2d(ScaledStdConv2d):
@@ -25,9 +26,7 @@ class TimmConv2d(ScaledStdConv2d):
     eps = 1e-5
 
     def standardized_weight(self) -> Tensor:
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        row_scale = self.gain.view(-1, 1, 1, 1) * self.scale * torch.rsqrt((var + self.eps) * self.fan_in)
-        return (self.weight - mean) * row_scale
+        return standardize(self.weight, self.gain * self.scale, floor=0.0, added=self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self.kernel_size // 2
@@ -87,11 +86,12 @@ class Block(nn.Module):
         gated = mid if attention_inside else out_channels
         self.squeeze_excite = SqueezeExcite(gated, hidden=hidden) if attention == "se" else None
         self.channel_attention = EfficientChannelAttention(gated) if attention == "eca" else None
-        self.drop = StochasticDepth(drop_rate, rescale=True)
+        self.join = Join(drop_rate, rescale=True)
 
     def forward(self, h: Tensor) -> Tensor:
         a = self.act(h)
-        return self.shortcut(h, a) + self.alpha * self.drop(self.branch(a))
+        branch = self.branch(a)
+        return self.join(self.shortcut(h, a), branch, self.gate(branch), self.alpha)
 
     def shortcut(self, h: Tensor, a: Tensor) -> Tensor:
         if not self.is_transition:
@@ -103,18 +103,22 @@ class Block(nn.Module):
         out = self.conv1(self.act(out))
         if self.conv1b is not None:
             out = self.conv1b(self.act(out))
-        if self.attention_inside:
-            out = self.gated(out)
-        out = self.conv2(self.act(out))
-        return out if self.attention_inside else self.gated(out)
+        if self.attention_inside and self.attention is not None:
+            out = 2 * self.attention(out) * out
+        return self.conv2(self.act(out))
 
-    def gated(self, out: Tensor) -> Tensor:
-        attention = self.squeeze_excite or self.channel_attention
-        return out if attention is None else 2 * attention(out) * out
+    @property
+    def attention(self) -> nn.Module | None:
+        return self.squeeze_excite or self.channel_attention
+
+    def gate(self, branch: Tensor) -> Tensor | None:
+        return None if self.attention is None or self.attention_inside else 2 * self.attention(branch)
 
     def residual(self, h: Tensor) -> Tensor:
         """f(h / beta): the branch before stochastic depth and alpha."""
-        return self.branch(self.act(h))
+        branch = self.branch(self.act(h))
+        gate = self.gate(branch)
+        return branch if gate is None else gate * branch
 
 
 class TimmNet(Network):

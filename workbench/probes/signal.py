@@ -28,14 +28,15 @@ def signal_propagation(model: nn.Module, x: Tensor) -> pd.DataFrame:
     def at_stem(module: nn.Module, args: tuple) -> None:
         rows.append({"block": 0, "stage": -1, **_moments(args[0]), "residual_var": float("nan")})
 
-    def at_branch(module: nn.Module, args: tuple) -> None:
-        branch_var.append(_moments(args[0])["var"])
+    def at_join(module: nn.Module, args: tuple) -> None:
+        _, branch, gate = (*args, None)[:3]
+        branch_var.append(_moments(branch if gate is None else gate * branch)["var"])
 
     def at_end(block: nn.Module, args: tuple, out: Tensor) -> None:
         rows.append({"block": len(rows), "stage": block.stage, **_moments(out), "residual_var": branch_var[-1]})
 
     hooks = [blocks[0].register_forward_pre_hook(at_stem)]
-    hooks += [block.drop.register_forward_pre_hook(at_branch) for block in blocks]
+    hooks += [block.join.register_forward_pre_hook(at_join) for block in blocks]
     hooks += [block.register_forward_hook(at_end) for block in blocks]
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
@@ -51,16 +52,16 @@ def signal_propagation(model: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's residual blocks, in order: modules with alpha, beta, stage, is_transition, residual(x) and drop."""
+    """The model's residual blocks, in order: modules with alpha, beta, stage, is_transition, residual(x) and join."""
     blocks = [
         m
         for m in model.modules()
-        if all(hasattr(m, a) for a in ("alpha", "beta", "stage", "is_transition", "residual", "drop"))
+        if all(hasattr(m, a) for a in ("alpha", "beta", "stage", "is_transition", "residual", "join"))
     ]
     if not blocks:
         raise WorkbenchError(
             f"{type(model).__name__} has no residual blocks to watch: its blocks need alpha, beta, stage, "
-            "is_transition, residual(x) and a module `drop` that the branch goes through, "
+            "is_transition, residual(x) and a module `join` that adds shortcut and branch, "
             "as in workbench.models.nf_resnet.Block."
         )
     return blocks

@@ -1,0 +1,36 @@
+"""The pairs of networks that are compared: ours and timm's, with the same weights, the same function."""
+
+import torch
+from peer import exact_nfnet, timm
+from torch import nn
+
+from workbench.models import create_model
+from workbench.models.weights.strict import load_strictly
+from workbench.models.weights.timm_layout import from_timm
+
+PAIRS = {"nf_resnet50": ("timm_nf_resnet50", "nf_resnet50"), "nfnet_f0": ("nfnet_f0", "dm_nfnet_f0")}
+ROUNDING = 1e-9  # in float64
+
+
+def pair(name: str, **args) -> tuple[nn.Module, nn.Module]:
+    """(ours, timm's), float64, with timm's weights moved off their special starting values; nothing is dropped."""
+    ours, theirs = PAIRS[name]
+    torch.manual_seed(0)
+    peer = timm().create_model(theirs).double()
+    with torch.no_grad():
+        for parameter, p in peer.named_parameters():
+            if parameter.endswith(("gain", "bias", "skipinit_gain")):
+                p.add_(0.3 * torch.randn_like(p))
+    if theirs.startswith("dm_"):
+        exact_nfnet(peer)
+    model = create_model(ours, **{"stochastic_depth": 0.0, "dropout": 0.0} | args).double()
+    load_strictly(model, from_timm(peer.state_dict()))
+    return model, peer
+
+
+@torch.no_grad()
+def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
+    """Of their logits, over the norm of one's, in float64 and evaluation mode."""
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    a, b = ours.eval()(x), theirs.eval()(x)
+    return ((a - b).norm() / b.norm()).item()

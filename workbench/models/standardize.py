@@ -1,0 +1,80 @@
+"""Scaled weight standardisation as one operation, and the scope in which a network does it once.
+
+Source: NFNet paper, equation 3; the authors' code for max(N var, eps) in the root. For a filter W with N weights:
+
+    W_hat = row * (W - mean) / sqrt(max(N (var + added), floor)),    row = gain * the constants folded into it
+
+The authors have a floor, timm adds. Legend: O filters, N weights in each; g the gradient of W_hat.
+"""
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30  # added at least: a filter of equal weights gives 0, not nan
+
+
+def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0) -> Tensor:
+    """W_hat for `weight` (O, ...) and `row` (O,), in the weight's precision; half precision is standardised in float32.
+
+    Keeps no copy of the weight for backward; may be differentiated twice.
+    """
+    w = (weight.float() if weight.dtype.itemsize < 4 else weight).flatten(1)
+    row, rule = row.to(w.dtype), (floor, added or TINY)
+    if torch.is_grad_enabled() and (w.requires_grad or row.requires_grad):
+        w_hat, _, _ = _Standardize.apply(w, row, *rule)
+    else:
+        w_hat, _, _ = _standardize(w, row, *rule)
+    return w_hat.view(weight.shape).to(weight.dtype)
+
+
+def _standardize(w: Tensor, row: Tensor, floor: float, added: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(W_hat (O, N), mean (O, 1), 1 / sqrt(var + added) (O, 1)), by the layer-norm kernel: the fastest there is."""
+    z, mean, inverse = torch.native_layer_norm(w, w.shape[1:], None, None, added)
+    return z.mul_(row[:, None] * _share(w, inverse, floor)), mean, inverse
+
+
+def _share(w: Tensor, inverse: Tensor, floor: float) -> Tensor:
+    """W_hat over row * z (O, 1), where z has variance 1: 1 / sqrt(N), and less below the floor."""
+    most = w.shape[1] ** -0.5
+    return (inverse * floor**0.5).reciprocal().clamp_max(most) if floor else torch.full_like(inverse, most)
+
+
+class _Standardize(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w: Tensor, row: Tensor, floor: float, added: float) -> tuple[Tensor, Tensor, Tensor]:
+        return _standardize(w, row, floor, added)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        w, row, ctx.floor, ctx.added = inputs
+        _, mean, inverse = output
+        ctx.mark_non_differentiable(mean, inverse)
+        ctx.save_for_backward(w, row, mean, inverse)
+
+    @staticmethod
+    def backward(ctx, g: Tensor, *_) -> tuple[Tensor, Tensor, None, None]:
+        w, row, *moments = ctx.saved_tensors
+        mean, inverse = moments
+        if torch.is_grad_enabled():  # a second derivative: the moments are functions of the weight, too
+            mean = w.mean(1, keepdim=True)
+            inverse = (w.var(1, correction=0, keepdim=True) + ctx.added).rsqrt()
+        share = _share(w, inverse, ctx.floor)
+        for_row = ((g * w).sum(1, keepdim=True) - mean * g.sum(1, keepdim=True)) * inverse * share
+        for_w, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g.contiguous(), w, w.shape[1:], *moments, None, None, [True, False, False]
+        )
+        for_w = for_w * (row[:, None] * share)
+        floored = share < w.shape[1] ** -0.5
+        if _may_hold(floored):  # there the root is a constant
+            constant = (g - g.mean(1, keepdim=True)) * row[:, None] * inverse * share
+            for_w = torch.where(floored, constant, for_w)
+        return for_w, for_row.squeeze(1), None, None
+
+
+def _may_hold(condition: Tensor) -> bool:
+    """Whether it may hold anywhere; looked at only where looking costs nothing."""
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return bool(condition.any())
