@@ -1,8 +1,8 @@
 """Side by side in one run: candidates take turns, a second copy of the peer among them, and ratios are of one round.
 
 A ratio is ours / peer, lower is better, as median (min..max) over the rounds; the control is peer / peer, and what lies
-within its spread is no difference. On a CPU the time is the process's own on one thread, since the wall clock of a shared
-machine is not to be trusted; with more threads, and on a GPU, it is the wall's around a synchronisation.
+within its spread is no difference. On a CPU the time is the process's own on one thread, since the wall clock of a
+shared machine is not to be trusted; with more threads, and on a GPU, it is the wall's around a synchronisation.
 """
 
 import argparse
@@ -37,6 +37,7 @@ class Case:
     moved: float = 0.0
     flops: float = 0.0
     calls: int = 1  # in a round
+    prepare: Callable[[], object] = lambda: None  # before each turn, not timed
     dtype: torch.dtype = torch.float32
 
 
@@ -100,13 +101,15 @@ class Clock:
 
 
 class Machine:
-    """What it can do at best, measured: bytes a second by copying, operations a second by a matrix product."""
+    """What it can do at best, measured: bytes a second by copying or reading, operations by a matrix product."""
 
     def __init__(self, clock: Clock):
         self.clock, self._rates = clock, {}
         size = 2**26 if clock.device.type == "cpu" else 2**29
         a, b = (torch.ones(size, device=clock.device) for _ in range(2))
-        self.bandwidth = 2 * 4 * size / min(clock.seconds(lambda: b.copy_(a), 3) for _ in range(4))
+        copying = 2 * 4 * size / min(clock.seconds(lambda: b.copy_(a), 3) for _ in range(4))
+        reading = 4 * size / min(clock.seconds(a.max, 3) for _ in range(4))
+        self.bandwidth = max(copying, reading)
 
     def flops(self, dtype: torch.dtype) -> float:
         if dtype not in self._rates:
@@ -127,11 +130,13 @@ def measure(case: Case, clock: Clock, rounds: int) -> tuple[Spread, Spread, floa
     calls = {"ours": case.ours, "peer": case.peer, "control": case.control}
     for call in calls.values():
         for _ in range(2):
+            case.prepare()
             call()
     order, rng, seen = list(calls), random.Random(0), {name: [] for name in calls}
     for _ in range(rounds):
         rng.shuffle(order)
         for name in order:
+            case.prepare()
             seen[name].append(clock.seconds(calls[name], case.calls))
     ratios = [a / b for a, b in zip(seen["ours"], seen["peer"], strict=True)]
     controls = [a / b for a, b in zip(seen["control"], seen["peer"], strict=True)]

@@ -13,7 +13,7 @@ from parity import build, distances, update_distance
 
 from workbench.models import layers, nf_regnet, nf_resnet, nfnet
 from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth
-from workbench.optim import agc
+from workbench.optim import AGCStats, agc
 
 CAUGHT = 1e-5
 
@@ -211,22 +211,28 @@ def classifier_clipped(patch):
 
 
 def norms_by(fn):
-    return lambda patch: patch.setattr(agc, "unitwise_norm", fn)
+    """AGC as a loop over parameters, with another norm."""
+
+    def clip(parts):
+        for part in parts:
+            w, g = fn(part.p.detach()), fn(part.p.grad)
+            limit = part.clip * w.clamp_min(part.eps)
+            part.p.grad.mul_(torch.where(g > limit, limit / g.clamp_min(1e-6), torch.ones_like(g)))
+        return AGCStats()
+
+    return lambda patch: patch.setattr(agc, "_clip", clip)
 
 
-def per_tensor(x, _one_unit=None):
+def per_tensor(x):
     return x.norm()
 
 
-def per_row_of_anything(x, _one_unit=None):  # timm's rule, on gains stored as (C, 1, 1, 1): a norm for each channel
+def per_row_of_anything(x):  # timm's rule, on gains stored as (C, 1, 1, 1): a norm for each channel
     return x.abs() if x.ndim <= 1 else x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
 
 
-def over_the_inputs(x, _one_unit=None):  # the other axis of a linear weight
-    return x.norm(dim=0, keepdim=True) if x.ndim == 2 else agc_norm(x)
-
-
-agc_norm = agc.unitwise_norm
+def over_the_inputs(x):  # the other axis of a linear weight
+    return x.norm(dim=0, keepdim=True) if x.ndim == 2 else agc.unitwise_norm(x)
 
 
 def decay_before_clipping(patch):
@@ -280,6 +286,11 @@ UPDATE = {
 def test_a_mistake_in_the_update_is_caught(mistake, monkeypatch):
     UPDATE[mistake](monkeypatch)
     assert update_distance("nfnet") > CAUGHT
+
+
+def test_the_right_norm_in_the_same_loop_is_no_mistake(monkeypatch):
+    norms_by(agc.unitwise_norm)(monkeypatch)
+    assert update_distance("nfnet") < 1e-9
 
 
 def test_convolutions_start_with_fan_in_variance_not_fan_out():

@@ -11,7 +11,7 @@ the authors have it.
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,7 @@ def clip_grad_agc_(params: Tensor | Iterable[Tensor], clip: float = 0.01, eps: f
     return _clip([_Clipped(p, str(i), clip, eps) for i, p in enumerate(params)])
 
 
-@dataclass(frozen=True)
-class _Clipped:
+class _Clipped(NamedTuple):
     """A parameter, what it is called, and its rule."""
 
     p: Tensor
@@ -55,35 +54,72 @@ class _Clipped:
     eps: float
 
 
+LARGE = 2**16  # elements of a gradient of which only the clipped rows are touched, where looking costs nothing
+
+
 @torch.no_grad()
 def _clip(parts: list[_Clipped]) -> AGCStats:
-    """The rule, in few operations over all parameters of one device and precision."""
-    stats = AGCStats()
+    """The rule, in few operations over many parameters of one device and precision."""
+    for rule in {(part.clip, part.eps) for part in parts}:
+        _check_positive("clip", rule[0])
+        _check_positive("eps", rule[1])
     kinds: dict[tuple, list[tuple[_Clipped, Local]]] = {}
     seen = set()
     for part in parts:
-        _check_positive("clip", part.clip)
-        _check_positive("eps", part.eps)
         if part.p.grad is None or id(part.p) in seen or part.p.numel() == 0:  # a shared parameter is clipped once
             continue
         seen.add(id(part.p))
         local = local_part(part.p, part.name)
         kinds.setdefault((local.weight.device, local.weight.dtype, local.grad.dtype), []).append((part, local))
-
+    stats = AGCStats(order=[part.name for part in parts])
     for members in kinds.values():
-        locals_ = [local for _, local in members]
-        g_norms = [unitwise_norm(local.grad, local.one_unit) for local in locals_]
-        w_norms = [unitwise_norm(local.weight, local.one_unit) for local in locals_]
-        sum_over_shards(locals_, [g_norms, w_norms])
-        sizes = [n.numel() for n in g_norms]
-        g_norm = torch.cat([n.reshape(-1) for n in g_norms])  # (units,)
-        w_norm = _at_least(torch.cat([n.reshape(-1) for n in w_norms]), [part.eps for part, _ in members], sizes)
-        max_norm = w_norm * _spread([part.clip for part, _ in members], sizes, w_norm)
-        factor = torch.where(g_norm > max_norm, max_norm / g_norm.clamp_min(1e-6), 1.0)
-        for local, f, norm in zip(locals_, factor.split(sizes), g_norms, strict=True):
-            local.grad.mul_(f.view(norm.shape))
-        stats.add([part.name for part, _ in members], sizes, g_norm, w_norm, max_norm)
+        _clip_together(members, stats)
     return stats
+
+
+def _clip_together(members: list[tuple[_Clipped, Local]], stats: AGCStats) -> None:
+    members = sorted(members, key=lambda member: member[1].one_unit)  # rows first, then what is one unit
+    parts, locals_ = zip(*members, strict=True)
+    rows = sum(not local.one_unit for local in locals_)
+    grads, weights = [local.grad for local in locals_], [local.weight for local in locals_]
+    g_norms, w_norms = _norms(grads, rows), _norms(weights, rows)
+    sum_over_shards(locals_, [g_norms, w_norms])
+    sizes = [norm.numel() for norm in g_norms]
+    g_norm, w_norm = _flat(g_norms, rows), _flat(w_norms, rows)  # (units,)
+    w_norm = _at_least(w_norm, [part.eps for part in parts], sizes)
+    max_norm = w_norm * _spread([part.clip for part in parts], sizes, w_norm)
+    factor = torch.where(g_norm > max_norm, max_norm / g_norm.clamp_min(1e-6), 1.0)
+    units = sum(sizes[:rows])
+    for grad, f in zip(grads, factor[:units].split(sizes[:rows]), strict=False):
+        _scale_rows(grad, f)
+    if rows < len(grads):
+        torch._foreach_mul_(grads[rows:], list(factor[units:].to(grads[-1].dtype).unbind()))
+    stats.add([part.name for part in parts], sizes, g_norm, w_norm, max_norm)
+
+
+def _scale_rows(grad: Tensor, factor: Tensor) -> None:
+    """grad (O, ...) by factor (O,), in place."""
+    shape = (-1, *[1] * (grad.ndim - 1))
+    if grad.numel() > LARGE and grad.device.type == "cpu" and not torch.compiler.is_compiling():
+        (clipped,) = (factor < 1).nonzero(as_tuple=True)
+        if 2 * len(clipped) < len(factor):
+            rows = grad.index_select(0, clipped).mul_(factor[clipped].view(shape))
+            grad.index_copy_(0, clipped, rows)
+            return
+    grad.mul_(factor.view(shape))
+
+
+def _norms(tensors: list[Tensor], rows: int) -> list[Tensor]:
+    """Norms of the rows (O,) of the first `rows` tensors, and of each of the others as one unit (), in at least
+    float32."""
+    if tensors[0].dtype not in (torch.float32, torch.float64):
+        tensors = [x.float() for x in tensors]
+    norms = [torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) for x in tensors[:rows]]
+    return norms + list(torch._foreach_norm(tensors[rows:])) if rows < len(tensors) else norms
+
+
+def _flat(norms: list[Tensor], rows: int) -> Tensor:
+    return torch.cat(norms[:rows] + ([torch.stack(norms[rows:])] if rows < len(norms) else []))
 
 
 def _spread(values: list[float], sizes: list[int], like: Tensor) -> float | Tensor:

@@ -5,7 +5,7 @@ rows are units, so their norms need no communication. A vector is one unit and i
 mesh.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 
 
-@dataclass(frozen=True)
-class Local:
+class Local(NamedTuple):
     """This process's part of a parameter and its gradient; `one_unit` by the global shape; `group` sums its squares."""
 
     weight: Tensor

@@ -7,6 +7,7 @@ any other threshold would have clipped, without clipping again.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class AGCStats:
     """The norms of all units in one clipping, one tensor (units,) per device and precision.
 
     `grad_norms` |G_i|; `weight_norms` max(|W_i|, eps); `max_norms` clip * max(|W_i|, eps). Of sharded parameters, the
-    units in this process.
+    units in this process. `order` has the parameters' names as they were given, the order of the table.
     """
 
     names: list[list[str]] = field(default_factory=list)
@@ -28,6 +29,7 @@ class AGCStats:
     grad_norms: list[Tensor] = field(default_factory=list)
     weight_norms: list[Tensor] = field(default_factory=list)
     max_norms: list[Tensor] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def add(self, names: list[str], sizes: list[int], g_norm: Tensor, w_norm: Tensor, max_norm: Tensor) -> None:
         """Adds the parameters of one device and precision."""
@@ -63,18 +65,52 @@ class AGCStats:
     def table(self, ladder: Sequence[float] = LADDER, quantiles: Sequence[float] = QUANTILES) -> pd.DataFrame:
         """One row a parameter: parameter, units, clipped_share, quantiles of the ratio (ratio_q50, ...), and for each
         threshold of the `ladder` the share of units that it would have clipped (at_0.01, ...)."""
-        clipped = [g > m for g, m in zip(self.grad_norms, self.max_norms, strict=True)]
-        clipped = torch.cat([c.cpu() for c in clipped]) if clipped else torch.zeros(0, dtype=torch.bool)
-        names = [name for kind in self.names for name in kind]
-        sizes = [size for kind in self.sizes for size in kind]
-        rows = []
-        for name, size, ratio, was in zip(names, sizes, self.ratios().split(sizes), clipped.split(sizes), strict=True):
-            row = {"parameter": name, "units": size, "clipped_share": was.double().mean().item() if size else 0.0}
-            row |= {f"ratio_q{100 * q:g}": _quantile(ratio, q) for q in quantiles}
-            row |= {f"at_{clip:g}": (ratio > clip).double().mean().item() if size else 0.0 for clip in ladder}
-            rows.append(row)
-        columns = ["parameter", "units", "clipped_share", *(f"ratio_q{100 * q:g}" for q in quantiles)]
-        return pd.DataFrame(rows, columns=[*columns, *(f"at_{clip:g}" for clip in ladder)])
+        return table_of_steps([(0, self)], ladder, quantiles).drop(columns="step")
+
+
+def table_of_steps(
+    steps: Sequence[tuple[int, AGCStats]], ladder: Sequence[float] = LADDER, quantiles: Sequence[float] = QUANTILES
+) -> pd.DataFrame:
+    """The tables of several steps as one, with the column `step`; worked out together, which costs little more than
+    one."""
+    step_of, names, units, place = [], [], [], []
+    ratios, limits = [], []
+    for step, stats in steps:
+        at = {name: i for i, name in enumerate(stats.order)}
+        for these, sizes in zip(stats.names, stats.sizes, strict=True):
+            step_of += [step] * len(these)
+            names += these
+            units += sizes
+            place += [at.get(name, 0) for name in these]
+        norms = zip(stats.grad_norms, stats.weight_norms, stats.max_norms, strict=True)
+        for g, w, most in norms:
+            ratios.append((g / w).float().cpu())
+            limits.append((g > most).cpu())
+    units = np.array(units, dtype=np.int64)
+    ratio = torch.cat(ratios).numpy() if ratios else np.zeros(0, np.float32)
+    was = torch.cat(limits).numpy() if limits else np.zeros(0, bool)
+    first = np.cumsum(units) - units
+    # A float32 that is not negative sorts as its bits do: behind the number of its row, all rows are sorted at once.
+    row = np.arange(len(units), dtype=np.uint64) << np.uint64(32)
+    keys = np.sort(np.repeat(row, units) | ratio.view(np.uint32))
+    ranked = (keys & np.uint64(2**32 - 1)).astype(np.uint32).view(np.float32)
+
+    columns = {"step": step_of, "parameter": names, "units": units, "clipped_share": _share(was, first, units)}
+    for q in quantiles:
+        index = first + np.minimum((q * units).astype(np.int64), units - 1)
+        columns[f"ratio_q{100 * q:g}"] = np.where(units > 0, ranked[index] if len(ranked) else 0.0, 0.0).astype(float)
+    for clip in ladder:
+        below = np.float32(clip) if np.float32(clip) <= clip else np.nextafter(np.float32(clip), np.float32(0))
+        above = first + units - np.searchsorted(keys, row | below.view(np.uint32), side="right")
+        columns[f"at_{clip:g}"] = above / np.maximum(units, 1)
+    order = np.lexsort((place, step_of))
+    return pd.DataFrame({name: np.asarray(values)[order] for name, values in columns.items()})
+
+
+def _share(holds: np.ndarray, first: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """The share of the units of each row for which it holds; 0 without units."""
+    total = np.concatenate([[0], np.cumsum(holds)])
+    return (total[first + units] - total[first]) / np.maximum(units, 1)
 
 
 def _quantile(values: Tensor, q: float) -> float:

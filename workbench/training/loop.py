@@ -92,7 +92,8 @@ def _train(
     net = world.wrapped(Bfloat16Copies(model) if config.precision == "bfloat16_copies" else model)
     exempt = {pattern: {"clip": None} for pattern in config.clip_exempt}
     groups = param_groups(model, config.weight_decay, config.clip, exempt)
-    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.momentum > 0}
+    optimizer = torch.optim.SGD(groups, **sgd, fused=True)
     agc = AGC(optimizer, config.clip, config.clip_eps) if config.clip is not None else None
     ema = EMA(model, config.ema) if config.ema is not None else None
     sam = SAM(model.parameters(), config.sam_rho) if config.sam_rho is not None else None

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from workbench.optim import AGCStats
+from workbench.optim.telemetry import table_of_steps
 
 
 class LossWatch:
@@ -60,10 +61,8 @@ class Telemetry:
             self._unread.append((step, stats))
 
     def settle(self) -> None:
-        for step, stats in self._unread:
-            table = stats.table()
-            table.insert(0, "step", step)
-            self._tables.append(table)
+        if self._unread:
+            self._tables.append(table_of_steps(self._unread))
         self._unread.clear()
 
     def state_dict(self) -> dict:

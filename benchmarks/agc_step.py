@@ -1,0 +1,42 @@
+"""AGC alone, on NFNet-F0's parameters, torch operations only, over timm's; with vectors as gains the two agree."""
+
+import torch
+from harness import Case, arguments, run
+from parameters import as_before, copies, largest_difference, nfnet_f0, traffic
+from peer import timm
+
+from workbench.optim import clip_grad_agc_
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    if timm() is None:
+        print("agc_step: timm is not installed; agc_over_norm compares with torch alone")
+        return
+    adaptive_clip_grad = timm().utils.adaptive_clip_grad
+
+    def cases():
+        ours, peer, control = copies(nfnet_f0(args.device), 3)
+        theirs = [p for p in peer]
+        put_back = as_before(ours, peer, control)
+        clip_grad_agc_(ours)
+        adaptive_clip_grad(theirs)
+        agreement = largest_difference(ours, peer)
+        yield Case(
+            "nfnet_f0",
+            ours=lambda: clip_grad_agc_(ours),
+            peer=lambda: adaptive_clip_grad(theirs),
+            control=lambda: adaptive_clip_grad(control),
+            agreement=agreement,
+            within=1e-6,
+            target=0.33,
+            prepare=put_back,
+            moved=traffic(ours, 2.1),  # both once, and the clipped rows of the gradient back
+        )
+
+    run("agc_step", "timm", cases(), args)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
