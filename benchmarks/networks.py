@@ -1,8 +1,10 @@
 """The pairs of networks that are compared: ours and timm's, with the same weights, the same function."""
 
 import torch
+import torch.nn.functional as F
 from peer import exact_nfnet, timm
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.models import create_model
 from workbench.models.weights.strict import load_strictly
@@ -34,3 +36,24 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     a, b = ours.eval()(x), theirs.eval()(x)
     return ((a - b).norm() / b.norm()).item()
+
+
+@torch.no_grad()
+def flops(model: nn.Module, x: torch.Tensor) -> float:
+    """Floating-point operations of a forward pass, by torch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return float(counter.get_total_flops())
+
+
+def largest_gradient_difference(ours: nn.Module, theirs: nn.Module) -> float:
+    """Of any parameter's gradient, over the norm of one's, in float64 and training mode."""
+    x, y = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.tensor([3, 14])
+    for model in (ours.train(), theirs.train()):
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+    found = from_timm({name: p.grad for name, p in theirs.named_parameters()})
+    gaps = [(p.grad - found[name]).norm() / found[name].norm() for name, p in ours.named_parameters()]
+    for model in (ours, theirs):
+        model.zero_grad(set_to_none=True)
+    return max(gaps).item()

@@ -1,4 +1,4 @@
-"""Scaled weight standardisation as one operation, and the scope in which a network does it once.
+"""Scaled weight standardisation as one operation.
 
 Source: NFNet paper, equation 3; the authors' code for max(N var, eps) in the root. For a filter W with N weights:
 
@@ -56,21 +56,22 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor, *_) -> tuple[Tensor, Tensor, None, None]:
         w, row, *moments = ctx.saved_tensors
-        mean, inverse = moments
-        if torch.is_grad_enabled():  # a second derivative: the moments are functions of the weight, too
-            mean = w.mean(1, keepdim=True)
+        inverse = moments[1]
+        if torch.is_grad_enabled():  # to be differentiated again: then it is a function of the weight
             inverse = (w.var(1, correction=0, keepdim=True) + ctx.added).rsqrt()
         share = _share(w, inverse, ctx.floor)
-        for_row = ((g * w).sum(1, keepdim=True) - mean * g.sum(1, keepdim=True)) * inverse * share
-        for_w, _, _ = torch.ops.aten.native_layer_norm_backward(
-            g.contiguous(), w, w.shape[1:], *moments, None, None, [True, False, False]
-        )
-        for_w = for_w * (row[:, None] * share)
+        factor = row[:, None] * share
+        # Batch norm with filters as its channels is the same function; its backward has both gradients in one pass.
+        for_w, for_factor, _ = torch.ops.aten.native_batch_norm_backward(
+            g[None].contiguous(), w[None], factor.flatten(), None, None, *map(torch.flatten, moments),
+            True, ctx.added, [True, True, False],
+        )  # fmt: skip
+        for_w, for_row = for_w[0], for_factor * share.flatten()
         floored = share < w.shape[1] ** -0.5
         if _may_hold(floored):  # there the root is a constant
-            constant = (g - g.mean(1, keepdim=True)) * row[:, None] * inverse * share
+            constant = (g - g.mean(1, keepdim=True)) * factor * inverse
             for_w = torch.where(floored, constant, for_w)
-        return for_w, for_row.squeeze(1), None, None
+        return for_w, for_row, None, None
 
 
 def _may_hold(condition: Tensor) -> bool:

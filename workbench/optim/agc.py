@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.optim.scope import refuse_open
 from workbench.optim.sharded import Local, is_one_unit, local_part, sum_over_shards
 from workbench.optim.telemetry import AGCStats
 
@@ -63,6 +64,7 @@ def _clip(parts: list[_Clipped]) -> AGCStats:
     for rule in {(part.clip, part.eps) for part in parts}:
         _check_positive("clip", rule[0])
         _check_positive("eps", rule[1])
+    refuse_open((part.p for part in parts), "AGC cannot clip")
     kinds: dict[tuple, list[tuple[_Clipped, Local]]] = {}
     seen = set()
     for part in parts:

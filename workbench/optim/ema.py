@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.optim.scope import refuse_open
 
 
 class EMA:
@@ -32,6 +33,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """average <- d * average + (1 - d) * model"""
+        refuse_open([*self.source.parameters(), *self.model.parameters()], "EMA cannot average")
         weight = 1 - self.decay_at(self.steps)
         pairs = list(zip(_tensors(self.model), _tensors(self.source), strict=True))
         floating = [(a, b) for a, b in pairs if a.is_floating_point()]

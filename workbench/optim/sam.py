@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.optim.scope import refuse_open
 
 SHARE = 0.2  # of the batch, for the ascent
 
@@ -36,6 +37,7 @@ class SAM:
         """w <- w + rho * g / |g|, and the gradients are cleared. A gradient of zero moves nothing."""
         if self._before:
             raise WorkbenchError("SAM is uphill already: call descend() before the next ascend().")
+        refuse_open(self.params, "SAM cannot climb")
         moved = [p for p in self.params if p.grad is not None]
         if not moved:
             raise WorkbenchError(
@@ -53,6 +55,7 @@ class SAM:
         """Puts every parameter back where it was, bit for bit; gradients stay."""
         if not self._before:
             raise WorkbenchError("SAM is not uphill: call ascend() first.")
+        refuse_open(self.params, "SAM cannot go back")
         for p, before in self._before:
             p.copy_(before)
         self._before = []

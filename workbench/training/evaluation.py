@@ -15,6 +15,7 @@ from workbench.data.decode import decode
 from workbench.data.labelled import Labelled
 from workbench.data.preprocess import eval_image
 from workbench.errors import WorkbenchError, unknown
+from workbench.models.once import standardized_once
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def evaluate_images(
     top1 = top5 = seen = broken = 0
     loss, started = 0.0, time.perf_counter()
     bar = tqdm(total=len(data), desc=f"{data.path.name} at {image_size} px", unit="image", disable=not progress)
-    with bar, ThreadPoolExecutor(workers) as pool:
+    with bar, ThreadPoolExecutor(workers) as pool, standardized_once(model):
         try:
             for images, labels in _batches(data, indices, image_size, style, moments, batch_size, pool):
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -4,6 +4,7 @@ Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradien
 last micro-batch.
 """
 
+import contextlib
 import math
 import platform
 import time
@@ -22,6 +23,7 @@ from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.checkpoints import load_checkpoint, save_checkpoint
+from workbench.models.once import standardized_once
 from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
 from workbench.optim.sam import sub_batch
 from workbench.training.checkpoint import Checkpoints
@@ -113,6 +115,8 @@ def _train(
         (F.cross_entropy(logits, y, label_smoothing=config.label_smoothing) * share).backward()
         return F.cross_entropy(logits.detach(), y) * share
 
+    # DDP waits for every parameter's gradient within one backward; copies are made anew in every forward.
+    share_weights = world.size == 1 and config.precision != "bfloat16_copies"
     history: list[dict] = []
     outcome, step, key = "complete", 0, training_key(config, data.digest)
     stateful = {"optimizer": optimizer, "schedule": schedule, "watch": watch, "telemetry": telemetry}
@@ -147,9 +151,10 @@ def _train(
                     backward(x, y, share)
             sam.ascend()
         loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
-        for part in parts:
-            with unsynchronised(net, not part.last):
-                loss += backward(*part.made(), part.share * world.size) / world.size  # gradients are averaged
+        with standardized_once(model) if share_weights and len(parts) > 1 else contextlib.nullcontext():
+            for part in parts:
+                with unsynchronised(net, not part.last):
+                    loss += backward(*part.made(), part.share * world.size) / world.size  # gradients are averaged
         loss = world.total(loss)
         if sam is not None:
             sam.descend()
@@ -298,11 +303,12 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
     training = model.training
     model.eval()
     loss, correct, n = 0.0, 0, 0
-    for x, y in batches:
-        logits = model(x)
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
-        correct += (logits.argmax(1) == y).sum().item()
-        n += len(y)
+    with standardized_once(model):
+        for x, y in batches:
+            logits = model(x)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            correct += (logits.argmax(1) == y).sum().item()
+            n += len(y)
     model.train(training)
     if n == 0:
         raise WorkbenchError("none of the images to evaluate on can be read: look at the lines above.")

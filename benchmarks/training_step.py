@@ -1,0 +1,94 @@
+"""A training step beside timm's networks with the same weights: forward and backward on a CPU, the whole step on a GPU.
+
+On a GPU it is bfloat16 autocast, channels_last as it is faster for both, with AGC, SGD and the average of the weights,
+eager against eager and, with --compile, compiled against compiled.
+"""
+
+import argparse
+import copy
+import sys
+
+import torch
+import torch.nn.functional as F
+from harness import Case, arguments, run
+from networks import PAIRS, ROUNDING, flops, largest_gradient_difference, pair
+from peer import timm
+from update import SGD
+
+from workbench.optim import AGC, EMA, param_groups
+
+
+class Ours:
+    """Forward, backward and, on a GPU, the update, as workbench.training does them."""
+
+    def __init__(self, model, x, y, compiled: bool):
+        self.model, self.x, self.y = model, x, y
+        self.forward = torch.compile(model) if compiled else model
+        self.optimizer = torch.optim.SGD(param_groups(model), **SGD, fused=True)
+        self.agc, self.ema = AGC(self.optimizer), EMA(model, 0.9999)
+
+    def backward(self):
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.x.is_cuda):
+            out = self.forward(self.x)
+        F.cross_entropy(out.float(), self.y).backward()
+
+    def step(self):
+        self.backward()
+        self.optimizer.step()
+        self.ema.update()
+
+
+class Timms(Ours):
+    """The same with timm's clipping and average, as its training script puts them together."""
+
+    def __init__(self, model, x, y, compiled: bool):
+        self.model, self.x, self.y = model, x, y
+        self.forward = torch.compile(model) if compiled else model
+        self.params = list(model.parameters())
+        self.optimizer = torch.optim.SGD(self.params, **SGD)
+        self.ema = timm().utils.ModelEmaV3(model, decay=0.9999)
+
+    def step(self):
+        self.backward()
+        timm().utils.adaptive_clip_grad(self.params[:-2])
+        self.optimizer.step()
+        self.ema.update(self.model)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--compile", action="store_true")
+    own, rest = options.parse_known_args()
+    sys.argv[1:] = rest
+    args = arguments(__doc__, threads=2)
+    if timm() is None:
+        print("training_step: timm is not installed, and there is nothing else to compare with")
+        return
+    gpu = args.device == "cuda"
+
+    def cases():
+        for name in PAIRS:
+            batch, size = (256, 192) if gpu else (16, 96)
+            label = f"{name}, {batch}x{size}px{', compiled' if own.compile else ''}"
+            if args.only not in label:
+                continue
+            ours, theirs = pair(name)
+            agreement = largest_gradient_difference(ours, theirs)
+            layout = torch.channels_last if gpu else torch.contiguous_format
+            ours, theirs = (m.float().train().to(args.device, memory_format=layout) for m in (ours, theirs))
+            x = torch.randn(batch, 3, size, size, device=args.device).contiguous(memory_format=layout)
+            y = torch.randint(0, 1000, (batch,), device=args.device)
+            work = 3 * flops(ours, x)
+            steps = [Ours(ours, x, y, own.compile)]
+            steps += [Timms(m, x, y, own.compile) for m in (theirs, copy.deepcopy(theirs))]
+            a, b, c = (s.step if gpu else s.backward for s in steps)
+            target = 1.0 if not gpu else 0.95 if own.compile else 0.85
+            dtype = torch.bfloat16 if gpu else torch.float32
+            yield Case(label, a, b, c, agreement, ROUNDING, target, flops=work, dtype=dtype)
+
+    run("training_step", "timm", cases(), args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A scope in which a network standardises its weights once, however often it is called.
+
+For evaluation, and for the micro-batches of one step:
+
+    with standardized_once(model):
+        for x, y in micro_batches:
+            loss(model(x), y).backward()
+    optimizer.step()
+
+Outside of it nothing is kept, and the forward pass looks for nothing. Inside, the weights must not change; whatever
+would change them, or carry them off, is refused.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from workbench.errors import WorkbenchError
+from workbench.models.layers import ScaledStdConv2d
+
+MARK = "in_scope_of"  # on parameters: what AGC, EMA and SAM look for, which know nothing of networks
+
+
+class _Once:
+    """Stands in a convolution for `standardized_weight` while a scope is open."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self) -> Tensor:
+        return self.weight
+
+    def __deepcopy__(self, memo):
+        raise _refusal("be copied")
+
+    def __reduce__(self):
+        raise _refusal("be copied or saved")
+
+
+@contextlib.contextmanager
+def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
+    """Within it every ScaledStdConv2d of `model` is standardised once; gradients go through that once, at its end.
+
+    With gradients enabled, `backward` of the micro-batches adds up the gradients of the standardised weights, and the
+    end of the scope takes them on to the parameters: the same gradient, to rounding. Scopes do not nest.
+    Raises: WorkbenchError inside for train(), eval(), load_state_dict, copying, and steps of optimizer, AGC, EMA, SAM.
+    """
+    convs = [m for m in model.modules() if isinstance(m, ScaledStdConv2d)]
+    if any("standardized_weight" in vars(conv) for conv in convs):
+        raise WorkbenchError("this network is in a scope of standardized_once already: use that one.")
+    weights = [conv.standardized_weight() for conv in convs]
+    shared = [w.detach().requires_grad_(w.requires_grad) for w in weights]
+    params = [p for conv in convs for p in conv.parameters(recurse=False)]
+    mine = {id(p) for p in params}
+
+    def refuse_step(optimizer: torch.optim.Optimizer, *_) -> None:
+        if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            raise _refusal("be stepped by an optimizer")
+
+    def refuse_loading(module: nn.Module, *_) -> None:
+        raise _refusal("load weights")
+
+    def refuse_mode(mode: bool = True) -> None:
+        raise _refusal("change its mode")
+
+    hooks = [register_optimizer_step_pre_hook(refuse_step)]
+    modules = dict.fromkeys([model, *convs])
+    try:
+        for conv, weight in zip(convs, shared, strict=True):
+            conv.standardized_weight = _Once(weight)
+        for module in modules:
+            module.train = refuse_mode
+            hooks.append(module.register_load_state_dict_pre_hook(refuse_loading))
+        for p in params:
+            setattr(p, MARK, "standardized_once")
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in modules:
+            vars(module).pop("train", None)
+        for conv in convs:
+            vars(conv).pop("standardized_weight", None)
+        for p in params:
+            vars(p).pop(MARK, None)
+    used = [(w, s.grad) for w, s in zip(weights, shared, strict=True) if s.grad is not None]
+    if used:
+        torch.autograd.backward(*map(list, zip(*used, strict=True)))
+
+
+def _refusal(what: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"a network in a scope of standardized_once cannot {what}: its weights are fixed there; close the scope first."
+    )
