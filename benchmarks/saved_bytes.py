@@ -1,30 +1,52 @@
-"""Bytes kept for backward, counted: NF-ResNet-50 and NFNet-F0 beside timm's, the same function, 4 images of 160 pixels.
+"""Bytes kept for backward, counted, 4 images of 160 pixels: beside timm's networks, which are the same functions.
 
-Counted once are the storages that autograd saves in one forward pass, parameters left out.
+What a forward pass has made and is still alive at its end, parameters left out, is what backward needs.
 """
+
+import contextlib
 
 import torch
 from harness import arguments, counted
-from networks import largest_difference, pair
+from networks import PAIRS, largest_difference, pair
 from peer import timm
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from workbench.models.recompute import recomputed_activations
 
 
-def saved(model: nn.Module, x: Tensor) -> int:
-    """Bytes of the storages that a forward pass keeps for backward, but for the model's own."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    found = {}
+class Made(TorchDispatchMode):
+    """Every storage that an operation has made, by its address, and its bytes."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
-        return tensor
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        own = [*model.parameters(), *model.buffers()]
+        self.own = {StorageWeakRef(t.untyped_storage()).cdata for t in own}
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                self.storages[reference.cdata] = reference, storage.nbytes()
+        return out
+
+    def alive(self) -> int:
+        found = (entry for address, entry in self.storages.items() if address not in self.own)
+        return sum(size for reference, size in found if not reference.expired())
+
+
+def saved(model: nn.Module, x: Tensor, scope=contextlib.nullcontext) -> int:
+    """Bytes that are alive after a forward pass of the model."""
+    with Made(model) as made, scope(model):
         out = model(x)
+    alive = made.alive()
     del out
-    return sum(storage.nbytes() for storage in found.values())
+    return alive
 
 
 def main() -> None:
@@ -34,12 +56,17 @@ def main() -> None:
         return
 
     def rows():
-        for name, target in (("nf_resnet50", 0.82), ("nfnet_f0", 0.94)):
-            if args.only in name:
-                ours, theirs = pair(name)
-                agreement = largest_difference(ours, theirs)
-                x = torch.randn(4, 3, 160, 160)
-                yield name, saved(ours.float().train(), x) / saved(theirs.float().train(), x), target, agreement
+        targets = {"nf_resnet50": (0.82, None), "nfnet_f0": (0.94, 0.82)}
+        for name in PAIRS:
+            plain, recomputed = targets[name]
+            ours, theirs = pair(name)
+            agreement = largest_difference(ours, theirs)
+            x = torch.randn(4, 3, 160, 160)
+            peer = saved(theirs.float().train(), x)
+            yield name, saved(ours.float().train(), x) / peer, plain, agreement
+            if recomputed:
+                share = saved(ours.float().train(), x, recomputed_activations) / peer
+                yield f"{name}, recomputing activations", share, recomputed, agreement
 
     counted("saved_bytes", "timm", rows(), args)
 

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from workbench.errors import WorkbenchError
@@ -224,3 +225,30 @@ def test_every_activation_of_the_table_builds_a_network_that_runs(activation):
         warnings.simplefilter("error")
         out = moved(create_model("nfnet_micro", 5, activation=activation))(torch.randn(2, 3, 32, 32))
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["nf_resnet_tiny", "nfnet_micro"])
+def test_a_compiled_training_step_has_one_graph_and_is_compiled_once(name):
+    """Over steps in which weights, rates and batches change; the gradients are those of the network itself."""
+    from torch._dynamo.utils import counters
+
+    from workbench.optim import AGC, param_groups
+
+    model = create_model(name, 10, in_channels=1, skip_gain=1.0, stochastic_depth=0.0, dropout=0.0)
+    optimizer = torch.optim.SGD(param_groups(model), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    AGC(optimizer)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        x, y = torch.randn(8, 1, 28, 28), torch.randint(0, 10, (8,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        wanted = [p.grad.clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        F.cross_entropy(compiled(x), y).backward()
+        for p, want in zip(model.parameters(), wanted, strict=True):
+            torch.testing.assert_close(p.grad, want, rtol=1e-4, atol=1e-5)
+        optimizer.step()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

@@ -168,6 +168,17 @@ def test_bfloat16_copies_train_near_float32(name, monkeypatch):
     assert result.metrics["val_loss"] != whole.metrics["val_loss"]
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"micro_batch": 24, "precision": "bfloat16"}, {"precision": "bfloat16_copies"}]
+)
+def test_recomputing_activations_changes_no_bit_and_no_key(changes, monkeypatch):
+    config = QUICK.replace(model="nfnet_micro", steps=3, **changes)
+    first, weights = final_weights(config, monkeypatch)
+    second, again = final_weights(config.replace(recompute=True), monkeypatch)
+    assert first.key == second.key
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
 def test_a_training_starts_from_weights_and_its_key_names_their_bytes(tmp_path):
     file = tmp_path / "start.safetensors"
     first = train(QUICK.replace(steps=60, train_size=None, clip=0.04, shift=0), save=file)

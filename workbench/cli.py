@@ -294,6 +294,39 @@ def models_export(
 
 
 @app.command()
+def bench(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Programs of benchmarks/. None: all of them.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[
+        Optional[int], typer.Option(min=1, help="Turns of each candidate; None: as each program has it.")
+    ] = None,
+    readme: Annotated[bool, typer.Option("--readme", help="Only put the kept rows into the README's table.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Name the programs and stop.")] = False,
+) -> None:
+    """Measure speed and memory beside the peer, in turns; rows go to docs/results/benchmarks/.
+
+    Rows beside timm need timm 1.0.31 in the environment; those beside torch alone run without it.
+    """
+    from workbench.lab import bench as benchmarks
+    from workbench.paths import root
+
+    if device not in ("cpu", "cuda"):
+        raise unknown("device", device, ["cpu", "cuda"])
+    if listing:
+        print("\n".join(benchmarks.names()))
+        return
+    if readme:
+        benchmarks.write_readme(root() / "README.md", benchmarks.table(benchmarks.results_folder()))
+        return
+    failed = benchmarks.run(names or [], device, rounds, lambda line: print(line, flush=True))
+    if failed:
+        print(f"workbench: {', '.join(failed)} failed, see above; the others are kept.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Mend what was found; without it, only say what would be done.")

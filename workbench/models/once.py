@@ -24,8 +24,18 @@ from workbench.models.layers import ScaledStdConv2d
 MARK = "in_scope_of"  # on parameters: what AGC, EMA and SAM look for, which know nothing of networks
 
 
-class _Once:
-    """Stands in a convolution for `standardized_weight` while a scope is open."""
+class _Fixed:
+    """What a module has for its own while a scope is open: it cannot be carried off."""
+
+    def __deepcopy__(self, memo):
+        raise _refusal("be copied")
+
+    def __reduce__(self):
+        raise _refusal("be copied or saved")
+
+
+class _Once(_Fixed):
+    """Stands in a convolution for `standardized_weight`."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight
@@ -33,11 +43,19 @@ class _Once:
     def __call__(self) -> Tensor:
         return self.weight
 
-    def __deepcopy__(self, memo):
-        raise _refusal("be copied")
 
-    def __reduce__(self):
-        raise _refusal("be copied or saved")
+class _NoMode(_Fixed):
+    """Stands in a module for `train`."""
+
+    def __call__(self, mode: bool = True) -> None:
+        raise _refusal("change its mode")
+
+
+class _NoLoading(_Fixed):
+    """Is called before weights are loaded."""
+
+    def __call__(self, *_) -> None:
+        raise _refusal("load weights")
 
 
 @contextlib.contextmanager
@@ -60,20 +78,14 @@ def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
         if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise _refusal("be stepped by an optimizer")
 
-    def refuse_loading(module: nn.Module, *_) -> None:
-        raise _refusal("load weights")
-
-    def refuse_mode(mode: bool = True) -> None:
-        raise _refusal("change its mode")
-
     hooks = [register_optimizer_step_pre_hook(refuse_step)]
     modules = dict.fromkeys([model, *convs])
     try:
         for conv, weight in zip(convs, shared, strict=True):
             conv.standardized_weight = _Once(weight)
         for module in modules:
-            module.train = refuse_mode
-            hooks.append(module.register_load_state_dict_pre_hook(refuse_loading))
+            module.train = _NoMode()
+            hooks.append(module.register_load_state_dict_pre_hook(_NoLoading()))
         for p in params:
             setattr(p, MARK, "standardized_once")
         yield model

@@ -15,7 +15,12 @@ from workbench.models.checkpoints import find
 from workbench.models.weights.files import sha256
 from workbench.optim import scaled_lr
 
-EXECUTION_FIELDS = ("device", "workers", "progress")  # they change where a training runs, not what it computes
+EXECUTION_FIELDS = (
+    "device",
+    "workers",
+    "recompute",
+    "progress",
+)  # where a training runs, not what it computes
 FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classes), the loss of guessing, or not finite
 DIVERGED_SHARE = (
     20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
@@ -77,6 +82,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     workers: int | None = None  # processes that make streamed images; None: one a core, at most 16
+    recompute: bool = False  # activations, in backward: less memory for a little more time, and no other bit
     progress: bool = True
 
     def __post_init__(self):

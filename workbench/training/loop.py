@@ -24,6 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.checkpoints import load_checkpoint, save_checkpoint
 from workbench.models.once import standardized_once
+from workbench.models.recompute import recomputed_activations
 from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
 from workbench.optim.sam import sub_batch
 from workbench.training.checkpoint import Checkpoints
@@ -110,7 +111,7 @@ def _train(
 
     def backward(x: Tensor, y: Tensor, share: float) -> Tensor:
         """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
-        with autocast:
+        with autocast, recomputed_activations(model) if config.recompute else contextlib.nullcontext():
             logits = net(x).float()
         (F.cross_entropy(logits, y, label_smoothing=config.label_smoothing) * share).backward()
         return F.cross_entropy(logits.detach(), y) * share
