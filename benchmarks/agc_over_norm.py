@@ -8,7 +8,7 @@ from workbench.optim import clip_grad_agc_
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, rounds=31)
     ours, peer, control = copies(nfnet_f0(args.device), 3)
 
     def norm(params):

@@ -9,7 +9,7 @@ from workbench.optim import clip_grad_agc_
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, rounds=31)
     if timm() is None:
         print("agc_step: timm is not installed; agc_over_norm compares with torch alone")
         return

@@ -31,7 +31,7 @@ def alone(params):
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, rounds=31)
 
     def cases():
         for name, params in (("nfnet_f0", nfnet_f0), ("1M parameters", small)):

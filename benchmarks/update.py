@@ -53,7 +53,7 @@ class Timms:
 
 
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, rounds=31)
     if timm() is None:
         print("update: timm is not installed; agc_over_norm compares with torch alone")
         return

@@ -9,6 +9,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.layers import Join
 from workbench.probes import signal_propagation
+from workbench.probes.signal import _moments
 
 
 class Known(nn.Module):
@@ -93,3 +94,16 @@ def test_a_failing_forward_leaves_no_hooks():
 def test_a_model_without_blocks_is_refused_with_what_is_needed():
     with pytest.raises(WorkbenchError, match="no residual blocks to watch"):
         signal_propagation(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 9.0, 30.0, 1000.0])
+def test_statistics_keep_their_digits_far_from_zero(mean):
+    """By sums and norms where that is exact enough, else by the variance kernel: against double precision."""
+    x = torch.randn(4, 3, 16, 16) + mean * torch.tensor([1.0, -1.0, 0.5]).view(-1, 1, 1)
+    gate = torch.rand(4, 3, 1, 1)
+    for given in (None, gate):
+        found = _moments(x, given)
+        product = x.double() if given is None else given.double() * x.double()
+        var, centre = torch.var_mean(product, dim=(0, 2, 3), correction=0)
+        assert found["var"] == pytest.approx(var.mean().item(), rel=3e-5)
+        assert found["mean_sq"] == pytest.approx(centre.square().mean().item(), rel=3e-5)

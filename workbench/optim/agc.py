@@ -61,10 +61,10 @@ LARGE = 2**16  # elements of a gradient of which only the clipped rows are touch
 @torch.no_grad()
 def _clip(parts: list[_Clipped]) -> AGCStats:
     """The rule, in few operations over many parameters of one device and precision."""
-    for rule in {(part.clip, part.eps) for part in parts}:
-        _check_positive("clip", rule[0])
-        _check_positive("eps", rule[1])
-    refuse_open((part.p for part in parts), "AGC cannot clip")
+    for clip, eps in {(part.clip, part.eps) for part in parts}:
+        _check_positive("clip", clip)
+        _check_positive("eps", eps)
+    refuse_open([part.p for part in parts], "AGC cannot clip")
     kinds: dict[tuple, list[tuple[_Clipped, Local]]] = {}
     seen = set()
     for part in parts:

@@ -5,6 +5,7 @@ rows are units, so their norms need no communication. A vector is one unit and i
 mesh.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,12 @@ class Local(NamedTuple):
 
 def is_one_unit(p: Tensor) -> bool:
     """Whether `p` is a scalar or vector after removing its size-1 axes, by its global shape where it is sharded."""
-    return sum(n != 1 for n in p.shape) <= 1
+    return _is_one_unit(p.shape)
+
+
+@lru_cache(maxsize=1024)
+def _is_one_unit(shape: torch.Size) -> bool:
+    return sum(n != 1 for n in shape) <= 1
 
 
 def local_part(p: Tensor, name: str) -> Local:
