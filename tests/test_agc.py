@@ -381,3 +381,23 @@ def test_every_precision_follows_the_slow_loop(dtype):
     clip_grad_agc_(p, clip=0.05)
     assert p.grad.dtype == dtype
     torch.testing.assert_close(p.grad, expected, rtol={2: 2e-2, 4: 1e-5, 8: 1e-12}[dtype.itemsize], atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.8])
+@pytest.mark.parametrize("layout", ["matrix", "channels_last"])
+def test_large_gradients_of_which_few_rows_are_touched(share, layout):
+    """Only the clipped rows are rewritten where they are few: the same as a loop over all of them."""
+    torch.manual_seed(0)
+    shape = (200, 400) if layout == "matrix" else (200, 50, 3, 3)
+    weight, grad = torch.randn(shape), torch.randn(shape)
+    few = (torch.rand(200) < share).view(-1, *[1] * (len(shape) - 1))
+    grad = grad * torch.where(few, 0.1, 0.001)
+    if layout == "channels_last":
+        weight, grad = (t.contiguous(memory_format=torch.channels_last) for t in (weight, grad))
+    p = nn.Parameter(weight)
+    p.grad = grad.clone(memory_format=torch.preserve_format)
+    stats = clip_grad_agc_(p, clip=0.01)
+    assert stats.clipped_share() == pytest.approx(few.float().mean().item())
+    for row, g, w in zip(p.grad, grad, weight, strict=True):
+        limit = 0.01 * w.norm()
+        torch.testing.assert_close(row, g * min(1.0, (limit / g.norm()).item()))

@@ -94,8 +94,12 @@ def _clip_together(members: list[tuple[_Clipped, Local]], stats: AGCStats) -> No
     units = sum(sizes[:rows])
     for grad, f in zip(grads, factor[:units].split(sizes[:rows]), strict=False):
         _scale_rows(grad, f)
-    if rows < len(grads):
-        torch._foreach_mul_(grads[rows:], list(factor[units:].to(grads[-1].dtype).unbind()))
+    whole, factors = grads[rows:], factor[units:].unbind()
+    if whole and whole[0].dtype == factor.dtype:
+        torch._foreach_mul_(whole, factors)
+    else:  # half precision, which a factor of its own precision would round twice
+        for grad, f in zip(whole, factors, strict=True):
+            grad.mul_(f)
     stats.add([part.name for part in parts], sizes, g_norm, w_norm, max_norm)
 
 
