@@ -1,15 +1,19 @@
 """Signal propagation. Evidence: hand arithmetic on a known block, the published measured table, the model left as
 found."""
 
+import copy
+
+import pandas as pd
 import pytest
 import torch
+from foreign import Gated, SmallResNet, SmallViT
 from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.layers import Join
 from workbench.probes import signal_propagation
-from workbench.probes.signal import _moments
+from workbench.probes.signal import _moments, _watched_rows
 
 
 class Known(nn.Module):
@@ -94,6 +98,82 @@ def test_a_failing_forward_leaves_no_hooks():
 def test_a_model_without_blocks_is_refused_with_what_is_needed():
     with pytest.raises(WorkbenchError, match="no residual blocks to watch"):
         signal_propagation(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 8, 8))
+
+
+# ---- networks of other libraries
+
+
+def test_a_foreign_resnets_blocks_are_found_and_measured():
+    """Against hooks of its own on the modules: the addition is in place, before the last activation."""
+    model, x = SmallResNet().train(), torch.randn(4, 3, 16, 16)
+    seen = {}
+    blocks = [*model.layer1, *model.layer2]
+    hooks = [model.layer1.register_forward_pre_hook(lambda m, args: seen.update(stem=args[0].clone()))]
+    for i, block in enumerate(blocks):
+        hooks.append(block.bn2.register_forward_hook(lambda m, a, out, i=i: seen.update({("branch", i): out.clone()})))
+        hooks.append(
+            block.relu.register_forward_pre_hook(lambda m, args, i=i: seen.update({("end", i): args[0].clone()}))
+        )
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    state = copy.deepcopy(model.state_dict())
+    table = signal_propagation(model, x)
+    assert table.path.tolist() == ["", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]
+    assert table.stage.tolist() == [-1, 0, 0, 1, 1]
+
+    def var(t):
+        return torch.var(t.double(), dim=(0, 2, 3), correction=0).mean().item()
+
+    assert table["var"][0] == pytest.approx(var(seen["stem"]), rel=1e-5)
+    for i in range(4):
+        assert table["var"][i + 1] == pytest.approx(var(seen["end", i]), rel=1e-5)
+        assert table.residual_var[i + 1] == pytest.approx(var(seen["branch", i]), rel=1e-5)
+    assert model.training and all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_tokens_gates_and_plain_sequences():
+    table = signal_propagation(SmallViT(), torch.randn(2, 3, 16, 16))
+    assert table.path.tolist() == ["", "blocks.0", "blocks.0", "blocks.1", "blocks.1"]
+    table = signal_propagation(nn.Sequential(nn.Conv2d(3, 8, 3), Gated(8), Gated(8)), torch.randn(2, 3, 9, 9))
+    assert table.path.tolist() == ["", "1", "2"] and table.residual_var[1:].gt(0).all()
+
+
+def test_watching_agrees_with_what_our_own_blocks_say():
+    """Skip gain 1 and alpha 0.2: a watched branch is 0.2 of ours before it is added; the trunk is the same."""
+    model, x = create_model("nf_resnet_tiny", 10, skip_gain=1.0).eval(), torch.randn(4, 3, 32, 32)
+    own = signal_propagation(model, x)
+    watched = pd.DataFrame(_watched_rows(model, x, None))
+    assert watched["var"][1:].tolist() == pytest.approx(own["var"][1:].tolist(), rel=1e-5)
+    assert watched.residual_var[1:].tolist() == pytest.approx((0.04 * own.residual_var[1:]).tolist(), rel=1e-5)
+
+
+def test_a_networks_input_is_left_as_it_was():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x.mul_(2)
+            return x + self.conv(x)
+
+    x = torch.randn(1, 3, 4, 4)
+    before = x.clone()
+    signal_propagation(Writes(), x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"), [("resnet18", 8), ("regnety_002", 13), ("convnext_atto", 12), ("vit_tiny_patch16_224", 24)]
+)
+def test_timms_networks(name, ends):
+    timm = pytest.importorskip("timm")
+    size = 224 if "vit" in name else 64
+    table = signal_propagation(timm.create_model(name).eval(), torch.randn(2, 3, size, size))
+    assert len(table) == ends + 1 and table["var"].gt(0).all()
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 9.0, 30.0, 1000.0])
