@@ -383,6 +383,11 @@ def test_every_precision_follows_the_slow_loop(dtype):
     torch.testing.assert_close(p.grad, expected, rtol={2: 2e-2, 4: 1e-5, 8: 1e-12}[dtype.itemsize], atol=1e-6)
 
 
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(WorkbenchError, match="AGC takes an optimizer"):
+        AGC(nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.8])
 @pytest.mark.parametrize("layout", ["matrix", "channels_last"])
 def test_large_gradients_of_which_few_rows_are_touched(share, layout):

@@ -105,7 +105,9 @@ def results(tmp_path, monkeypatch):
 
 
 def test_a_benchmark_beside_torch_alone_runs_and_becomes_the_readmes_table(results, command):
-    code, said, _ = command("bench", "agc_over_norm", "--rounds", "2")
+    assert command("bench", "agc_over_norm", "--rounds", "2")[0] == 0
+    assert not (results / "docs").exists()  # a quick look is not kept
+    code, said, _ = command("bench", "agc_over_norm")
     assert code == 0 and "[1/1] agc_over_norm" in said
     (row,) = json.loads((results / "docs/results/benchmarks/agc_over_norm-cpu.json").read_text())
     assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
@@ -124,6 +126,14 @@ def test_unknown_benchmarks_and_missing_results_are_one_sentence(results, comman
     ):
         code, _, said = command(*arguments)
         assert code == 2 and message in said
+
+
+def test_a_damaged_row_file_is_named(results, command):
+    folder = results / "docs/results/benchmarks"
+    folder.mkdir(parents=True)
+    (folder / "x-cpu.json").write_text("{broken")
+    code, _, said = command("bench", "--readme")
+    assert code == 2 and "x-cpu.json" in said and "run its benchmark again" in said
 
 
 def test_a_readme_without_marks_is_left_alone(tmp_path):

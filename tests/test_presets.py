@@ -100,6 +100,34 @@ def test_parameters_change_a_recipe_and_one_length_takes_the_place_of_the_other(
     assert config == TrainConfig(weight_decay=1e-4, epochs=1.0)
 
 
+def test_another_size_is_that_of_test_images_too_and_streams_fields_go_with_it():
+    assert paper_nfnet("f1", image_size=32).eval_size is None
+    assert paper_nfnet("f1", image_size=32, eval_size=48).eval_size == 48
+    assert parse_config({"image_size": "64"}, "paper_nfnet").eval_size is None
+    assert finetune("nfnet_f0", stream=False).eval_size is None
+    assert paper_nfnet("f1", steps=10).epochs is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("clip={", "`clip` .* is no value in YAML"),
+        ("seed=:", "`seed`"),
+        ("model_args={num_classes: 7}", "classes and channels follow the data"),
+        ("model_args={1: 2}", "takes names of the model's arguments"),
+        ("clip_exempt=[1]", "must be a list of names"),
+        ("clip=none", "for none write null"),
+        ("data=", "`data` is empty"),
+        ("data=~nosuch/x", "must be an existing folder"),
+    ],
+)
+def test_values_that_are_none_are_one_sentence(root, command, given, message):
+    import re
+
+    code, _, said = command("train", "-p", given, "-p", "steps=1")
+    assert code == 2 and re.search(message, said), said
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

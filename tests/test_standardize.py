@@ -192,6 +192,22 @@ def test_what_would_change_the_weights_is_refused(what):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_backward_after_the_scope_is_refused_and_not_silently_lost():
+    model, (x, y) = net(), data()
+    with standardized_once(model):
+        loss = F.cross_entropy(model(x), y)
+    with pytest.raises(WorkbenchError, match="call it inside"):
+        loss.backward()
+
+
+def test_a_weight_written_to_by_hand_is_noticed():
+    model, (x, _) = net().eval(), data()
+    with pytest.raises(WorkbenchError, match="written to inside a scope"), torch.no_grad(), standardized_once(model):
+        model(x)
+        model.blocks[0].conv0.weight.mul_(2)
+    model(x)
+
+
 def test_an_optimizer_of_another_model_is_let_be():
     model, other = net(), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)

@@ -229,11 +229,34 @@ def test_or_skipped_for_the_next_and_named_once(stripes, capsys):
     assert sum(len(y) for _, y in inputs.val()) == len(data.val) - 1
 
 
-def test_a_disk_without_pictures_ends_the_training(stripes):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_without_pictures_ends_the_training(stripes, workers):
     for path in stripes.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(WorkbenchError, match="a hundred images one after another cannot be read"):
-        train(config(stripes, unreadable="skip"))
+    with pytest.raises(WorkbenchError, match=r"^a hundred images one after another cannot be read"):
+        train(config(stripes, unreadable="skip", workers=workers))
+
+
+def test_skipping_goes_on_from_where_refusing_stopped(stripes, tmp_path):
+    """What was computed before the broken file is not lost by the cure."""
+    settings = config(stripes, steps=6, eval_every=1, batch_size=10)
+    order = next(iter(StreamedInputs(settings, open_image_folder(str(stripes)), World(), CPU)._requests(6, 4)))
+    broken = open_image_folder(str(stripes)).train.paths[order[0].own]  # needed in step 5
+    with open(broken, "r+b") as file:
+        file.write(b"no picture")
+    rows, checkpoints = [], Checkpoints(tmp_path / "c", every_steps=1)
+    with pytest.raises(WorkbenchError, match="goes on from here"):
+        train(settings, rows.append, checkpoints=checkpoints)
+    reached = len(rows)
+    assert 0 < reached < 6
+    again = []
+    result = train(settings.replace(unreadable="skip"), again.append, checkpoints=checkpoints)
+    assert result.outcome == "complete" and plain_rows(again[:reached]) == plain_rows(rows)
+    assert again[reached - 1]["seconds"] == rows[-1]["seconds"]  # handed on, not computed again
+
+
+def plain_rows(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def test_a_worker_that_is_killed_is_an_error_and_no_hang(stripes):
@@ -267,6 +290,52 @@ def test_a_stream_is_named_by_its_files(stripes, tmp_path):
     assert source_digest(config(tmp_path / "copy")) == before
     shutil.copy(tmp_path / "copy" / "flat" / "1.png", tmp_path / "copy" / "flat" / "new.png")
     assert source_digest(config(tmp_path / "copy")) != before
+
+
+def test_other_pictures_of_the_same_size_are_other_data_and_another_folder_is_not(stripes, tmp_path, monkeypatch):
+    from workbench.data import folders
+    from workbench.training import training_key
+
+    shutil.copytree(stripes, tmp_path / "copy")
+    a, b = config(stripes), config(tmp_path / "copy")
+    assert training_key(a, source_digest(a)) == training_key(b, source_digest(b))
+    file = tmp_path / "copy" / "flat" / "1.png"
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    assert training_key(a, source_digest(a)) != training_key(b, source_digest(b))
+    monkeypatch.setattr(folders, "HASHED", 10)  # where they are too many to be read
+    assert source_digest(a) == source_digest(b)
+
+
+def images_in(root, *folders):
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / folder / "1.png")
+
+
+def test_links_are_followed_and_what_is_hidden_is_not_a_class(tmp_path):
+    images_in(tmp_path, "data/cat", "data/dog", "elsewhere/fox", "data/.ipynb_checkpoints", "data/cat/.thumbs")
+    (tmp_path / "data" / "fox").symlink_to(tmp_path / "elsewhere" / "fox")
+    (tmp_path / "data" / "cat" / "loop").symlink_to(tmp_path / "data")
+    for i in range(2, 12):
+        for name in ("cat", "dog", "fox"):
+            shutil.copy(tmp_path / "data" / name / "1.png", tmp_path / "data" / name / f"{i}.png")
+    data = open_image_folder(str(tmp_path / "data"))
+    assert data.classes == ("cat", "dog", "fox")
+    assert len(data.train) + len(data.val) + len(data.test) == 33
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["Train/a", "Train/b", "Val/a"], "has a folder 'Train': name its splits"),
+        (["train/a", "train/b", "validation/a"], "has a folder 'validation': name its splits"),
+        (["train/a", "train/b", "val/a", "val/c"], "no images of the class 'c', but another split has"),
+    ],
+)
+def test_folders_that_would_be_read_wrongly_are_refused(tmp_path, folders, message):
+    images_in(tmp_path, *folders)
+    with pytest.raises(WorkbenchError, match=message):
+        open_image_folder(str(tmp_path))
 
 
 @pytest.mark.parametrize(

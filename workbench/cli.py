@@ -150,6 +150,9 @@ def train(
     console.print(f"{how}{f' ({result.cause})' if result.cause else ''}: run {run_id}", highlight=False)
     for name, value in result.metrics.items():
         console.print(f"  {name:18} {value:.6g}", highlight=False)
+    if save is not None and result.outcome != "complete":
+        print(f"workbench: {save} was not written, for the training {result.outcome}.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -300,7 +303,8 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: Annotated[
-        Optional[int], typer.Option(min=1, help="Turns of each candidate; None: as each program has it.")
+        Optional[int],
+        typer.Option(min=1, help="Turns of each candidate, for a quick look that is not kept."),
     ] = None,
     readme: Annotated[bool, typer.Option("--readme", help="Only put the kept rows into the README's table.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="Name the programs and stop.")] = False,
@@ -320,6 +324,9 @@ def bench(
     if readme:
         benchmarks.write_readme(root() / "README.md", benchmarks.table(benchmarks.results_folder()))
         return
+    from workbench.training.loop import pick_device
+
+    pick_device(device)
     failed = benchmarks.run(names or [], device, rounds, lambda line: print(line, flush=True))
     if failed:
         print(f"workbench: {', '.join(failed)} failed, see above; the others are kept.", file=sys.stderr)

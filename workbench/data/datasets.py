@@ -234,7 +234,9 @@ def _from_hub(name: str) -> _Hub:
 
 
 def _image_folder(name: str, only_folders: bool = False) -> Path:
-    candidates = [Path(name).expanduser(), data_folder() / name]
+    if not name:
+        raise WorkbenchError("`data` is empty: name a data set or a folder of images.")
+    candidates = [Path(os.path.expanduser(name)), data_folder() / name]
     for folder in candidates:
         if folder.is_dir():
             return folder.resolve()
@@ -286,7 +288,7 @@ def _read_split(files: Files, size: int | tuple[int, int], unreadable: str) -> S
         except WorkbenchError as error:
             if unreadable == "refuse":
                 raise
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            tqdm.write(f"skipped: {str(error).removesuffix(f': {UNREADABLE_CURE}.')}", file=sys.stderr)
             continue
         images[len(kept)] = torch.from_numpy(pixels).permute(2, 0, 1)
         kept.append(i)
@@ -303,6 +305,6 @@ def _hash_files(files: list[Path], relative_to: Path | None = None) -> str:
     digest = hashlib.sha256()
     for file in files:
         if relative_to:
-            digest.update(f"{file.relative_to(relative_to)}\n".encode())
+            digest.update(os.fsencode(f"{file.relative_to(relative_to)}\n"))
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

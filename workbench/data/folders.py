@@ -5,6 +5,7 @@ test a fifth of train becomes it, and without val a tenth of what is left.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "val", "test")
+LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "testing"}
+HASHED = 2**30  # bytes of images up to which a folder is named by them
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,15 @@ class ImageFolder:
 
     @property
     def digest(self) -> str:
-        """Names the data: 16 hex digits over the files' names and sizes, without reading a hundred gigabytes."""
-        found = hashlib.sha256()
-        for split in (self.train, self.val, self.test):
-            for path in split.paths:
-                found.update(f"{Path(path).relative_to(self.path)} {Path(path).stat().st_size}\n".encode())
+        """Names the data: 16 hex digits over the files' names and bytes, above 1 GiB over names and sizes: a hundred
+        gigabytes are not read for a name."""
+        paths = [path for split in (self.train, self.val, self.test) for path in split.paths]
+        sizes = [os.stat(path).st_size for path in paths]
+        whole, found = sum(sizes) <= HASHED, hashlib.sha256()
+        for path, size in zip(paths, sizes, strict=True):
+            found.update(os.fsencode(f"{Path(path).relative_to(self.path)} {size}\n"))
+            if whole:
+                found.update(Path(path).read_bytes())
         return found.hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -68,6 +75,9 @@ def open_folder(folder: Path) -> ImageFolder:
     Raises: WorkbenchError for fewer than two classes, a missing train split, or a split without images.
     """
     present = [s for s in SPLITS if (folder / s).is_dir()]
+    other = [d.name for d in sorted(folder.iterdir()) if d.is_dir() and d.name.lower() in LIKE_SPLITS]
+    if other := sorted(set(other) - set(SPLITS)):
+        raise WorkbenchError(f"{folder} has a folder '{other[0]}': name its splits train, val and test.")
     if present and "train" not in present:
         raise WorkbenchError(f"{folder} has {', '.join(present)} but no train: add it, or put the classes at the top.")
     found = {s: image_files(folder / s) for s in present} or {"all": image_files(folder)}
@@ -88,6 +98,12 @@ def open_folder(folder: Path) -> ImageFolder:
                 f"{roots[s]} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder."
             )
         splits[s] = Files(tuple(map(str, files)), torch.tensor([index[name] for name in names[s]]))
+    untrained = sorted(set(classes) - set(names.get("train", classes)))
+    if untrained:
+        raise WorkbenchError(
+            f"{folder / 'train'} has no images of the class '{untrained[0]}', but another split has: add some, or take "
+            "the class out."
+        )
     if not present:
         train, val, test = _parted(splits["all"], (0.7, 0.1, 0.2))
     else:
@@ -103,12 +119,18 @@ def open_folder(folder: Path) -> ImageFolder:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images under a folder, sorted; hidden files and what is no file are passed over."""
-    return sorted(
-        f
-        for f in folder.rglob("*")
-        if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and f.is_file()
-    )
+    """All images under a folder, sorted, through links; what is hidden, and what is no file, is passed over."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    return sorted(found)
 
 
 def stratified_parts(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -> list[Tensor]:

@@ -5,6 +5,7 @@ partner, then RandAugment, in the authors' order. So neither the number of worke
 """
 
 import signal
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -136,17 +137,14 @@ def chunks(dataset: Dataset, indices: Iterable[list], workers: int, pin: bool = 
     Raises: WorkbenchError where a worker dies or answers no more.
     """
     ahead = {"prefetch_factor": max(2, -(-AHEAD // (CHUNK * workers))), "timeout": TIMEOUT} if workers else {}
-    loader = DataLoader(
-        dataset,
-        batch_sampler=indices,
-        num_workers=workers,
-        collate_fn=_joined,
-        pin_memory=pin,
-        worker_init_fn=_quiet,
-        **ahead,
-    )
+    options = {"collate_fn": _joined, "pin_memory": pin, "worker_init_fn": _quiet, **ahead}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
+        loader = DataLoader(dataset, batch_sampler=indices, num_workers=workers, **options)
     try:
         yield from loader
+    except WorkbenchError as error:  # from a worker it comes with its traceback
+        raise WorkbenchError(str(error).rpartition("WorkbenchError: ")[2].strip()) from None
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
@@ -176,3 +174,4 @@ def _quiet(_: int) -> None:
     """A worker leaves Ctrl-C to its parent, and ends at once when told to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.filterwarnings("ignore", module="PIL")

@@ -39,8 +39,8 @@ def run(chosen: Sequence[str], device: str, rounds: int | None, say: Callable[[s
     for i, name in enumerate(chosen or known, start=1):
         say(f"[{i}/{len(chosen or known)}] {name}")
         command = [sys.executable, str(root() / "benchmarks" / f"{name}.py"), "--device", device]
-        command += ["--json", str(results_folder() / f"{name}-{device}.json")]
-        command += ["--rounds", str(rounds)] if rounds else []
+        kept = ["--json", str(results_folder() / f"{name}-{device}.json")]
+        command += ["--rounds", str(rounds)] if rounds else kept  # a quick look takes no measured row's place
         if subprocess.run(command, cwd=root()).returncode:
             failed.append(name)
     return failed
@@ -51,7 +51,12 @@ def table(folder: Path) -> str:
 
     Raises: WorkbenchError where nothing was kept.
     """
-    rows = [row for file in sorted(folder.glob("*.json")) for row in json.loads(file.read_text())]
+    rows = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            rows += json.loads(file.read_text())
+        except ValueError as error:
+            raise WorkbenchError(f"cannot read {file} ({error}): run its benchmark again.") from error
     if not rows:
         raise WorkbenchError(f"{folder} holds no results: run `workbench bench` first.")
     lines = []

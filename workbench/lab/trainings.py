@@ -19,7 +19,7 @@ from workbench.training.checkpoint import Checkpoints
 from workbench.training.distributed import World, joined
 from workbench.training.inputs import source, source_digest
 from workbench.training.loop import initial_model, pick_device, steps_of
-from workbench.training.presets import preset
+from workbench.training.presets import changed, preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,20 +143,25 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
     for name, text in texts.items():
         if name not in fields:
             raise unknown("field of TrainConfig", name, fields)
-        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else yaml.safe_load(text))
-    lengths = {"epochs", "steps"}
-    if recipe is None:
-        values = {}
-    elif recipe.endswith((".yaml", ".yml")):
-        values = _read_recipe(recipe)
-        values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
-    else:
-        values = preset(recipe).to_dict()
-    if lengths & set(changes):  # one length takes the place of the other
-        values = {name: value for name, value in values.items() if name not in lengths}
-    elif not lengths & set(values):
+        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else _value(name, text))
+    if recipe is not None and not recipe.endswith((".yaml", ".yml")):
+        return changed(preset(recipe), changes)
+    values = _read_recipe(recipe) if recipe is not None else {}
+    values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
+    if not {"epochs", "steps"} & {n for n, v in {**values, **changes}.items() if v is not None}:
         values["epochs"] = 1.0
-    return TrainConfig.from_dict(values | changes)
+    if recipe is None:
+        return TrainConfig.from_dict(values | changes)
+    if not {"epochs", "steps"} & {n for n, v in values.items() if v is not None}:  # the length is among the changes
+        values["epochs"] = 1.0
+    return changed(TrainConfig.from_dict(values), changes)
+
+
+def _value(name: str, text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise WorkbenchError(f"`{name}` (={text}) is no value in YAML: {' '.join(str(error).split())}.") from error
 
 
 def _read_recipe(file: str) -> dict:

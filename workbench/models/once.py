@@ -64,7 +64,8 @@ def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
 
     With gradients enabled, `backward` of the micro-batches adds up the gradients of the standardised weights, and the
     end of the scope takes them on to the parameters: the same gradient, to rounding. Scopes do not nest.
-    Raises: WorkbenchError inside for train(), eval(), load_state_dict, copying, and steps of optimizer, AGC, EMA, SAM.
+    Raises: WorkbenchError inside for train(), eval(), load_state_dict, copying, and steps of optimizer, AGC, EMA, SAM;
+    at its end where a weight was written to; and in a backward pass that comes after it.
     """
     convs = [m for m in model.modules() if isinstance(m, ScaledStdConv2d)]
     if any("standardized_weight" in vars(conv) for conv in convs):
@@ -72,7 +73,10 @@ def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
     weights = [conv.standardized_weight() for conv in convs]
     shared = [w.detach().requires_grad_(w.requires_grad) for w in weights]
     params = [p for conv in convs for p in conv.parameters(recurse=False)]
-    mine = {id(p) for p in params}
+    mine, versions, closed = {id(p) for p in params}, [p._version for p in params], []
+    for weight in shared:
+        if weight.requires_grad:
+            weight.register_hook(lambda grad: _refuse_late(closed))
 
     def refuse_step(optimizer: torch.optim.Optimizer, *_) -> None:
         if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
@@ -90,6 +94,7 @@ def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
             setattr(p, MARK, "standardized_once")
         yield model
     finally:
+        closed.append(True)
         for hook in hooks:
             hook.remove()
         for module in modules:
@@ -98,9 +103,22 @@ def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
             vars(conv).pop("standardized_weight", None)
         for p in params:
             vars(p).pop(MARK, None)
+    if versions != [p._version for p in params]:
+        raise WorkbenchError(
+            "a weight was written to inside a scope of standardized_once, which went on with the old one: "
+            "write outside of it."
+        )
     used = [(w, s.grad) for w, s in zip(weights, shared, strict=True) if s.grad is not None]
     if used:
         torch.autograd.backward(*map(list, zip(*used, strict=True)))
+
+
+def _refuse_late(closed: list) -> None:
+    if closed:
+        raise WorkbenchError(
+            "backward was called after the scope of standardized_once that the forward pass ran in, so the gradient "
+            "would not reach the weights: call it inside."
+        )
 
 
 def _refusal(what: str) -> WorkbenchError:

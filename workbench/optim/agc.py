@@ -153,6 +153,10 @@ class AGC:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None, eps: float | None = None):
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise WorkbenchError(
+                f"AGC takes an optimizer, as AGC(torch.optim.SGD(...)), not {type(optimizer).__name__}."
+            )
         if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise WorkbenchError(
                 "AGC needs an optimizer that steps once on dense gradients, "

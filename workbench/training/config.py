@@ -15,12 +15,8 @@ from workbench.models.checkpoints import find
 from workbench.models.weights.files import sha256
 from workbench.optim import scaled_lr
 
-EXECUTION_FIELDS = (
-    "device",
-    "workers",
-    "recompute",
-    "progress",
-)  # where a training runs, not what it computes
+# Where a training runs, not what it computes: what cannot be read either ends it or is passed over from there.
+EXECUTION_FIELDS = ("device", "workers", "unreadable", "recompute", "progress")
 FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classes), the loss of guessing, or not finite
 DIVERGED_SHARE = (
     20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
@@ -91,7 +87,9 @@ class TrainConfig:
             if wants_float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one configuration, with one key
             elif not isinstance(value, f.type) or (isinstance(value, bool) and f.type not in (bool, bool | None)):
-                raise WorkbenchError(f"`{f.name}` (={value!r}) must be of type {getattr(f.type, '__name__', f.type)}.")
+                none = " (for none write null)" if str(value).lower() in ("none", "null", "no", "off", "") else ""
+                kind = getattr(f.type, "__name__", f.type)
+                raise WorkbenchError(f"`{f.name}` (={value!r}) must be of type {kind}{none}.")
         if self.model not in zoo.MODELS:
             raise unknown("model", self.model, zoo.MODELS)
         if (self.epochs is None) == (self.steps is None):
@@ -141,6 +139,15 @@ class TrainConfig:
             raise WorkbenchError(f"`shift` (={self.shift}) is of images in memory; streamed ones are random crops.")
         if (self.rand_augment or 0) > 30:
             raise WorkbenchError(f"`rand_augment` (={self.rand_augment}) must be at most 30, where 10 is the scale.")
+        for name in self.clip_exempt:
+            if not isinstance(name, str):
+                raise WorkbenchError(f"`clip_exempt` (={self.clip_exempt}) must be a list of names or patterns.")
+        for name in self.model_args:
+            if not isinstance(name, str) or name in ("num_classes", "in_channels"):
+                raise WorkbenchError(
+                    f"`model_args` (={self.model_args}) takes names of the model's arguments; classes and channels "
+                    "follow the data."
+                )
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -175,7 +182,8 @@ class TrainConfig:
 def training_key(config: TrainConfig, data_digest: str) -> str:
     """Names a training: SHA-256 over its configuration without execution fields, its data, the weights that it starts
     from and the code that computes it."""
-    identity = {"config": _identity(config), "data": data_digest, "code": code_hash()}
+    named = {k: v for k, v in _identity(config).items() if k not in ("data", "weights")}  # by what is in them
+    identity = {"config": named, "data": data_digest, "code": code_hash()}
     if config.weights is not None:
         identity["weights"] = sha256(find(config.weights))
     return _digest(identity)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.zoo import entry
-from workbench.training.config import TrainConfig
+from workbench.training.config import STREAMED, TrainConfig
 
 # variant: dropout, RandAugment's level
 _NFNET = {
@@ -40,7 +40,7 @@ def paper_nfnet(variant: str = "f0", **changes) -> TrainConfig:
         raise unknown("NFNet", variant, _NFNET)
     dropout, level = _NFNET[variant]
     name = f"nfnet_{variant}"
-    return TrainConfig(
+    config = TrainConfig(
         model=name,
         model_args={"stochastic_depth": 0.25, "dropout": dropout},
         data="imagenet",
@@ -63,14 +63,15 @@ def paper_nfnet(variant: str = "f0", **changes) -> TrainConfig:
         rand_augment_layers=4,
         ema=0.99999,
         precision="bfloat16_copies",
-    ).replace(**changes)
+    )
+    return changed(config, changes)
 
 
 def paper_nf_resnet(depth: str = "50", **changes) -> TrainConfig:
     """NF-ResNets on ImageNet as the authors' base experiment: 90 epochs of 1024, peak rate 0.4, no AGC."""
     if str(depth) not in _NF_RESNET:
         raise unknown("NF-ResNet", str(depth), _NF_RESNET)
-    return TrainConfig(
+    config = TrainConfig(
         model=f"nf_resnet{depth}",
         model_args={"stochastic_depth": 0.1, "dropout": 0.0},  # dropout must be given there, and is not
         data="imagenet",
@@ -87,7 +88,8 @@ def paper_nf_resnet(depth: str = "50", **changes) -> TrainConfig:
         clip=None,
         label_smoothing=0.1,
         precision="bfloat16_copies",
-    ).replace(**changes)
+    )
+    return changed(config, changes)
 
 
 def paper_nf_regnet(variant: str = "b0", **changes) -> TrainConfig:
@@ -96,7 +98,7 @@ def paper_nf_regnet(variant: str = "b0", **changes) -> TrainConfig:
         raise unknown("NF-RegNet", variant, _NF_REGNET)
     dropout, weight_decay = _NF_REGNET[variant]
     name = f"nf_regnet_{variant}"
-    return TrainConfig(
+    config = TrainConfig(
         model=name,
         model_args={"stochastic_depth": 0.1, "dropout": dropout},
         data="imagenet",
@@ -117,7 +119,8 @@ def paper_nf_regnet(variant: str = "b0", **changes) -> TrainConfig:
         mixup_alpha=0.2,
         ema=0.99999,
         precision="bfloat16_copies",
-    ).replace(**changes)
+    )
+    return changed(config, changes)
 
 
 def finetune(model: str = "nfnet_f0", **changes) -> TrainConfig:
@@ -162,7 +165,7 @@ def finetune(model: str = "nfnet_f0", **changes) -> TrainConfig:
             clip=None,
             ema=0.9999,
         )
-    return config.replace(**changes)
+    return changed(config, changes)
 
 
 def cifar(model: str = "nf_resnet26_cifar", **changes) -> TrainConfig:
@@ -170,7 +173,7 @@ def cifar(model: str = "nf_resnet26_cifar", **changes) -> TrainConfig:
 
     Its rate and threshold come from small studies (see LOG.md), so search them for a network of your own.
     """
-    return TrainConfig(
+    config = TrainConfig(
         model=model,
         model_args={},
         data="cifar10",
@@ -189,12 +192,29 @@ def cifar(model: str = "nf_resnet26_cifar", **changes) -> TrainConfig:
         cutout=8,
         ema=0.999,
         precision="float32",
-    ).replace(**changes)
+    )
+    return changed(config, changes)
 
 
 PRESETS: dict[str, Callable[..., TrainConfig]] = {
     f.__name__: f for f in (paper_nfnet, paper_nf_resnet, paper_nf_regnet, finetune, cifar)
 }
+
+
+def changed(config: TrainConfig, changes: dict) -> TrainConfig:
+    """The recipe with some fields changed, and what hangs on them: one length takes the place of the other, another
+    `image_size` is that of test images, too, and without `stream` its fields go.
+
+    Raises: WorkbenchError for an unknown field or a value that it cannot take.
+    """
+    values = config.to_dict()
+    if {"epochs", "steps"} & set(changes):
+        values["epochs"] = values["steps"] = None
+    if "image_size" in changes:
+        values["eval_size"] = None
+    if changes.get("stream") is False:
+        values |= dict.fromkeys(STREAMED)
+    return TrainConfig.from_dict(values | changes)
 
 
 def preset(text: str, **changes) -> TrainConfig:

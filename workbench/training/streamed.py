@@ -91,7 +91,7 @@ class StreamedInputs:
         """The chunk, when what could not be read in it was named: refused, or reported once."""
         for path, reason in chunk.unreadable:
             if self.config.unreadable == "refuse":
-                raise WorkbenchError(f"{reason.removesuffix('.')}, or set unreadable=skip.")
+                raise WorkbenchError(f"{reason.removesuffix('.')}, or set unreadable=skip, which goes on from here.")
             if path not in self.unreadable:
                 self.unreadable.add(path)
                 tqdm.write(f"skipped: {reason}", file=sys.stderr)
