@@ -79,6 +79,7 @@ def joined(world: World) -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        dist.barrier()  # who leaves first would cut off another's last message
     finally:
         dist.destroy_process_group()
 
