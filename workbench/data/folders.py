@@ -7,6 +7,7 @@ test a fifth of train becomes it, and without val a tenth of what is left.
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class ImageFolder:
     def name(self) -> str:
         return str(self.path)
 
-    @property
+    @cached_property  # the files are read for it, and it is asked for before a training and after
     def digest(self) -> str:
         """Names the data: 16 hex digits over the files' names and bytes, above 1 GiB over names and sizes: a hundred
         gigabytes are not read for a name."""

@@ -148,11 +148,7 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
         return changed(preset(recipe), changes)
     values = _read_recipe(recipe) if recipe is not None else {}
     values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
-    if not {"epochs", "steps"} & {n for n, v in {**values, **changes}.items() if v is not None}:
-        values["epochs"] = 1.0
-    if recipe is None:
-        return TrainConfig.from_dict(values | changes)
-    if not {"epochs", "steps"} & {n for n, v in values.items() if v is not None}:  # the length is among the changes
+    if values.get("epochs") is None and values.get("steps") is None:
         values["epochs"] = 1.0
     return changed(TrainConfig.from_dict(values), changes)
 

@@ -24,11 +24,11 @@ from workbench.optim.telemetry import AGCStats
 Clip = float | Callable[[int], float]  # a number, or a function of the step, counted from 0
 
 
-def unitwise_norm(x: Tensor, one_unit: bool | None = None) -> Tensor:
+def unitwise_norm(x: Tensor) -> Tensor:
     """The norm of every unit of `x`, in at least float32: shape () for one unit, (O, 1, ..., 1) otherwise, so it
-    broadcasts. `one_unit` says so where the shape does not tell (a shard)."""
+    broadcasts."""
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if is_one_unit(x) if one_unit is None else one_unit:
+    if is_one_unit(x):
         return torch.linalg.vector_norm(x)
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
 

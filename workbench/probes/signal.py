@@ -30,7 +30,8 @@ def signal_propagation(model: nn.Module, x: Tensor, *, channels: int | None = No
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            rows = _own_rows(model, x) if own_blocks(model) else _watched_rows(model, x, channels)
+            blocks = own_blocks(model)
+            rows = _own_rows(model, blocks, x) if blocks else _watched_rows(model, x, channels)
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
@@ -38,8 +39,7 @@ def signal_propagation(model: nn.Module, x: Tensor, *, channels: int | None = No
     return pd.DataFrame(rows, columns=[*COLUMNS, "path"])
 
 
-def _own_rows(model: nn.Module, x: Tensor) -> list[dict]:
-    blocks = residual_blocks(model)
+def _own_rows(model: nn.Module, blocks: list[nn.Module], x: Tensor) -> list[dict]:
     names = {module: name for name, module in model.named_modules()}
     rows: list[dict] = []
     branch_var: list[float] = []
