@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.probes.additions import Addition, Additions, watch_modules
+from workbench.models.additions import Addition, Additions, watch_modules
 
 FAR = 100.0  # a channel's squared mean over its variance, up to which sums of float32 keep five digits
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
