@@ -3,7 +3,6 @@ found."""
 
 import copy
 
-import pandas as pd
 import pytest
 import torch
 from foreign import Gated, SmallResNet, SmallViT
@@ -12,8 +11,8 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.layers import Join
-from workbench.probes import signal_propagation
-from workbench.probes.signal import _moments, _watched_rows
+from workbench.probes import signal, signal_propagation
+from workbench.probes.moments import kurtosis, moments
 
 
 class Known(nn.Module):
@@ -141,11 +140,12 @@ def test_tokens_gates_and_plain_sequences():
     assert table.path.tolist() == ["", "1", "2"] and table.residual_var[1:].gt(0).all()
 
 
-def test_watching_agrees_with_what_our_own_blocks_say():
+def test_watching_agrees_with_what_our_own_blocks_say(monkeypatch):
     """Skip gain 1 and alpha 0.2: a watched branch is 0.2 of ours before it is added; the trunk is the same."""
     model, x = create_model("nf_resnet_tiny", 10, skip_gain=1.0).eval(), torch.randn(4, 3, 32, 32)
     own = signal_propagation(model, x)
-    watched = pd.DataFrame(_watched_rows(model, x, None))
+    monkeypatch.setattr(signal, "own_blocks", lambda model: [])
+    watched = signal_propagation(model, x)
     assert watched["var"][1:].tolist() == pytest.approx(own["var"][1:].tolist(), rel=1e-5)
     assert watched.residual_var[1:].tolist() == pytest.approx((0.04 * own.residual_var[1:]).tolist(), rel=1e-5)
 
@@ -182,8 +182,145 @@ def test_statistics_keep_their_digits_far_from_zero(mean):
     x = torch.randn(4, 3, 16, 16) + mean * torch.tensor([1.0, -1.0, 0.5]).view(-1, 1, 1)
     gate = torch.rand(4, 3, 1, 1)
     for given in (None, gate):
-        found = _moments(x, given)
+        found = moments(x, given)
         product = x.double() if given is None else given.double() * x.double()
         var, centre = torch.var_mean(product, dim=(0, 2, 3), correction=0)
         assert found["var"] == pytest.approx(var.mean().item(), rel=3e-5)
         assert found["mean_sq"] == pytest.approx(centre.square().mean().item(), rel=3e-5)
+
+
+# ---- columns for the asking
+
+
+def test_kurtosis_of_known_distributions():
+    torch.manual_seed(0)
+    normal = torch.randn(64, 3, 32, 32)
+    assert kurtosis(normal) == pytest.approx(3.0, abs=0.1)
+    signs = normal.sign() * torch.tensor([1.0, 5.0, 0.0]).view(3, 1, 1) + 7.0  # two values each, and one constant
+    assert kurtosis(signs) == pytest.approx(1.0, abs=0.01)
+
+
+class Scaled(nn.Module):
+    """h + factor * conv(h) with a 1x1 convolution that only permutes: what comes back is known."""
+
+    def __init__(self, factor: float, by: int = 1):
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(4, 4, 1, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(4).roll(by, 0)[:, :, None, None])
+
+    def forward(self, h):
+        return h + self.factor * self.conv(h)
+
+
+def test_the_gradient_grows_backward_as_the_adjoint_says():
+    """(I + c P)^T, each with a permutation of its own, multiplies white noise's variance by 1 + c^2; 1 is put in."""
+    model, x = nn.Sequential(Scaled(1.0), Scaled(2.0, 1), Scaled(0.5, 2)), torch.randn(8, 4, 16, 16)
+    table = signal_propagation(model, x, backward=True)
+    assert table.grad_var[1:].tolist() == pytest.approx([5 * 1.25, 1.25, 1.0], rel=0.1)
+    assert all(p.grad is None for p in model.parameters()) and not x.requires_grad
+
+
+def test_the_gradient_of_a_loss_is_the_one_of_autograd():
+    model, x = create_model("nf_resnet_tiny", 10, skip_gain=1.0), torch.randn(4, 3, 32, 32)
+    maps = []
+    hooks = [b.register_forward_hook(lambda m, a, out: maps.append(out)) for b in model.blocks]
+    hooks.append(model.blocks[0].register_forward_pre_hook(lambda m, args: maps.append(args[0])))
+    leaf = x.clone().requires_grad_()
+    grads = torch.autograd.grad(model(leaf).square().sum(), maps)
+    for hook in hooks:
+        hook.remove()
+    table = signal_propagation(model, x, backward=lambda out: out.square().sum())
+    by_hand = [torch.var(g.double(), dim=(0, 2, 3), correction=0).mean().item() for g in grads]
+    assert table.grad_var.tolist() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_gradient_at_a_foreign_trunk_is_the_one_before_its_activation():
+    """The trunk is written to in place (out += identity, then relu): against the same network with a hook."""
+    model, x = SmallResNet().eval(), torch.randn(4, 3, 16, 16)
+    table = signal_propagation(model, x, backward=lambda out: out.square().sum())
+    seen = []
+    hooks = [
+        b.relu.register_forward_pre_hook(lambda m, a: a[0].register_hook(lambda g: seen.append(g.clone())) and None)
+        for b in [*model.layer1, *model.layer2]
+    ]
+    model(x.clone().requires_grad_()).square().sum().backward()
+    for hook in hooks:
+        hook.remove()
+    # each block calls its relu twice; of the gradients, which come last block first, the first is the trunk's
+    trunk = [torch.var(g.double(), dim=(0, 2, 3), correction=0).mean().item() for g in seen[::2]][::-1]
+    assert table.grad_var[1:].tolist() == pytest.approx(trunk, rel=1e-4)
+
+
+def test_a_detached_trunk_is_told():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return (x + self.conv(x)).detach()
+
+    with pytest.raises(WorkbenchError, match="no gradient comes back"):
+        signal_propagation(Detached(), torch.randn(2, 3, 4, 4), backward=torch.sum)
+
+
+def test_dead_units_are_counted():
+    """A bias of -100 before a ReLU kills 3 of 8 channels; gray pixels and pooled gates are not dead units."""
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv0, self.conv1 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.gate = nn.Conv2d(8, 8, 1)
+
+        def forward(self, h):
+            out = self.conv1(torch.relu(self.conv0(h)))
+            return h + out * torch.relu(self.gate(out.mean((2, 3), keepdim=True)) - 100)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Branch(), Branch())
+    with torch.no_grad():
+        model[2].conv0.bias[:3] = -100
+    table = signal_propagation(model, torch.zeros(4, 3, 16, 16).add_(torch.randn(4, 1, 1, 1)), dead=True)
+    x = torch.randn(4, 3, 16, 16)
+    x[:, 1] = 0  # an empty channel of the images
+    table = signal_propagation(model, x, dead=True)
+    assert table.dead.tolist() == [0.0, 0.0, 3 / 8]
+
+
+def test_the_peak_is_the_largest_value():
+    table = signal_propagation(
+        nn.Sequential(Scaled(1.0)), torch.tensor([[[[-3.0]], [[1.0]], [[0.0]], [[0.0]]]]), peak=True
+    )
+    assert table.peak[1] == 3.0  # (-3, 1, 0, 0) + (0, -3, 1, 0)
+
+
+# ---- blocks by name
+
+
+def test_blocks_by_name_where_nothing_is_added():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 4, 3, 2))
+    x = torch.randn(2, 3, 12, 12)
+    table = signal_propagation(model, x, blocks=["1", "2"], backward=True)
+    assert table.path.tolist() == ["", "1", "2"] and table.stage.tolist() == [-1, 0, 1]
+    assert table.residual_var.isna().all()
+    with torch.no_grad():
+        expected = torch.var(model[0](x).double(), dim=(0, 2, 3), correction=0).mean().item()
+    assert table["var"][0] == pytest.approx(expected, rel=1e-5)
+    assert table.grad_var.gt(0).all()
+
+
+def test_blocks_by_name_take_the_last_addition_inside_as_their_branch():
+    model, x = SmallResNet().eval(), torch.randn(4, 3, 16, 16)
+    by_name = signal_propagation(model, x, blocks=["layer1", "layer2"])
+    found = signal_propagation(model, x)
+    assert by_name.residual_var[1:].tolist() == pytest.approx(found.residual_var[[2, 4]].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"), [(["layer3"], "did you mean 'layer"), (["fc"], "must name modules that return a map")]
+)
+def test_blocks_that_cannot_be_meant(blocks, said):
+    with pytest.raises(WorkbenchError, match=said):
+        signal_propagation(SmallResNet(), torch.randn(2, 3, 16, 16), blocks=blocks)

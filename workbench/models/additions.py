@@ -38,16 +38,24 @@ class Addition(NamedTuple):
 class Additions(TorchDispatchMode):
     """While it is entered, calls `before` with each block end that is about to run, and `after` with what came of it.
 
-    Args: `x` the input of the network, from which every map must come.
+    Args: `x` the input of the network, from which every map must come; `between` is called before every operation, when
+    the results of those before it have their places in the graph of gradients.
     """
 
-    def __init__(self, x: Tensor, before: Callable[[Addition], None], after: Callable[[Tensor], None]):
+    def __init__(
+        self,
+        x: Tensor,
+        before: Callable[[Addition], None],
+        after: Callable[[Tensor], None],
+        between: Callable[[], None] = lambda: None,
+    ):
         super().__init__()
-        self.before, self.after = before, after
+        self.before, self.after, self.between = before, after, between
         self.behind = WeakIdKeyDictionary({x: Behind(0, 0)})
         self.stack: list[str] = [""]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.between()
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = [self.behind[t] for t in inputs if t in self.behind]
         end = self._block_end(func, args) if func in ADDITIONS else None
@@ -83,5 +91,9 @@ def watch_modules(model: nn.Module, stack: list[str]) -> list:
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+        hooks.append(module.register_forward_hook(lambda *_: _pop(stack), always_call=True))
     return hooks
+
+
+def _pop(stack: list[str]) -> None:
+    stack.pop()

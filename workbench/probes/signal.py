@@ -1,102 +1,261 @@
-"""Signal propagation: what a network does to the mean and variance of its input, block by block.
+"""Signal propagation: what a network does to the mean and variance of its input, block by block, forward and backward.
 
 Source: NFNet precursor paper, section 3 ("signal propagation plots"). For a map x (N, C, H, W): mean_sq is the mean
 over channels of the squared channel mean, var the mean over channels of the biased channel variance, both over (N, H,
 W).
 """
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, unknown
 from workbench.models.additions import Addition, Additions, watch_modules
+from workbench.probes.dead import DeadUnits
+from workbench.probes.moments import kurtosis as kurtosis_of
+from workbench.probes.moments import moments
+from workbench.probes.moments import peak as peak_of
 
-FAR = 100.0  # a channel's squared mean over its variance, up to which sums of float32 keep five digits
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 
+Loss = Callable[[Tensor], Tensor]
 
-def signal_propagation(model: nn.Module, x: Tensor, *, channels: int | None = None) -> pd.DataFrame:
+
+def signal_propagation(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    channels: int | None = None,
+    blocks: Sequence[str] | None = None,
+    backward: bool | Loss = False,
+    dead: bool = False,
+    kurtosis: bool = False,
+    peak: bool = False,
+) -> pd.DataFrame:
     """Sends `x` through `model`, in the mode it is in, and measures every block end.
 
     Returns: row 0 for the stem, what the first block gets (residual_var NaN), then one row a block: block, stage (a new
     one where the trunk's shape changes), mean_sq and var of the trunk after the addition, residual_var of the branch,
     and path, the module's name. In networks of this library the branch is taken before stochastic depth, skip gain and
-    alpha; in others, whose blocks are found by watching their additions, as it is added. `channels` is the dimension of
-    the channels; None: 1 of maps (N, C, H, W), the last of tokens (N, T, C), and of maps (N, H, W, C), told by H = W.
-    The model is left as found: mode, hooks, buffers and random state.
-    Raises: WorkbenchError for a model that adds nothing to a trunk.
+    alpha; in others, whose blocks are found by watching their additions, as it is added.
+
+    Args: `channels` is the dimension of the channels; None: 1 of maps (N, C, H, W), the last of tokens (N, T, C), and
+    of maps (N, H, W, C), told by H = W. `blocks` names the modules whose outputs are the trunk, in networks without
+    additions, or where others than those are meant. Columns for the asking: `backward` grad_var, the channel variance
+    of the gradient at the trunk, with a gradient from N(0, 1) put in behind the last block, or with that of a loss
+    (a function of the model's output); it keeps the activations, as every backward pass does. `dead` the largest share
+    of channels that never vary in what a product of the block reads; `kurtosis` of the trunk (3: normal); `peak` the
+    largest absolute value of the trunk.
+    The model is left as found: mode, hooks, buffers, gradients and random state.
+    Raises: WorkbenchError for a model that adds nothing to a trunk, and for names of modules that it does not have.
     """
+    table = _Table(
+        x, {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}, channels, dead
+    )
+    with left_as_found(model, x), torch.set_grad_enabled(bool(backward)):
+        leaf = x.detach().clone().requires_grad_(bool(backward) and x.is_floating_point())
+        own = own_blocks(model)
+        run = _run_named if blocks is not None else _run_own if own else _run_watched
+        targets = _modules(model, blocks) if blocks is not None else own
+        with table.watching_units():
+            out = run(model, targets, leaf.clone() if backward else leaf, table)
+        if backward:
+            table.send_back(leaf, backward(out) if callable(backward) else None)
+    return table.frame()
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Puts back buffers, the modes and the random state at the end, whatever happened inside."""
     buffers = [(b, b.clone()) for b in model.buffers()]
+    modes = [(m, m.training) for m in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            blocks = own_blocks(model)
-            rows = _own_rows(model, blocks, x) if blocks else _watched_rows(model, x, channels)
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            yield
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-    return pd.DataFrame(rows, columns=[*COLUMNS, "path"])
+        for module, mode in modes:
+            module.training = mode
 
 
-def _own_rows(model: nn.Module, blocks: list[nn.Module], x: Tensor) -> list[dict]:
+class _Table:
+    """The rows as they are measured: a stem, and for each block its branch and the trunk behind it."""
+
+    def __init__(self, x: Tensor, extras: dict[str, Callable | None], channels: int | None, dead: bool):
+        self.extras = {name: measure for name, measure in extras.items() if measure is not None}
+        self.channels = channels
+        self.units = DeadUnits(x.shape[0]) if dead else None
+        self.rows: list[dict] = []
+        self.branch_var = float("nan")
+        self.last: Tensor | None = None
+        self.real_gradient = False
+
+    def watching_units(self) -> contextlib.AbstractContextManager:
+        return self.units or contextlib.nullcontext()
+
+    def stem(self, h: Tensor | None) -> None:
+        self._add({"block": 0, "stage": -1, "residual_var": float("nan"), "path": ""}, h)
+
+    def branch(self, branch: Tensor, gate: Tensor | None = None, channels_known: bool = True) -> None:
+        with torch.no_grad():
+            if not channels_known:
+                branch, gate = channels_second(branch if gate is None else branch * gate, self.channels), None
+            self.branch_var = moments(branch.detach(), gate)["var"]
+
+    def end(self, h: Tensor, path: str, stage: int | None = None) -> None:
+        shape = h.shape[1:]
+        if stage is None:
+            before = self.rows[-1]
+            stage = max(0, before["stage"] + (before["stage"] >= 0 and shape != self.last_shape))
+        self.last_shape = shape
+        self._add({"block": len(self.rows), "stage": stage, "residual_var": self.branch_var, "path": path}, h)
+        self.branch_var = float("nan")
+
+    def _add(self, row: dict, h: Tensor | None) -> None:
+        if h is not None:
+            with torch.no_grad():
+                view = channels_second(h.detach(), self.channels)
+                row |= moments(view) | {name: measure(view) for name, measure in self.extras.items()}
+        if self.units is not None:
+            row["dead"] = self.units.take()
+        self.rows.append(row)
+
+    def watch_gradient(self, h: Tensor) -> None:
+        """Asks for the gradient at the trunk that was added last."""
+        row, self.last = self.rows[-1], h
+        if h.requires_grad:
+            h.register_hook(lambda gradient: self._gradient(row, gradient))
+
+    def _gradient(self, row: dict, gradient: Tensor) -> Tensor:
+        if not self.real_gradient and row is self.rows[-1]:
+            noise = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0))
+            gradient = noise.to(gradient)
+        row["grad_var"] = moments(channels_second(gradient.detach(), self.channels))["var"]
+        return gradient
+
+    def send_back(self, leaf: Tensor, loss: Tensor | None) -> None:
+        self.real_gradient = loss is not None
+        try:
+            torch.autograd.grad(self.last.sum() if loss is None else loss, [leaf])
+        except RuntimeError as error:
+            raise WorkbenchError(
+                f"no gradient comes back to the input ({error}): does the model detach, or run without gradients?"
+            ) from error
+
+    def frame(self) -> pd.DataFrame:
+        found = {name for row in self.rows for name in row}
+        asked = [name for name in ("grad_var", "dead", "kurtosis", "peak") if name in found]
+        return pd.DataFrame(self.rows, columns=[*COLUMNS, *asked, "path"])
+
+
+def _run_own(model: nn.Module, blocks: list[nn.Module], x: Tensor, table: _Table) -> Tensor:
     names = {module: name for name, module in model.named_modules()}
-    rows: list[dict] = []
-    branch_var: list[float] = []
 
     def at_stem(module: nn.Module, args: tuple) -> None:
-        rows.append({"block": 0, "stage": -1, **_moments(args[0]), "residual_var": float("nan"), "path": ""})
+        table.stem(args[0])
+        table.watch_gradient(args[0])
 
     def at_join(module: nn.Module, args: tuple) -> None:
         _, branch, gate = (*args, None)[:3]
-        branch_var.append(_moments(branch, gate)["var"])
+        table.branch(branch, gate)
 
     def at_end(block: nn.Module, args: tuple, out: Tensor) -> None:
-        end = {**_moments(out), "residual_var": branch_var[-1], "path": names[block]}
-        rows.append({"block": len(rows), "stage": block.stage, **end})
+        table.end(out, names[block], block.stage)
+        table.watch_gradient(out)
 
     hooks = [blocks[0].register_forward_pre_hook(at_stem)]
     hooks += [block.join.register_forward_pre_hook(at_join) for block in blocks]
     hooks += [block.register_forward_hook(at_end) for block in blocks]
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rows
+    return _run(model, x, hooks)
 
 
-def _watched_rows(model: nn.Module, x: Tensor, channels: int | None) -> list[dict]:
-    ends: list[dict] = []
-    shapes: list[tuple] = []
+def _run_watched(model: nn.Module, _: list, x: Tensor, table: _Table) -> Tensor:
+    found: list[Addition] = []
+    pending: list[Tensor] = []
 
     def before(addition: Addition) -> None:
-        branch = addition.branch if addition.gate is None else addition.branch * addition.gate
-        found = _moments(_channels_second(branch, channels))["var"]
-        ends.append({"residual_var": found, "path": addition.module})
+        if not found:
+            table.stem(None)
+        found.append(addition._replace(shortcut=None, branch=None, gate=None))
+        table.branch(addition.branch, addition.gate, channels_known=False)
 
     def after(out: Tensor) -> None:
-        out = _channels_second(out, channels)
-        shapes.append(tuple(out.shape[1:]))
-        stage = ends[-2]["stage"] + (shapes[-1] != shapes[-2]) if len(ends) > 1 else 0
-        ends[-1] |= {"block": len(ends), "stage": stage, **_moments(out)}
+        table.end(out, found[-1].module)
+        pending.append(out)
 
-    x = x.detach().clone()  # a network may write into its input
-    watch = Additions(x, before, after)
+    def settled() -> None:  # an operation's result gets its place in the graph when the operation is over
+        while pending:
+            table.watch_gradient(pending.pop())
+
+    start = x.detach().clone()  # a network may write into its input
+    watch = Additions(x, before, after, settled)
     hooks = watch_modules(model, watch.stack)
+    with watch:
+        out = _run(model, x, hooks)
+    settled()
+    if not found:
+        raise WorkbenchError(
+            f"{type(model).__name__} has no residual blocks to watch: it adds no branch to a trunk of the same shape. "
+            "Name the modules whose outputs are its trunk: blocks=['layer1', 'layer2']."
+        )
+    with torch.no_grad():
+        stem = _input_of(model, found[0].module, start)
+        table.rows[0] |= {} if stem is None else moments(channels_second(stem, table.channels))
+    return out
+
+
+def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], x: Tensor, table: _Table) -> Tensor:
+    names = {name for name, _ in blocks}
+    watch = Additions(x, lambda addition: in_block(addition), lambda out: None)
+
+    def in_block(addition: Addition) -> None:
+        if names.intersection(watch.stack):
+            table.branch(addition.branch, addition.gate, channels_known=False)
+
+    def at_start(module: nn.Module, args: tuple) -> None:
+        if not table.rows:
+            found = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim > 2 else None
+            table.stem(found)
+            if found is not None:
+                table.watch_gradient(found)
+
+    def at_end(name: str, out: Tensor) -> None:
+        if not isinstance(out, Tensor) or out.ndim < 3:
+            kind = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise WorkbenchError(f"`blocks` must name modules that return a map (N, C, ...): {name} gives {kind}.")
+        table.end(out, name)
+        table.watch_gradient(out)
+
+    hooks = watch_modules(model, watch.stack)
+    for name, module in blocks:
+        hooks.append(module.register_forward_pre_hook(at_start))
+        hooks.append(module.register_forward_hook(lambda m, args, out, name=name: at_end(name, out)))
+    with watch:
+        out = _run(model, x, hooks)
+    if not table.rows:
+        raise WorkbenchError(f"none of `blocks` (={sorted(names)}) runs in {type(model).__name__}'s forward pass.")
+    return out
+
+
+def _run(model: nn.Module, x: Tensor, hooks: list) -> Tensor:
     try:
-        with watch:
-            model(x)
+        return model(x)
     finally:
         for hook in hooks:
             hook.remove()
-    if not ends:
-        raise WorkbenchError(
-            f"{type(model).__name__} has no residual blocks to watch: it adds no branch to a trunk of the same shape."
-        )
-    stem = _input_of(model, ends[0]["path"], x)
-    moments = _moments(_channels_second(stem, channels)) if stem is not None else {}
-    return [{"block": 0, "stage": -1, "residual_var": float("nan"), "path": "", **moments}, *ends]
+
+
+def _modules(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known or not name:
+            raise unknown(f"module of {type(model).__name__}", name, [k for k in known if k])
+    return [(name, known[name]) for name in names]
 
 
 class _Seen(Exception):
@@ -121,7 +280,7 @@ def _input_of(model: nn.Module, name: str, x: Tensor) -> Tensor | None:
     return found[0] if found and isinstance(found[0], Tensor) and found[0].ndim > 2 else None
 
 
-def _channels_second(x: Tensor, channels: int | None) -> Tensor:
+def channels_second(x: Tensor, channels: int | None) -> Tensor:
     """(N, C, ...) of a map or of tokens."""
     if channels is None:
         last = x.ndim == 3 or (x.ndim == 4 and x.shape[1] == x.shape[2] != x.shape[3])
@@ -148,25 +307,3 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
             "as in workbench.models.nf_resnet.Block."
         )
     return blocks
-
-
-def _moments(x: Tensor, gate: Tensor | None = None) -> dict[str, float]:
-    """mean_sq and var of gate * x, x (N, C, H, W), without making the product.
-
-    On a CPU by sums and norms, in double precision where maps are joined, which costs a fraction of a variance kernel;
-    where a channel's mean is so far above its deviation that they would lose digits, by that kernel after all.
-    """
-    x = x.float() if x.dtype.itemsize < 4 else x
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        maps, n = x.flatten(2), x.numel() // x.shape[1]
-        sums, squares = maps.sum(2).double(), torch.linalg.vector_norm(maps, dim=2).double().square()  # (N, C)
-        if gate is not None:
-            factor = gate.double().flatten(1)
-            sums, squares = sums * factor, squares * factor.square()
-        mean = sums.sum(0) / n
-        var = squares.sum(0) / n - mean.square()
-        if (mean.square() <= FAR * var).all():
-            return {"mean_sq": mean.square().mean().item(), "var": var.mean().item()}
-    x = (x if gate is None else gate * x).flatten(2)
-    var, mean = torch.var_mean(x, dim=(0, 2), correction=0)
-    return {"mean_sq": mean.double().square().mean().item(), "var": var.double().mean().item()}
