@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from workbench.errors import WorkbenchError
 from workbench.models import create_model
-from workbench.models.layers import PlainConv2d, ScaledStdConv2d
-from workbench.probes import expected_signal, signal_propagation
-from workbench.probes.theory import Activated, Trunk, activate, conv, max_pool
+from workbench.probes import compare_signal, expected_signal, signal_propagation
+from workbench.probes.trunk import Activated, Trunk, activate, avg_pool, convolve, max_pool, noise, pixels_of
 
 
 def test_relu_moments_in_closed_form():
@@ -28,14 +30,15 @@ def test_relu_with_spread_channel_means_is_the_arc_cosine_kernel():
 
 def test_scaled_standardisation_gives_mean_zero_and_variance_one():
     # gamma of the exact table for relu: sqrt(2 / (1 - 1 / pi))
-    layer = ScaledStdConv2d(64, 64, 1, scale=math.sqrt(2 / (1 - 1 / math.pi)))
-    out = conv(layer, activate(torch.relu, Trunk(0.0, 0.0, 1.0)))
+    relu = activate(torch.relu, Trunk(0.0, 0.0, 1.0))
+    out = convolve(relu, c=2 / (1 - 1 / math.pi), kernel_size=1, stride=1, channels=64)
     assert (out.m, out.M) == (0.0, pytest.approx(0.0, abs=1e-9))
     assert out.V == pytest.approx(1.0, rel=1e-5)
 
 
 def test_he_convolution_keeps_the_second_moment_and_lets_the_mean_in():
-    out = conv(PlainConv2d(64, 64, 1), activate(torch.relu, Trunk(0.0, 0.0, 1.0)))
+    relu = activate(torch.relu, Trunk(0.0, 0.0, 1.0))
+    out = convolve(relu, c=2.0, kernel_size=1, stride=1, channels=64, centred=False)
     assert out.M == pytest.approx(1 / math.pi, rel=1e-4)
     assert out.V == pytest.approx(1 - 1 / math.pi, rel=1e-4)
 
@@ -62,7 +65,7 @@ def test_batchnorm_gains_068_a_block():
 
 def test_zero_padding_is_counted_from_the_taps():
     # a 3 x 3 kernel on a 3 x 3 map sees (7 / 9)^2 of its taps on average: variance without any mean
-    out = conv(PlainConv2d(8, 8, 3, init_gain=1.0), Activated(0.0, 0.0, 1.0, size=3))
+    out = convolve(Activated(0.0, 0.0, 1.0, size=3), c=1.0, kernel_size=3, stride=1, channels=8, centred=False)
     assert out.V == pytest.approx((7 / 9) ** 2)
 
 
@@ -87,3 +90,117 @@ def test_measurement_agrees_within_sampling_error(case):
         expected = expected_signal(model, 96)[column]
     mean = sum(measured) / 3
     assert mean[1:].tolist() == pytest.approx(expected[1:].tolist(), rel=tolerance)
+
+
+# ---- images: correlations in space
+
+
+def blurred(n: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Normal fields whose pixels are alike over a few pixels and over channels: images, as far as moments go."""
+    generator = torch.Generator().manual_seed(seed)
+    common, own = (torch.randn(n, c, size + 8, size + 8, generator=generator) for c in (1, 3))
+    x = torch.nn.functional.avg_pool2d(common + 0.3 * own, 5, 1)[..., :size, :size]
+    return x / x.std()
+
+
+def test_moments_of_pixels_by_hand():
+    """The average over 5 x 5 of white noise has correlation (1 - i/5)(1 - j/5); of 3 channels, 1 part of 1.09 is
+    common."""
+    pixels = pixels_of(blurred(64, 64))
+    i = np.arange(8)
+    assert pixels.R[:8, :8] == pytest.approx(np.outer((1 - i / 5).clip(0), (1 - i / 5).clip(0)), abs=0.03)
+    assert pixels.C == pytest.approx(1.0, rel=0.02)
+    assert pixels.average[0, 0] == pytest.approx((1 + 0.09 / 3) / 1.09, rel=0.02)
+
+
+def test_white_pixels_are_those_of_the_noise():
+    x = torch.randn(32, 3, 32, 32)
+    pixels = pixels_of(x)
+    out = [convolve(p, c=1.0, kernel_size=3, stride=2, channels=3) for p in (pixels, noise(32))]
+    assert out[0].V == pytest.approx(out[1].V, rel=0.02)
+    assert np.abs(out[0].R).ravel()[1:].max() < 0.03
+
+
+def test_relu_maps_correlations_by_the_arc_cosine_kernel():
+    rho = np.array([[1.0, 0.9, 0.5], [0.0, -0.3, -0.9], [0.2, 0.7, 0.1]])
+    a = activate(torch.relu, Trunk(0.0, 0.0, 1.0, R=rho))
+    kernel = (np.sqrt(1 - rho**2) + rho * (np.pi - np.arccos(rho))) / (2 * np.pi)
+    assert a.R == pytest.approx((kernel - 1 / (2 * np.pi)) / (0.5 - 1 / (2 * np.pi)), abs=0.01)
+
+
+def test_a_pool_keeps_what_neighbours_share():
+    """Four pixels of variance 1 that correlate by r average to variance (1 + 3 r) / 4."""
+    r = 0.6
+    pooled = avg_pool(Activated(0.0, 0.0, 1.0, R=np.array([[1.0, r], [r, r]])))
+    assert pooled.C == pytest.approx((1 + 3 * r) / 4)
+
+
+def test_the_largest_of_correlated_values_against_drawing_them():
+    x = blurred(256, 32)[:, :1]
+    pixels = pixels_of(x)
+    pooled = torch.nn.functional.max_pool2d(x, 3, 2)
+    out = max_pool(Trunk(0.0, 0.0, pixels.C, R=pixels.R))
+    assert out.m == pytest.approx(pooled.mean().item() - x.mean().item(), rel=0.05)
+    assert out.V == pytest.approx(pooled.var().item(), rel=0.05)
+
+
+IMAGE_CASES = {
+    "nf": ("nf_resnet26_cifar", {"skip_gain": 1.0}, "var", 0.1),
+    "nf branch": ("nf_resnet26_cifar", {"skip_gain": 1.0}, "residual_var", 0.2),
+    "bn": ("resnet26_cifar", {"he_init": True}, "var", 0.12),
+    "average pools": ("nf_regnet_b0", {"skip_gain": 1.0}, "var", 0.2),
+    "max pool": ("nf_resnet50", {"skip_gain": 1.0}, "var", 0.12),
+}
+
+
+@pytest.mark.parametrize("case", IMAGE_CASES)
+def test_measurement_on_images_agrees_with_what_is_expected_of_them(case):
+    name, overrides, column, tolerance = IMAGE_CASES[case]
+    tables = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        tables.append(compare_signal(create_model(name, 10, **overrides), blurred(16, 64, seed), natural=True))
+    measured, expected = (sum(t[c] for t in tables) / 4 for c in (column, f"expected_{column}"))
+    assert measured[1:].tolist() == pytest.approx(expected[1:].tolist(), rel=tolerance)
+
+
+def test_images_that_do_not_vary_are_refused():
+    with pytest.raises(WorkbenchError, match="must vary"):
+        expected_signal(create_model("nf_resnet_tiny", 10), images=torch.ones(2, 3, 28, 28))
+
+
+# ---- as designed
+
+
+def test_a_sound_network_is_built_as_it_was_designed():
+    for name in ("nf_resnet50", "nfnet_f0", "nf_regnet_b0", "timm_nf_resnet50", "timm_eca_nfnet_l0"):
+        model = create_model(name, 10)
+        for module in model.modules():
+            if hasattr(module, "gain"):
+                torch.nn.init.ones_(module.gain)
+        built, designed = expected_signal(model, 64), expected_signal(model, 64, designed=True)
+        assert built["var"].tolist() == pytest.approx(designed["var"].tolist(), rel=1e-3)
+        assert built.residual_var[1:].tolist() == pytest.approx(designed.residual_var[1:].tolist(), rel=1e-3)
+
+
+def test_the_design_is_not_moved_by_what_was_built_in():
+    model = create_model("nf_resnet26_cifar", 10, skip_gain=1.0)
+    before = expected_signal(model, designed=True)
+    for block in model.blocks:
+        block.conv0.scale, block.beta = 0.1, 7.0
+    pd.testing.assert_frame_equal(expected_signal(model, designed=True), before)
+    assert expected_signal(model).residual_var[1] < 0.5 * before.residual_var[1]
+
+
+def test_deviations_are_measured_over_expected():
+    torch.manual_seed(1)
+    model, x = create_model("nf_resnet_tiny", 10, skip_gain=1.0), torch.randn(8, 3, 28, 28)
+    table = compare_signal(model, x, dead=True)
+    assert table.var_deviation[2] == pytest.approx(table["var"][2] / expected_signal(model, 28)["var"][2] - 1)
+    assert table.dead.eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["glu", "log_softmax"])
+def test_an_activation_that_mixes_channels_has_no_theory(name):
+    with pytest.raises(WorkbenchError, match="elementwise"):
+        expected_signal(create_model("nf_resnet26_cifar", 10, activation=name))

@@ -2,6 +2,6 @@
 
 from workbench.probes.gradients import gradient_ratios
 from workbench.probes.signal import signal_propagation
-from workbench.probes.theory import expected_signal
+from workbench.probes.theory import compare_signal, expected_signal
 
-__all__ = ["expected_signal", "gradient_ratios", "signal_propagation"]
+__all__ = ["compare_signal", "expected_signal", "gradient_ratios", "signal_propagation"]
