@@ -207,6 +207,54 @@ def evaluate(
     console.print(f"run {scores.run_id}", highlight=False)
 
 
+@app.command()
+def check(
+    model: Annotated[
+        str,
+        typer.Argument(help="A name (see `workbench models`), or your own: package.module:function, file.py:function."),
+    ],
+    data: Annotated[
+        Optional[str], typer.Option(help="A data set or folder of images to send through. None: N(0, 1) noise.")
+    ] = None,
+    image_size: Annotated[Optional[int], typer.Option(help="Pixels a side; None: the model's, at most 128.")] = None,
+    in_channels: Annotated[Optional[int], typer.Option(help="Channels; None: the data's, else the model's.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images.")] = 16,
+    precision: Annotated[str, typer.Option(help="float32, or by autocast float16, bfloat16.")] = "float32",
+    blocks: Annotated[
+        Optional[str], typer.Option(help="Modules whose outputs are the trunk, comma-separated. None: found.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights and the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    parameters: Set = None,
+) -> None:
+    """Does signal keep its scale through this network, forward and backward? Names each fault, its cause and cure.
+
+    Exit code 0: sound; 1: faults were found. -p sets arguments of the network, e.g. -p width=0.5.
+    """
+    from rich.console import Console
+
+    from workbench.lab.checks import check_model, parse_arguments, show_blocks
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    run_id, found = check_model(
+        model,
+        arguments=parse_arguments(_pairs(parameters)),
+        data=data,
+        image_size=image_size,
+        in_channels=in_channels,
+        batch_size=batch_size,
+        precision=precision,
+        blocks=[name.strip() for name in blocks.split(",") if name.strip()] if blocks else None,
+        seed=seed,
+        device=device,
+    )
+    show_blocks(found.table, console)
+    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run {run_id}", highlight=False)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
 models_commands = ("list", "convert", "download", "export")
 models = typer.Typer(
     cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True

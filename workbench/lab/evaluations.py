@@ -75,7 +75,8 @@ def evaluate(
     indices = class_indices(data, model.num_classes, classes)
 
     store = Store()
-    run_id = store.open_evaluation(
+    run_id = store.open_run(
+        "evaluations",
         f"{model_name} {file.name} on {data.path.name}",
         {
             "model": model_name,
@@ -87,6 +88,7 @@ def evaluate(
             "batch_size": batch_size,
         },
         {"data": data.digest(), "weights_sha256": sha256(file)[:16], "device": _device_name(where)},
+        source="workbench evaluate",
     )
     try:
         found = evaluate_images(

@@ -1,8 +1,9 @@
 """The one store of runs: MLflow on sqlite under mlruns/. No other file knows MLflow.
 
 Flat experiments: `studies`, one run an execution of a notebook, and `trainings`, one run a training (each with a
-`-quick` twin); `evaluations`, one run a network with weights over a set of images. Only the client with explicit run
-ids, no active run. A run names the process that writes it (host, boot, pid), so a dead one can be told.
+`-quick` twin); `evaluations`, one run a network with weights over a set of images; `checks`, one run a pre-flight.
+Only the client with explicit run ids, no active run. A run names the process that writes it (host, boot, pid), so a
+dead one can be told.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from workbench.training import TrainConfig, TrainResult, config_id
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
 
-EXPERIMENTS = ("studies", "trainings", "evaluations", "studies-quick", "trainings-quick")
+EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
@@ -266,19 +267,14 @@ class Store:
         """Lists the notebook execution that asked for a training on the training's own page."""
         self.set_tags(training, **{f"study.{study}": notebook_run})
 
-    # ---- evaluations
+    # ---- evaluations and checks
 
-    def open_evaluation(self, name: str, parameters: dict, tags: dict[str, str]) -> str:
-        """A RUNNING run for a network with weights that is about to be evaluated; returns its id."""
+    def open_run(self, experiment: str, name: str, parameters: dict, tags: dict[str, str], *, source: str) -> str:
+        """A RUNNING run of `evaluations` or `checks`, which the command `source` writes; returns its id."""
         run = self.client.create_run(
-            self.experiment_id("evaluations", "full"),
+            self.experiment_id(experiment, "full"),
             run_name=name,
-            tags={
-                **_owner_tags(),
-                **tags,
-                "mlflow.source.name": "workbench evaluate",
-                "mlflow.source.type": "LOCAL",
-            },
+            tags={**_owner_tags(), **tags, "mlflow.source.name": source, "mlflow.source.type": "LOCAL"},
         )
         self.client.log_batch(run.info.run_id, params=[Param(k, _param(v)) for k, v in parameters.items()])
         return run.info.run_id

@@ -143,7 +143,7 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
     for name, text in texts.items():
         if name not in fields:
             raise unknown("field of TrainConfig", name, fields)
-        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else _value(name, text))
+        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else parse_value(name, text))
     if recipe is not None and not recipe.endswith((".yaml", ".yml")):
         return changed(preset(recipe), changes)
     values = _read_recipe(recipe) if recipe is not None else {}
@@ -153,7 +153,8 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
     return changed(TrainConfig.from_dict(values), changes)
 
 
-def _value(name: str, text: str) -> object:
+def parse_value(name: str, text: str) -> object:
+    """What NAME=TEXT means, read as YAML. Raises: WorkbenchError for text that is none."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

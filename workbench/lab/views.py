@@ -78,6 +78,16 @@ EVALUATIONS = {
         ],
     )
 }
+CHECKS = {
+    "verdicts": _view(
+        "attributes.start_time",
+        [
+            *_tag("outcome"),
+            *_param("model", "data", "image_size", "precision"),
+            *_metric("sound", "faults", "blocks", "largest_deviation", "largest_dead", "last_var"),
+        ],
+    )
+}
 
 
 def experiment_tags(experiment: str) -> dict[str, str]:
@@ -90,6 +100,9 @@ def experiment_tags(experiment: str) -> dict[str, str]:
     if experiment == "evaluations":
         tags["mlflow.note.content"] = "One run is one network with weights over one set of images."
         return tags | _shared(EVALUATIONS)
+    if experiment == "checks":
+        tags["mlflow.note.content"] = "One run is one pre-flight: what a network does to signals before its first step."
+        return tags | _shared(CHECKS)
     tags["mlflow.note.content"] = f"One run is one training.{quick} Ready-made views: the button above, on the right."
     return tags | _shared(TRAININGS)
 

@@ -67,17 +67,24 @@ def is_normalizer_free(block: nn.Module) -> bool:
     return "alpha" in vars(block)
 
 
-class _Scales:
+class Design:
+    """The paper's rule for these blocks: beta, the expected deviation of the trunk that a block gets, {block: beta}."""
+
+    def __init__(self, blocks: list[nn.Module]):
+        self.beta: dict[nn.Module, float] = {}
+        variance = 1.0
+        for i, block in enumerate(blocks):
+            self.beta[block] = math.sqrt(variance)
+            first = i == 0 or block.stage != blocks[i - 1].stage
+            variance = (1.0 if first else variance) + block.alpha**2
+
+
+class _Scales(Design):
     """What a convolution multiplies its weights by: what it holds or, `designed`, gamma / beta by the rule."""
 
     def __init__(self, blocks: list[nn.Module], designed: bool):
+        super().__init__(blocks)
         self.designed = designed and all(is_normalizer_free(block) for block in blocks)
-        self.betas: dict[nn.Module, float] = {}
-        variance = 1.0
-        for i, block in enumerate(blocks):
-            self.betas[block] = math.sqrt(variance)
-            first = i == 0 or block.stage != blocks[i - 1].stage
-            variance = (1.0 if first else variance) + block.alpha**2
 
     def conv(self, layer: nn.Module, a: Activated, scale: float = 1.0) -> Trunk:
         """Through `layer`, whose design asks for `scale`."""
@@ -124,7 +131,7 @@ def _block(block: nn.Module, h: Trunk, scales: _Scales) -> tuple[Trunk, Trunk]:
             "and leaves a trunk that is not normal: measure it with signal_propagation."
         )
     inner = gamma_of(block.act) if scales.designed else 1.0
-    outer = inner / scales.betas[block]
+    outer = inner / scales.beta[block]
     a = activate(block.act, normalized(block, "norm0", h))
     out = scales.conv(block.conv0, a, outer)
     out = scales.conv(block.conv1, activate(block.act, normalized(block, "norm1", out)), inner)

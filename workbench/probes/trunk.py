@@ -150,17 +150,16 @@ def avg_pool(a: Activated) -> Activated:
 
 
 def max_pool(h: Trunk) -> Trunk:
-    """3x3, stride 2. Of white noise: the moments of the largest of nine normals; else those of a drawn normal field."""
+    """3x3, stride 2: the moments of maxima of a normal field. Windows overlap, so even white noise leaves it alike."""
     size = None if h.size is None else -(-h.size // 2)
-    if h.R is not WHITE:
-        mean, S = _pooled_field(h.R)
-        return Trunk(h.m + math.sqrt(h.V) * mean, h.M, h.V * S[0, 0], size, _correlation(S))
-    x = np.linspace(-9, 9, 20001)
-    cdf = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-    density = 9 * cdf**8 * np.exp(-x * x / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
-    mean = float((density * x).sum())
-    var = float((density * x * x).sum()) - mean**2
-    return Trunk(h.m + math.sqrt(h.V) * mean, h.M, h.V * var, size)
+    mean, S = _pooled_field(_extended(h.R, max(17, len(h.R))))
+    if h.R is WHITE:  # exactly: the largest of nine
+        x = np.linspace(-9, 9, 20001)
+        cdf = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        density = 9 * cdf**8 * np.exp(-x * x / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
+        mean = float((density * x).sum())
+        S = S * (float((density * x * x).sum()) - mean**2) / S[0, 0]
+    return Trunk(h.m + math.sqrt(h.V) * mean, h.M, h.V * S[0, 0], size, _correlation(S))
 
 
 def _pooled_field(R: np.ndarray) -> tuple[float, np.ndarray]:

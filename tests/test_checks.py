@@ -1,0 +1,97 @@
+"""The command `check`. Evidence: what a user sees and what the store holds, for names, own files and images."""
+
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Store
+from workbench.lab.checks import first_channels
+from workbench.models import create_model
+from workbench.models.resolve import resolve_model
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv.weight)
+
+    def forward(self, h):
+        return h + 3 * self.conv(torch.relu(h))
+
+
+def net(depth=2, in_channels=3):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), *(Block(8) for _ in range(depth)))
+
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def own(root, monkeypatch):
+    (root / "my_nets.py").write_text(OWN)
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_a_sound_network_is_a_run_and_exit_code_0(root, command):
+    code, said, _ = command("check", "nf_resnet_tiny", "-p", "num_classes=10", "--batch-size", 32)
+    assert code == 0 and "nf_resnet_tiny is sound" in said and "matches theory" in said
+    store = Store()
+    (run,) = store.search("checks", "full")
+    assert run.info.status == "FINISHED" and run.data.tags["outcome"] == "sound"
+    assert run.data.metrics["sound"] == 1 and run.data.metrics["blocks"] == 3
+    assert run.data.params["model"] == "nf_resnet_tiny" and run.data.params["image_size"] == "28"
+    assert "tables/blocks.parquet" in store.artifacts(run.info.run_id)
+
+
+def test_a_network_of_ones_own_by_file_and_by_module(own, command):
+    code, said, _ = command("check", "my_nets.py:net", "-p", "depth=6", "--image-size", 16)
+    assert code == 1 and "my_nets.py:net has" in said and "grows" in said
+    code, said, _ = command("check", "my_nets:net", "--image-size", 16)
+    assert code in (0, 1) and "run " in said
+
+
+def test_images_of_a_data_set_go_through(root, command):
+    code, _, _ = command("check", "nf_resnet_tiny", "--data", "mnist5k")
+    (run,) = Store().search("checks", "full")
+    assert code == 0 and run.data.params["data"] == "mnist5k" and run.data.params["arg_in_channels"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nf_resnet_tinny"], "did you mean 'nf_resnet_tiny'"),
+        (["my_nets:nett"], "did you mean 'net'"),
+        (["my_nets:nothing"], "must return an nn.Module, not int"),
+        (["my_nets:net", "-p", "deep=3"], "cannot be called with"),
+        (["no_such_module:net"], "cannot import no_such_module"),
+        (["no_such_file.py:net"], "there is no file no_such_file.py"),
+        (["my_nets:net", "--blocks", "7"], "unknown module"),
+        (["nf_resnet_tiny", "--precision", "half"], "unknown precision"),
+        (["nf_resnet_tiny", "--batch-size", "0"], "`batch_size` (=0) must be at least 1"),
+        (["nf_resnet_tiny", "--image-size", "2"], "`image_size` (=2) must be at least 8"),
+        (["nf_resnet_tiny", "--data", "mnist5k", "--in-channels", "3"], "must be that of mnist5k (=1)"),
+        (["nf_resnet_tiny", "--data", "minst5k"], "did you mean 'mnist5k'"),
+        (["nf_resnet_tiny", "-p", "width=wide"], "must be a number above 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_kept(own, command, arguments, said):
+    code, _, err = command("check", *arguments)
+    assert code == 2 and said in err
+    assert Store().search("checks", "full") == []
+
+
+def test_a_file_that_breaks_as_it_is_read_is_told(own):
+    (own / "broken.py").write_text("1 / 0")
+    with pytest.raises(WorkbenchError, match="ZeroDivisionError"):
+        resolve_model("broken.py:net")
+
+
+def test_the_channels_of_a_network_are_those_its_first_convolution_reads():
+    assert first_channels(create_model("nf_resnet_tiny", 10, in_channels=5)) == 5

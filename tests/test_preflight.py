@@ -1,0 +1,309 @@
+"""Pre-flight. Evidence: faults that people make, planted one by one, are caught and named; sound networks of every kind
+pass; rules on tables that a person can work out; the model left as found."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from foreign import SmallResNet, SmallViT
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.models import create_model
+from workbench.models.activations import ACTIVATIONS
+from workbench.probes import preflight
+from workbench.probes.rules import broken_rules, in_a_run
+
+RELU = ACTIVATIONS["relu"][1]
+
+
+def noise(n=8, channels=3, size=64):
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(3))
+
+
+# ---- sound networks
+
+SOUND = {
+    "NF-ResNet": ("nf_resnet50", {"width": 1}, 64),
+    "NF-ResNet, deep": ("nf_resnet101", {"width": 1}, 64),
+    "NF-ResNet with gates": ("nf_resnet50", {"width": 1, "se_ratio": 0.5}, 64),
+    "NF-ResNet, alpha 1": ("nf_resnet50", {"width": 1, "alpha": 1.0}, 64),
+    "NF-ResNet, 32 px": ("nf_resnet26_cifar", {}, 32),
+    "NF-ResNet, tanh": ("nf_resnet26_cifar", {"activation": "tanh"}, 32),
+    "NF-ResNet, silu": ("nf_resnet26_cifar", {"activation": "silu"}, 32),
+    "NFNet": ("nfnet_f0", {"width": 0.25, "group_size": 32}, 64),
+    "NFNet, 32 px": ("nfnet_micro", {}, 32),
+    "NF-RegNet": ("nf_regnet_b0", {}, 64),
+    "timm's NF-RegNet": ("timm_nf_regnet_b1", {}, 64),
+    "BatchNorm": ("resnet50", {}, 64),
+    "BatchNorm, deep": ("resnet101", {"width": 1, "he_init": True}, 64),
+    "BatchNorm, 32 px": ("resnet26_cifar", {}, 32),
+    "FixUp": ("fixup_resnet50", {"width": 1}, 64),
+    "SkipInit": ("skipinit_resnet50", {"width": 1}, 64),
+}
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_a_sound_network_passes(case):
+    name, arguments, size = SOUND[case]
+    found = preflight(create_model(name, 10, **arguments), noise(size=size))
+    assert found.ok, str(found)
+    assert "is sound" in str(found)
+
+
+@pytest.mark.parametrize(("model", "size"), [(SmallResNet, 32), (SmallViT, 16)])
+def test_a_sound_network_of_others_passes(model, size):
+    found = preflight(model(), noise(16, size=size))
+    assert found.ok and set(found.table.verdict[1:]) == {"sound"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SOUND)
+def test_a_sound_network_passes_whatever_was_drawn(case):
+    name, arguments, size = SOUND[case]
+    for seed in range(1, 9):
+        torch.manual_seed(seed)
+        found = preflight(create_model(name, 10, **arguments), torch.randn(8, 3, size, size))
+        assert found.ok, str(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "resnetv2_50", "regnety_002", "convnext_atto", "efficientnet_b0", "dm_nfnet_f0"]
+)
+def test_timms_networks_pass(name):
+    timm = pytest.importorskip("timm")
+    assert preflight(timm.create_model(name), noise(4)).ok
+
+
+# ---- planted faults
+
+
+def nf(**arguments):
+    return create_model("nf_resnet50", 10, **{"width": 1, **arguments})
+
+
+def with_scales(model, change):
+    """Every convolution of a block with its scale changed: change(block, name, scale)."""
+    for block in model.blocks:
+        for name, layer in block.named_children():
+            if name.startswith("conv"):
+                layer.scale = change(block, name, layer.scale)
+    return model
+
+
+READS_TRUNK = ("conv0", "conv_shortcut")
+
+
+def without_reset():
+    model, variance = nf(), 1.0
+    for block in model.blocks:
+        for name in READS_TRUNK:
+            if hasattr(block, name):
+                getattr(block, name).scale *= block.beta / math.sqrt(variance)
+        variance += block.alpha**2
+    return model
+
+
+def with_forward(model, forward):
+    """Blocks whose forward pass is forward(block, h, a): what a slip in the code would do."""
+    for block in model.blocks:
+        block.forward = lambda h, block=block: forward(block, h, block.act(h))
+    return model
+
+
+def shortcut_of(block, h, a):
+    return block.conv_shortcut(a) if block.is_transition else h
+
+
+def without_alpha(block, h, a):
+    return block.join(shortcut_of(block, h, a), block.branch(a), None, block.skip_gain)
+
+
+def with_a_weak_shortcut(block, h, a):
+    shortcut = block.conv_shortcut(a) if block.is_transition else 0.7 * h
+    return block.join(shortcut, block.branch(a), None, block.alpha * block.skip_gain)
+
+
+def with_single_gates():
+    model = nf(se_ratio=0.5)
+    for block in model.blocks:
+        block.gate = lambda branch, block=block: block.squeeze_excite(branch)
+    return model
+
+
+def with_weights_times(factor):
+    model = nf()
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "fan_in"):
+                module.weight *= factor
+    return model
+
+
+def with_dead_units():
+    model = nf()
+    with torch.no_grad():
+        model.blocks[5].conv1.bias.fill_(-8.0)
+    return model
+
+
+class Plain(nn.Module):
+    """A user's block without normalization: h + conv(relu(conv(relu(h)))), He's initialisation."""
+
+    def __init__(self, channels, gain=1.0):
+        super().__init__()
+        self.conv0, self.conv1 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        for conv in (self.conv0, self.conv1):
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data *= gain
+
+    def forward(self, h):
+        return h + self.conv1(torch.relu(self.conv0(torch.relu(h))))
+
+
+def plain(depth=12, gain=1.0):
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *(Plain(32, gain) for _ in range(depth)))
+
+
+FAULTS = {
+    "gamma left out": (lambda: with_scales(nf(), lambda b, n, s: s / RELU), "off design", "gamma was left out"),
+    "gamma of silu": (
+        lambda: with_scales(nf(), lambda b, n, s: s / RELU * ACTIVATIONS["silu"][1]),
+        "off design",
+        "the gamma of silu",
+    ),
+    "gamma of gelu": (
+        lambda: with_scales(nf(), lambda b, n, s: s / RELU * ACTIVATIONS["gelu"][1]),
+        "off design",
+        "the gamma of gelu",
+    ),
+    "beta constant": (
+        lambda: with_scales(nf(), lambda b, n, s: s * b.beta if n in READS_TRUNK else s),
+        "off design",
+        "beta is taken as 1 where",
+    ),
+    "variance not reset": (without_reset, "off design", "beta is taken as"),
+    "means not removed": (lambda: nf(standardize=False), "means kept", "is not standardised"),
+    "gates without 2": (with_single_gates, "off theory", "squeeze-excite without its factor 2"),
+    "alpha missing": (lambda: with_forward(nf(), without_alpha), "off theory", "without its alpha"),
+    "shortcut scaled": (lambda: with_forward(nf(), with_a_weak_shortcut), "off theory", "the shortcut is scaled down"),
+    "weights times 10": (lambda: with_weights_times(10.0), "weights at the wrong scale", "have norm 10"),
+    "weights times 0.001": (lambda: with_weights_times(1e-3), "vanishes", "drawn too small"),
+    "dead units": (with_dead_units, "dead", "never vary"),
+    "no normalization at all": (plain, "grows", "times that of the block before"),
+    "weights of a plain network too large": (lambda: plain(3, gain=3.0), "grows", "too large"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_planted_fault_is_caught_and_named(case):
+    build, verdict, cause = FAULTS[case]
+    torch.manual_seed(0)
+    found = preflight(build(), noise())
+    by_verdict = {fault.verdict: fault for fault in found.faults}
+    assert not found.ok
+    assert verdict in by_verdict, str(found)
+    assert cause in by_verdict[verdict].cause
+    if by_verdict[verdict].block is not None:
+        assert found.table.verdict[by_verdict[verdict].block] in by_verdict
+    assert "Cure: " in str(found)
+
+
+def test_values_that_float16_cannot_hold():
+    model = nf()
+    with torch.no_grad():
+        model.stem.gain.fill_(3e4)
+    x = noise(2, size=32)
+    overflow = preflight(model, x, precision="float16").faults
+    assert [(f.block, f.verdict) for f in overflow] == [(1, "overflows")]
+    assert "65,504" in overflow[0].cause
+    assert all(fault.verdict != "overflows" for fault in preflight(model, x).faults)
+
+
+def test_a_fault_is_named_where_it_starts():
+    model = nf()
+    model.blocks[9].conv1.scale *= 2
+    found = preflight(model, noise())
+    assert [(f.block, f.verdict) for f in found.faults] == [(10, "off design")]
+    assert found.table.verdict[10] == "off design" and found.table.verdict[9] == "matches theory"
+
+
+# ---- rules by hand
+
+
+def table(var, mean_sq=None, stage=None, **columns):
+    n = len(var)
+    filled = {"residual_var": 1.0, "grad_var": 1.0, "dead": 0.0, "peak": 3.0} | columns
+    return pd.DataFrame({"stage": stage or [-1, *[0] * (n - 1)], "mean_sq": mean_sq or 0.0, "var": var, **filled})
+
+
+def verdicts(found, closed=None):
+    closed = pd.Series([False] * len(found)) if closed is None else pd.Series(closed)
+    return {(f.block, f.verdict) for f in broken_rules(found, closed, "float32")}
+
+
+def test_linear_growth_is_sound_and_doubling_is_not():
+    assert verdicts(table([1.0 + j for j in range(40)])) == set()
+    assert verdicts(table([0.01, *(1.0 + j for j in range(40))])) == set()
+    assert verdicts(table([2.0**j for j in range(5)])) == {(i, "grows") for i in (1, 2, 3, 4)}
+    assert verdicts(table([1.0, 2.0, 4.0, 8.0])) == set()  # three in a row prove nothing
+    assert verdicts(table([1.0, 101.0])) == {(1, "grows")}
+
+
+def test_four_times_a_stage_is_what_pools_take():
+    stage = [-1, 0, 1, 2, 3]
+    assert verdicts(table([1.0, 0.25, 0.07, 0.016, 0.004], stage=stage)) == set()
+    assert verdicts(table([1.0, 0.25, 0.001, 0.0003, 0.0001], stage=stage)) == {(i, "vanishes") for i in (2, 3, 4)}
+
+
+def test_a_mean_is_allowed_where_the_stem_brought_it_or_no_branch_adds():
+    mean_sq, stage = [5.0, 5.0, 3.0], [-1, 0, 1]
+    assert verdicts(table([1.0, 1.0, 1.0], mean_sq, stage)) == {(2, "mean shift")}
+    assert verdicts(table([1.0, 1.0, 1.0], mean_sq, stage), [True, True, True]) == set()
+    assert verdicts(table([1.0, 1.0, 1.0], [0.0, 3.0, 0.0], stage)) == {(1, "mean shift")}
+
+
+def test_gradients_are_followed_from_the_end():
+    assert verdicts(table([1.0] * 6, grad_var=[math.nan, 81.0, 27.0, 9.0, 3.0, 1.0])) == {
+        (i, "gradient grows") for i in (1, 2, 3, 4)
+    }
+    assert verdicts(table([1.0] * 6, grad_var=[math.nan, 16.0, 8.0, 4.0, 2.0, 1.0])) == set()
+
+
+def test_what_is_not_finite_is_the_one_fault():
+    found = table([1.0, 50.0, math.nan, math.nan], peak=[3.0, 9.0, math.inf, math.nan])
+    (fault,) = broken_rules(found, pd.Series([False] * 4), "bfloat16")
+    assert (
+        (fault.block, fault.verdict) == (2, "overflows") and "bfloat16" in fault.cause and "before is 9" in fault.cause
+    )
+
+
+def test_runs_are_found_wherever_they_lie():
+    assert in_a_run([9.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 2.0], 2.0).tolist() == [False, False, *[True] * 4, False, False]
+
+
+# ---- left as found, and what is refused
+
+
+@pytest.mark.parametrize("build", [lambda: nf(stochastic_depth=0.5), SmallResNet])
+def test_the_model_is_left_as_found(build):
+    model = build().eval()
+    next(model.children()).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    state = torch.get_rng_state()
+    preflight(model, noise(2, size=32))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_images_that_the_model_cannot_take():
+    with pytest.raises(WorkbenchError, match=r"cannot take images of shape \(2, 5, 32, 32\)"):
+        preflight(SmallResNet(), noise(2, channels=5, size=32))
+    with pytest.raises(WorkbenchError, match="did you mean 'float16'"):
+        preflight(SmallResNet(), noise(2), precision="fp16")

@@ -1,0 +1,145 @@
+"""Pre-flight checks in the store: what a network does to signals before its first step is a run like every other."""
+
+import contextlib
+import dataclasses
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from workbench.data import load_dataset
+from workbench.data.augment import normalize
+from workbench.errors import WorkbenchError
+from workbench.lab.store import Store
+from workbench.lab.trainings import parse_value
+from workbench.models.resolve import resolve_model
+from workbench.models.zoo import entry
+from workbench.probes.preflight import Preflight, preflight
+from workbench.training.loop import pick_device
+
+LARGEST = 128  # pixels a side of noise, where nothing else is asked for: larger images show the same
+FOREIGN = 64
+
+
+def check_model(
+    name: str,
+    *,
+    arguments: dict | None = None,
+    data: str | None = None,
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    batch_size: int = 16,
+    precision: str = "float32",
+    blocks: list[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> tuple[str, Preflight]:
+    """Builds a network, judges it and keeps the answer: (run id, what was found). Everything is checked before.
+
+    Args: `name` as of resolve_model, `arguments` what it is built with; `data` a data set's name or a folder of images,
+    whose first validation images go through the network, else N(0, 1) images of `image_size` pixels a side.
+    Raises: WorkbenchError as resolve_model, load_dataset and preflight.
+    """
+    least_of = {"batch_size": (batch_size, 1), "in_channels": (in_channels, 1), "image_size": (image_size, 8)}
+    for what, (value, least) in least_of.items():
+        if value is not None and value < least:
+            raise WorkbenchError(f"`{what}` (={value}) must be at least {least}.")
+    where = pick_device(device)
+    images = None if data is None else _first_images(data, image_size, batch_size)
+    if in_channels is not None and images is not None and images.shape[1] != in_channels:
+        raise WorkbenchError(
+            f"`in_channels` (={in_channels}) must be that of {data} (={images.shape[1]}): leave it out."
+        )
+    wanted = in_channels or (None if images is None else images.shape[1])
+    arguments = dict(arguments or {})
+    if wanted is not None and ":" not in name:
+        arguments.setdefault("in_channels", wanted)
+    torch.manual_seed(seed)
+    model = resolve_model(name, **arguments).to(where)
+    if images is None:
+        size = image_size or (FOREIGN if ":" in name else min(entry(name).train_size, LARGEST))
+        channels = wanted or arguments.get("in_channels") or first_channels(model)
+        images = torch.randn(batch_size, channels, size, size, generator=torch.Generator().manual_seed(seed))
+    found = preflight(model, images.to(where), precision=precision, blocks=blocks)
+    found = dataclasses.replace(found, name=name)
+
+    store = Store()
+    parameters = {"model": name, "data": data or "N(0, 1)", "image_size": images.shape[-1], "batch_size": len(images)}
+    parameters |= {"precision": precision, "seed": seed, **{f"arg_{k}": v for k, v in arguments.items()}}
+    run_id = store.open_run("checks", name, parameters, {"device": where.type}, source="workbench check")
+    store.log_metrics(run_id, _numbers(found))
+    store.log_table(run_id, found.table, "blocks")
+    store.describe(run_id, str(found))
+    store.set_tags(run_id, outcome="sound" if found.ok else found.faults[0].verdict)
+    store.close(run_id, "FINISHED")
+    return run_id, found
+
+
+def first_channels(model: nn.Module) -> int:
+    """The channels of the images that a network takes: those that its first convolution reads, 3 without one."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 4 and not isinstance(module, nn.ConvTranspose2d):
+            return weight.shape[1] * getattr(module, "groups", 1)
+    return 3
+
+
+def _first_images(data: str, image_size: int | None, n: int) -> Tensor:
+    found = load_dataset(data, image_size)
+    return normalize(found.val.images[:n], found.mean, found.std)
+
+
+def _numbers(found: Preflight) -> dict[str, float]:
+    table = found.table
+    numbers = {"sound": int(found.ok), "faults": len(found.faults), "blocks": len(table) - 1}
+    numbers |= {"last_var": table["var"].iloc[-1], "largest_dead": table.dead.max()}
+    if "var_deviation" in table:
+        numbers["largest_deviation"] = table.var_deviation[1:].abs().max()
+    return numbers
+
+
+def parse_arguments(texts: dict[str, str]) -> dict:
+    """Arguments of a network from NAME=VALUE texts, numbers such as 1e-3 among them, which YAML takes for text."""
+    values = {name: parse_value(name, text) for name, text in texts.items()}
+    for name, value in values.items():
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                values[name] = float(value)
+    return values
+
+
+SHOWN = {
+    "block": "block",
+    "path": "module",
+    "mean_sq": "mean²",
+    "var": "variance",
+    "expected_var": "expected",
+    "residual_var": "branch",
+    "expected_residual_var": "expected",
+    "grad_var": "gradient",
+    "dead": "dead",
+    "verdict": "verdict",
+}
+
+
+def show_blocks(table: pd.DataFrame, console: Console) -> None:
+    """A line a block, in the order of the network."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    columns = [name for name in SHOWN if name in table]
+    for name in columns:
+        shown.add_column(SHOWN[name], justify="left" if name in ("path", "verdict") else "right", no_wrap=True)
+    for _, row in table.iterrows():
+        shown.add_row(*(_cell(name, row[name]) for name in columns))
+    console.print(shown, highlight=False)
+
+
+def _cell(name: str, value: object) -> str:
+    if name == "block":
+        return "stem" if value == 0 else str(value)
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return ""
+    return f"{value:.0%}" if name == "dead" else f"{value:.3g}"
