@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -287,6 +288,7 @@ RECIPE = QUICK.replace(
     label_smoothing=0.1,
     micro_batch=24,
     telemetry_every=4,
+    signal_every=5,
     clip_exempt=["stage3", "first_conv"],
     final_lr=0.01,
 )
@@ -314,7 +316,7 @@ def test_every_part_of_the_recipe_changes_what_is_trained(change, monkeypatch):
     assert not all(torch.equal(plain[k], changed[k]) for k in plain)
 
 
-@pytest.mark.parametrize("change", [{"ema": 0.9}, {"telemetry_every": 2}])
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"telemetry_every": 2}, {"signal_every": 2}])
 def test_watching_does_not_change_what_is_trained(change, monkeypatch):
     _, plain = final_weights(QUICK, monkeypatch)
     _, watched = final_weights(QUICK.replace(**change), monkeypatch)
@@ -334,6 +336,20 @@ def test_telemetry_is_a_row_a_parameter_and_step():
     at_ten = table[table.step == 10]
     share = (at_ten.clipped_share * at_ten.units).sum() / at_ten.units.sum()
     assert share == pytest.approx(result.history[-1]["clipped_share"])
+
+
+def test_signals_are_a_row_a_block_and_step():
+    kept = {}
+    config = QUICK.replace(signal_every=5, steps=10, model_args={"skip_gain": 0.0, "stochastic_depth": 0.5})
+    train(config, tables=lambda name, table: kept.update({name: table}))
+    table = kept["signal"]
+    assert table.step.unique().tolist() == [0, 5, 10] and table.block.unique().tolist() == [0, 1, 2, 3]
+    assert table[["var", "grad_var", "dead", "peak"]].notna().all().all()
+    before = table[table.step == 0].set_index("block")["var"]
+    assert before[1] != table[table.step == 10].set_index("block")["var"][1]
+    again = {}
+    train(config, tables=lambda name, table: again.update({name: table}))
+    pd.testing.assert_frame_equal(table, again["signal"])
 
 
 def test_telemetry_is_kept_of_a_training_that_diverges():

@@ -31,6 +31,19 @@ def test_signal_figure_has_three_named_panels_and_a_line_for_the_theory():
     assert np.allclose(dashed[0].get_ydata(), [1, 1.04, 1.08, 1.12, 1.16])
 
 
+def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_stays_gray():
+    rows = [
+        {"step": s, "block": b, "var": 10.0 ** (b + s), "mean_sq": 0.0, "residual_var": np.nan, "grad_var": np.inf}
+        for s in (0, 5)
+        for b in (0, 1, 2)
+    ]
+    figure = plots.signal_over_time_figure(pd.DataFrame(rows))
+    var, shift, branch, gradient = figure.axes[:4]
+    assert var.collections[0].get_array().reshape(3, 2).tolist() == [[0, 5], [1, 6], [2, 7]]
+    assert var.get_ylabel() == "residual block (0 = stem)" and var.get_xlabel() == "step"
+    assert all(np.ma.getmaskarray(ax.collections[0].get_array()).all() for ax in (shift, branch, gradient))
+
+
 def test_search_figure_shows_diverged_trials_and_every_seed():
     figure = plots.search_figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
     crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]

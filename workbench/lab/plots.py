@@ -79,6 +79,31 @@ def signal_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def signal_over_time_figure(table: pd.DataFrame) -> Figure:
+    """Signal propagation over depth and training: a heat map each for the trunk's variance, its squared mean over that,
+    the branch's variance and the gradient's; logarithms, a cell a block and measured step.
+
+    Columns: step, block, var, mean_sq, residual_var, grad_var. Cells that are not finite or zero stay gray.
+    """
+    style()
+    shown = table.assign(shift=table.mean_sq / table["var"])
+    titles = {
+        "var": "variance of the trunk",
+        "shift": "squared mean over variance",
+        "residual_var": "variance of the branch",
+        "grad_var": "variance of the gradient",
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(16, 1.6 + 0.16 * table.block.nunique() + 1.2), layout="constrained")
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        cells = shown.pivot_table(index="block", columns="step", values=column, dropna=False)
+        logs = np.log10(cells.where(np.isfinite(cells) & (cells > 0)))
+        ax.set_facecolor("0.85")
+        sns.heatmap(logs, ax=ax, cmap="viridis", cbar_kws={"label": "log10"}, rasterized=True)
+        ax.invert_yaxis()
+        ax.set(title=title, xlabel="step", ylabel="residual block (0 = stem)" if column == "var" else "")
+    return figure
+
+
 def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
     """The search: where it looked and how that went, accuracy over the threshold, importance, and the confirmation on
     fresh seeds."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.additions import Addition, Additions, watch_modules
+from workbench.models.layers import StochasticDepth
 from workbench.probes.dead import DeadUnits
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
@@ -79,6 +80,21 @@ def left_as_found(model: nn.Module, x: Tensor) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def in_training(model: nn.Module) -> Iterator[None]:
+    """Training mode, for normalization by the batch, without what is random in it: dropout and stochastic depth."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.train()
+    for module in model.modules():
+        if isinstance(module, StochasticDepth) or "drop" in type(module).__name__.lower():
+            module.eval()
+    try:
+        yield
+    finally:
         for module, mode in modes:
             module.training = mode
 

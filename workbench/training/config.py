@@ -70,6 +70,7 @@ class TrainConfig:
     ema: float | None = None  # decay of the average of the weights, which is evaluated beside them
     sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of the batch
     telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
+    signal_every: int | None = None  # steps between measurements of signal propagation, block by block
     eval_every: int | None = (
         None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
     )
@@ -109,6 +110,7 @@ class TrainConfig:
             "mixup_alpha",
             "sam_rho",
             "telemetry_every",
+            "signal_every",
             "eval_every",
         ):
             value = getattr(self, name)

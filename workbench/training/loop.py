@@ -40,7 +40,7 @@ from workbench.training.distributed import World, joined, unsynchronised
 from workbench.training.inputs import Batch, Inputs, Part, source
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.streamed import StreamedInputs
-from workbench.training.watch import LossWatch, Telemetry
+from workbench.training.watch import LossWatch, Signals, Telemetry
 
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
@@ -58,9 +58,10 @@ def train(
 
     Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome
     "pruned". `tables` is called at the end with (name, table): "agc", one row a parameter and step, where
-    `telemetry_every` asks for it. With `checkpoints` a training that was killed goes on from its last one, to the very
-    same result; `log` is then called with the rows before it, too. `save` is where the final weights go (.safetensors;
-    with an average, that goes beside it as NAME.ema.safetensors), with the size and moments of the images they take.
+    `telemetry_every` asks for it; "signal", one row a block and step, where `signal_every` does. With `checkpoints` a
+    training that was killed goes on from its last one, to the very same result; `log` is then called with the rows
+    before it, too. `save` is where the final weights go (.safetensors; with an average, that goes beside it as
+    NAME.ema.safetensors), with the size and moments of the images they take.
     A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with its step and
     cause. Started by torchrun, the processes share every batch; each returns the result, the first calls and writes.
     Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
@@ -108,6 +109,7 @@ def _train(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
     telemetry = Telemetry(config.telemetry_every)
+    signals = Signals(config.signal_every if world.first else None, model, lambda: few_images(inputs.val()))
 
     def backward(x: Tensor, y: Tensor, share: float) -> Tensor:
         """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
@@ -120,7 +122,13 @@ def _train(
     share_weights = world.size == 1 and config.precision != "bfloat16_copies"
     history: list[dict] = []
     outcome, step, key = "complete", 0, training_key(config, data.digest)
-    stateful = {"optimizer": optimizer, "schedule": schedule, "watch": watch, "telemetry": telemetry}
+    stateful = {
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "watch": watch,
+        "telemetry": telemetry,
+        "signals": signals,
+    }
     stateful |= {name: part for name, part in (("agc", agc), ("ema", ema)) if part is not None}
     found = checkpoints.latest(key, model, device) if checkpoints is not None else None
     if found is not None:
@@ -143,6 +151,8 @@ def _train(
         mininterval=0.5,
     )
     done = step
+    if done == 0:
+        signals.take(0)
     remaining = inputs.steps(total_steps, done) if outcome == "complete" else []
     for step, parts in enumerate(remaining, start=done + 1):
         optimizer.zero_grad(set_to_none=True)
@@ -166,6 +176,7 @@ def _train(
             ema.update()
         if agc is not None:
             telemetry.take(step, agc.stats)
+        signals.take(step)
         bar.update()
 
         at_row = step % eval_every == 0 or step == total_steps
@@ -208,6 +219,8 @@ def _train(
         _save_weights(model, ema, save, inputs.preprocess)
     if tables is not None and config.telemetry_every:
         tables("agc", telemetry.table())
+    if tables is not None and config.signal_every:
+        tables("signal", signals.table())
 
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, step, len(data.classes))
@@ -286,6 +299,12 @@ def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -
     names = ("train_loss", "val_loss", "val_acc", "ema_val_loss", "ema_val_acc", "clipped_share", "ratio_p99")
     last = {name: history[-1][name] for name in names if name in history[-1]}
     return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
+
+
+def few_images(batches: Iterable[Batch], n: int = 64) -> Batch:
+    """The first images of the first batch."""
+    x, y = next(iter(batches))
+    return x[:n], y[:n]
 
 
 def steps_of(config: TrainConfig, n: int) -> int:

@@ -1,11 +1,18 @@
-"""What a training sees of itself: the losses of its steps, and what AGC clipped; on the device until it is needed."""
+"""What a training sees of itself: the losses of its steps, what AGC clipped, how signals travel.
+
+Losses and norms stay on the device until they are needed.
+"""
+
+from collections.abc import Callable
 
 import pandas as pd
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from workbench.optim import AGCStats
 from workbench.optim.telemetry import table_of_steps
+from workbench.probes.signal import in_training, signal_propagation
 
 
 class LossWatch:
@@ -75,3 +82,35 @@ class Telemetry:
         """One row a step and parameter."""
         self.settle()
         return pd.concat(self._tables, ignore_index=True) if self._tables else AGCStats().table()
+
+
+class Signals:
+    """Signal propagation forward and backward, every so many steps, on the same few images each time.
+
+    The gradient is that of the cross-entropy; batch normalization goes by these images, and nothing is dropped.
+    """
+
+    def __init__(self, every: int | None, model: nn.Module, batch: Callable[[], tuple[Tensor, Tensor]]):
+        self.every, self.model = every, model
+        self.batch = batch() if every else None
+        self._tables: list[pd.DataFrame] = []
+
+    def take(self, step: int) -> None:
+        if not self.every or step % self.every:
+            return
+        x, y = self.batch
+        with in_training(self.model):
+            table = signal_propagation(
+                self.model, x, backward=lambda out: F.cross_entropy(out.float(), y), dead=True, peak=True
+            )
+        self._tables.append(table.assign(step=step))
+
+    def state_dict(self) -> dict:
+        return {"rows": self.table().to_dict("list")}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._tables = [pd.DataFrame(state["rows"])] if state["rows"] else []
+
+    def table(self) -> pd.DataFrame:
+        """One row a step and block, as of signal_propagation, with the column `step`."""
+        return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame()
