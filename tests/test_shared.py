@@ -1,0 +1,57 @@
+"""What measurements share. Evidence: buffers, random state and pending graphs after a scope, however it ends."""
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.probes import shared
+from workbench.probes.shared import as_found, measured_parameters
+
+
+class Counts(nn.Module):
+    """Writes to one buffer and puts another tensor in the place of a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("average", torch.zeros(1))
+        self.register_buffer("none", None)
+
+    def forward(self, x):
+        self.seen += 1
+        self.average = 0.9 * self.average + x.mean()
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_buffers_and_random_state_come_back(fails):
+    model, state = Counts(), torch.get_rng_state()
+    seen, average = model.seen, model.average
+    try:
+        with as_found(model):
+            model(torch.randn(3))
+            assert model.seen == 1 and model.average is not average
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert model.seen is seen and model.average is average and seen == average == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_from_before_may_be_differentiated_after(training):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train(training)
+    x = torch.randn(2, 3, 4, 4)
+    pending, version = model(x), model[1].running_mean._version
+    with as_found(model):
+        model(x)
+    pending.square().sum().backward()
+    assert model[1].running_mean._version == version
+
+
+def test_without_scipy_the_cure_is_named(monkeypatch):
+    monkeypatch.setattr(shared.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WorkbenchError, match="curvature needs scipy: `pip install scipy`"):
+        measured_parameters(nn.Linear(1, 1), "curvature")

@@ -1,0 +1,61 @@
+"""What the measurements that differentiate a loss have in common: the model left as found, and early refusals."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.optim.scope import refuse_open
+
+
+@contextlib.contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """At its end, however it ends, the buffers and the random state of torch (CPU, the model's GPUs) are as before it.
+
+    A graph that was made before it may still be differentiated after it.
+    """
+    kept = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    gpus = {t.device for t in chain(model.parameters(), model.buffers()) if t.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        for buffers, name, buffer, before in kept:
+            buffers[name] = buffer
+            buffer.data.copy_(before)  # without .data, autograd would take the buffer for changed
+
+
+def measured_parameters(model: nn.Module, what: str) -> list[nn.Parameter]:
+    """The parameters that require a gradient.
+
+    Raises: WorkbenchError where there are none, within standardized_once, and without scipy.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise WorkbenchError(f"{what} needs a parameter that requires a gradient: call model.requires_grad_().")
+    refuse_open(params, f"{what} cannot be measured")
+    if importlib.util.find_spec("scipy") is None:
+        raise WorkbenchError(f"{what} needs scipy: `pip install scipy`.")
+    return params
+
+
+def checked_loss(loss: Tensor, cure: str) -> Tensor:
+    """The loss itself. Raises: WorkbenchError unless it is one finite number with the graph that made it."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad and loss.isfinite():
+        return loss
+    if not isinstance(loss, Tensor):
+        shown = type(loss).__name__
+    elif loss.numel() != 1:
+        shown = f"a tensor of shape {tuple(loss.shape)}"
+    else:
+        shown = f"{loss.item():.4g}" + ("" if loss.requires_grad else ", which does not depend on the parameters")
+    raise WorkbenchError(f"the loss must be a tensor of one finite number with its graph, not {shown}: {cure}.")
