@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, stats
 
 from workbench.errors import WorkbenchError
-from workbench.models.activations import ACTIVATIONS, activation_and_gamma, gamma
+from workbench.models.activations import ACTIVATIONS, activation_and_gamma, gamma, gamma_table
 
 ELEMENTWISE = sorted(set(ACTIVATIONS) - {"glu", "log_softmax"})
 
@@ -62,3 +62,13 @@ def test_gelu_is_the_tanh_form():
     x = torch.tensor(1.3, dtype=torch.float64)
     by_hand = 0.5 * 1.3 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1.3 + 0.044715 * 1.3**3)))
     assert ACTIVATIONS["gelu"][0](x).item() == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_the_table_has_every_activation_beside_its_exact_constant(command):
+    table = gamma_table().set_index("activation")
+    assert list(table.index) == list(ACTIVATIONS)
+    assert table.difference.drop("log_softmax").abs().max() < 2e-3
+    pairs = torch.randn(400_000, 2, dtype=torch.float64)
+    assert table.exact["glu"] == pytest.approx(torch.nn.functional.glu(pairs, 1).std().item() ** -1, rel=0.01)
+    code, said, _ = command("models", "activations")
+    assert code == 0 and "relu" in said and "+0.0" in said and "log_softmax" in said

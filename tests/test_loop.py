@@ -316,7 +316,7 @@ def test_every_part_of_the_recipe_changes_what_is_trained(change, monkeypatch):
     assert not all(torch.equal(plain[k], changed[k]) for k in plain)
 
 
-@pytest.mark.parametrize("change", [{"ema": 0.9}, {"telemetry_every": 2}, {"signal_every": 2}])
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"telemetry_every": 2}, {"signal_every": 2}, {"curvature_every": 10}])
 def test_watching_does_not_change_what_is_trained(change, monkeypatch):
     _, plain = final_weights(QUICK, monkeypatch)
     _, watched = final_weights(QUICK.replace(**change), monkeypatch)
@@ -350,6 +350,23 @@ def test_signals_are_a_row_a_block_and_step():
     again = {}
     train(config, tables=lambda name, table: again.update({name: table}))
     pd.testing.assert_frame_equal(table, again["signal"])
+
+
+def test_curvature_is_a_row_a_step_with_the_limit_of_its_momentum():
+    kept = {}
+    train(QUICK.replace(curvature_every=5, steps=5), tables=lambda name, table: kept.update({name: table}))
+    table = kept["curvature"]
+    assert table.step.tolist() == [0, 5] and table.lr[0] == 0.0
+    assert table.limit.tolist() == pytest.approx([2 * 1.9 / 2.8] * 2)  # Nesterov, momentum 0.9
+    assert (table.lr_x_sharpness == table.lr * table.sharpness).all() and table.sharpness.gt(0).all()
+    assert (table.noise_low <= table.noise_scale).all() and (table.noise_scale <= table.noise_high).all()
+
+
+def test_curvature_of_a_training_that_diverges_is_no_number():
+    kept = {}
+    config = QUICK.replace(base_lr=1e6, clip=None, curvature_every=2, steps=30)
+    result = train(config, tables=lambda name, table: kept.update({name: table}))
+    assert result.outcome == "diverged" and kept["curvature"].sharpness.isna().any()
 
 
 def test_telemetry_is_kept_of_a_training_that_diverges():

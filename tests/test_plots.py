@@ -44,6 +44,15 @@ def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_sta
     assert all(np.ma.getmaskarray(ax.collections[0].get_array()).all() for ax in (shift, branch, gradient))
 
 
+def test_curvature_figure_shows_the_limit_and_leaves_out_what_is_infinite():
+    row = {"step": 0, "sharpness": 5.0, "lr_x_sharpness": 1.0, "limit": 3.8, "noise_scale": 64.0}
+    rows = [{**row, "noise_low": 32.0, "noise_high": np.inf}, {**row, "step": 5, "noise_scale": np.inf}]
+    sharpness, product, noise = plots.curvature_figure(pd.DataFrame(rows)).axes
+    assert product.lines[1].get_ydata()[0] == 3.8 and product.get_legend() is not None
+    assert sharpness.lines[0].get_xdata().tolist() == [0, 5]
+    assert noise.lines[0].get_xdata().tolist() == [0] and noise.get_ylabel() == "images"
+
+
 def test_search_figure_shows_diverged_trials_and_every_seed():
     figure = plots.search_figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
     crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]

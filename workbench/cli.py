@@ -255,7 +255,7 @@ def check(
         raise typer.Exit(1)
 
 
-models_commands = ("list", "convert", "download", "export")
+models_commands = ("list", "activations", "convert", "download", "export")
 models = typer.Typer(
     cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True
 )
@@ -298,6 +298,15 @@ def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.
             RELEASED[name].file_name if name in RELEASED else "",
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+
+
+@models.command("activations")
+def models_activations() -> None:
+    """The activations and their gamma, 1 / std g(z): the authors' constant beside the exact one."""
+    from workbench.models.activations import gamma_table
+
+    shown = gamma_table()
+    print(shown.to_string(index=False, formatters={"difference": "{:+.4%}".format}, float_format="%.9g", na_rep="-"))
 
 
 @models.command("convert")

@@ -104,6 +104,27 @@ def signal_over_time_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def curvature_figure(table: pd.DataFrame) -> Figure:
+    """The edge of stability, learning rate times sharpness over training beside its limit; and the gradient noise scale
+    with its 95 % interval. Columns: step, lr_x_sharpness, limit, sharpness, noise_scale, noise_low, noise_high."""
+    style()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    axes[0].plot(table.step, table.sharpness, "o-", ms=3, color=COLOURS["NF"])
+    axes[0].set(title="sharpness", ylabel="largest eigenvalue of the Hessian")
+    axes[1].plot(table.step, table.lr_x_sharpness, "o-", ms=3, color=COLOURS["NF"])
+    axes[1].axhline(table.limit.iloc[0], color="0.4", ls="--", lw=1, label="limit of gradient descent")
+    axes[1].set(title="learning rate x sharpness", ylim=(0, None))
+    axes[1].legend(frameon=False, fontsize="small")
+    finite = table[np.isfinite(table.noise_scale)]
+    top = np.where(np.isfinite(finite.noise_high), finite.noise_high, finite.noise_scale)
+    axes[2].fill_between(finite.step, finite.noise_low, top, color=COLOURS["NF"], alpha=0.25, lw=0)
+    axes[2].plot(finite.step, finite.noise_scale, "o-", ms=3, color=COLOURS["NF"])
+    axes[2].set(title="gradient noise scale", ylabel="images", yscale="log")
+    for ax in axes:
+        ax.set(xlabel="step")
+    return figure
+
+
 def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
     """The search: where it looked and how that went, accuracy over the threshold, importance, and the confirmation on
     fresh seeds."""

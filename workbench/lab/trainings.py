@@ -95,11 +95,12 @@ def run_training(
                 return bool(watch and watch(row))
 
             def keep(name: str, table: pd.DataFrame) -> None:
-                from workbench.lab.plots import signal_over_time_figure
+                from workbench.lab import plots
 
                 store.log_table(run_id, table, name)
-                if name == "signal":
-                    store.log_figure(run_id, signal_over_time_figure(table), name)
+                figures = {"signal": plots.signal_over_time_figure, "curvature": plots.curvature_figure}
+                if name in figures:
+                    store.log_figure(run_id, figures[name](table), name)
 
             try:
                 quiet = config.replace(progress=config.progress and not events.listening())

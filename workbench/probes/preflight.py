@@ -20,7 +20,8 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.models.layers import ScaledStdConv2d
 from workbench.probes.diagnosis import construction_faults, weight_faults
 from workbench.probes.rules import Fault, broken_rules
-from workbench.probes.signal import in_training, left_as_found, own_blocks, signal_propagation
+from workbench.probes.shared import as_found
+from workbench.probes.signal import in_training, own_blocks, signal_propagation
 from workbench.probes.theory import beside, expected_signal, is_normalizer_free
 
 ENOUGH = 16 * 64**2  # pixels of noise, so that maps 64 times as small in both directions still hold 16 values a channel
@@ -79,7 +80,7 @@ def preflight(
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     name = getattr(model, "recipe", {}).get("name", type(model).__name__)
-    with left_as_found(model, x), in_training(model), _opened(model):
+    with as_found(model), in_training(model), _opened(model):
         with torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32"):
             table = _measured(model, x, channels=channels, blocks=blocks, backward=True, dead=True, peak=True)
         built = _quietly(construction_faults, model, x.shape[-1]) or []

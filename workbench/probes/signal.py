@@ -19,6 +19,7 @@ from workbench.probes.dead import DeadUnits
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
 from workbench.probes.moments import peak as peak_of
+from workbench.probes.shared import as_found
 
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 
@@ -56,7 +57,7 @@ def signal_propagation(
     table = _Table(
         x, {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}, channels, dead
     )
-    with left_as_found(model, x), torch.set_grad_enabled(bool(backward)):
+    with as_found(model), torch.set_grad_enabled(bool(backward)):
         leaf = x.detach().clone().requires_grad_(bool(backward) and x.is_floating_point())
         own = own_blocks(model)
         run = _run_named if blocks is not None else _run_own if own else _run_watched
@@ -66,22 +67,6 @@ def signal_propagation(
         if backward:
             table.send_back(leaf, backward(out) if callable(backward) else None)
     return table.frame()
-
-
-@contextlib.contextmanager
-def left_as_found(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Puts back buffers, the modes and the random state at the end, whatever happened inside."""
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager

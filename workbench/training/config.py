@@ -71,6 +71,7 @@ class TrainConfig:
     sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of the batch
     telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
     signal_every: int | None = None  # steps between measurements of signal propagation, block by block
+    curvature_every: int | None = None  # steps between measurements of sharpness and of the gradient noise scale
     eval_every: int | None = (
         None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
     )
@@ -111,6 +112,7 @@ class TrainConfig:
             "sam_rho",
             "telemetry_every",
             "signal_every",
+            "curvature_every",
             "eval_every",
         ):
             value = getattr(self, name)

@@ -40,7 +40,7 @@ from workbench.training.distributed import World, joined, unsynchronised
 from workbench.training.inputs import Batch, Inputs, Part, source
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.streamed import StreamedInputs
-from workbench.training.watch import LossWatch, Signals, Telemetry
+from workbench.training.watch import Curvature, LossWatch, Signals, Telemetry
 
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
@@ -58,7 +58,8 @@ def train(
 
     Args: `log` is called with every history row as it is measured; when it returns True the training ends, outcome
     "pruned". `tables` is called at the end with (name, table): "agc", one row a parameter and step, where
-    `telemetry_every` asks for it; "signal", one row a block and step, where `signal_every` does. With `checkpoints` a
+    `telemetry_every` asks for it; "signal", one row a block and step, where `signal_every` does, and
+    "curvature", one row a step, where `curvature_every` does. With `checkpoints` a
     training that was killed goes on from its last one, to the very same result; `log` is then called with the rows
     before it, too. `save` is where the final weights go (.safetensors; with an average, that goes beside it as
     NAME.ema.safetensors), with the size and moments of the images they take.
@@ -109,7 +110,10 @@ def _train(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
     telemetry = Telemetry(config.telemetry_every)
-    signals = Signals(config.signal_every if world.first else None, model, lambda: few_images(inputs.val()))
+    signals = Signals(config.signal_every if world.first else None, model, lambda: few_images(inputs.val(), 64))
+    curvature = Curvature(
+        config.curvature_every if world.first else None, model, lambda: few_images(inputs.val(), 256), config.momentum
+    )
 
     def backward(x: Tensor, y: Tensor, share: float) -> Tensor:
         """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
@@ -151,8 +155,9 @@ def _train(
         mininterval=0.5,
     )
     done = step
-    if done == 0:
-        signals.take(0)
+    for measured in (signals, curvature):
+        if done == 0:
+            measured.take(0, lr=0.0)
     remaining = inputs.steps(total_steps, done) if outcome == "complete" else []
     for step, parts in enumerate(remaining, start=done + 1):
         optimizer.zero_grad(set_to_none=True)
@@ -176,7 +181,8 @@ def _train(
             ema.update()
         if agc is not None:
             telemetry.take(step, agc.stats)
-        signals.take(step)
+        for measured in (signals, curvature):
+            measured.take(step, lr)
         bar.update()
 
         at_row = step % eval_every == 0 or step == total_steps
@@ -219,8 +225,9 @@ def _train(
         _save_weights(model, ema, save, inputs.preprocess)
     if tables is not None and config.telemetry_every:
         tables("agc", telemetry.table())
-    if tables is not None and config.signal_every:
-        tables("signal", signals.table())
+    for name, measured in (("signal", signals), ("curvature", curvature)):
+        if tables is not None and measured.every:
+            tables(name, measured.table())
 
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, step, len(data.classes))
@@ -301,7 +308,7 @@ def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -
     return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
 
 
-def few_images(batches: Iterable[Batch], n: int = 64) -> Batch:
+def few_images(batches: Iterable[Batch], n: int) -> Batch:
     """The first images of the first batch."""
     x, y = next(iter(batches))
     return x[:n], y[:n]

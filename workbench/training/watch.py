@@ -1,8 +1,9 @@
-"""What a training sees of itself: the losses of its steps, what AGC clipped, how signals travel.
+"""What a training sees of itself: the losses of its steps, what AGC clipped, how signals travel, curvature.
 
 Losses and norms stay on the device until they are needed.
 """
 
+import math
 from collections.abc import Callable
 
 import pandas as pd
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workbench.errors import WorkbenchError
 from workbench.optim import AGCStats
 from workbench.optim.telemetry import table_of_steps
-from workbench.probes.signal import in_training, signal_propagation
+from workbench.probes import gradient_noise_scale, hessian_eigenvalues, signal_propagation, stability_limit
+from workbench.probes.signal import in_training
 
 
 class LossWatch:
@@ -84,26 +87,22 @@ class Telemetry:
         return pd.concat(self._tables, ignore_index=True) if self._tables else AGCStats().table()
 
 
-class Signals:
-    """Signal propagation forward and backward, every so many steps, on the same few images each time.
+class _Measured:
+    """Something that is measured every so many steps on the same few images, a table each time, kept as one."""
 
-    The gradient is that of the cross-entropy; batch normalization goes by these images, and nothing is dropped.
-    """
-
-    def __init__(self, every: int | None, model: nn.Module, batch: Callable[[], tuple[Tensor, Tensor]]):
+    def __init__(self, every: int | None, model: nn.Module, images: Callable[[], tuple[Tensor, Tensor]]):
         self.every, self.model = every, model
-        self.batch = batch() if every else None
+        self.images = images() if every else None
         self._tables: list[pd.DataFrame] = []
 
-    def take(self, step: int) -> None:
-        if not self.every or step % self.every:
-            return
-        x, y = self.batch
-        with in_training(self.model):
-            table = signal_propagation(
-                self.model, x, backward=lambda out: F.cross_entropy(out.float(), y), dead=True, peak=True
-            )
-        self._tables.append(table.assign(step=step))
+    def take(self, step: int, lr: float) -> None:
+        """Measures, where `step` is one of those, in training mode without what is dropped at random."""
+        if self.every and step % self.every == 0:
+            with in_training(self.model):
+                self._tables.append(self.measured(*self.images, lr).assign(step=step))
+
+    def measured(self, x: Tensor, y: Tensor, lr: float) -> pd.DataFrame:
+        raise NotImplementedError
 
     def state_dict(self) -> dict:
         return {"rows": self.table().to_dict("list")}
@@ -112,5 +111,41 @@ class Signals:
         self._tables = [pd.DataFrame(state["rows"])] if state["rows"] else []
 
     def table(self) -> pd.DataFrame:
-        """One row a step and block, as of signal_propagation, with the column `step`."""
+        """All rows so far, with the column `step`."""
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame()
+
+
+class Signals(_Measured):
+    """Signal propagation forward and backward, one row a block; the gradient is that of the cross-entropy."""
+
+    def measured(self, x: Tensor, y: Tensor, lr: float) -> pd.DataFrame:
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), y)
+
+        return signal_propagation(self.model, x, backward=loss, dead=True, peak=True)
+
+
+class Curvature(_Measured):
+    """Sharpness and the gradient noise scale, one row: sharpness, lr, lr_x_sharpness, limit (what the product must stay
+    below for gradient descent with this momentum), noise_scale, noise_low and noise_high (95 %), in images. What cannot
+    be measured, as of weights that are no numbers, is NaN."""
+
+    PARTS = 8  # batches for the noise scale
+
+    def __init__(self, every: int | None, model: nn.Module, images: Callable, momentum: float):
+        super().__init__(every, model, images)
+        self.limit = stability_limit(momentum, nesterov=momentum > 0)
+
+    def measured(self, x: Tensor, y: Tensor, lr: float) -> pd.DataFrame:
+        row = {"lr": lr, "limit": self.limit}
+        try:
+            row["sharpness"] = hessian_eigenvalues(self.model, lambda m: F.cross_entropy(m(x), y))[0]
+            size = len(x) // self.PARTS
+            parts = list(zip(x.split(size), y.split(size), strict=True))[: self.PARTS]
+            noise = gradient_noise_scale(self.model, F.cross_entropy, parts)
+            row |= {"noise_scale": noise.noise_scale, "noise_low": noise.interval[0], "noise_high": noise.interval[1]}
+        except WorkbenchError:  # the loss, or a derivative, is not finite, or Lanczos found no answer
+            row.setdefault("sharpness", math.nan)
+        row["lr_x_sharpness"] = lr * row["sharpness"]
+        columns = ["sharpness", "lr", "lr_x_sharpness", "limit", "noise_scale", "noise_low", "noise_high"]
+        return pd.DataFrame([row], columns=columns)
