@@ -17,18 +17,35 @@ def no_window(monkeypatch):
     plt.close("all")
 
 
-def test_signal_figure_has_three_named_panels_and_a_line_for_the_theory():
+def test_signal_figure_has_four_named_panels_and_a_line_for_the_theory():
     table = signal_table(1.0).assign(residual_var=1.0, expected_residual_var=1.0, expected_mean_sq=0.0)
     figure = plots.signal_figure(table)
     assert [ax.get_title() for ax in figure.axes] == [
         "average squared channel mean",
         "average channel variance",
         "variance of the residual branch",
+        "variance of the gradient",
     ]
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert set(labels) == {"theory", "NF", "BN", "NF without scaled WS"}
     dashed = [line for line in figure.axes[1].lines if line.get_linestyle() == "--"]
     assert np.allclose(dashed[0].get_ydata(), [1, 1.04, 1.08, 1.12, 1.16])
+
+
+def test_effects_are_a_column_a_factor_and_a_line_a_value():
+    one = signal_table(1.0)[lambda t: t.arm == "NF"]
+    arms = [one.assign(arm=arm) for arm in ("width = 1", "width = 2", "alpha = 0.2")]
+    figure = plots.effects_figure(pd.concat(arms))
+    assert [ax.get_title() for ax in figure.axes[:4]] == ["width", "alpha", "", ""]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["1", "2"]
+
+
+def test_inputs_stand_side_by_side_with_what_is_expected_of_each():
+    noise = signal_table(1.0)[lambda t: t.arm == "NF"].assign(arm="nf_resnet26_cifar")
+    figure = plots.inputs_figure(pd.concat([noise, noise.assign(input="images", expected_var=0.3)]))
+    (ax,) = figure.axes
+    dashed = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
+    assert dashed == [1.0, 0.3] and ax.get_title() == "nf_resnet26_cifar"
 
 
 def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_stays_gray():

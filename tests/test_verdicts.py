@@ -14,8 +14,8 @@ def signal_table(factor):
                 expected = 1 + 0.04 * block
                 grow = {"NF": factor, "BN": 1 + 0.68 * block, "NF without scaled WS": 1.0}[arm]
                 rows.append(
-                    {"arm": arm, "seed": seed, "stage": -1 if block == 0 else 0, "block": block, "var": expected * (grow + 0.001 * seed),
-                     "expected_var": expected, "mean_sq": 0.01 if arm == "NF" else 9.0}
+                    {"arm": arm, "input": "noise", "seed": seed, "stage": -1 if block == 0 else 0, "block": block, "var": expected * (grow + 0.001 * seed),
+                     "expected_var": expected, "mean_sq": 0.01 if arm == "NF" else 9.0, "residual_var": 1.0, "grad_var": 1.0, "dead": 0.0}
                 )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -26,6 +26,24 @@ def test_signal_propagation_holds_inside_the_tolerance_and_not_outside():
     assert bad.holds is False and "leaves 15%" in bad.sentence
     assert good.effect.mean == pytest.approx(0.021)
     assert "squared mean reaches 9" in good.sentence
+
+
+def test_images_are_told_but_decide_nothing():
+    table = signal_table(1.02)
+    images = table.assign(input="images", var=0.3, expected_var=0.1)
+    verdict = signal_verdict(pd.concat([table, images], ignore_index=True))
+    assert (
+        verdict.holds is True and "ends at variance 0.3" in verdict.sentence and "0.1 is expected" in verdict.sentence
+    )
+
+
+def test_a_network_without_a_theory_is_judged_by_the_rules():
+    table = signal_table(1.0)
+    own = table[table.arm == "BN"].assign(arm="my_nets:net", expected_var=float("nan"), mean_sq=0.1)
+    sound = signal_verdict(own)
+    assert sound.holds is True and "There is no theory for my_nets:net" in sound.sentence and "100%" in sound.sentence
+    doubling = own.assign(var=2.0**own.block)
+    assert signal_verdict(doubling).holds is False and "(broken: grows)" in signal_verdict(doubling).sentence
 
 
 def test_a_wide_interval_decides_nothing():

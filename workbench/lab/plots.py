@@ -30,53 +30,120 @@ def _arms(table: pd.DataFrame) -> list[str]:
     return [a for a in ARMS if a in set(table.arm)]
 
 
-def _plain_log_ticks(axis) -> None:
-    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, in plain numbers."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+def _plain_log_ticks(axis, fine: bool = False) -> None:
+    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, or at all digits, in plain numbers."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=range(1, 10) if fine else (1, 2, 5)))
     axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
+SIGNALS = {
+    "mean_sq": "average squared channel mean",
+    "var": "average channel variance",
+    "residual_var": "variance of the residual branch",
+    "grad_var": "variance of the gradient",
+}
+
+
 def signal_figure(table: pd.DataFrame) -> Figure:
-    """Signal propagation: the three statistics over depth; points with the range over initialisations, dashed lines
-    the theory."""
+    """Signal propagation on noise: the statistics over depth, forward and backward; points with the range over
+    initialisations, dashed lines the theory."""
     style()
-    titles = {
-        "mean_sq": "average squared channel mean",
-        "var": "average channel variance",
-        "residual_var": "variance of the residual branch",
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for arm in _arms(table):
-            rows = table[(table.arm == arm) & table[column].notna()]
-            over = rows.groupby("block")[column]
-            mean = over.mean()
-            ax.errorbar(
-                mean.index,
-                mean,
-                yerr=[mean - over.min(), over.max() - mean],
-                fmt=MARKERS[arm],
-                ms=4,
-                capsize=2,
-                color=COLOURS[arm],
-                label=arm,
-            )
-            theory = rows.groupby("block")[f"expected_{column}"].mean()
-            ax.plot(theory.index, theory, "--", color=COLOURS[arm], lw=1)
-        for first in table[table.block > 0].groupby("stage").block.min().iloc[1:]:
-            ax.axvline(first - 0.5, color="0.85", lw=0.8, zorder=0)
-        ax.set(xlabel="residual block (0 = stem)", title=title)
-        if column == "mean_sq":
-            ax.set_yscale("symlog", linthresh=0.01)
-            ax.set_ylim(bottom=0)
-        else:
-            ax.set_yscale("log")
-            _plain_log_ticks(ax.yaxis)
-        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
+    figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.8), layout="constrained")
+    shown = table[table.input == "noise"]
+    for ax, (column, title) in zip(axes, SIGNALS.items(), strict=True):
+        for i, arm in enumerate(_arms_or_names(shown)):
+            look = _look(arm, i)
+            _over_depth(ax, shown[shown.arm == arm], column, arm, **look)
+        _depth_axis(ax, shown, column)
+        ax.set(title=title)
+    if shown.expected_var.notna().any():
+        axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
     return figure
+
+
+def effects_figure(table: pd.DataFrame) -> Figure:
+    """What moves signal propagation: a column a factor, the trunk's variance above, the gradient's below; a line a
+    value, dashed the theory. Arms are named "factor = value"."""
+    style()
+    factors = list(dict.fromkeys(arm.partition(" = ")[0] for arm in table.arm))
+    width = 1 + 2.6 * len(factors)
+    figure, axes = plt.subplots(2, len(factors), figsize=(width, 5.8), layout="constrained", squeeze=False)
+    for (top, bottom), factor in zip(axes.T, factors, strict=True):
+        arms = [arm for arm in dict.fromkeys(table.arm) if arm.partition(" = ")[0] == factor]
+        colours = sns.color_palette("viridis", len(arms) + 1)
+        for arm, colour in zip(arms, colours, strict=False):
+            rows = table[table.arm == arm]
+            label = arm.partition(" = ")[2]
+            for ax, column in ((top, "var"), (bottom, "grad_var")):
+                _over_depth(ax, rows, column, label, color=colour, fmt=".")
+        for ax, column in ((top, "var"), (bottom, "grad_var")):
+            _depth_axis(ax, table[table.arm.isin(arms)], column)
+        top.set(title=factor.replace("_", " "), xlabel="")
+        top.legend(frameon=False, fontsize="x-small", ncols=2)
+    axes[0, 0].set_ylabel("variance of the trunk")
+    axes[1, 0].set_ylabel("variance of the gradient")
+    return figure
+
+
+def inputs_figure(table: pd.DataFrame) -> Figure:
+    """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
+    style()
+    arms = _arms_or_names(table)
+    figure, axes = plt.subplots(
+        1, len(arms), figsize=(1 + 3.4 * len(arms), 3.4), layout="constrained", sharey=True, squeeze=False
+    )
+    colours = dict(zip(("noise", "images"), sns.color_palette("colorblind", 8)[5:8:2], strict=True))
+    for ax, arm in zip(axes[0], arms, strict=True):
+        rows = table[table.arm == arm]
+        for name, colour in colours.items():
+            _over_depth(ax, rows[rows.input == name], "var", name, color=colour, fmt="o" if name == "noise" else "s")
+        _depth_axis(ax, rows, "var")
+        ax.set(title=arm)
+    axes[0, 0].set_ylabel("variance of the trunk")
+    axes[0, 0].plot([], [], "--", color="0.4", lw=1, label="expected of that input")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    return figure
+
+
+def _arms_or_names(table: pd.DataFrame) -> list[str]:
+    """The known arms in their order, then others in theirs."""
+    return [*_arms(table), *(arm for arm in dict.fromkeys(table.arm) if arm not in ARMS)]
+
+
+def _look(arm: str, i: int) -> dict:
+    if arm in ARMS:
+        return {"color": COLOURS[arm], "fmt": MARKERS[arm]}
+    return {"color": sns.color_palette("colorblind", 10)[4 + i % 6], "fmt": "o"}
+
+
+def _over_depth(ax, rows: pd.DataFrame, column: str, label: str, *, color, fmt: str) -> None:
+    """Mean over initialisations with their range, and the theory as a dashed line."""
+    rows = rows[rows[column].notna()]
+    over = rows.groupby("block")[column]
+    mean = over.mean()
+    spread = [(mean - over.min()).clip(lower=0), (over.max() - mean).clip(lower=0)]
+    ax.errorbar(mean.index, mean, yerr=spread, fmt=fmt, ms=4, capsize=2, lw=0.8, color=color, label=label)
+    if f"expected_{column}" in rows:
+        theory = rows.groupby("block")[f"expected_{column}"].mean()
+        ax.plot(theory.index, theory, "--", color=color, lw=1)
+
+
+def _depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
+    """Blocks along, stages marked, logarithms up, where the squared mean starts at zero."""
+    for first in rows[rows.block > 0].groupby("stage").block.min().iloc[1:]:
+        ax.axvline(first - 0.5, color="0.85", lw=0.8, zorder=0)
+    ax.set(xlabel="residual block (0 = stem)")
+    if column == "mean_sq":
+        ax.set_yscale("symlog", linthresh=0.01)
+        ax.set_ylim(bottom=0)
+    else:
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        if high / low < 1e3:
+            _plain_log_ticks(ax.yaxis, fine=high / low < 4)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
 
 
 def signal_over_time_figure(table: pd.DataFrame) -> Figure:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from workbench.lab.stats import Interval, paired_interval, share_interval, t_interval
+from workbench.probes.rules import broken_rules
 
 SIGNAL_TOLERANCE = 0.15  # of the expected variance
 GOOD_REGION = 0.02  # validation accuracy below the best that still counts as good
@@ -51,29 +52,60 @@ class Verdict:
 
 
 def signal_verdict(table: pd.DataFrame) -> Verdict:
-    """Does the measured variance of the normalizer-free trunk follow the theory at every block?
+    """Does the measured variance of the normalizer-free trunk follow the theory at every block, on noise? Of a network
+    without a theory: does it keep the rules of signal propagation?
 
-    Columns: arm (NF, NF without scaled WS, BN), seed, block, var, mean_sq, expected_var.
+    Columns: arm (NF, NF without scaled WS, BN, or a network's own name), input, seed, block, stage, var, mean_sq,
+    residual_var, grad_var, dead, expected_var.
     """
-    blocks = table[table.block > 0].assign(deviation=lambda t: (t["var"] / t.expected_var - 1).abs())
-    nf = blocks[blocks.arm == "NF"]
-    worst = t_interval(nf.groupby("seed").deviation.max())
+    blocks = table[(table.block > 0) & (table.input == "noise")]
+    blocks = blocks.assign(deviation=lambda t: (t["var"] / t.expected_var - 1).abs())
+    subject = "NF" if "NF" in set(blocks.arm) else blocks.arm.iloc[0]
+    of_subject = blocks[blocks.arm == subject]
+    if of_subject.expected_var.isna().all():
+        return _rules_verdict(table[(table.arm == subject) & (table.input == "noise")], subject)
+    worst = t_interval(of_subject.groupby("seed").deviation.max())
     holds = True if worst.high <= SIGNAL_TOLERANCE else False if worst.low > SIGNAL_TOLERANCE else None
     relation = {True: "stays within", False: "leaves", None: "is not shown to stay within"}[holds]
     largest = blocks.groupby("arm").mean_sq.max()
     sentence = (
-        f"Over {nf.block.nunique()} blocks the variance of the NF trunk {relation} {SIGNAL_TOLERANCE:.0%} of the "
-        f"theory (largest deviation {worst:.1%} over {worst.n} initialisations) and its squared channel mean reaches "
-        f"{largest['NF']:.2g}"
+        f"Over {of_subject.block.nunique()} blocks the variance of the {subject} trunk {relation} "
+        f"{SIGNAL_TOLERANCE:.0%} of the theory (largest deviation {worst:.1%} over {worst.n} initialisations) and its "
+        f"squared channel mean reaches {largest[subject]:.2g}"
     )
     if "NF without scaled WS" in largest:
         sentence += (
             f"; without scaled weight standardisation the squared mean reaches {largest['NF without scaled WS']:.2g}"
         )
-    if "BN" in largest:
+    if "BN" in largest and subject != "BN":
         growth = t_interval([_growth_per_block(t) for _, t in blocks[blocks.arm == "BN"].groupby("seed")])
         sentence += f"; the BatchNorm trunk gains {growth:.2f} in variance a block"
+    on_images = table[(table.block > 0) & (table.input == "images") & (table.arm == subject)]
+    if len(on_images):
+        last = on_images.groupby("seed").tail(1)
+        sentence += (
+            f"; on images, whose neighbouring pixels are alike, it ends at variance {t_interval(last['var']):.2g} "
+            f"where {last.expected_var.mean():.2g} is expected"
+        )
     return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst)
+
+
+def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
+    """Of a network without a theory: in how many initialisations no rule is broken."""
+    found = []
+    for _, rows in table.groupby("seed"):
+        rows = rows.reset_index(drop=True).assign(peak=0.0)
+        found.append(broken_rules(rows, rows.residual_var == 0, "float32"))
+    share = share_interval(sum(not faults for faults in found), len(found))
+    broken = sorted({fault.verdict for faults in found for fault in faults})
+    names = ", ".join(broken)
+    ends = table[table.block == table.block.max()]
+    sentence = (
+        f"There is no theory for {subject}; over {table.block.max()} blocks its variance ends at "
+        f"{t_interval(ends['var']):.3g}, and in {share.mean:.0%} of {share.n} initialisations no rule of signal "
+        f"propagation is broken{f' (broken: {names})' if broken else ''}."
+    )
+    return Verdict(sentence, all(not faults for faults in found), "share of initialisations without a fault", share)
 
 
 def _growth_per_block(blocks: pd.DataFrame) -> float:
