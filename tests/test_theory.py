@@ -92,6 +92,40 @@ def test_measurement_agrees_within_sampling_error(case):
     assert mean[1:].tolist() == pytest.approx(expected[1:].tolist(), rel=tolerance)
 
 
+# ---- backward
+
+
+def test_a_gradient_grows_by_what_a_branch_adds():
+    """An identity block of a ReLU network: 1 + alpha^2 / beta^2 (gamma^2 / 2)^3, gamma^2 = 2 / (1 - 1 / pi)."""
+    table = expected_signal(create_model("nf_resnet26_cifar", 10, skip_gain=1.0, activation=torch.relu))
+    growth = 1 + 0.04 / 1.04 / (1 - 1 / math.pi) ** 3
+    assert table.grad_var[8] == 1.0
+    assert table.grad_var[7] == pytest.approx(growth, rel=1e-3)
+    assert table.grad_var[5] / table.grad_var[6] == pytest.approx(growth, rel=1e-3)
+
+
+def test_a_pool_gives_each_of_four_pixels_a_quarter_of_the_gradient():
+    assert avg_pool(Activated(0.0, 0.0, 1.0, back=1.0)).back == 1 / 16
+    out = convolve(Activated(0.0, 0.0, 1.0), c=2.0, kernel_size=3, stride=2, channels=8, out=24)
+    assert out.back == pytest.approx(2.0 * 3 / 4)
+
+
+BACKWARD = {
+    "nf": ("nf_resnet50", {"skip_gain": 1.0, "width": 1}, 0.2),
+    "bn": ("resnet50", {"he_init": True, "width": 1}, 0.25),
+    "average pools": ("nf_regnet_b0", {"skip_gain": 1.0}, 0.12),
+    "no ws": ("nf_resnet26_cifar", {"skip_gain": 1.0, "standardize": False}, 0.25),
+    "silu": ("nf_resnet26_cifar", {"skip_gain": 1.0, "activation": "silu"}, 0.12),
+}
+
+
+@pytest.mark.parametrize("case", BACKWARD)
+def test_measured_gradients_agree_over_orders_of_magnitude(case):
+    name, overrides, tolerance = BACKWARD[case]
+    table = compare_signal(create_model(name, 10, **overrides).train(), torch.randn(16, 3, 64, 64), backward=True)
+    assert table.grad_var.tolist() == pytest.approx(table.expected_grad_var.tolist(), rel=tolerance)
+
+
 # ---- images: correlations in space
 
 

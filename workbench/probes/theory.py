@@ -6,6 +6,7 @@ activations ask for by the paper's rule, whatever it holds. Where the two part, 
 """
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 from torch import Tensor, nn
@@ -17,13 +18,14 @@ from workbench.models.timm_nets import TimmConv2d
 from workbench.probes.signal import COLUMNS, residual_blocks, signal_propagation
 from workbench.probes.trunk import Activated, Trunk, activate, add, avg_pool, convolve, max_pool, noise, pixels_of
 
-STATISTICS = ("mean_sq", "var", "residual_var")
+STATISTICS = ("mean_sq", "var", "residual_var", "grad_var")
 
 
 def expected_signal(
     model: nn.Module, image_size: int | None = None, *, images: Tensor | None = None, designed: bool = False
 ) -> pd.DataFrame:
-    """The columns of `signal_propagation`, predicted at initialisation, for N(0, 1) images or for `images`.
+    """The columns of `signal_propagation`, and grad_var of a gradient from N(0, 1) behind the last block; predicted at
+    initialisation, for N(0, 1) images or for `images`.
 
     Args: `image_size` H = W of N(0, 1) images; with it, the taps that zero padding cuts off at the borders are counted.
     `images` (N, C, H, W), normalised as the network gets them: of those, correlations over space and channels are
@@ -37,16 +39,19 @@ def expected_signal(
     blocks = residual_blocks(model)
     scales = _Scales(blocks, designed)
     trunk = _stem(model, scales, noise(image_size) if images is None else pixels_of(images))
-    rows = [_row(0, -1, trunk, math.nan)]
+    rows, back = [_row(0, -1, trunk, math.nan)], []
     for i, block in enumerate(blocks):
-        trunk, residual = _block(block, trunk, scales)
+        trunk, residual = _block(block, replace(trunk, back=1.0), scales)
         rows.append(_row(i + 1, block.stage, trunk, residual.V))
-    return pd.DataFrame(rows, columns=COLUMNS)
+        back.append(trunk.back)
+    gradient = [math.prod(back[i:]) for i in range(len(back) + 1)]
+    return pd.DataFrame(rows, columns=COLUMNS).assign(grad_var=gradient)
 
 
 def compare_signal(model: nn.Module, x: Tensor, *, natural: bool = False, **measured) -> pd.DataFrame:
     """`signal_propagation` beside `expected_signal`: its columns, expected_mean_sq, expected_var,
-    expected_residual_var, and the deviations var_deviation and residual_var_deviation, measured / expected - 1.
+    expected_residual_var, expected_grad_var, and the deviations of the variances, measured / expected - 1, as
+    var_deviation.
 
     Args: `natural` predicts for `x` as it is; else for N(0, 1) images of its size. `measured` as of signal_propagation.
     """
@@ -57,8 +62,9 @@ def compare_signal(model: nn.Module, x: Tensor, *, natural: bool = False, **meas
 def beside(measured: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """The measured table with the expected columns and the relative deviations."""
     table = measured.join(expected[list(STATISTICS)].add_prefix("expected_"))
-    for name in ("var", "residual_var"):
-        table[f"{name}_deviation"] = table[name] / table[f"expected_{name}"] - 1
+    for name in STATISTICS[1:]:
+        if name in table:
+            table[f"{name}_deviation"] = table[name] / table[f"expected_{name}"] - 1
     return table
 
 
@@ -88,11 +94,8 @@ class _Scales(Design):
 
     def conv(self, layer: nn.Module, a: Activated, scale: float = 1.0) -> Trunk:
         """Through `layer`, whose design asks for `scale`."""
-        shape = {
-            "kernel_size": layer.kernel_size,
-            "stride": layer.stride,
-            "channels": layer.in_channels // layer.groups,
-        }
+        channels, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        shape = {"kernel_size": layer.kernel_size, "stride": layer.stride, "channels": channels, "out": out}
         if self.designed:
             return convolve(a, c=scale**2, **shape)
         if isinstance(layer, ScaledStdConv2d):
@@ -139,7 +142,7 @@ def _block(block: nn.Module, h: Trunk, scales: _Scales) -> tuple[Trunk, Trunk]:
         out = scales.conv(block.conv1b, activate(block.act, out), inner)
     out = scales.conv(block.conv2, activate(block.act, normalized(block, "norm2", out)), inner)
     if block.squeeze_excite is not None and not is_normalizer_free(block):
-        out = Trunk(out.m / 2, out.M / 4, out.V / 4, out.size, out.R)  # the NF nets double their gates
+        out = Trunk(out.m / 2, out.M / 4, out.V / 4, out.size, out.R, out.back / 4)  # the NF nets double their gates
     if block.is_transition:
         pools = getattr(block, "stride", 1) == 2 and block.conv_shortcut.stride == 1
         shortcut = scales.conv(block.conv_shortcut, avg_pool(a) if pools else a, outer)
@@ -150,4 +153,4 @@ def _block(block: nn.Module, h: Trunk, scales: _Scales) -> tuple[Trunk, Trunk]:
 
 def normalized(block: nn.Module, name: str, h: Trunk) -> Trunk:
     """After BatchNorm every channel has mean 0 and variance 1; without, the trunk itself."""
-    return Trunk(0.0, 0.0, 1.0, h.size, h.R) if hasattr(block, name) else h
+    return Trunk(0.0, 0.0, 1.0, h.size, h.R, h.back / h.V) if hasattr(block, name) else h

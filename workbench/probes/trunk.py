@@ -13,6 +13,9 @@ for centred weights remove what all their N inputs have in common: the mean A ov
 positions, the variance G of the average over the window. Of independent channels of white noise G is C / N, so V is
 c * C again; natural images are nearly alike under a window, so there G is most of C. For ReLU and plain weights this is
 the arc-cosine kernel; for a standardised network on white noise it says mean 0, variance 1.
+
+Backward, a gradient's variance is multiplied by E[g'(x)^2] at an activation, by c O / (I s^2) at a convolution from I
+to O channels with stride s, whose weights are taken to be independent of the gradient, and by 1 / V at a BatchNorm.
 """
 
 import math
@@ -32,19 +35,21 @@ WHITE = np.array([[1.0, 0.0], [0.0, 0.0]])  # correlation at lags (0, 0), (0, 1)
 @dataclass(frozen=True)
 class Trunk:
     """Channel means ~ N(m, M), variance V within a channel, on maps of `size` pixels a side (None: borders are
-    ignored); R[i, j] the correlation of pixels i rows and j columns apart."""
+    ignored); R[i, j] the correlation of pixels i rows and j columns apart. `back` is what a gradient's variance is
+    multiplied by on its way from here to where the count was started."""
 
     m: float
     M: float
     V: float
     size: int | None = None
     R: np.ndarray = field(default_factory=lambda: WHITE)
+    back: float = 1.0
 
 
 @dataclass(frozen=True)
 class Activated:
-    """Moments of a map over its channels: A = E[mean], B = E[mean^2], C = E[var], and R as of a trunk. `average` has
-    the covariance over lags of the channels' average, where they are not independent (pixels)."""
+    """Moments of a map over its channels: A = E[mean], B = E[mean^2], C = E[var]; R and `back` as of a trunk. `average`
+    has the covariance over lags of the channels' average, where they are not independent (pixels)."""
 
     A: float
     B: float
@@ -52,6 +57,7 @@ class Activated:
     size: int | None = None
     R: np.ndarray = field(default_factory=lambda: WHITE)
     average: np.ndarray | None = None
+    back: float = 1.0
 
 
 def noise(image_size: int | None) -> Activated:
@@ -79,25 +85,31 @@ def activate(fn, h: Trunk) -> Activated:
 
     Raises: WorkbenchError for a function that is not elementwise.
     """
-    z, w = _normal_grid(2001)
+    z, w = _normal_grid(2000)
     u, v = _normal_grid(61) if h.M > 0 else (np.zeros(1), np.ones(1))
     x = (h.m + math.sqrt(h.M) * u)[:, None] + math.sqrt(h.V) * z  # (channels, values)
-    y = _elementwise(fn, torch.from_numpy(x)).numpy()
+    y, slope = _elementwise(fn, torch.from_numpy(x))
     mean = y @ w
     var = np.square(y) @ w - mean**2
     C = float(v @ var)
     R = h.R if h.R is WHITE else _activated_correlation(y, z, w, v, h.R, C)
-    return Activated(float(v @ mean), float(v @ mean**2), C, h.size, R)
+    back = h.back * float(v @ (np.square(slope) @ w))
+    return Activated(float(v @ mean), float(v @ mean**2), C, h.size, R, back=back)
 
 
-def _elementwise(fn, x: Tensor) -> Tensor:
+def _elementwise(fn, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """fn(x) and fn'(x)."""
+    leaf = x.detach().requires_grad_()
     try:
-        y, few = fn(x), fn(x[:, :4])
+        with torch.enable_grad():
+            y = fn(leaf)
+        few = fn(x[:, :4])
     except RuntimeError:  # it wants other shapes
         y = few = x[:0]
-    if y.shape != x.shape or not torch.allclose(y[:, :4], few):
+    if y.shape != x.shape or not torch.allclose(y.detach()[:, :4], few):
         raise WorkbenchError("there is a theory for elementwise activations, not for one that mixes channels.")
-    return y
+    slope = torch.autograd.grad(y.sum(), leaf)[0] if y.requires_grad else torch.zeros_like(x)
+    return y.detach().numpy(), slope.numpy()
 
 
 def _activated_correlation(y: np.ndarray, z: np.ndarray, w: np.ndarray, v: np.ndarray, R: np.ndarray, C: float):
@@ -111,8 +123,18 @@ def _activated_correlation(y: np.ndarray, z: np.ndarray, w: np.ndarray, v: np.nd
     return out + (1 - share) * (R >= 1)  # what higher orders hold is correlated with nothing but itself
 
 
-def convolve(a: Activated, *, c: float, kernel_size: int, stride: int, channels: int, centred: bool = True) -> Trunk:
-    """Through a convolution with freshly drawn weights of variance c / fan-in, over `channels` channels a group.
+def convolve(
+    a: Activated,
+    *,
+    c: float,
+    kernel_size: int,
+    stride: int,
+    channels: int,
+    out: int | None = None,
+    centred: bool = True,
+) -> Trunk:
+    """Through a convolution with freshly drawn weights of variance c / fan-in, from `channels` channels a group to
+    `out` (None: as many).
 
     At a border only some taps meet pixels, so a mean that is constant inside becomes variance over positions.
     """
@@ -127,7 +149,9 @@ def convolve(a: Activated, *, c: float, kernel_size: int, stride: int, channels:
         size = -(-a.size // stride)
     M = c * (a.B * overlap - A2 * share**2)
     V = c * (S[0, 0] * share + a.B * (share - overlap) - A2 * (share_sq - share**2))
-    return Trunk(0.0, max(M, 0.0), V, size, _correlation(S[::stride, ::stride] if a.R is not WHITE else None))
+    R = _correlation(S[::stride, ::stride] if a.R is not WHITE else None)
+    back = a.back * c * share * (out or channels) / (channels * stride**2)
+    return Trunk(0.0, max(M, 0.0), V, size, R, back)
 
 
 def add(shortcut: Trunk, branch: Trunk, g: float) -> Trunk:
@@ -138,15 +162,17 @@ def add(shortcut: Trunk, branch: Trunk, g: float) -> Trunk:
     else:
         n = max(len(shortcut.R), len(branch.R))
         R = (shortcut.V * _extended(shortcut.R, n) + g**2 * branch.V * _extended(branch.R, n)) / V
-    return Trunk(shortcut.m + g * branch.m, shortcut.M + g**2 * branch.M, V, branch.size, R)
+    back = shortcut.back + g**2 * branch.back
+    return Trunk(shortcut.m + g * branch.m, shortcut.M + g**2 * branch.M, V, branch.size, R, back)
 
 
 def avg_pool(a: Activated) -> Activated:
-    """2x2, stride 2: over white noise the variance within a channel falls to a quarter; its mean stays."""
+    """2x2, stride 2: over white noise the variance within a channel falls to a quarter; its mean stays. Each of four
+    pixels gets a quarter of the gradient."""
     smooth = _windowed(a.R, 2)
     size = None if a.size is None else -(-a.size // 2)
     R = _correlation(smooth[::2, ::2] if a.R is not WHITE else None)
-    return Activated(a.A, a.B, a.C * smooth[0, 0], size, R)
+    return Activated(a.A, a.B, a.C * smooth[0, 0], size, R, back=a.back / 16)
 
 
 def max_pool(h: Trunk) -> Trunk:
@@ -222,7 +248,8 @@ def _taps(size: int, kernel_size: int, stride: int) -> tuple[float, float, float
 
 
 def _normal_grid(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values and weights of the expectation over N(0, 1); a fine grid, because activations have kinks."""
+    """Values and weights of the expectation over N(0, 1); a fine grid, because activations have kinks, and without 0,
+    where they have them."""
     z = np.linspace(-8, 8, n)
     density = np.exp(-z * z / 2)
     return z, density / density.sum()
