@@ -47,7 +47,7 @@ def test_a_sound_network_is_a_run_and_exit_code_0(root, command):
     assert run.info.status == "FINISHED" and run.data.tags["outcome"] == "sound"
     assert run.data.metrics["sound"] == 1 and run.data.metrics["blocks"] == 3
     assert run.data.params["model"] == "nf_resnet_tiny" and run.data.params["image_size"] == "28"
-    assert "tables/blocks.parquet" in store.artifacts(run.info.run_id)
+    assert {"tables/blocks.parquet", "figures/blocks.png"} <= set(store.artifacts(run.info.run_id))
 
 
 def test_a_network_of_ones_own_by_file_and_by_module(own, command):

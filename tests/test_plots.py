@@ -48,6 +48,14 @@ def test_inputs_stand_side_by_side_with_what_is_expected_of_each():
     assert dashed == [1.0, 0.3] and ax.get_title() == "nf_resnet26_cifar"
 
 
+def test_a_check_marks_its_faults():
+    table = signal_table(1.0)[lambda t: (t.arm == "NF") & (t.seed == 0)].assign(verdict="sound")
+    table.loc[table.block == 3, "verdict"] = "grows"
+    var = plots.check_figure(table).axes[0]
+    marks = {line.get_label(): line.get_xdata().tolist() for line in var.lines}
+    assert marks["fault"] == [3] and marks["measured"] == [0, 1, 2, 3, 4] and "theory, of noise" in marks
+
+
 def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_stays_gray():
     rows = [
         {"step": s, "block": b, "var": 10.0 ** (b + s), "mean_sq": 0.0, "residual_var": np.nan, "grad_var": np.inf}

@@ -56,6 +56,7 @@ def test_nf_resnet_has_the_published_staircase():
 def test_batchnorm_resnet_grows_as_published():
     table = signal_propagation(create_model("resnet50", 10), torch.randn(8, 3, 96, 96))
     assert table["var"][:9].tolist() == pytest.approx(PUBLISHED_BN_VAR, rel=0.08)
+    assert table["var"][13:].tolist() == pytest.approx([1.87, 0.53, 0.79, 1.05], rel=0.08)
     assert table.residual_var[1:].between(0.24, 0.29).all()
 
 
@@ -63,6 +64,9 @@ def test_average_pools_lose_white_noise_in_an_nfnet():
     table = signal_propagation(create_model("nfnet_f0", 10, skip_gain=1.0), torch.randn(4, 3, 96, 96))
     published = [0.92, 0.95, 0.26, 0.27, 0.06]
     assert table["var"][:5].tolist() == pytest.approx(published, rel=0.12)
+    assert table["var"][10:].tolist() == pytest.approx([0.01] * 3, rel=0.5)  # published with one digit
+    assert table.residual_var[1:6].tolist() == pytest.approx([0.86, 0.82, 0.12, 0.10, 0.013], rel=0.2)
+    assert table.residual_var.iloc[-1] == pytest.approx(0.001, rel=0.5)
 
 
 def test_nf_regnet_falls_as_published():

@@ -65,12 +65,15 @@ def check_model(
     found = preflight(model, images.to(where), precision=precision, blocks=blocks)
     found = dataclasses.replace(found, name=name)
 
+    from workbench.lab.plots import check_figure
+
     store = Store()
     parameters = {"model": name, "data": data or "N(0, 1)", "image_size": images.shape[-1], "batch_size": len(images)}
     parameters |= {"precision": precision, "seed": seed, **{f"arg_{k}": v for k, v in arguments.items()}}
     run_id = store.open_run("checks", name, parameters, {"device": where.type}, source="workbench check")
     store.log_metrics(run_id, _numbers(found))
     store.log_table(run_id, found.table, "blocks")
+    store.log_figure(run_id, check_figure(found.table), "blocks")
     store.describe(run_id, str(found))
     store.set_tags(run_id, outcome="sound" if found.ok else found.faults[0].verdict)
     store.close(run_id, "FINISHED")

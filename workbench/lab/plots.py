@@ -107,6 +107,25 @@ def inputs_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def check_figure(table: pd.DataFrame) -> Figure:
+    """A pre-flight: the trunk's variance, the branch's and the gradient's over depth, what is expected dashed, faults
+    crossed. Columns: block, stage, var, residual_var, grad_var, verdict, and expected ones where there is a theory."""
+    style()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    bad = table[(table.block > 0) & ~table.verdict.isin(["sound", "matches theory", "starts as its shortcut"])]
+    for ax, column in zip(axes, ("var", "residual_var", "grad_var"), strict=True):
+        shown = table[table[column] > 0]
+        ax.plot(shown.block, shown[column], "o", ms=4, color=COLOURS["NF"], label="measured")
+        if f"expected_{column}" in table:
+            ax.plot(table.block, table[f"expected_{column}"], "--", lw=1, color="0.4", label="theory, of noise")
+        ax.plot(bad.block, bad[column], "x", ms=9, color=COLOURS["NF without scaled WS"], label="fault")
+        if len(shown):
+            _depth_axis(ax, table, column)
+        ax.set(title=SIGNALS[column], xlabel="residual block (0 = stem)")
+    axes[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
 def _arms_or_names(table: pd.DataFrame) -> list[str]:
     """The known arms in their order, then others in theirs."""
     return [*_arms(table), *(arm for arm in dict.fromkeys(table.arm) if arm not in ARMS)]
