@@ -195,6 +195,8 @@ def standardized(
         made = conv
     else:
         made = StandardizedCall(conv)
+    if bias.dtype != conv.weight.dtype:  # BatchNorm keeps float32 in networks of half precision
+        bias = nn.Parameter(bias.to(conv.weight.dtype), bias.requires_grad)
     conv.bias, made.gain, made.scale = bias, gain, scale
 
     def unit_norm(units: Tensor) -> Tensor:
