@@ -282,6 +282,7 @@ def test_precision_mode_and_what_is_frozen_are_kept():
     assert not new.layer1[0].conv1.weight.requires_grad and not new.layer1[0].conv1.gain.requires_grad
     assert new.layer2[0].conv1.gain.requires_grad
     assert not new.training and new.layer2.training and not new.layer1[0].training
+    assert normfree(SqueezeNet().train()).model[1][0].drop_path.training
 
 
 def test_the_original_is_left_as_found():
@@ -418,6 +419,48 @@ def test_a_branch_that_ends_in_code():
     assert halved.blocks.gain.tolist() == ["2.conv"] and halved.blocks.scale[0] == pytest.approx(0.4, rel=0.01)
     after_code = normfree(network(True))
     assert len(after_code.blocks) == 0 and "'2'" in after_code.undone[0] and "nn.Identity" in after_code.undone[0]
+
+
+def test_a_trunk_that_is_normalised_and_added_is_divided_by_its_deviation():
+    """As RepVGG and MobileOne: nothing behind the sum could stand for beta, and without it the trunk would double."""
+
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.identity, self.convs = nn.BatchNorm2d(32), nn.ModuleList(nn.Conv2d(32, 32, 3, 1, 1) for _ in range(2))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(32) for _ in range(2))
+
+        def forward(self, x):
+            out = self.identity(x)
+            for conv, norm in zip(self.convs, self.norms, strict=True):
+                out += norm(conv(x))
+            return out
+
+    stem = nn.Conv2d(3, 32, 3, 1, 1), nn.BatchNorm2d(32)
+    model = nn.Sequential(*stem, *(Parallel() for _ in range(4)), nn.Flatten(), nn.Linear(32 * 64 * 64, 2))
+    result = normfree(model, blocks=[])
+    assert [m.identity.scale for m in result.model[2:6]] == pytest.approx([1.0] + [3**-0.5] * 3, rel=0.02)
+    h, x = [], torch.randn(4, 3, 64, 64)
+    for m in result.model[2:6]:
+        m.register_forward_hook(lambda m, args, out: h.append(out.var((0, 2, 3)).mean().item()))
+    result.model(x)
+    assert h == pytest.approx([3.0] * 4, rel=0.12)
+
+
+def test_gates_that_are_spread_over_the_map_are_no_upsampling():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.gate = nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.Conv1d(1, 1, 3, 1, 1)
+
+        def forward(self, x):
+            out = self.bn(self.conv(x))
+            gates = self.gate(out.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid()
+            return x + out * gates.expand_as(out)
+
+    result = normfree(nn.Sequential(nn.Conv2d(3, 16, 3), Gate(), nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1)))
+    assert result.blocks.path.tolist() == ["1"] and result.blocks.scale[0] == pytest.approx(0.4, rel=0.3)
+    assert "pooled" in result.report.set_index("path").loc["1.gate", "note"]
 
 
 def test_a_module_that_runs_twice_is_reported():

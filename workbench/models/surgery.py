@@ -98,7 +98,9 @@ def operate(
             rows.append(Row(name, was[name], was[name], None, "not reached from the input"))
             undone.append(f"'{name}' stays as it is, for the input did not reach it: convert in the mode that runs it.")
         else:
-            rows += [Row(name, was[name], was[name], None, why) for kind, why in STAYS.items() if isinstance(module, kind)]
+            rows += [
+                Row(name, was[name], was[name], None, why) for kind, why in STAYS.items() if isinstance(module, kind)
+            ]
 
     instead = {modules[name]: module for name, module in made.items()}
     for parent in modules.values():
