@@ -415,6 +415,16 @@ def test_a_branch_that_ends_in_code():
     def network(activated):
         return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), Block(activated), nn.Conv2d(16, 2, 1))
 
+    class Normed(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    branch = Normed(nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU(), nn.BatchNorm2d(16))
+    normed = normfree(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), branch, nn.Conv2d(16, 2, 1)))
+    assert normed.blocks.gain.tolist() == ["2.2"] and isinstance(normed.model[2][2], BranchGain)
+    assert normed.model[2][2].scale == pytest.approx(0.2 * gamma(F.relu), rel=1e-3)
+    assert normed.blocks.variance[0] == pytest.approx(1.04, rel=0.01)
+
     halved = normfree(network(False))
     assert halved.blocks.gain.tolist() == ["2.conv"] and halved.blocks.scale[0] == pytest.approx(0.4, rel=0.01)
     after_code = normfree(network(True))

@@ -92,15 +92,15 @@ def operate(
             inner = made[name].module if isinstance(made[name], BranchEnd) else made[name]
             became = type(inner).__name__ + (" + BranchGain" if inner is not made[name] else "")
             rows.append(Row(name, was[name], became, getattr(inner, "scale", None), notes.get(name, "")))
-        elif name in left:
-            rows.append(Row(name, was[name], was[name], None, left[name]))
-        elif isinstance(module, _ConvNd):
-            rows.append(Row(name, was[name], was[name], None, "not reached from the input"))
-            undone.append(f"'{name}' stays as it is, for the input did not reach it: convert in the mode that runs it.")
-        else:
-            rows += [
-                Row(name, was[name], was[name], None, why) for kind, why in STAYS.items() if isinstance(module, kind)
-            ]
+            continue
+        if isinstance(module, _ConvNd) and name not in left:
+            left[name] = "the input does not reach it"
+            undone.append(
+                f"'{name}' stays as it is, for the input does not reach it: convert in the mode that runs it."
+            )
+        why = left.get(name) or next((why for kind, why in STAYS.items() if isinstance(module, kind)), None)
+        if why:
+            rows.append(Row(name, was[name], was[name], None, why))
 
     instead = {modules[name]: module for name, module in made.items()}
     for parent in modules.values():
@@ -157,7 +157,7 @@ def _losses(
 ) -> list[str]:
     """What goes with a BatchNorm and comes back nowhere."""
     if not found.norms[name]:
-        return [f"'{name}' is taken out, though the input did not reach it."]
+        return [f"'{name}' is taken out, though the input does not reach it."]
     losses, read = [], found.norms[name][0]
     if read in left or isinstance(modules.get(read), nn.Linear):
         losses.append(f"'{name}' normalised the output of '{read}', which is not standardised.")
