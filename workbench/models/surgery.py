@@ -77,7 +77,11 @@ def operate(
             undone.append(f"'{name}' {notes[name]}: it has the first.")
 
     like = next(model.parameters())
-    gains = {name: BranchGain(end.scale, skip_gain, like) for name, end in zip(places, found.ends, strict=True)}
+    gains: dict[str, BranchGain] = {}
+    for name, end in zip(places, found.ends, strict=True):
+        gain = gains.setdefault(name, BranchGain(end.scale, skip_gain, like))
+        if abs(gain.scale / end.scale - 1) > 0.01:
+            undone.append(f"'{name}' ends several branches, at scales of {gain.scale:.4g} and {end.scale:.4g}.")
     for name, norm in modules.items():
         if isinstance(norm, _BatchNorm):
             made[name] = _instead(norm, _constant(name, found, owners), gains.pop(name, None))
@@ -95,9 +99,7 @@ def operate(
             continue
         if isinstance(module, _ConvNd) and name not in left:
             left[name] = "the input does not reach it"
-            undone.append(
-                f"'{name}' stays as it is, for the input does not reach it: convert in the mode that runs it."
-            )
+            undone.append(f"'{name}' stays as it is, not reached from the input: convert in the mode that runs it.")
         why = left.get(name) or next((why for kind, why in STAYS.items() if isinstance(module, kind)), None)
         if why:
             rows.append(Row(name, was[name], was[name], None, why))

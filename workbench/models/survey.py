@@ -120,7 +120,7 @@ class Surveyor(Shadows):
             for tensor in outputs:
                 self.trails[tensor], self.makers[tensor] = trail, []
                 self.normed.pop(tensor, None)
-            if "batch_norm" in func.overloadpacket.__name__:
+            if "batch_norm" in func.overloadpacket.__name__ and self.stack[-1] in self.found.norms:
                 self.normed[outputs[0]] = self.stack[-1]
         return out
 
@@ -145,9 +145,8 @@ class Surveyor(Shadows):
 
     def shadows_of(self, func, name: str, args: tuple, kwargs: dict, known: list[Tensor]) -> list[Tensor]:
         if func is aten.convolution.default and args[0] in self.shadows and self._is_to_be_standardized(args):
-            scale = spread(self.shadows[args[0]]) ** -0.5
-            self.found.scales[self.stack[-1]].append(scale)
-            return [self.fresh()]
+            self.found.scales[self.stack[-1]].append(spread(self.shadows[args[0]]) ** -0.5)
+            return [self.fresh() if args[2] is None else self.fresh() + per_row(args[2])]
         if "batch_norm" in name:
             return [self._without_norm(args)]
         return super().shadows_of(func, name, args, kwargs, known)
@@ -158,36 +157,36 @@ class Surveyor(Shadows):
         if name in self.found.left:
             return False
         if conv._parameters.get("weight") is not weight:
-            self.found.left[name] = "its weight is made anew in every pass"
+            self.found.left[name] = "its weight is no parameter of its own"
         elif is_constant(self.shadows[args[0]]):
             self.found.left[name] = "reads a map pooled to one position"
         elif not can_be_standardized(conv):
-            self.found.left[name] = "one weight a unit, or of an unknown layout"
+            self.found.left[name] = "one weight in each unit, or a layout that is not known"
         return name not in self.found.left
 
     def _without_norm(self, args: tuple) -> Tensor:
-        name, x = self.stack[-1], args[0]
+        name, shadow = self.stack[-1], self.shadows[args[0]]
         norm = self.modules[name]
         if isinstance(norm, _InstanceNorm):
-            return normalised(self.shadows[x], 1)
+            return normalised(shadow, 1)
         if not isinstance(norm, _BatchNorm):
             self.found.functional.append(name)
-            return self.shadows[x]
-        read = [m for m in self.makers.get(x, []) if m in self.found.scales]
-        makers = self.makers.get(x) or [""]
-        self.found.norms[name].append(read[0] if read else makers[0])
-        if read and norm.affine and norm.weight.any():
-            return self.shadows[x] * per_row(norm.weight) + per_row(norm.bias)
-        return self.shadows[x]
+            return shadow
+        makers = self.makers.get(args[0]) or [""]
+        conv = next((maker for maker in makers if maker in self.found.scales), None)
+        self.found.norms[name].append(conv or makers[0])
+        if conv is None or not norm.affine or not norm.weight.any():
+            return shadow
+        return normalised(shadow, 1) * per_row(norm.weight) + per_row(norm.bias)
 
     def _divide_trunks(self, args: tuple) -> None:
         """A BatchNorm that reads no convolution, and is added: no scale behind it could stand for beta."""
         for tensor in args[:2]:
             if isinstance(tensor, Tensor) and tensor in self.normed and tensor is not self.branch:
-                name = self.normed[tensor]
-                if self.found.norms[name][-1] not in self.found.scales:
-                    self.found.betas[name] = spread(self.shadows[tensor]) ** 0.5
-                    self.shadows[tensor] = self.shadows[tensor] / self.found.betas[name]
+                name, shadow = self.normed[tensor], self.shadows[tensor]
+                if self.found.norms[name][-1] not in self.found.scales and not is_constant(shadow):
+                    self.found.betas[name] = spread(shadow) ** 0.5
+                    self.shadows[tensor] = shadow / self.found.betas[name]
 
     # ---- block ends
 
@@ -195,16 +194,15 @@ class Surveyor(Shadows):
         shortcut, branch = self.trails[addition.shortcut], self.trails[addition.branch]
         number = self.additions
         self.additions += 1
-        if self.blocks is None:
-            # one side comes from a smaller map: a decoder or feature pyramid, which joins two resolutions
+        if self.blocks is None:  # but where one side has been a smaller map: decoders and pyramids join resolutions
             wanted = shortcut.upsampled == branch.upsampled
         else:
             wanted = any(addition.module == b or addition.module.startswith(f"{b}.") for b in self.blocks)
-        if not wanted or not branch.convs or number in self.skip:
-            return
         shadow = self.shadows[addition.branch]
-        gate = 1.0 if addition.gate is None else self.shadows.get(addition.gate, 1.0)
-        scale = self.alpha * spread(shadow * gate) ** -0.5
+        gated = shadow * self.shadows.get(addition.gate, 1.0) if addition.gate is not None else shadow
+        if not wanted or not branch.convs or number in self.skip or is_constant(gated):
+            return
+        scale = self.alpha * spread(gated) ** -0.5
         self.shadows[addition.branch] = shadow * scale
         makers = list(self.makers.get(addition.branch, []))
         self.branch = addition.branch
