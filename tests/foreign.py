@@ -85,3 +85,110 @@ class SmallViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patch(x).flatten(2).transpose(1, 2)
         return self.head(self.blocks(tokens + self.position).mean(1))
+
+
+class SqueezeExcite(nn.Module):
+    """Gates from the pooled map, by 1x1 convolutions, as torchvision's and timm's."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
+class Bottleneck(nn.Module):
+    """1x1, grouped 3x3, 1x1, squeeze-excite; post-activation, with an activation of its own in front of each."""
+
+    def __init__(self, channels: int, out: int, stride: int = 1):
+        super().__init__()
+        mid = out // 2
+        self.conv1, self.bn1 = nn.Conv2d(channels, mid, 1, bias=False), nn.BatchNorm2d(mid)
+        self.conv2, self.bn2 = nn.Conv2d(mid, mid, 3, stride, 1, groups=4, bias=False), nn.BatchNorm2d(mid)
+        self.conv3, self.bn3 = nn.Conv2d(mid, out, 1, bias=False), nn.BatchNorm2d(out)
+        nn.init.zeros_(self.bn3.weight)
+        self.se, self.drop_path = SqueezeExcite(out), nn.Dropout(0.1)
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.silu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.silu(self.bn2(self.conv2(out)))
+        out = self.drop_path(self.se(self.bn3(self.conv3(out))))
+        return F.silu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class SqueezeNet(nn.Sequential):
+    """Bottlenecks with squeeze-excite in two stages."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.SiLU(inplace=True)),
+            nn.Sequential(Bottleneck(32, 64), Bottleneck(64, 64)),
+            nn.Sequential(Bottleneck(64, 128, 2), Bottleneck(128, 128)),
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
+        )
+
+
+class PreActivationBlock(nn.Module):
+    """BatchNorm, activation, convolution, twice; the activation in place, which BatchNorm makes harmless."""
+
+    def __init__(self, channels: int, activation: nn.Module):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(channels), nn.Conv2d(channels, channels, 3, 1, 1)
+        self.act = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(self.act(self.bn1(x)))
+        return x + self.conv2(self.act(self.bn2(out)))
+
+
+class PreActivationNet(nn.Module):
+    """A stem without norm, blocks on one trunk, a last norm and activation."""
+
+    def __init__(self, blocks: int = 3, channels: int = 32, activation: nn.Module | None = None):
+        super().__init__()
+        activation = nn.ReLU(inplace=True) if activation is None else activation
+        self.conv = nn.Conv2d(3, channels, 3, 1, 1)
+        self.blocks = nn.ModuleList(PreActivationBlock(channels, activation) for _ in range(blocks))
+        self.bn, self.act, self.head = nn.BatchNorm2d(channels), activation, nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.act(self.bn(h)).mean((2, 3)))
+
+
+def double_conv(channels: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(channels, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)),
+    )
+
+
+class UNet(nn.Module):
+    """Down, up, and across: by a transposed convolution, with BatchNorm or without, or by upsampling; the skips are
+    concatenated, or added."""
+
+    def __init__(self, channels: int = 16, up: str = "transposed", skip: str = "concatenated"):
+        super().__init__()
+        self.skip = skip
+        self.down1, self.down2 = double_conv(1, channels), double_conv(channels, 2 * channels)
+        self.up = {
+            "transposed": nn.ConvTranspose2d(2 * channels, channels, 2, 2),
+            "normalised": nn.Sequential(
+                nn.ConvTranspose2d(2 * channels, channels, 4, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+            ),
+            "upsampled": nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(2 * channels, channels, 1)),
+        }[up]
+        self.mix = double_conv(2 * channels if skip == "concatenated" else channels, channels)
+        self.out = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        across = self.down1(x)
+        h = self.up(self.down2(F.max_pool2d(across, 2)))
+        return self.out(self.mix(torch.cat([across, h], 1) if self.skip == "concatenated" else across + h))

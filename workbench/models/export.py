@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from workbench.errors import WorkbenchError
 from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
+from workbench.models.standardized_convs import Standardized
 from workbench.models.timm_nets import TimmConv2d
 from workbench.models.weights.files import target_path, write_whole
 
@@ -51,10 +52,13 @@ def fold(model: nn.Module) -> nn.Module:
         )
         if isinstance(block.conv2, ScaledStdConv2d) and (not gated or getattr(block, "attention_inside", False)):
             _fold_gain(block)
+    foreign = {m: m.plain() for m in list(folded.modules()) if isinstance(m, Standardized)}  # of `normfree`
     for module in list(folded.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ScaledStdConv2d | PlainConv2d):
                 setattr(module, name, _plain(child))
+            elif child in foreign:
+                setattr(module, name, foreign[child])
     return folded
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from workbench.errors import WorkbenchError
-from workbench.models.layers import ScaledStdConv2d
 
 MARK = "in_scope_of"  # on parameters: what AGC, EMA and SAM look for, which know nothing of networks
 
@@ -60,19 +59,19 @@ class _NoLoading(_Fixed):
 
 @contextlib.contextmanager
 def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
-    """Within it every ScaledStdConv2d of `model` is standardised once; gradients go through that once, at its end.
+    """Within it every convolution of `model` is standardised once; gradients go through that once, at its end.
 
     With gradients enabled, `backward` of the micro-batches adds up the gradients of the standardised weights, and the
     end of the scope takes them on to the parameters: the same gradient, to rounding. Scopes do not nest.
     Raises: WorkbenchError inside for train(), eval(), load_state_dict, copying, and steps of optimizer, AGC, EMA, SAM;
     at its end where a weight was written to; and in a backward pass that comes after it.
     """
-    convs = [m for m in model.modules() if isinstance(m, ScaledStdConv2d)]
+    convs = [m for m in model.modules() if hasattr(m, "standardized_weight")]
     if any("standardized_weight" in vars(conv) for conv in convs):
         raise WorkbenchError("this network is in a scope of standardized_once already: use that one.")
     weights = [conv.standardized_weight() for conv in convs]
     shared = [w.detach().requires_grad_(w.requires_grad) for w in weights]
-    params = [p for conv in convs for p in conv.parameters(recurse=False)]
+    params = [p for conv in convs for p in conv.parameters()]
     mine, versions, closed = {id(p) for p in params}, [p._version for p in params], []
     for weight in shared:
         if weight.requires_grad:
