@@ -27,8 +27,8 @@ from workbench.models import create_model
 from workbench.models.activations import ACTIVATIONS, gamma
 from workbench.models.export import fold
 from workbench.models.normfree import normfree
+from workbench.models.normfree.standardized_convs import BranchGain, Scale, Standardized
 from workbench.models.once import standardized_once
-from workbench.models.standardized_convs import BranchGain, Scale, Standardized
 from workbench.optim import AGC, groups_table, param_groups
 from workbench.probes import signal_propagation
 

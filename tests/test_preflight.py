@@ -12,6 +12,8 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.activations import ACTIVATIONS
+from workbench.models.normfree import normfree
+from workbench.models.normfree.standardized_convs import BranchGain
 from workbench.probes import preflight
 from workbench.probes.rules import broken_rules, in_a_run
 
@@ -307,3 +309,26 @@ def test_images_that_the_model_cannot_take():
         preflight(SmallResNet(), noise(2, channels=5, size=32))
     with pytest.raises(WorkbenchError, match="did you mean 'float16'"):
         preflight(SmallResNet(), noise(2), precision="fp16")
+
+
+# ---- other people's networks, made normalizer-free
+
+
+@pytest.mark.parametrize("build", [SmallResNet, lambda: create_model("resnet26_cifar", 10)])
+def test_a_network_whose_batchnorm_was_taken_out_passes(build):
+    before = build()
+    made = normfree(before, noise(2, size=32)).model
+    found = preflight(made, noise(16, size=32))
+    assert found.ok and set(found.table.verdict[1:]) == {"sound"}  # opened, though its skip gains are zero
+    assert all(not p.detach().any() for n, p in made.named_parameters() if n.endswith("skip_gain"))
+
+
+def test_one_whose_branches_were_not_scaled_does_not():
+    made = normfree(create_model("resnet101", 10, width=1), noise(2)).model
+    assert preflight(made, noise()).ok
+    for module in made.modules():
+        if isinstance(module, BranchGain):
+            module.scale = 1.0
+        elif hasattr(module, "standardized_weight"):
+            module.scale = RELU
+    assert "grows" in {fault.verdict for fault in preflight(made, noise()).faults}

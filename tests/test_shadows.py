@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from workbench.models.activations import gamma
-from workbench.models.shadows import Shadows, is_constant, per_row, spread
+from workbench.models.normfree.shadows import Shadows, is_constant, per_row, spread
 
 SHAPE = (16, 64, 16, 16)
 TURN = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0].view(64, 64, 1, 1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workbench.models.standardized_convs import (
+from workbench.models.normfree.standardized_convs import (
     BranchEnd,
     BranchGain,
     Standardized,

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from workbench.errors import WorkbenchError
 from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
-from workbench.models.standardized_convs import Standardized
+from workbench.models.normfree.standardized_convs import Standardized
 from workbench.models.timm_nets import TimmConv2d
 from workbench.models.weights.files import target_path, write_whole
 

@@ -86,7 +86,7 @@ def weight_faults(model: nn.Module) -> list[Fault]:
     norms = {
         name: module.weight.detach().flatten(1).double().norm(dim=1).median().item()
         for name, module in model.named_modules()
-        if hasattr(module, "standardized_weight")
+        if hasattr(module, "standardized_weight") and not getattr(module, "transposed", False)
     }
     off = {name: norm for name, norm in norms.items() if not NORMS[0] <= norm <= NORMS[1]}
     if not off:

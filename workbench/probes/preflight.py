@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.layers import ScaledStdConv2d
+from workbench.models.normfree.standardized_convs import BranchGain
 from workbench.probes.diagnosis import construction_faults, weight_faults
 from workbench.probes.rules import Fault, broken_rules
 from workbench.probes.shared import as_found
@@ -124,8 +125,9 @@ def _opened(model: nn.Module) -> Iterator[None]:
 
 
 def _scales_by_alpha(model: nn.Module, name: str) -> bool:
-    """Whether the module that holds this skip gain has an alpha of its own to keep the branch small."""
-    return "alpha" in vars(model.get_submodule(name.rpartition(".")[0]))
+    """Whether what holds this skip gain also keeps the branch small: by an alpha of its own, or as `normfree` does."""
+    holder = model.get_submodule(name.rpartition(".")[0])
+    return "alpha" in vars(holder) or isinstance(holder, BranchGain)
 
 
 def _quietly(theory, *args):

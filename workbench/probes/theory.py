@@ -94,17 +94,17 @@ class _Scales(Design):
 
     def conv(self, layer: nn.Module, a: Activated, scale: float = 1.0) -> Trunk:
         """Through `layer`, whose design asks for `scale`."""
+        if not isinstance(layer, ScaledStdConv2d | PlainConv2d):
+            raise WorkbenchError(
+                f"expected_signal knows the convolutions of workbench.models.layers, but met {type(layer).__name__}."
+            )
         channels, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         shape = {"kernel_size": layer.kernel_size, "stride": layer.stride, "channels": channels, "out": out}
         if self.designed:
             return convolve(a, c=scale**2, **shape)
-        if isinstance(layer, ScaledStdConv2d):
-            return convolve(a, c=layer.scale**2 * layer.gain.double().square().mean().item(), **shape)
         if isinstance(layer, PlainConv2d):
             return convolve(a, c=layer.scale**2 * layer.init_gain, centred=False, **shape)
-        raise WorkbenchError(
-            f"expected_signal knows the convolutions of workbench.models.layers, but met {type(layer).__name__}."
-        )
+        return convolve(a, c=layer.scale**2 * layer.gain.double().square().mean().item(), **shape)
 
 
 def gamma_of(fn) -> float:

@@ -19,8 +19,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from workbench.models.additions import ADDITIONS, PRODUCTS, Addition, aten, watch_modules
-from workbench.models.shadows import Shadows, is_constant, normalised, per_row, spread, tensors_in
-from workbench.models.standardized_convs import can_be_standardized
+from workbench.models.normfree.shadows import Shadows, is_constant, normalised, per_row, spread, tensors_in
+from workbench.models.normfree.standardized_convs import can_be_standardized
 
 LINEAR = {"clone", "add", "add_", "mul", "mul_", "div", "div_"}  # pointwise operations that a factor passes through
 

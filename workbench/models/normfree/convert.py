@@ -17,9 +17,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_map
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.models.shadows import tensors_in
-from workbench.models.surgery import Row, operate, place
-from workbench.models.survey import End, Survey, Surveyor
+from workbench.models.normfree.shadows import tensors_in
+from workbench.models.normfree.surgery import Row, operate, place
+from workbench.models.normfree.survey import End, Survey, Surveyor
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from workbench.models.standardized_convs import BranchEnd, BranchGain, Scale, standardized
-from workbench.models.survey import End, Survey
+from workbench.models.normfree.standardized_convs import BranchEnd, BranchGain, Scale, standardized
+from workbench.models.normfree.survey import End, Survey
 
 EACH = "normalises each sample by itself"
 STAYS = {nn.Linear: "not standardised", nn.LayerNorm: EACH, nn.GroupNorm: EACH, _InstanceNorm: EACH}
