@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import root
 
-HELPERS = {"harness", "peer", "parameters", "networks", "agreement"}  # modules in benchmarks/ that measure nothing
+HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_clip"}  # in benchmarks/, but time nothing
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 
