@@ -116,10 +116,12 @@ def twin(optimizer: Optimizer, memo: dict) -> Optimizer:
 
 
 def is_clipped(group: dict) -> bool:
+    """Whether AGC clips this parameter group: "clip" None exempts it."""
     return group.get("clip", True) is not None
 
 
 def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
+    """Sets the learning rate of each group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
