@@ -99,7 +99,7 @@ def test_a_failing_forward_leaves_no_hooks():
 
 
 def test_a_model_without_blocks_is_refused_with_what_is_needed():
-    with pytest.raises(WorkbenchError, match="no residual blocks to watch"):
+    with pytest.raises(WorkbenchError, match="no residual blocks were recognised"):
         signal_propagation(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 8, 8))
 
 
@@ -266,7 +266,7 @@ def test_a_detached_trunk_is_told():
         def forward(self, x):
             return (x + self.conv(x)).detach()
 
-    with pytest.raises(WorkbenchError, match="no gradient comes back"):
+    with pytest.raises(WorkbenchError, match=r"no gradient comes back|does not depend"):
         signal_propagation(Detached(), torch.randn(2, 3, 4, 4), backward=torch.sum)
 
 

@@ -18,11 +18,15 @@ def resolve_model(name: str, **arguments) -> nn.Module:
     Raises: WorkbenchError for a file, module or function that is not there, with the nearest name where there is one,
     for a function that does not take the arguments, and for what is no module.
     """
+    if name.endswith(".py"):
+        raise WorkbenchError(f"`{name}` names a file: say which function of it builds the network, {name}:function.")
     if ":" not in name:
         return create_model(name, **arguments)
     where, _, function = name.rpartition(":")
     module = _imported(where)
     build = getattr(module, function, None)
+    if isinstance(build, nn.Module) and not arguments:
+        return build
     if not callable(build):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown(f"function of {where}", function, callables)
@@ -30,6 +34,8 @@ def resolve_model(name: str, **arguments) -> nn.Module:
         model = build(**arguments)
     except TypeError as error:
         raise WorkbenchError(f"{name} cannot be called with {arguments or 'no arguments'} ({error}).") from error
+    except Exception as error:  # whatever a user's function does
+        raise WorkbenchError(f"{name} broke off ({type(error).__name__}: {error}).") from error
     if not isinstance(model, nn.Module):
         raise WorkbenchError(f"{name} must return an nn.Module, not {type(model).__name__}.")
     return model

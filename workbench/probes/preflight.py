@@ -80,6 +80,11 @@ def preflight(
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or len(x) == 0:
+        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise WorkbenchError(f"`x` must be a tensor of floating-point images (N, C, H, W), not {shown}.")
+    if not x.isfinite().all() or x.std() == 0:
+        raise WorkbenchError("`x` must be images of finite values that vary: look at how they are made.")
     name = getattr(model, "recipe", {}).get("name", type(model).__name__)
     with as_found(model), in_training(model), _opened(model):
         with torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32"):
@@ -96,12 +101,13 @@ def preflight(
 def _measured(model: nn.Module, x: Tensor, **asked) -> pd.DataFrame:
     try:
         return signal_propagation(model, x, **asked)
-    except (RuntimeError, AssertionError, TypeError, IndexError, ValueError) as error:
-        if isinstance(error, WorkbenchError):
-            raise
+    except WorkbenchError:
+        raise
+    except Exception as error:  # whatever a network's forward pass does
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WorkbenchError(
-            f"the model cannot take images of shape {tuple(x.shape)} ({said}): give it the size and channels it is for."
+            f"the model does not run on images of shape {tuple(x.shape)} and type {x.dtype} ({type(error).__name__}: "
+            f"{said}): give it what it is for, of one input."
         ) from error
 
 

@@ -19,7 +19,7 @@ from workbench.probes.dead import DeadUnits
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
 from workbench.probes.moments import peak as peak_of
-from workbench.probes.shared import as_found
+from workbench.probes.shared import as_found, checked_loss
 
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 
@@ -65,7 +65,8 @@ def signal_propagation(
         with table.watching_units():
             out = run(model, targets, leaf.clone() if backward else leaf, table)
         if backward:
-            table.send_back(leaf, backward(out) if callable(backward) else None)
+            loss = None if backward is True else checked_loss(backward(out), "give a function of the model's output")
+            table.send_back(leaf, loss)
     return table.frame()
 
 
@@ -201,13 +202,18 @@ def _run_watched(model: nn.Module, _: list, x: Tensor, table: _Table) -> Tensor:
     settled()
     if not found:
         raise WorkbenchError(
-            f"{type(model).__name__} has no residual blocks to watch: it adds no branch to a trunk of the same shape. "
-            "Name the modules whose outputs are its trunk: blocks=['layer1', 'layer2']."
+            f"{type(model).__name__}: no residual blocks were recognised, no addition of a branch to a trunk, maps of "
+            f"one shape (N, C, ...) or (N, T, C). Name the modules whose outputs are the trunk, {_example(model)}."
         )
     with torch.no_grad():
         stem = _input_of(model, found[0].module, start)
         table.rows[0] |= {} if stem is None else moments(channels_second(stem, table.channels))
     return out
+
+
+def _example(model: nn.Module) -> str:
+    names = [name for name, _ in model.named_children()][:2] or ["layer1", "layer2"]
+    return f"blocks={names} (--blocks {','.join(names)})"
 
 
 def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], x: Tensor, table: _Table) -> Tensor:
@@ -252,6 +258,8 @@ def _run(model: nn.Module, x: Tensor, hooks: list) -> Tensor:
 
 
 def _modules(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    if isinstance(names, str) or len(set(names)) < len(names):
+        raise WorkbenchError(f"`blocks` (={names!r}) must be a list of names, each once, as ['layer1', 'layer2'].")
     known = dict(model.named_modules())
     for name in names:
         if name not in known or not name:

@@ -36,6 +36,8 @@ def expected_signal(
     taken as exact. Squeeze-excite gates are taken at 1/2, their value for pooled zeros. Raises: WorkbenchError for
     other models.
     """
+    if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
+        raise WorkbenchError(f"`image_size` (={image_size!r}) must be a whole number of pixels a side, at least 1.")
     blocks = residual_blocks(model)
     scales = _Scales(blocks, designed)
     trunk = _stem(model, scales, noise(image_size) if images is None else pixels_of(images))
