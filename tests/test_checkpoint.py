@@ -86,6 +86,37 @@ def test_broken_off_anywhere_it_ends_in_the_same_weights_rows_and_tables(tmp_pat
         assert again["agc"].equals(tables["agc"])
 
 
+def stop_at(step):
+    asked = []
+    return lambda: asked.append(1) or len(asked) == step
+
+
+def test_stopped_after_any_step_it_ends_in_the_same_weights_rows_and_tables(tmp_path):
+    tables, again = {}, {}
+    whole = train(CONFIG, tables=lambda n, t: tables.update({n: t}), save=tmp_path / "whole.safetensors")
+    wanted = load_file(tmp_path / "whole.safetensors")
+    checkpoints, file, rows = Checkpoints(tmp_path / "here"), tmp_path / "x.safetensors", []
+    for at in (1, 3, 5):  # counted from where it goes on: after steps 1, 4 and 9
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, checkpoints=checkpoints, save=file, stop=stop_at(at))
+    assert [p.name for p in sorted((tmp_path / "here").iterdir())] == [f"step-0000000{n}" for n in (1, 4, 9)]
+    assert not file.exists()
+    never = stop_at(0)
+    result = train(
+        CONFIG, rows.append, lambda n, t: again.update({n: t}), checkpoints=checkpoints, save=file, stop=never
+    )
+    assert plain(result) == plain(whole) and [row["step"] for row in rows] == [4, 8, 12, 14]
+    assert all(torch.equal(v, wanted[k]) for k, v in load_file(file).items())
+    assert again["agc"].equals(tables["agc"])
+
+
+def test_without_checkpoints_a_stop_is_an_interrupt_and_after_the_last_step_there_is_nothing_to_stop():
+    settings = CONFIG.replace(steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, stop=stop_at(2))
+    assert train(settings, stop=stop_at(3)).outcome == "complete"
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_steps_it_ends_in_the_same_weights(tmp_path):
     script = textwrap.dedent("""

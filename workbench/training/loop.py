@@ -53,6 +53,7 @@ def train(
     *,
     checkpoints: Checkpoints | None = None,
     save: str | Path | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Trains `config` and returns what came of it; on CPU two runs of one configuration are equal bit for bit.
 
@@ -63,9 +64,12 @@ def train(
     training that was killed goes on from its last one, to the very same result; `log` is then called with the rows
     before it, too. `save` is where the final weights go (.safetensors; with an average, that goes beside it as
     NAME.ema.safetensors), with the size and moments of the images they take.
+    `stop` is asked after every step but the last; when it says True a checkpoint is written, where there are
+    checkpoints, and KeyboardInterrupt raised: nothing is lost, and the next `train` goes on after that step.
     A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with its step and
     cause. Started by torchrun, the processes share every batch; each returns the result, the first calls and writes.
-    Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
+    Raises: WorkbenchError for a configuration that its data cannot serve; KeyboardInterrupt where `stop` says so;
+    nothing for a training that goes wrong.
     """
     data = source(config)
     world = World.from_environment()
@@ -74,10 +78,10 @@ def train(
     if world.size > config.batch_size:
         raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at least one a process (={world.size}).")
     if not world.first:
-        log = tables = save = None
+        log = tables = save = stop = None
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
     with joined(world), torch.random.fork_rng(devices=devices):
-        return _train(config, data, world, device, total_steps, log, tables, checkpoints, save)
+        return _train(config, data, world, device, total_steps, log, tables, checkpoints, save, stop)
 
 
 def _train(
@@ -90,6 +94,7 @@ def _train(
     tables: Tables | None,
     checkpoints: Checkpoints | None,
     save: str | Path | None,
+    stop: Callable[[], bool] | None,
 ) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
@@ -154,7 +159,7 @@ def _train(
         disable=not config.progress,
         mininterval=0.5,
     )
-    done = step
+    done, can_stop = step, world.agree(stop is not None)
     for measured in (signals, curvature):
         if done == 0:
             measured.take(0, lr=0.0)
@@ -211,7 +216,8 @@ def _train(
             if world.agree(log is not None and bool(log(row))) and step < total_steps:
                 outcome = "pruned"
                 break
-        if checkpoints is not None and world.first and checkpoints.due(step):
+        stopped = can_stop and step < total_steps and world.agree(stop is not None and bool(stop()))
+        if checkpoints is not None and world.first and (stopped or checkpoints.due(step)):
             state = {name: part.state_dict() for name, part in stateful.items()}
             spent = time.perf_counter() - started
             checkpoints.save(
@@ -220,6 +226,9 @@ def _train(
                 model,
                 {"step": step, "history": history, "seconds": spent, "unreadable": sorted(inputs.unreadable), **state},
             )
+        if stopped:
+            bar.close()
+            raise KeyboardInterrupt
     bar.close()
     if save is not None and outcome == "complete":
         _save_weights(model, ema, save, inputs.preprocess)
