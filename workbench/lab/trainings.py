@@ -82,7 +82,7 @@ def run_training(
     world = World.from_environment()
     with store.lock(f"{session.mode}-{key}"), joined(world):
         found = store.find_training(key, session.mode) if save is None else None
-        folder = runs_folder() / "checkpoints" / f"{session.mode}-{key[:32]}"
+        folder = checkpoints_folder(session.mode, key)
         world.agree(None if found is not None else str(folder))
         if found is not None:
             run_id, result = found
@@ -107,7 +107,8 @@ def run_training(
                 checkpoints = Checkpoints(folder)
                 result = train(quiet, log, keep, checkpoints=checkpoints, save=save)
                 result = dataclasses.replace(result, config=config)
-                checkpoints.remove()
+                if result.outcome != "diverged":  # those before a divergence are for `workbench replay`
+                    checkpoints.remove()
             except BaseException as error:
                 store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
                 store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
@@ -125,6 +126,11 @@ def run_training(
         total=position[1],
     )
     return run_id, result, found is not None
+
+
+def checkpoints_folder(mode: str, key: str) -> Path:
+    """Where the checkpoints of the training with this key lie."""
+    return runs_folder() / "checkpoints" / f"{mode}-{key[:32]}"
 
 
 def help_training(config: TrainConfig) -> None:
