@@ -211,6 +211,52 @@ def curvature_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tuple[str, int]]) -> Figure:
+    """A replay: the losses, and for each run a heat map of the largest gradient-to-weight ratio, parameters over steps.
+
+    Columns: run (original, fork), step, loss; run, step, parameter, ratio; what is not finite (NaN) is black. `first`
+    has (parameter, step) of the first to go, which is framed from there on.
+    """
+    style()
+    names = list(dict.fromkeys(steps.run))
+    parameters = list(dict.fromkeys(ratios.parameter))
+    height = 1.6 + 0.14 * min(len(parameters), 70)
+    figure, axes = plt.subplots(
+        1, 1 + len(names), figsize=(5.2 + 4.6 * len(names), max(3.8, height)), layout="constrained"
+    )
+    colours = dict(zip(names, (COLOURS["NF"], COLOURS["NF+AGC"]), strict=False))
+    for name, style_of in zip(names, ("o-", "s--"), strict=False):
+        rows = steps[steps.run == name]
+        axes[0].plot(rows.step, rows.loss, style_of, ms=3, lw=1.2, color=colours[name], label=name)
+        for step in rows.step[rows.loss.isna()]:
+            axes[0].axvline(step, color=colours[name], lw=1, ls=":", label=f"{name}: not finite")
+    axes[0].set(yscale="log", xlabel="step", ylabel="training loss", title="loss of each step")
+    axes[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes[0].legend(frameon=False, fontsize="small")
+    logs = np.log10(ratios.assign(ratio=ratios.ratio.clip(lower=1e-9)).ratio)
+    limits = {"vmin": np.nanquantile(logs, 0.02), "vmax": np.nanmax(logs)}
+    for ax, name in zip(axes[1:], names, strict=True):
+        cells = ratios.assign(log=logs)[ratios.run == name].pivot(index="parameter", columns="step", values="log")
+        cells = cells.loc[parameters]
+        ax.set_facecolor("black")
+        last = ax is axes[-1]
+        bar = {"label": "log10 of the largest gradient-to-weight ratio"} if last else None
+        sns.heatmap(cells, ax=ax, cmap="viridis", **limits, cbar=last, cbar_kws=bar, rasterized=True)
+        if name in first:
+            parameter, step = first[name]
+            row, column = parameters.index(parameter), cells.columns.get_loc(step)
+            frame = plt.Rectangle(
+                (column, row), cells.shape[1] - column, 1, fill=False, ec="#d55e00", lw=2, clip_on=False
+            )
+            ax.add_patch(frame)
+        every = -(-len(parameters) // 70)
+        ax.set_yticks(np.arange(0, len(parameters), every) + 0.5, parameters[::every] if ax is axes[1] else [])
+        ax.tick_params(axis="y", labelsize="x-small", length=0)
+        ax.tick_params(axis="x", rotation=0)
+        ax.set(title=name + (f", first to go: {first[name][0]}" if name in first else ""), xlabel="step", ylabel="")
+    return figure
+
+
 def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
     """The search: where it looked and how that went, accuracy over the threshold, importance, and the confirmation on
     fresh seeds."""
