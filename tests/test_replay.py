@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from workbench.errors import WorkbenchError
-from workbench.lab import Session, Store
+from workbench.lab import Session, Store, units
+from workbench.lab.record import checkpoints_folder
 from workbench.lab.replay import SEEN_AFTER, First, compared, first_to_go, replay
-from workbench.lab.trainings import checkpoints_folder, run_training
+from workbench.lab.trainings import run_training
 from workbench.training import TrainConfig, train
 from workbench.training.checkpoint import Checkpoints
 
@@ -46,9 +47,7 @@ def again(run, **settings):
 
 
 def every_few_steps(monkeypatch, steps):
-    from workbench.lab import trainings
-
-    monkeypatch.setattr(trainings, "Checkpoints", lambda folder: Checkpoints(folder, every_steps=steps))
+    monkeypatch.setattr(units, "Checkpoints", lambda folder: Checkpoints(folder, every_steps=steps))
 
 
 def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept(root, command):
@@ -218,7 +217,8 @@ def table(**series):
 )
 def test_the_first_to_go_by_hand(series, expected):
     assert first_to_go(table(**series)) == expected
-    assert str(expected).startswith("first to go: " if expected.went else "no parameter goes")
+    assert str(expected).startswith("first to go: " if expected.went else "none goes")
+    assert not first_to_go(table(**series), diverged=False).went
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,25 @@ def study(
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every study in studies/.")] = False,
     rerun: Annotated[
-        bool,
-        typer.Option("--rerun", help="Execute notebooks again that are finished already; their trainings are reused."),
+        Optional[str],
+        typer.Option(
+            metavar="failed|stale|all",
+            help="Of what to execute, only the failed, or only the stale; or all, finished ones too. "
+            "Finished trainings are reused in any case.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and why, what is reused, how long; then stop.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    executor: Annotated[
+        Optional[str],
+        typer.Option(help="Where trainings run: inline, processes or ray. None: processes for several workers."),
+    ] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(help="Trainings at a time. None: one a GPU; without GPUs one, inline.")
+    ] = None,
+    gpus: Annotated[Optional[float], typer.Option(help="GPUs of one training, 0 to 1, e.g. 0.5.")] = None,
+    threads: Annotated[Optional[int], typer.Option(help="Threads of one training. None: an equal part.")] = None,
     parameters: Set = None,
 ) -> None:
     """Run studies: each executes a notebook as a run of the store. What is finished is reused."""
@@ -86,17 +101,19 @@ def study(
     for s in studies:
         s.executions(quick=quick or tour, overrides=overrides)
 
+    from workbench.lab.executors import Choice
     from workbench.lab.launcher import plan
     from workbench.lab.show import run_and_show, show_plan, show_results
     from workbench.lab.store import Store
 
+    choice = Choice.of(executor, workers, gpus, threads)
     store = Store()
     store.close_orphans()
     executions = plan(studies, store, quick=quick or tour, overrides=overrides, rerun=rerun)
-    show_plan(executions, console)
+    show_plan(executions, choice.count, console)
     if dry_run:
         return
-    if not show_results(run_and_show(executions, store, console), store, console):
+    if not show_results(run_and_show(executions, store, choice, console), store, console):
         raise typer.Exit(1)
 
 
@@ -122,7 +139,8 @@ def train(
     """
     from rich.console import Console
 
-    from workbench.lab.trainings import check, help_training, parse_config, recipe_text
+    from workbench.lab.recipes import parse_config, recipe_text
+    from workbench.lab.trainings import check, help_training
     from workbench.training.distributed import World
     from workbench.training.inputs import source
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from workbench.data import load_dataset
 from workbench.data.augment import normalize
 from workbench.errors import WorkbenchError
+from workbench.lab.recipes import parse_value
 from workbench.lab.store import Store
-from workbench.lab.trainings import parse_value
 from workbench.models.resolve import resolve_model
 from workbench.models.zoo import entry
 from workbench.probes.preflight import Preflight, preflight

@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.lab.record import checkpoints_folder
 from workbench.lab.store import Store
-from workbench.lab.trainings import checkpoints_folder
 from workbench.optim import AGC, param_groups
 from workbench.optim.agc import unitwise_norm
 from workbench.training import TrainConfig, TrainResult, train, training_key
@@ -47,7 +47,7 @@ class First:
         how = f"{self.rise:.3g} times its usual ratio" if math.isfinite(self.rise) else "no longer a finite ratio"
         if self.went:
             return f"first to go: {self.parameter} at step {self.step}, {how}"
-        return f"no parameter goes; the most has {self.parameter} at step {self.step}, {how}"
+        return f"none goes; the ratio that rose most: {self.parameter} at step {self.step}, {how}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +212,8 @@ def replay(
 
     steps_table = _joined({name: recorder.steps() for name, recorder in recorders.items()})
     ratios = _joined({name: recorder.ratios() for name, recorder in recorders.items()})
-    first = {name: first_to_go(ratios[ratios.run == name]) for name in recorders}
     ends = {name: _end(steps_table[steps_table.run == name], outcomes[name]) for name in recorders}
+    first = {n: first_to_go(ratios[ratios.run == n], diverged=ends[n].startswith("diverged")) for n in recorders}
     same, verdict = compared(result, rows, again, done)
 
     changes = {name: value for name, value in (("fork_clip", clip), ("fork_lr", lr)) if value is not None}
@@ -254,17 +254,18 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
     return run_id, mode, TrainResult.from_json(store.read_text(run_id, "result.json"))
 
 
-def first_to_go(ratios: pd.DataFrame) -> First:
+def first_to_go(ratios: pd.DataFrame, diverged: bool = True) -> First:
     """The parameter whose ratio rises first. Columns: step, parameter, ratio (NaN where it is not finite).
 
     The rule: its usual ratio is the median over the first half of these steps; it has gone at the step from which on it
-    stays above ten times that, or is not finite, up to the last. Of several at one step, the one that rose most.
+    stays above ten times that, or is not finite, up to the last. Of several at one step, the one that rose most. In a
+    training that did not diverge none goes: gradients grow as it learns, too.
     """
     table = ratios.pivot(index="step", columns="parameter", values="ratio")[ratios.parameter.unique()]
     usual = table.iloc[: max(1, len(table) // 2)].median().clip(lower=LEAST)
     rise = (table / usual).fillna(math.inf)
     gone = (rise > ROSE).astype(int)[::-1].cummin()[::-1].astype(bool)
-    if not gone.any(axis=None):
+    if not diverged or not gone.any(axis=None):
         step, parameter = rise.stack().idxmax()
         return First(parameter, int(step), float(rise.loc[step, parameter]), went=False)
     step = gone.any(axis=1).idxmax()

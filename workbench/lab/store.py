@@ -12,14 +12,15 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 # Read when MLflow is imported. Neither the server nor the client shall call home.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute: trainings wait meanwhile
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # small files, each with a bar of its own
 
 import filelock
@@ -41,6 +42,8 @@ EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick",
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
+ROW_KEYS = ("step", "seconds")  # of a history row, no curves
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is not there, or is full
 
 
 def tracking_uri() -> str:
@@ -60,6 +63,13 @@ def runs_folder() -> Path:
     return folder
 
 
+def _many_writers(uri: str) -> None:
+    """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
+    if uri.startswith("sqlite:///"):
+        with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)) as database:
+            database.execute("pragma journal_mode = wal")
+
+
 class Store:
     """Opens the store, making it first where there is none (a few seconds, once, under a lock)."""
 
@@ -69,7 +79,8 @@ class Store:
             try:
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
-            except (MlflowException, SQLAlchemyError, OSError) as error:
+                _many_writers(self.uri)
+            except UNREACHABLE as error:
                 cause = str(getattr(error, "orig", None) or error).splitlines()[0]
                 cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
                 raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
@@ -133,12 +144,9 @@ class Store:
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
         """Logs the finite numbers among `metrics`; others would be stored as 1.8e308 and spoil every chart."""
-        now = int(time.time() * 1000)
-        points = [
-            Metric(k, float(v), now, step)
-            for k, v in metrics.items()
-            if isinstance(v, int | float) and math.isfinite(v)
-        ]
+        self._log(run_id, _points(metrics, step))
+
+    def _log(self, run_id: str, points: list[Metric]) -> None:
         for start in range(0, len(points), BATCH):
             self.client.log_batch(run_id, metrics=points[start : start + BATCH])
 
@@ -176,13 +184,19 @@ class Store:
 
     # ---- trainings
 
-    @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """One asker at a time for a training: the second waits, then finds it finished."""
+    def lock(self, key: str) -> filelock.FileLock:
+        """The lock of a training, for one asker at a time: the second waits, then finds it finished."""
         folder = runs_folder() / "locks"
         folder.mkdir(exist_ok=True)
-        with filelock.FileLock(folder / f"{key[:32]}.lock"):
-            yield
+        return filelock.FileLock(folder / f"{key[:40]}.lock")
+
+    def reserve(self, lock: filelock.FileLock) -> bool:
+        """Takes a lock if nobody has it."""
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return False
+        return True
 
     def find_training(self, key: str, mode: str) -> tuple[str, TrainResult] | None:
         """The run id and result of a finished training with this key, complete or diverged."""
@@ -211,9 +225,12 @@ class Store:
         )
         return run.info.run_id
 
-    def log_row(self, run_id: str, row: dict) -> None:
-        """One row of a training's history; `epoch` and `samples_seen` are there to be an x-axis."""
-        self.log_metrics(run_id, {k: v for k, v in row.items() if k not in ("step", "seconds")}, step=row["step"])
+    def log_rows(self, run_id: str, rows: list[dict]) -> None:
+        """Rows of a training's history, in one go; `epoch` and `samples_seen` are there to be an x-axis."""
+        self._log(
+            run_id,
+            [point for r in rows for point in _points({k: v for k, v in r.items() if k not in ROW_KEYS}, r["step"])],
+        )
 
     def finish_training(self, run_id: str, result: TrainResult, extra: dict | None = None) -> None:
         """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
@@ -321,6 +338,12 @@ class Store:
         runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
         query = f"workflowType=machine_learning&runs=[{runs}]&experiments=[%22{experiment}%22]"
         return f"http://127.0.0.1:{port}/#/compare-runs?{query}"
+
+
+def _points(metrics: dict[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    finite = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return [Metric(name, value, now, step) for name, value in finite.items()]
 
 
 def _owner_tags() -> dict[str, str]:
