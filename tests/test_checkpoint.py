@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from workbench.models import create_model
 from workbench.training import TrainConfig, train
-from workbench.training.checkpoint import KEPT, Checkpoints
+from workbench.training.checkpoint import KEPT, REWIND, Checkpoints, superseded
 
 CONFIG = TrainConfig(
     model="nf_resnet_tiny",
@@ -172,6 +172,27 @@ def test_three_are_kept_and_the_last_is_used(tmp_path):
     assert latest(checkpoints, key="another training") is None
     checkpoints.remove()
     assert not (tmp_path / "here").exists() and latest(checkpoints) is None
+
+
+@pytest.mark.parametrize("spacing", [1, 2, 6, 7, 13, 33, 500])
+def test_wherever_a_training_goes_wrong_a_checkpoint_lies_not_far_before(spacing):
+    """Divergences at every step: the newest checkpoint at least 20 steps back, or the beginning."""
+    kept = []
+    for step in range(1, 2001):
+        past = [0, *(s for s in kept if s <= step - 20)]
+        assert step < 20 or step - 20 - max(past) < max(2 * REWIND, 3 * spacing)
+        if step % spacing == 0:
+            kept.append(step)
+            kept = [s for s in kept if s not in superseded(kept)]
+            assert set(range(step - 2 * spacing, step + 1, spacing)) - {0, -spacing} <= set(kept)
+            assert len(kept) <= KEPT + 3
+
+
+def test_until_a_step_later_ones_are_not_seen(tmp_path):
+    some(tmp_path, [3, 4, 5])
+    early = Checkpoints(tmp_path, until=4)
+    assert early.steps() == [4, 3] and latest(early) == (4, 4.0)
+    assert Checkpoints(tmp_path, until=2).steps() == [] and Checkpoints(tmp_path).steps() == [5, 4, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest", "half written"])

@@ -273,6 +273,38 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="The training: its run id in the store, or the beginning of it.")],
+    back: Annotated[int, typer.Option(help="Steps to go back from the divergence, or from the end.")] = 20,
+    clip: Annotated[Optional[float], typer.Option(help="A fork with this AGC threshold.")] = None,
+    lr: Annotated[
+        Optional[float],
+        typer.Option(
+            help="A fork with this peak learning rate (at the training's batch size); the schedule's shape is kept."
+        ),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, mps. None: where it was trained.")
+    ] = None,
+) -> None:
+    """Go through the last steps of a training again and record each: losses, and which layer's gradients went first.
+
+    With --clip or --lr a fork is trained beside it from the same weights on. On CPU the replay is bitwise the training.
+    """
+    from rich.console import Console
+
+    from workbench.lab.replay import replay as run_again
+    from workbench.lab.replay import sentences, show_steps
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    say = lambda line: print(line, flush=True)
+    found = run_again(run, back=back, clip=clip, lr=lr, device=device, progress=sys.stderr.isatty(), say=say)
+    show_steps(found, console)
+    for line in (found.verdict, *sentences(found), f"run {found.run_id}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 models_commands = ("list", "activations", "convert", "download", "export")
 models = typer.Typer(
     cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True

@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,6 +22,11 @@ from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
 
 FLUSH_EVERY = 5.0  # seconds between writes of rows
+
+
+def checkpoints_folder(mode: str, key: str) -> Path:
+    """Where the checkpoints of the training with this key lie."""
+    return runs_folder() / "checkpoints" / f"{mode}-{key[:32]}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Record:
     def __init__(self, wanted: Wanted, session: Session, role: str, on_row: Callable[[TrainConfig, dict], None]):
         self.wanted, self._session, self._role, self._on_row = wanted, session, role, on_row
         self.key = training_key(wanted.config, source_digest(wanted.config))
-        self.folder = runs_folder() / "checkpoints" / f"{session.mode}-{self.key[:32]}"
+        self.folder = checkpoints_folder(session.mode, self.key)
         self._lock = session.store.lock(f"{session.mode}-{self.key}")
         self._run: str | None = None
         self._rows: list[dict] = []
