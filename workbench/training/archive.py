@@ -26,7 +26,7 @@ class Archive:
 
     def __init__(self, folder: Path, limit: int = LIMIT):
         self.folder, self.limit = folder, limit
-        self._packed: list[str] = []
+        self._packed: list[str] | None = None
 
     def pack(self, scratch: Path) -> None:
         """Writes the newest checkpoint of each training in `scratch`, where it is not what the archive has already;

@@ -76,8 +76,10 @@ def write_plan(file: str | Path, trainings: Iterable[Planned]) -> Path:
 
     Raises: WorkbenchError where the file cannot be written.
     """
-    once = {(training.key, training.mode): training for training in reversed(list(trainings))}
-    lines = [dataclasses.asdict(training) for training in reversed(once.values())]
+    once: dict[tuple[str, str], Planned] = {}
+    for training in trainings:
+        once.setdefault((training.key, training.mode), training)
+    lines = [dataclasses.asdict(training) for training in once.values()]
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     header = {"plan": VERSION, "code": code_hash(), "torch": torch.__version__, "made": made, "trainings": len(lines)}
     text = "".join(json.dumps(line) + "\n" for line in (header, *lines))

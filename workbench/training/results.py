@@ -85,13 +85,14 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
 
 
 def tables_of(folder: Path, key: str) -> dict[str, pd.DataFrame]:
-    """What a training was asked to measure of itself: {name: table}, as the training gave it."""
+    """What a training was asked to measure of itself: {name: table}, as the training gave it; columns that only other
+    trainings have are empty."""
     found = {}
     for name in _table_names(folder):
         parts = [pq.read_table(file, filters=[("key", "=", key)]) for file in numbered(folder, name, ".parquet")]
         table = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
         if len(table):
-            found[name] = table.drop(columns="key").dropna(axis=1, how="all")
+            found[name] = table.drop(columns="key")
     return found
 
 
