@@ -2,6 +2,7 @@
 finished by a study here, with the bits of training here.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import textwrap
 
 import pandas as pd
+import psutil
 import pytest
 from conftest import CHECKOUT
 from test_detached import TINY, plain, start, wait_for
@@ -51,6 +53,16 @@ def behind_the_wall(tmp_path):
     return {"PYTHONPATH": f"{tmp_path / 'wall'}:{CHECKOUT}"}
 
 
+def processes_of(session):
+    """The processes that run in a session, which is named by the first of them."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
 def session(store):
     run_id = store.open_notebook("mine", "mine.ipynb", {}, "full", "mine", {})
     return Session(store, "mine", "full", run_id, by_hand=False)
@@ -76,10 +88,11 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     hidden = "import importlib.util as u, sys; sys.exit(any(map(u.find_spec, ('mlflow', 'optuna', 'yaml', 'scipy', 'psutil'))))"
     subprocess.run([sys.executable, "-c", hidden], env=os.environ | behind_the_wall, check=True)
 
-    running = start(plan, out, "--checkpoint-seconds", "0.1", env=behind_the_wall)
+    running = start(plan, out, "--checkpoint-seconds", "0.3", env=behind_the_wall)
     wait_for(lambda: (out / "results.jsonl").exists() and (out / "checkpoints.json").exists(), running)
     os.kill(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.wait()
+    wait_for(lambda: not processes_of(running.pid))  # its worker ends, too
     first = import_results(out, Store())
     assert 1 <= len(first.runs) < 4
     running = start(plan, out, env=behind_the_wall)
