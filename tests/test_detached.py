@@ -12,6 +12,7 @@ import sys
 import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from conftest import CHECKOUT
@@ -23,7 +24,8 @@ from workbench.training.archive import Archive
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.detached import ready, run_plan
 from workbench.training.plan import Plan, Planned, read_plan, write_plan
-from workbench.training.results import Record, Results, numbered, read_records, tables_of
+from workbench.training.records import Record, numbered, read_records, tables_of
+from workbench.training.results import Results
 from workbench.training.worker import seats
 
 TINY = TrainConfig(
@@ -160,6 +162,23 @@ def test_ctrl_c_and_term_reach_all_processes_and_leave_a_checkpoint(plan, tmp_pa
     assert "Traceback" not in said[1]
     assert "left: the same command goes on from there" in said[0]
     assert (out / "checkpoints.json").exists()
+
+
+@pytest.mark.slow
+def test_the_second_ctrl_c_ends_it_at_once(plan, tmp_path, one_thread):
+    """The worker does not answer, for it is halted."""
+    out = tmp_path / "out"
+    running = start(plan, out, "--checkpoint-seconds", "0.2")
+    wait_for(lambda: (out / "checkpoints.json").exists(), running)
+    (worker,) = [child for child in psutil.Process(running.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    worker.suspend()
+    running.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(timeout=3)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=20)
+    assert running.returncode == 130, said
+    assert not worker.is_running()
 
 
 def start(plan, out, *options, env=()):

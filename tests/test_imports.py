@@ -22,7 +22,8 @@ from workbench.lab import trainings as trainings_module
 from workbench.lab.imports import import_results
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.plan import Planned, write_plan
-from workbench.training.results import Record, Results, read_records
+from workbench.training.records import Record, read_records
+from workbench.training.results import Results
 
 WALL = """
     import sys

@@ -11,7 +11,7 @@ from pathlib import Path
 from workbench.errors import WorkbenchError
 from workbench.lab.store import Store
 from workbench.training import code_hash, training_key
-from workbench.training.results import FINISHED, Record, numbered, read_records, tables_of
+from workbench.training.records import FINISHED, Record, numbered, read_records, tables_of
 
 
 @dataclass

@@ -28,8 +28,9 @@ from workbench.training.config import TrainConfig, TrainResult, code_hash, train
 from workbench.training.inputs import source, source_digest
 from workbench.training.loop import initial_model, steps_of
 from workbench.training.plan import Plan, Planned, read_plan
-from workbench.training.results import Record, Results
-from workbench.training.worker import Seat, Task, Worker, seats
+from workbench.training.records import Record
+from workbench.training.results import Results
+from workbench.training.worker import Seat, Task, Worker, cores, seats
 
 ATTEMPTS = 2  # of a training whose process is killed
 TICK = 0.5  # seconds between looks at signals and clocks
@@ -74,7 +75,7 @@ def run_plan(
         raise WorkbenchError(f"`checkpoint_seconds` (={checkpoint_seconds}) must be above 0.")
     deadline = time.monotonic() + 60 * limit_minutes if limit_minutes is not None else float("inf")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    places = seats(device, workers, gpus, len(os.sched_getaffinity(0)))
+    places = seats(device, workers, gpus, cores())
     trainings = ready(read_plan(file), other_code)
     results = Results(out)
     try:

@@ -6,14 +6,10 @@ passes 16 MiB: they go on in results-2.jsonl, history-2.parquet and so on.
 """
 
 import contextlib
-import dataclasses
+import errno
 import fcntl
-import json
 import os
 import platform
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,82 +19,8 @@ import pyarrow.parquet as pq
 from workbench.errors import WorkbenchError
 from workbench.models.weights.files import write_whole
 from workbench.training.archive import LIMIT
-from workbench.training.config import TrainResult, config_id
-from workbench.training.plan import check_identity
-
-FINISHED = ("complete", "diverged")
-_RESULT = {field.name for field in dataclasses.fields(TrainResult)}
-
-
-@dataclass(frozen=True)
-class Record:
-    """A result with what its plan says of it; `started` and `ended` are seconds since 1970, on the node's clock."""
-
-    result: TrainResult
-    study: str | None
-    mode: str
-    role: str
-    arm: str
-    owner: str | None
-    started: float
-    ended: float
-
-    def to_json(self) -> str:
-        """One line: the fields of the result, and those of the record."""
-        values = dataclasses.asdict(self)
-        return json.dumps(values.pop("result") | values)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Record":
-        """Raises: WorkbenchError for a line that is none."""
-        try:
-            values = json.loads(text)
-            result = TrainResult.from_json(json.dumps({k: v for k, v in values.items() if k in _RESULT}))
-            record = cls(result, **{k: v for k, v in values.items() if k not in _RESULT})
-            check_identity(result.key, record.mode, record.study)
-            if not all(isinstance(row["step"], int) for row in result.history):
-                raise WorkbenchError("its history has rows without a step.")
-            return dataclasses.replace(record, started=float(record.started), ended=float(record.ended))
-        except WorkbenchError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WorkbenchError(f"it is no result ({type(error).__name__}: {error}).") from error
-
-
-def numbered(folder: Path, name: str, suffix: str) -> list[Path]:
-    """NAME.suffix, NAME-2.suffix, ... as far as there are such."""
-    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?" + re.escape(suffix))
-    found = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
-    return [found[number] for number in sorted(found)]
-
-
-def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
-    """Every line of the results with its place ("results.jsonl, line 3"); a damaged one as the error that says why."""
-    for file in numbered(folder, "results", ".jsonl"):
-        for at, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-            if not line:
-                continue
-            try:
-                yield f"{file.name}, line {at}", Record.from_json(line.decode())
-            except (WorkbenchError, UnicodeDecodeError) as error:
-                yield f"{file.name}, line {at}", WorkbenchError(str(error))
-
-
-def tables_of(folder: Path, key: str) -> dict[str, pd.DataFrame]:
-    """What a training was asked to measure of itself: {name: table}, as the training gave it; columns that only other
-    trainings have are empty."""
-    found = {}
-    for name in _table_names(folder):
-        parts = [pq.read_table(file, filters=[("key", "=", key)]) for file in numbered(folder, name, ".parquet")]
-        table = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
-        if len(table):
-            found[name] = table.drop(columns="key")
-    return found
-
-
-def _table_names(folder: Path) -> list[str]:
-    stems = {re.sub(r"-\d+$", "", file.stem) for file in folder.glob("[!.]*.parquet")}
-    return sorted(stems - {"history"})
+from workbench.training.config import config_id
+from workbench.training.records import FINISHED, Record, numbered, read_records, table_names
 
 
 class Results:
@@ -128,12 +50,16 @@ class Results:
     def _hold(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise WorkbenchError(
                 f"{self.folder} is in use by {holder}: wait for it, end it, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise WorkbenchError(
+                f"{self.folder} cannot be locked ({error.strerror}): choose an --out on another file system."
             ) from error
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -185,7 +111,7 @@ class Results:
 
     def _drop_unfinished_tables(self) -> None:
         """Rows of a training that was killed between its tables and its line; it will measure them again."""
-        for name in _table_names(self.folder):
+        for name in table_names(self.folder):
             for file in numbered(self.folder, name, ".parquet"):
                 table = pq.read_table(file).to_pandas()
                 kept = table[[self.finished(key) for key in table["key"]]]
@@ -231,7 +157,7 @@ def _append_to_disk(file: Path, line: bytes) -> None:
         with open(file, "ab", buffering=0) as stream:
             written = stream.write(line)
             if written < len(line):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(stream.fileno())
         if is_new:
             folder = os.open(file.parent, os.O_RDONLY)

@@ -27,6 +27,7 @@ from workbench.training.plan import Planned
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 STOP = "stop"
+GRACE = 30.0  # seconds for a process to end that has nothing to do any more
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ def seats(device: str, workers: int | None, gpus: int, cores: int) -> list[Seat]
     return found
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Worker:
     """The process at a seat, and the task that it has."""
 
@@ -109,9 +115,12 @@ class Worker:
         self.seat, self.task, self.row = seat, None, {}
         self.connection, theirs = mp.Pipe()
         self.process = mp.get_context("spawn").Process(target=_work, args=(theirs, seat), daemon=False)
-        threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(seat.threads)}
-        gpu = {} if seat.visible is None else {"CUDA_VISIBLE_DEVICES": seat.visible}
-        with _environment(**threads, **gpu), _signals_held():
+        inherited = {"TQDM_DISABLE": "1"}
+        if "OMP_NUM_THREADS" not in os.environ:
+            inherited["OMP_NUM_THREADS"] = str(seat.threads)
+        if seat.visible is not None:
+            inherited["CUDA_VISIBLE_DEVICES"] = seat.visible
+        with _environment(inherited), _signals_held():
             self.process.start()
         theirs.close()  # so that our end reports the death of the other
 
@@ -129,7 +138,10 @@ class Worker:
         if kill:
             self.process.kill()
         self.connection.close()
-        self.process.join()
+        self.process.join(GRACE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
         return self.process.exitcode
 
     def _send(self, message) -> None:
@@ -153,9 +165,9 @@ def _work(connection: Connection, seat: Seat) -> None:
 def _trained(task: Task, seat: Seat, connection: Connection) -> tuple:
     config, tables, started = task.training.config, {}, time.time()
     checkpoints = InterruptedCheckpoints(task.folder, task.checkpoint_seconds, connection.poll)
-    if seat.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     try:
+        if seat.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         result = train(
             on_seat(config, seat),
             lambda row: connection.send(("row", row)),
@@ -181,7 +193,7 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: dict[str, str]) -> Iterator[None]:
     """What a process that starts within it inherits."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
