@@ -94,6 +94,16 @@ def root(another_root) -> Path:
 
 
 @pytest.fixture
+def one_thread(monkeypatch):
+    """Torch takes one thread here, and in the processes that start: equal bits need equal threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def cifar10():
     """The real images; skips where they are not."""
     if SHARED_DATA is None or not (Path(SHARED_DATA) / "cifar10" / "train.parquet").is_file():

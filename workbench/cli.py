@@ -440,6 +440,32 @@ def bench(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What `python -m workbench.training --out DIR` wrote.")],
+) -> None:
+    """Put the results of a detached run into the store, as if its trainings had been run here."""
+    from tqdm import tqdm
+
+    from workbench.lab.imports import import_results
+    from workbench.lab.store import Store
+
+    with tqdm(desc="importing", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = import_results(folder, Store(), told)
+    for line in (*found.damaged, *found.failed):
+        print(line, file=sys.stderr)
+    print(found)
+    if found.other_code:
+        print(f"{found.other_code} of them are of other code than this: no study asks for them.")
+    if found.damaged:
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(
     fix: Annotated[

@@ -123,9 +123,9 @@ class Store:
         found = self.search("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         return found[0] if found else None
 
-    def close(self, run_id: str, status: str) -> None:
-        """Sets the final status: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(run_id, status)
+    def close(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """Sets the final status: FINISHED, FAILED or KILLED; `ended` in seconds since 1970, None: now."""
+        self.client.set_terminated(run_id, status, _milliseconds(ended))
 
     def status(self, run_id: str) -> str:
         return self.client.get_run(run_id).info.status
@@ -206,10 +206,22 @@ class Store:
                 return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
         return None
 
-    def open_training(self, config: TrainConfig, key: str, mode: str, *, role: str, arm: str, owner: str | None) -> str:
-        """A RUNNING run for a training that is about to start; `owner` is the notebook run that asked for it."""
+    def open_training(
+        self,
+        config: TrainConfig,
+        key: str,
+        mode: str,
+        *,
+        role: str,
+        arm: str,
+        owner: str | None,
+        started: float | None = None,
+    ) -> str:
+        """A RUNNING run for a training that is about to start, or did at `started` (seconds since 1970) elsewhere;
+        `owner` is the notebook run that asked for it."""
         run = self.client.create_run(
             self.experiment_id("trainings", mode),
+            start_time=_milliseconds(started),
             run_name=config.name,
             tags={
                 "key": key,
@@ -232,7 +244,7 @@ class Store:
             [point for r in rows for point in _points({k: v for k, v in r.items() if k not in ROW_KEYS}, r["step"])],
         )
 
-    def finish_training(self, run_id: str, result: TrainResult, extra: dict | None = None) -> None:
+    def finish_training(self, run_id: str, result: TrainResult, ended: float | None = None) -> None:
         """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
         from workbench.models import zoo
 
@@ -278,7 +290,7 @@ class Store:
         self.client.log_text(run_id, json.dumps(dataclasses.asdict(config), indent=2), "config.json")
         if result.history:
             self.log_table(run_id, pd.DataFrame(result.history), "history")
-        self.close(run_id, "FINISHED")
+        self.close(run_id, "FINISHED", ended)
 
     def tag_study(self, training: str, study: str, notebook_run: str) -> None:
         """Lists the notebook execution that asked for a training on the training's own page."""
@@ -348,6 +360,10 @@ def _points(metrics: dict[str, float], step: int) -> list[Metric]:
 
 def _owner_tags() -> dict[str, str]:
     return {"process": whoami()}
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def _param(value) -> str:
