@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import filelock
 import optuna
@@ -21,6 +22,7 @@ from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab import events
 from workbench.lab.parameters import Range
+from workbench.lab.processes import is_held
 from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
 from workbench.lab.trainings import check, run_training
@@ -77,7 +79,7 @@ def search(
     )
     name = f"{session.study} {arm} {hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
 
-    with filelock.FileLock(runs_folder() / "locks" / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")):
+    with filelock.FileLock(search_lock(name)):
         study = _open(name)
         for trial in _trials(study, TrialState.RUNNING):  # left by a killed process, since we hold the lock
             study.tell(trial.number, state=TrialState.FAIL)
@@ -146,3 +148,35 @@ def _importance(study: optuna.Study) -> dict[str, float]:
     if len(complete) < 4 or len({t.value for t in complete}) < 2 or len(complete[0].params) < 2:
         return {}
     return dict(optuna.importance.get_param_importances(study))
+
+
+# ---- what a crash left
+
+
+def search_lock(name: str) -> Path:
+    """The file that is locked while a search runs."""
+    return runs_folder() / "locks" / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
+
+
+def abandoned_trials() -> list[tuple[str, int]]:
+    """(search, number) of each trial that says RUNNING though no search that could run it does."""
+    database = runs_folder() / "optuna.db"
+    if not database.is_file():
+        return []
+    storage = f"sqlite:///{database}"
+    found = []
+    for name in optuna.get_all_study_names(storage):
+        if not is_held(search_lock(name)):
+            study = optuna.load_study(study_name=name, storage=storage)
+            found += [(name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
+    return found
+
+
+def give_up_trial(name: str, number: int) -> None:
+    """Marks an abandoned trial FAIL, so that its slot and its parameters go to the next.
+
+    Raises: filelock.Timeout where the search has begun again.
+    """
+    with filelock.FileLock(search_lock(name), timeout=0):
+        study = optuna.load_study(study_name=name, storage=f"sqlite:///{runs_folder() / 'optuna.db'}")
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
