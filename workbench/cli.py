@@ -471,15 +471,16 @@ def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Mend what was found; without it, only say what would be done.")
     ] = False,
+    moved: Annotated[
+        bool,
+        typer.Option("--moved", help="This store was moved or copied here, and nobody uses it."),
+    ] = False,
 ) -> None:
-    """Find runs that say RUNNING though nobody runs them, and close them."""
-    from workbench.lab.store import Store
+    """Find what a crash left: processes, runs, points, trials, files. Exit code 1 where something is left to mend."""
+    from workbench.lab.doctor import doctor as look
 
-    store = Store()
-    found = store.close_orphans() if fix else store.orphans()
-    for name in found.values():
-        print(f"{'closed as KILLED' if fix else 'would close as KILLED'}: {name}")
-    print(f"{len(found)} dead runs" if found else "All well: no run says RUNNING that nobody runs.")
+    if not look(fix, moved, lambda line: print(line, flush=True)):
+        raise typer.Exit(1)
 
 
 @app.command()
