@@ -332,3 +332,112 @@ def test_one_whose_branches_were_not_scaled_does_not():
         elif hasattr(module, "standardized_weight"):
             module.scale = RELU
     assert "grows" in {fault.verdict for fault in preflight(made, noise()).faults}
+
+
+# ---- what is cut off
+
+
+class Added(nn.Module):
+    """join(h, conv(relu(norm(h))), self): an addition by the letter."""
+
+    def __init__(self, join, channels=8):
+        super().__init__()
+        self.join, self.norm = join, nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.factor = nn.Parameter(torch.zeros(1))
+        self.last = nn.Conv2d(channels, channels, 1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+        self.register_buffer("nothing", torch.zeros(1))
+
+    def forward(self, h):
+        return self.join(h, self.conv(torch.relu(self.norm(h))), self)
+
+
+def added(*joins):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *(Added(join) for join in joins))
+
+
+def sound(h, branch, block):
+    return h + branch
+
+
+def without_gradient(h, branch, block):
+    with torch.no_grad():
+        return h + block.conv(branch)
+
+
+CUT = {
+    "branch detached": (lambda h, branch, block: h + branch.detach(), "nothing in its branch"),
+    "branch as data": (lambda h, branch, block: branch.data.add_(h), "nothing in its branch"),
+    "branch times 0": (lambda h, branch, block: h + 0 * branch, "nothing in its branch"),
+    "branch times a buffer": (lambda h, branch, block: branch * block.nothing + h, "nothing in its branch"),
+    "branch by addcmul": (lambda h, branch, block: torch.addcmul(h, branch, block.nothing), "nothing in its branch"),
+    "zero twice": (lambda h, branch, block: h + block.factor * block.nothing * branch, "nothing in its branch"),
+    "skip detached": (lambda h, branch, block: h.detach() + branch, "no gradient passes its shortcut"),
+    "skip times 0": (lambda h, branch, block: 0 * h + branch, "no gradient passes its shortcut"),
+    "without gradients": (without_gradient, "nothing in its branch"),
+}
+
+
+@pytest.mark.parametrize("way", CUT)
+def test_a_branch_or_skip_that_no_gradient_passes_is_cut_off(way):
+    join, cause = CUT[way]
+    found = preflight(added(sound, join, sound), noise(size=16))
+    by_verdict = {fault.verdict: fault for fault in found.faults}
+    assert by_verdict["cut off"].block == 2 and cause in by_verdict["cut off"].cause, str(found)
+    assert found.table.cut_off[1] == "" and found.table.cut_off[3] == ("shortcut" if "without" in way else "")
+
+
+def straight_through(h, branch, block):
+    h = h + branch
+    return h + (h.round() - h).detach()
+
+
+def quantised(h, branch, block):
+    h = h + branch
+    nearest = torch.cdist(h.movedim(1, -1).flatten(0, 2), block.conv.weight[:, :, 0, 0]).argmin(1)
+    q = block.conv.weight[:, :, 0, 0][nearest].view(*h.movedim(1, -1).shape).movedim(-1, 1)
+    return block.conv(h + (q - h).detach())
+
+
+def summed(h, branch, block):
+    total = torch.zeros_like(h)
+    for part in (h, branch):
+        total = total + part
+    return total
+
+
+OPEN = {
+    "ReZero": lambda h, branch, block: h + block.factor * branch,
+    "ReZero in place": lambda h, branch, block: (block.factor * branch).add_(h),
+    "ReZero by addcmul": lambda h, branch, block: torch.addcmul(h, branch, block.factor),
+    "last layer at zero": lambda h, branch, block: h + block.last(branch),
+    "noise": lambda h, branch, block: h + branch + 0.1 * torch.randn_like(h),
+    "noise first": lambda h, branch, block: 0.1 * torch.randn_like(h) + block.conv(h + branch),
+    "straight-through": straight_through,
+    "quantised": quantised,
+    "a sum that starts at zero": summed,
+}
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_what_starts_at_zero_or_passes_gradients_by_is_not_cut_off(way):
+    found = preflight(added(OPEN[way], OPEN[way], OPEN[way]), noise(size=16))
+    assert "cut off" not in {fault.verdict for fault in found.faults}, str(found)
+
+
+def test_a_shortcut_of_our_own_blocks_that_is_detached():
+    def join(block, h, a):
+        return block.join(shortcut_of(block, h, a).detach(), block.branch(a), None, block.alpha * block.skip_gain)
+
+    model = nf()
+    model.blocks[4].forward = lambda h, block=model.blocks[4]: join(block, h, block.act(h))
+    assert (5, "cut off") in {(fault.block, fault.verdict) for fault in preflight(model, noise()).faults}
+
+
+def test_a_trunk_that_is_detached_is_named_by_its_block():
+    model = added(sound, sound, sound)
+    model[2].register_forward_pre_hook(lambda m, args: (args[0].detach(),))
+    (fault,) = preflight(model, noise(size=16)).faults
+    assert (fault.block, fault.verdict) == (2, "cut off")

@@ -88,7 +88,9 @@ def preflight(
     name = getattr(model, "recipe", {}).get("name", type(model).__name__)
     with as_found(model), in_training(model), _opened(model):
         with torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32"):
-            table = _measured(model, x, channels=channels, blocks=blocks, backward=True, dead=True, peak=True)
+            table = _measured(
+                model, x, channels=channels, blocks=blocks, backward=True, dead=True, peak=True, cut_off=True
+            )
         built = _quietly(construction_faults, model, x.shape[-1]) or []
         table, off = _against_theory(model, x, table) if blocks is None else (table, [])
         faults = weight_faults(model) + (built or off)  # what is built wrongly leads wherever it leads

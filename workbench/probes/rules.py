@@ -21,9 +21,10 @@ DEAD = 0.5  # share of the units that a layer reads
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one block (its index counts from 1; None: the whole network), and what would mend it."""
+    """What is wrong with one block (its index counts from 1; 0: the stem; None: the whole network), or with what is
+    around the blocks ("input", "head"), and what would mend it."""
 
-    block: int | None
+    block: int | str | None
     verdict: str
     cause: str
     cure: str
@@ -35,7 +36,8 @@ def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str) -> list
     finite = table["var"].map(math.isfinite) & table.peak.map(math.isfinite)
     if not finite[1:].all():
         return [overflows(table, int((~finite[1:]).idxmax()), precision)]
-    return [*grows(table), *vanishes(table), *shifts(table, closed), *dies(table), *gradient_grows(table)]
+    forward = [*grows(table), *vanishes(table), *shifts(table, closed), *dies(table)]
+    return [*forward, *is_cut_off(table), *gradient_grows(table)]
 
 
 def overflows(table: pd.DataFrame, i: int, precision: str) -> Fault:
@@ -114,6 +116,19 @@ def dies(table: pd.DataFrame) -> list[Fault]:
         )
         for i in _flagged(table.dead >= DEAD)
     ]
+
+
+def is_cut_off(table: pd.DataFrame) -> list[Fault]:
+    """Blocks with a branch, or a shortcut, that no gradient passes. Column: cut_off."""
+    ways = "it is detached, made without gradients, or multiplied by a zero that no parameter can change"
+    causes = {
+        "branch": f"nothing in its branch can learn, for no gradient passes it: {ways}",
+        "shortcut": f"no gradient passes its shortcut, so what comes before learns by the branches alone: {ways}",
+        "trunk": "no gradient passes it to what comes before: what it reads is detached, or made without gradients",
+    }
+    cut = table.get("cut_off", pd.Series("", table.index))
+    cure = "look for detach(), .data, no_grad() and factors of zero where the block is computed and added"
+    return [Fault(i, "cut off", causes[cut[i]], cure) for i in _flagged(cut != "")]
 
 
 def gradient_grows(table: pd.DataFrame) -> list[Fault]:
