@@ -17,6 +17,7 @@ HUGE = 100.0  # times the stem's variance, or 1
 LOST = 0.1  # of the stem's variance, after a quarter for each stage
 SHIFT = 4.0  # squared channel mean over variance; a LayerNorm whose output goes through ReLU has up to three
 DEAD = 0.5  # share of the units that a layer reads
+OUTPUT = 300.0  # root mean square of what the network gives: images of 0 to 255 stay below
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Fault:
     cure: str
 
 
-def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str) -> list[Fault]:
+def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str, input_var: float = math.inf) -> list[Fault]:
     """Every block that breaks a rule, rule by rule. Columns: stage, mean_sq, var, residual_var, grad_var, dead, peak;
-    `closed` says which blocks add nothing yet. Where values are not finite, that is the one fault."""
+    `closed` says which blocks add nothing yet; `input_var` the variance of the input, infinite where it has none, as of
+    tokens. Where values are not finite, that is the one fault."""
     finite = table["var"].map(math.isfinite) & table.peak.map(math.isfinite)
     if not finite[1:].all():
         return [overflows(table, int((~finite[1:]).idxmax()), precision)]
-    forward = [*grows(table), *vanishes(table), *shifts(table, closed), *dies(table)]
+    forward = [*stem(table, input_var), *grows(table), *vanishes(table), *shifts(table, closed), *dies(table)]
     return [*forward, *is_cut_off(table), *gradient_grows(table)]
 
 
@@ -53,11 +55,39 @@ def overflows(table: pd.DataFrame, i: int, precision: str) -> Fault:
     )
 
 
+def stem(table: pd.DataFrame, input_var: float) -> list[Fault]:
+    """A stem that multiplies its input, or passes nothing of it on."""
+    var = table["var"][0]
+    if var == 0:
+        cause = "what the first block gets does not vary: weights of zero, or units that are dead"
+        return [Fault(0, "dead", cause, "look at the stem's weights, biases and activation")]
+    if var > HUGE * max(1.0, input_var):
+        cause = f"what the first block gets has variance {var:.3g}, the input {input_var:.3g}: weights drawn too large"
+        return [Fault(0, "too large", cause, "draw the stem's weights with variance 1 / fan-in")]
+    return []
+
+
+def unsound_head(values: int, bad: int, size: float, sound: bool) -> list[Fault]:
+    """What the network gives at last: `bad` of so many values are not finite, `size` is the root mean square of the
+    others; `sound` whether the trunk is."""
+    what = "the trunk is sound, but the head" if sound else "the head"
+    if bad:
+        cause = f"{what} gives {bad:,} of {values:,} values that are no finite numbers"
+        cure = "look between the last block and the output for logarithms and roots of what is not positive, "
+        return [Fault("head", "not finite", cause, cure + "divisions by zero, and factors that are too large")]
+    if sound and size > OUTPUT:
+        cause = f"{what} gives values as large as {size:.3g} (root mean square)"
+        return [
+            Fault("head", "too large", cause, "draw the last layer's weights smaller, and look for factors behind it")
+        ]
+    return []
+
+
 def grows(table: pd.DataFrame) -> list[Fault]:
     """A variance that multiplies from block to block, or gets huge at once."""
     var = table["var"]
     ratio = (var / var.shift(1)).tolist()
-    flags = in_a_run(ratio, GROWTH) | (var > HUGE * max(1.0, _start(table)))
+    flags = in_a_run(ratio, GROWTH) | (var > HUGE * max(1.0, start(table)))
     return [
         Fault(
             i,
@@ -73,12 +103,12 @@ def grows(table: pd.DataFrame) -> list[Fault]:
 
 def vanishes(table: pd.DataFrame) -> list[Fault]:
     """A variance that is lost, beyond what average pools take."""
-    flags = table["var"] < LOST * _start(table) * 0.25 ** (table.stage + 1)
+    flags = table["var"] < LOST * start(table) * 0.25 ** (table.stage + 1)
     return [
         Fault(
             i,
             "vanishes",
-            f"the trunk's variance has fallen to {table['var'][i]:.3g} from {_start(table):.3g} at the start: weights "
+            f"the trunk's variance has fallen to {table['var'][i]:.3g} from {start(table):.3g} at the start: weights "
             "drawn too small, a shortcut scaled down, or an activation without its gamma",
             "draw weights with variance gamma squared / fan-in, and add the shortcut as it is",
         )
@@ -158,7 +188,7 @@ def in_a_run(ratios: list[float], least: float) -> pd.Series:
     return pd.Series(flags)
 
 
-def _start(table: pd.DataFrame) -> float:
+def start(table: pd.DataFrame) -> float:
     """The variance at the stem; of the first block where the stem's is not known."""
     known = table["var"][table["var"] > 0]
     return float(known.iloc[0]) if len(known) else 0.0

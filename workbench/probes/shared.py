@@ -57,6 +57,15 @@ def refuse_lazy(model: nn.Module) -> None:
             )
 
 
+def first_channels(model: nn.Module) -> int | None:
+    """The channels of the images that a network takes: those that its first convolution reads; None without one."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 4 and not isinstance(module, nn.ConvTranspose2d):
+            return weight.shape[1] * getattr(module, "groups", 1)
+    return None
+
+
 def measured_parameters(model: nn.Module, what: str) -> list[nn.Parameter]:
     """The parameters that require a gradient.
 
