@@ -5,11 +5,25 @@ through it. A branch that starts at zero by a parameter (SkipInit, FixUp, ReZero
 gradient, from which the branch opens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+
+def is_connected(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether a gradient gets from any of the outputs to any of the inputs; True where either has none."""
+    goals = {t.grad_fn for t in inputs if t.grad_fn is not None}
+    todo, seen = [t.grad_fn for t in outputs if t.grad_fn is not None], set()
+    while todo:
+        node = todo.pop()
+        if node in goals:
+            return True
+        if node not in seen:
+            seen.add(node)
+            todo.extend(other for other, _ in node.next_functions if other is not None)
+    return not goals or not outputs
 
 
 class Cuts:

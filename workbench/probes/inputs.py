@@ -29,6 +29,8 @@ def described(inputs: list[Tensor]) -> str:
 def cure(model: nn.Module, inputs: list[Tensor]) -> str:
     """What to do where a network does not run on these."""
     reads, x = first_channels(model), inputs[0]
+    if x.ndim == 4 and not x.is_floating_point():
+        return "give images of real numbers, normalised: (x.float() - mean) / std"
     if x.ndim != 4 or reads is None or x.shape[1] == reads:
         return "mend that, or give what it is for: images; in Python also features (N, C), tokens (N, T) and tuples"
     return (
@@ -45,7 +47,10 @@ def _channels(n: int) -> str:
 def scale(inputs: list[Tensor]) -> tuple[float, float, Tensor | None]:
     """Mean and standard deviation of the first input of real numbers, and itself; (0, 1, None) without one."""
     first = next((t for t in inputs if t.is_floating_point() and t.ndim > 1), None)
-    return (0.0, 1.0, None) if first is None else (first.double().mean().item(), first.double().std().item(), first)
+    if first is None:
+        return 0.0, 1.0, None
+    std, mean = torch.std_mean(first.detach().cpu().double())
+    return mean.item(), std.item(), first
 
 
 def is_usual(mean: float, std: float) -> bool:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.layers import ScaledStdConv2d
 from workbench.models.normfree.standardized_convs import BranchGain
+from workbench.probes.cuts import is_connected
 from workbench.probes.diagnosis import construction_faults, weight_faults
 from workbench.probes.inputs import checked, cure, described, is_usual, normalised, not_normalised, scale
 from workbench.probes.origin import first_not_finite, their_line
@@ -108,54 +109,62 @@ def preflight(
 def _judged(
     model: nn.Module, inputs: list[Tensor], *, precision: str, channels: int | None, blocks: Sequence[str] | None
 ) -> Preflight:
-    given: list[Tensor] = []
+    given, connected = [], []
 
     def keep(module: nn.Module, args: tuple, out: object) -> None:
-        if not given:
-            given.extend(t.detach() for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())
+        if not connected:
+            outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+            given.extend(t.detach() for t in outputs)
+            connected.append(is_connected(outputs, args))
 
     x = inputs[0]
+    asked = {"channels": channels, "blocks": blocks, "backward": True, "dead": True, "peak": True, "cut_off": True}
     hook = model.register_forward_hook(keep)
-    with torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32"):
-        try:
-            table = _measured(
-                model, inputs, channels=channels, blocks=blocks, backward=True, dead=True, peak=True, cut_off=True
-            )
-        finally:
-            hook.remove()
-        built = _quietly(construction_faults, model, x.shape[-1]) or []
-        closed = _closed(model, table)
-        first = scale(inputs)[2]
-        broken = broken_rules(table, closed, precision, math.inf if first is None else first.double().var().item())
-        overflows = any(fault.verdict == "overflows" for fault in broken)
-        around = [] if overflows else _head(given, not broken)
-        if overflows or any(fault.verdict == "not finite" for fault in around):
-            broken, around = _with_origin(model, inputs, table, broken, around)
+    try:
+        with _in(precision, x):
+            table = _measured(model, inputs, **asked)
+    finally:
+        hook.remove()
+    built = _quietly(construction_faults, model, x.shape[-1]) or []
     table, off = _against_theory(model, x, table) if blocks is None else (table, [])
-    faults = weight_faults(model) + (built or off) + broken + around  # what is built wrongly leads wherever it leads
+    closed = _closed(model, table)
+    faults = weight_faults(model) + (built or off)  # what is built wrongly leads wherever it leads
+    _, std, first = scale(inputs)
+    faults += broken_rules(table, closed, precision, math.inf if first is None else std**2)
+    if not any(fault.verdict == "overflows" for fault in faults):
+        faults += _head(given, connected[0], not faults)
+    if any(fault.verdict in ("overflows", "not finite") for fault in faults):
+        with _in(precision, x):
+            faults = _with_origin(model, inputs, table, faults)
     table["verdict"] = _verdicts(table, faults, closed)
     return Preflight("", table, _first_of_each(faults))
 
 
-def _head(given: list[Tensor], sound: bool) -> list[Fault]:
+def _in(precision: str, x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32")
+
+
+def _head(given: list[Tensor], connected: bool, sound: bool) -> list[Fault]:
     """What is wrong with the network's outputs."""
-    values = torch.cat([t.flatten().double() for t in given]) if given else torch.zeros(1)
+    values = torch.cat([t.flatten().cpu().double() for t in given]) if given else torch.zeros(1)
     finite = values[values.isfinite()]
     size = finite.square().mean().sqrt().item() if len(finite) else 0.0
-    return unsound_head(len(values), len(values) - len(finite), size, sound)
+    return unsound_head(len(values), len(values) - len(finite), size, connected, sound)
 
 
-def _with_origin(
-    model: nn.Module, inputs: list[Tensor], table: pd.DataFrame, broken: list[Fault], around: list[Fault]
-) -> tuple[list[Fault], list[Fault]]:
+def _with_origin(model: nn.Module, inputs: list[Tensor], table: pd.DataFrame, faults: list[Fault]) -> list[Fault]:
     """The same faults, with the operation that made the first number that is not finite; a stem's told as such."""
     origin = first_not_finite(model, inputs)
     if origin is None:
-        return broken, around
-    told = [replace(fault, cause=f"{fault.cause}; first by {origin.said}") for fault in [*broken, *around]]
-    if broken and told[0].block == 1 and table.path[1] and table.path[1] not in origin.modules:
-        told[0] = replace(told[0], block=0)
-    return told[: len(broken)], told[len(broken) :]
+        return faults
+    told = []
+    for fault in faults:
+        if fault.verdict in ("overflows", "not finite"):
+            fault = replace(fault, cause=f"{fault.cause}; first by {origin.said}")
+        if fault.verdict == "overflows" and fault.block == 1 and table.path[1] and table.path[1] not in origin.modules:
+            fault = replace(fault, block=0)
+        told.append(fault)
+    return told
 
 
 def _measured(model: nn.Module, inputs: list[Tensor], **asked) -> pd.DataFrame:

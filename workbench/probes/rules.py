@@ -67,14 +67,17 @@ def stem(table: pd.DataFrame, input_var: float) -> list[Fault]:
     return []
 
 
-def unsound_head(values: int, bad: int, size: float, sound: bool) -> list[Fault]:
+def unsound_head(values: int, bad: int, size: float, connected: bool, sound: bool) -> list[Fault]:
     """What the network gives at last: `bad` of so many values are not finite, `size` is the root mean square of the
-    others; `sound` whether the trunk is."""
+    others, `connected` whether a gradient gets from them to the input; `sound` whether the trunk is."""
     what = "the trunk is sound, but the head" if sound else "the head"
     if bad:
         cause = f"{what} gives {bad:,} of {values:,} values that are no finite numbers"
         cure = "look between the last block and the output for logarithms and roots of what is not positive, "
         return [Fault("head", "not finite", cause, cure + "divisions by zero, and factors that are too large")]
+    if sound and not connected:
+        cause = "the trunk is sound, but no gradient gets from the head to it: what the head reads is detached"
+        return [Fault("head", "cut off", cause, "look for detach(), .data and no_grad() behind the last block")]
     if sound and size > OUTPUT:
         cause = f"{what} gives values as large as {size:.3g} (root mean square)"
         return [
