@@ -69,6 +69,15 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and why, what is reused, how long; then stop.")
     ] = False,
+    plan_file: Annotated[
+        Optional[str],
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Write the trainings that are missing there, as pure data, and run none: "
+            "`python -m workbench.training FILE` runs them where only torch is, `workbench import` brings them back.",
+        ),
+    ] = None,
     executor: Annotated[
         Optional[str],
         typer.Option(help="Where trainings run: inline, processes or ray. None: processes for several workers."),
@@ -112,6 +121,12 @@ def study(
     executions = plan(studies, store, quick=quick or tour, overrides=overrides, rerun=rerun)
     show_plan(executions, choice.count, console)
     if dry_run:
+        return
+    if plan_file is not None:
+        from workbench.lab.planning import plan_trainings
+
+        missing = plan_trainings(executions, plan_file, lambda line: console.print(line, highlight=False))
+        console.print(f"{plan_file}: {len(missing)} trainings", highlight=False)
         return
     if not show_results(run_and_show(executions, store, choice, console), store, console):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
+from workbench.lab.record import log_measured
 from workbench.lab.store import Store
 from workbench.training import code_hash, training_key
 from workbench.training.records import FINISHED, Record, numbered, read_records, tables_of
@@ -75,11 +76,9 @@ def _as_run(folder: Path, record: Record, store: Store) -> str:
     run_id = store.open_training(result.config, result.key, record.mode, **asked, started=record.started)
     try:
         store.set_tags(run_id, imported=folder.name)
-        for row in result.history:
-            store.log_row(run_id, row)
+        store.log_rows(run_id, result.history)
         for name, table in tables_of(folder, result.key).items():
-            store.log_table(run_id, table, name)
-            _log_figure(run_id, table, name, store)
+            log_measured(store, run_id, name, table)
         if record.study:
             store.tag_study(run_id, record.study, record.owner or folder.name)
         store.finish_training(run_id, result, record.ended)
@@ -88,11 +87,3 @@ def _as_run(folder: Path, record: Record, store: Store) -> str:
         store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     return run_id
-
-
-def _log_figure(run_id: str, table, name: str, store: Store) -> None:
-    from workbench.lab import plots
-
-    figures = {"signal": plots.signal_over_time_figure, "curvature": plots.curvature_figure}
-    if name in figures:
-        store.log_figure(run_id, figures[name](table), name)
