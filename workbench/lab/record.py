@@ -63,6 +63,7 @@ class Record:
         self._lock = session.store.lock(f"{session.mode}-{self.key}")
         self._run: str | None = None
         self._rows: list[dict] = []
+        self._seen = 0  # the step of the last row
         self._flushed = time.monotonic()
 
     def reserve(self) -> bool:
@@ -130,7 +131,9 @@ class Record:
         kind, *content = message
         if kind == "row":
             (row,) = content
-            self._rows.append(row)
+            if row["step"] > self._seen:  # a worker that goes on for one that died sends all of them again
+                self._rows.append(row)
+                self._seen = row["step"]
             if time.monotonic() - self._flushed >= FLUSH_EVERY:
                 with contextlib.suppress(*UNREACHABLE):  # they stay, for the next time
                     self._flush()
