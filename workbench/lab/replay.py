@@ -230,18 +230,17 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
 
     Raises: WorkbenchError where there is none, or several, or it is no training, or broke off.
     """
-    found = {
-        (run.info.run_id, mode): run
-        for mode in ("full", "quick")
-        for run in store.search("trainings", mode)
-        if text and run.info.run_id.startswith(text)
-    }
+    an_id = bool(text) and set(text.lower()) <= set("0123456789abcdef")
+    beginning, modes = f"attributes.run_id ILIKE '{text}%'", ("full", "quick")
+    pairs = [(run, mode) for mode in modes if an_id for run in store.search("trainings", mode, beginning)]
+    found = {(run.info.run_id, mode): run for run, mode in pairs}
     if not found:
-        for kind, what in (("checks", "check"), ("evaluations", "evaluation"), ("studies", "notebook's execution")):
-            if text and any(run.info.run_id.startswith(text) for run in store.search(kind, "full")):
+        others = (("checks", "check"), ("evaluations", "evaluation"), ("studies", "notebook's execution"))
+        for kind, what in others if an_id else ():
+            if store.search(kind, "full", beginning):
                 raise WorkbenchError(f"run {text} is a {what}: only trainings can be replayed.")
-        known = [run.info.run_id for mode in ("full", "quick") for run in store.search("trainings", mode)]
-        raise unknown("training, by the beginning of its run id,", text, known)
+        ids = [run.info.run_id for mode in modes for run in store.search("trainings", mode)]
+        raise unknown("training, by the beginning of its run id,", text, ids)
     if len(found) > 1:
         shown = ", ".join(sorted(run_id for run_id, _ in found)[:5])
         raise WorkbenchError(f"{len(found)} trainings begin with {text} ({shown}): give more of the run id.")
