@@ -79,6 +79,7 @@ class Recorder:
         self.config, self.first, self.last = config, first, last
         self.clip, self.rate = clip, 1.0 if lr is None else lr / config.lr
         self.names: list[str] = []
+        self.began = 0  # the first step it was called in
         self._seen: list[tuple[int, Tensor, float, Tensor]] = []
         self._updates: dict[int, Tensor] = {}
         self._before: tuple[int, list[Tensor]] | None = None
@@ -87,7 +88,7 @@ class Recorder:
         if step > self.last + SEEN_AFTER.get(loss.device.type, SEEN_AFTER_ELSEWHERE):
             raise _Enough
         if not self.names:
-            self.names = [name for name, _ in model.named_parameters()]
+            self.names, self.began = [name for name, _ in model.named_parameters()], step
             optimizer.register_step_post_hook(lambda *_: self._updated(model))
             if self.clip is not None:
                 self._set_clip(model, optimizer)
@@ -194,6 +195,8 @@ def replay(
         past = []
     if not result.device.startswith("cpu") or device != "cpu":
         say(f"trained on {result.device}, replayed on {device}: only on CPU are two trainings equal bit for bit")
+    if result.versions.get("torch") != torch.__version__:
+        say(f"trained with torch {result.versions.get('torch')}, replayed with {torch.__version__}: bits may differ")
     done = past[0] if past else 0
     steps = end - done
     seconds = result.seconds * steps / max(1, end)
@@ -214,7 +217,7 @@ def replay(
     ratios = _joined({name: recorder.ratios() for name, recorder in recorders.items()})
     ends = {name: _end(steps_table[steps_table.run == name], outcomes[name]) for name in recorders}
     first = {n: first_to_go(ratios[ratios.run == n], diverged=ends[n].startswith("diverged")) for n in recorders}
-    same, verdict = compared(result, rows, again, done)
+    same, verdict = compared(result, rows, again, recorders["original"].began - 1)
 
     changes = {name: value for name, value in (("fork_clip", clip), ("fork_lr", lr)) if value is not None}
     parameters = {"model": config.model, "data": config.data, "seed": config.seed, "back": back, **changes}
