@@ -198,3 +198,9 @@ def test_a_look_at_the_losses_reads_each_once():
     assert told == [False] * 4 and watch.mean_since_last() == 2.5 and watch.failed.item() == 0
     assert not watch.diverged(5, torch.tensor(11.0), norms, look=False) and watch.failed.item() == 1
     assert watch.diverged(6, torch.tensor(1.0), norms, look=False) and (watch.step, watch.loss) == (5, 11.0)
+
+
+def test_a_streamed_training_makes_the_batch_that_failed_once_more(image_folder):
+    settings = {"data": str(image_folder), "image_size": 16, "stream": True, "train_size": None}
+    result = train(WILD.replace(**settings, batch_size=8, workers=1))
+    assert result.outcome == "diverged" and "; largest gradient for its weight: " in result.cause and sound(result)

@@ -36,6 +36,13 @@ WILD = TrainConfig(
 CALM = WILD.replace(base_lr=0.4, clip=0.01, steps=12, ema=None)
 
 
+@pytest.fixture(autouse=True)
+def figures(request, monkeypatch):
+    """Drawn where they are looked for only: each takes a second."""
+    if "figures" not in request.node.name:
+        monkeypatch.setattr(Store, "log_figure", lambda *_: None)
+
+
 def trained(config, mode="full"):
     run_id, result, _ = run_training(config, Session(Store(), study="", mode=mode), role="screen", arm="NF")
     return run_id, result
@@ -50,7 +57,7 @@ def every_few_steps(monkeypatch, steps):
     monkeypatch.setattr(units, "Checkpoints", lambda folder: Checkpoints(folder, every_steps=steps))
 
 
-def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept(root, command):
+def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_figures(root, command):
     run_id, result = trained(WILD)
     end = result.metrics["failed_at_step"]
     assert result.outcome == "diverged" and end > 8
@@ -120,9 +127,12 @@ def test_a_training_that_completes_leaves_no_checkpoints(root, monkeypatch):
     assert result.outcome == "complete" and not checkpoints_folder("full", result.key).exists()
 
 
-@pytest.mark.parametrize("checkpoints", [None, 3])
-@pytest.mark.parametrize("config", [WILD, WILD.replace(clip=50.0, clip_exempt=["stage1"])], ids=["no clip", "clip"])
-def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root, monkeypatch, checkpoints, config):
+@pytest.mark.parametrize(
+    ("config", "checkpoints"),
+    [(WILD, None), (WILD.replace(clip=50.0, clip_exempt=["stage1"]), 3)],
+    ids=["no clip, from the beginning", "clip, from a checkpoint"],
+)
+def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root, monkeypatch, config, checkpoints):
     if checkpoints:
         every_few_steps(monkeypatch, checkpoints)
     run_id, result = trained(config)

@@ -239,6 +239,9 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
     axes[0].set(yscale="log", xlabel="step", ylabel="training loss", title="loss of each step")
     axes[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes[0].legend(frameon=False, fontsize="small")
+    low, high = axes[0].get_ylim()
+    if high / low < 1e3:
+        _plain_log_ticks(axes[0].yaxis, fine=high / low < 4)
 
     logs = np.log10(ratios.ratio.clip(lower=1e-9))
     limits = {"vmin": logs.quantile(0.02), "vmax": logs.max()}
@@ -246,9 +249,8 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
         cells = ratios.assign(log=logs)[ratios.run == name].pivot(index="parameter", columns="step", values="log")
         cells = cells.loc[parameters]
         ax.set_facecolor("black")
-        bar = {"label": "log10 of the largest gradient-to-weight ratio", "fraction": 0.05} if ax is axes[-1] else None
         ticks = {"xticklabels": max(1, cells.shape[1] // 6), "yticklabels": -(-len(parameters) // 70)}
-        sns.heatmap(cells, ax=ax, cmap="viridis", **limits, **ticks, cbar=ax is axes[-1], cbar_kws=bar, rasterized=True)
+        sns.heatmap(cells, ax=ax, cmap="viridis", **limits, **ticks, cbar=False, rasterized=True)
         if name in first:
             parameter, step = first[name]
             at = cells.columns.get_loc(step), parameters.index(parameter)
@@ -259,6 +261,8 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
         ax.tick_params(axis="y", labelsize="x-small", length=0)
         ax.tick_params(axis="x", rotation=0)
         ax.set(title=name + (f"\nfirst to go: {first[name][0]}" if name in first else ""), xlabel="step", ylabel="")
+    label = "log10 of the largest gradient-to-weight ratio"
+    figure.colorbar(axes[-1].collections[0], ax=list(axes[1:]), label=label, fraction=0.03, aspect=40)
     return figure
 
 

@@ -79,6 +79,7 @@ class Recorder:
         self.config, self.first, self.last = config, first, last
         self.clip, self.rate = clip, 1.0 if lr is None else lr / config.lr
         self.names: list[str] = []
+        self.began = 0  # the first step it was called in
         self._seen: list[tuple[int, Tensor, float, Tensor]] = []
         self._updates: dict[int, Tensor] = {}
         self._before: tuple[int, list[Tensor]] | None = None
@@ -87,7 +88,7 @@ class Recorder:
         if step > self.last + SEEN_AFTER.get(loss.device.type, SEEN_AFTER_ELSEWHERE):
             raise _Enough
         if not self.names:
-            self.names = [name for name, _ in model.named_parameters()]
+            self.names, self.began = [name for name, _ in model.named_parameters()], step
             optimizer.register_step_post_hook(lambda *_: self._updated(model))
             if self.clip is not None:
                 self._set_clip(model, optimizer)
@@ -194,6 +195,8 @@ def replay(
         past = []
     if not result.device.startswith("cpu") or device != "cpu":
         say(f"trained on {result.device}, replayed on {device}: only on CPU are two trainings equal bit for bit")
+    if result.versions.get("torch") != torch.__version__:
+        say(f"trained with torch {result.versions.get('torch')}, replayed with {torch.__version__}: bits may differ")
     done = past[0] if past else 0
     steps = end - done
     seconds = result.seconds * steps / max(1, end)
@@ -214,7 +217,7 @@ def replay(
     ratios = _joined({name: recorder.ratios() for name, recorder in recorders.items()})
     ends = {name: _end(steps_table[steps_table.run == name], outcomes[name]) for name in recorders}
     first = {n: first_to_go(ratios[ratios.run == n], diverged=ends[n].startswith("diverged")) for n in recorders}
-    same, verdict = compared(result, rows, again, done)
+    same, verdict = compared(result, rows, again, recorders["original"].began - 1)
 
     changes = {name: value for name, value in (("fork_clip", clip), ("fork_lr", lr)) if value is not None}
     parameters = {"model": config.model, "data": config.data, "seed": config.seed, "back": back, **changes}
@@ -230,18 +233,17 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
 
     Raises: WorkbenchError where there is none, or several, or it is no training, or broke off.
     """
-    found = {
-        (run.info.run_id, mode): run
-        for mode in ("full", "quick")
-        for run in store.search("trainings", mode)
-        if text and run.info.run_id.startswith(text)
-    }
+    an_id = bool(text) and set(text.lower()) <= set("0123456789abcdef")
+    beginning, modes = f"attributes.run_id ILIKE '{text}%'", ("full", "quick")
+    pairs = [(run, mode) for mode in modes if an_id for run in store.search("trainings", mode, beginning)]
+    found = {(run.info.run_id, mode): run for run, mode in pairs}
     if not found:
-        for kind, what in (("checks", "check"), ("evaluations", "evaluation"), ("studies", "notebook's execution")):
-            if text and any(run.info.run_id.startswith(text) for run in store.search(kind, "full")):
+        others = (("checks", "check"), ("evaluations", "evaluation"), ("studies", "notebook's execution"))
+        for kind, what in others if an_id else ():
+            if store.search(kind, "full", beginning):
                 raise WorkbenchError(f"run {text} is a {what}: only trainings can be replayed.")
-        known = [run.info.run_id for mode in ("full", "quick") for run in store.search("trainings", mode)]
-        raise unknown("training, by the beginning of its run id,", text, known)
+        ids = [run.info.run_id for mode in modes for run in store.search("trainings", mode)]
+        raise unknown("training, by the beginning of its run id,", text, ids)
     if len(found) > 1:
         shown = ", ".join(sorted(run_id for run_id, _ in found)[:5])
         raise WorkbenchError(f"{len(found)} trainings begin with {text} ({shown}): give more of the run id.")

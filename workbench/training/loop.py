@@ -218,7 +218,8 @@ def _train(
             ema_loss, ema_acc = evaluate(ema.model, inputs.val()) if ema is not None else (0.0, 0.0)
             if not world.agree(math.isfinite(val_loss + ema_loss)):
                 outcome = "diverged"
-                weights, loss = (ema.model, ema_loss) if math.isfinite(val_loss) else (model, val_loss)
+                averaged = ema is not None and math.isfinite(val_loss)
+                weights, loss = (ema.model, ema_loss) if averaged else (model, val_loss)
                 again = lambda weights=weights: evaluate(weights, inputs.val())
                 cause = cause_of_evaluation(weights, step, loss, again)
                 break
