@@ -33,9 +33,9 @@ TINY = TrainConfig(
     model_args={"skip_gain": 1.0, "dropout": 0.1},
     batch_size=8,
     base_lr=1.6,
-    steps=60,
-    eval_every=10,
-    telemetry_every=20,
+    steps=80,
+    eval_every=20,
+    telemetry_every=40,
 )
 
 
@@ -139,16 +139,27 @@ def test_an_error_is_a_failure_with_its_cause_and_tried_anew_by_the_next_start(p
 
 @pytest.mark.slow
 def test_told_to_stop_it_checkpoints_and_goes_on_from_there(plan, tmp_path, one_thread):
-    """No checkpoint is due by the clock, so that in the archive is the one of the stop."""
-    out, seen = tmp_path / "out", []
-    stop = lambda: seen.append(1) or len(seen) > 12
-    summary = run_plan(plan, out, device="cpu", asked_to_stop=stop)
+    """It goes on, rather than begins anew: the rows before keep the times that they were measured at."""
+    out = tmp_path / "out"
+    summary = run_plan(plan, out, device="cpu", checkpoint_seconds=0.2, asked_to_stop=lambda: steps_archived(out) >= 20)
     assert summary.left >= 1
-    step = int(json.loads((out / "checkpoints.json").read_text())["checkpoints"][0][-8:])
-    assert 0 < step <= 60
+    (tmp_path / "scratch").mkdir()
+    (place,) = Archive(out).unpack(tmp_path / "scratch")
+    state = torch.load(tmp_path / "scratch" / place / "state.pt", weights_only=True)
+    assert len(state["history"]) >= 1
     summary = run_plan(plan, out, device="cpu")
     assert (summary.done + summary.known, summary.left) == (3, 0)
     check_against_training_here(out, plan)
+    found = {record.result.key: record.result for _, record in read_records(out)}[place.partition("/")[0]]
+    assert found.history[: len(state["history"])] == state["history"]
+
+
+def steps_archived(out):
+    """The step of the checkpoint in the archive; 0 where there is none."""
+    try:
+        return int(json.loads((out / "checkpoints.json").read_text())["checkpoints"][0][-8:])
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.parametrize(

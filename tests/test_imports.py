@@ -64,6 +64,14 @@ def processes_of(session):
     return found
 
 
+def one_finished_and_one_under_way(out):
+    try:
+        under_way = json.loads((out / "checkpoints.json").read_text())["checkpoints"][0].partition("/")[0]
+        return under_way not in (out / "results.jsonl").read_text()
+    except FileNotFoundError:
+        return False
+
+
 def session(store):
     run_id = store.open_notebook("mine", "mine.ipynb", {}, "full", "mine", {})
     return Session(store, "mine", "full", run_id, by_hand=False)
@@ -77,7 +85,7 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     monkeypatch,
     one_thread,
 ):
-    base = TINY.replace(data=str(image_folder), steps=40, progress=False, device="cpu")
+    base = TINY.replace(data=str(image_folder), progress=False, device="cpu")
     configs = [
         base,
         base.replace(seed=1),
@@ -90,7 +98,7 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     subprocess.run([sys.executable, "-c", hidden], env=os.environ | behind_the_wall, check=True)
 
     running = start(plan, out, "--checkpoint-seconds", "0.3", env=behind_the_wall)
-    wait_for(lambda: (out / "results.jsonl").exists() and (out / "checkpoints.json").exists(), running)
+    wait_for(lambda: one_finished_and_one_under_way(out), running)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     wait_for(lambda: not processes_of(running.pid))  # its worker ends, too
@@ -99,6 +107,7 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     running = start(plan, out, env=behind_the_wall)
     said = running.communicate()
     assert running.returncode == 0, said
+    assert "1 half-done" in said[1]
     assert len(list(read_records(out))) == 4
 
     store = Store()

@@ -33,7 +33,7 @@ from workbench.training.results import Results
 from workbench.training.worker import Seat, Task, Worker, cores, seats
 
 ATTEMPTS = 2  # of a training whose process is killed
-TICK = 0.5  # seconds between looks at signals and clocks
+TICK = 0.1  # seconds between looks at signals and clocks
 TOLD_SECONDS = 60.0  # between lines on what runs, where there is no terminal for a bar
 
 
