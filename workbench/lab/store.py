@@ -42,6 +42,7 @@ from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it writes there, it raises too
 
 EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
@@ -86,7 +87,7 @@ def refuse_unusable(uri: str) -> None:
     elif is_database(uri):
         database = Database(uri)
         try:
-            revision = database.revision() if database.file is None or database.file.is_file() else None
+            revision = database.revision() if database.file is None or database.file.exists() else None
         finally:
             database.close()
         known = {file.name.partition("_")[0] for file in (Path(mlflow.__file__).parent / MIGRATIONS).glob("*.py")}
@@ -107,9 +108,13 @@ class Store:
                 refuse_unusable(self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
+            if "db upgrade" in cause:
+                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {self.uri}`"
+            elif isinstance(error, ImportError):
+                cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str) -> str:
