@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import DISK_WORDS, WorkbenchError, is_of_the_disk, unknown
 
 # Typer may bring its own copy of click: its exceptions are told by the base class.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -561,6 +561,16 @@ def main() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort, click.Abort):
         code = INTERRUPTED
+    except Exception as error:
+        if not is_of_the_disk(error):
+            raise
+        cause = next((line for line in str(error).splitlines() if any(w in line for w in DISK_WORDS)), str(error))
+        print(
+            f"workbench: the disk is full or may not be written ({cause}): free some space, or choose another place "
+            "with WORKBENCH_ROOT or MLFLOW_TRACKING_URI.",
+            file=sys.stderr,
+        )
+        code = 2
     if code == INTERRUPTED:  # Typer itself turns Ctrl-C into this code
         print(
             "workbench: interrupted; finished trainings and studies are kept, and the same command goes on from there.",

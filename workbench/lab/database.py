@@ -29,7 +29,8 @@ class Database:
 
     def __init__(self, uri: str):
         self.uri = uri
-        patience = {"timeout": 60} if uri.startswith("sqlite") else {}  # seconds for others' writes
+        # Seconds: for others' writes, and for a server's first answer.
+        patience = {"timeout": 60} if uri.startswith("sqlite") else {"connect_timeout": 10}
         self._engine: Engine = create_engine(uri, connect_args=patience)
 
     @property

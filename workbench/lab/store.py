@@ -43,6 +43,7 @@ from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it writes there, it raises too
 
 EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
@@ -74,7 +75,8 @@ def runs_folder() -> Path:
 def _many_writers(uri: str) -> None:
     """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
     if uri.startswith("sqlite:///"):
-        with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)) as database:
+        file = uri.removeprefix("sqlite:///")
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
             database.execute("pragma journal_mode = wal")
 
 
@@ -96,7 +98,7 @@ def refuse_unusable(uri: str) -> None:
     elif is_database(uri):
         database = Database(uri)
         try:
-            revision = database.revision() if database.file is None or database.file.is_file() else None
+            revision = database.revision() if database.file is None or database.file.exists() else None
         finally:
             database.close()
         known = {file.name.partition("_")[0] for file in (Path(mlflow.__file__).parent / MIGRATIONS).glob("*.py")}
@@ -118,9 +120,13 @@ class Store:
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
-        except UNREACHABLE as error:
+        except (*UNREACHABLE, ImportError) as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
+            if "db upgrade" in cause:
+                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {self.uri}`"
+            elif isinstance(error, ImportError):
+                cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str) -> str:
