@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from workbench.models import create_model
 from workbench.training import TrainConfig, train
-from workbench.training.checkpoint import KEPT, Checkpoints
+from workbench.training.checkpoint import KEPT, REWIND, Checkpoints, superseded
 
 CONFIG = TrainConfig(
     model="nf_resnet_tiny",
@@ -86,6 +86,37 @@ def test_broken_off_anywhere_it_ends_in_the_same_weights_rows_and_tables(tmp_pat
         assert again["agc"].equals(tables["agc"])
 
 
+def stop_at(step):
+    asked = []
+    return lambda: asked.append(1) or len(asked) == step
+
+
+def test_stopped_after_any_step_it_ends_in_the_same_weights_rows_and_tables(tmp_path):
+    tables, again = {}, {}
+    whole = train(CONFIG, tables=lambda n, t: tables.update({n: t}), save=tmp_path / "whole.safetensors")
+    wanted = load_file(tmp_path / "whole.safetensors")
+    checkpoints, file, rows = Checkpoints(tmp_path / "here"), tmp_path / "x.safetensors", []
+    for at in (1, 3, 5):  # counted from where it goes on: after steps 1, 4 and 9
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, checkpoints=checkpoints, save=file, stop=stop_at(at))
+    assert [p.name for p in sorted((tmp_path / "here").iterdir())] == [f"step-0000000{n}" for n in (1, 4, 9)]
+    assert not file.exists()
+    never = stop_at(0)
+    result = train(
+        CONFIG, rows.append, lambda n, t: again.update({n: t}), checkpoints=checkpoints, save=file, stop=never
+    )
+    assert plain(result) == plain(whole) and [row["step"] for row in rows] == [4, 8, 12, 14]
+    assert all(torch.equal(v, wanted[k]) for k, v in load_file(file).items())
+    assert again["agc"].equals(tables["agc"])
+
+
+def test_without_checkpoints_a_stop_is_an_interrupt_and_after_the_last_step_there_is_nothing_to_stop():
+    settings = CONFIG.replace(steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, stop=stop_at(2))
+    assert train(settings, stop=stop_at(3)).outcome == "complete"
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_steps_it_ends_in_the_same_weights(tmp_path):
     script = textwrap.dedent("""
@@ -141,6 +172,27 @@ def test_three_are_kept_and_the_last_is_used(tmp_path):
     assert latest(checkpoints, key="another training") is None
     checkpoints.remove()
     assert not (tmp_path / "here").exists() and latest(checkpoints) is None
+
+
+@pytest.mark.parametrize("spacing", [1, 2, 6, 7, 13, 33, 500])
+def test_wherever_a_training_goes_wrong_a_checkpoint_lies_not_far_before(spacing):
+    """Divergences at every step: the newest checkpoint at least 20 steps back, or the beginning."""
+    kept = []
+    for step in range(1, 2001):
+        past = [0, *(s for s in kept if s <= step - 20)]
+        assert step < 20 or step - 20 - max(past) < max(2 * REWIND, 3 * spacing)
+        if step % spacing == 0:
+            kept.append(step)
+            kept = [s for s in kept if s not in superseded(kept)]
+            assert set(range(step - 2 * spacing, step + 1, spacing)) - {0, -spacing} <= set(kept)
+            assert len(kept) <= KEPT + 3
+
+
+def test_until_a_step_later_ones_are_not_seen(tmp_path):
+    some(tmp_path, [3, 4, 5])
+    early = Checkpoints(tmp_path, until=4)
+    assert early.steps() == [4, 3] and latest(early) == (4, 4.0)
+    assert Checkpoints(tmp_path, until=2).steps() == [] and Checkpoints(tmp_path).steps() == [5, 4, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest", "half written"])

@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from workbench.errors import WorkbenchError
-from workbench.lab.trainings import parse_config, recipe_text
+from workbench.lab.recipes import parse_config, recipe_text
 from workbench.models import create_model
 from workbench.optim import warmup_cosine
 from workbench.training import TrainConfig

@@ -135,6 +135,19 @@ def check_train(rank):
     return {"rows": len(rows), "history": result.history, "metrics": result.metrics, "outcome": result.outcome}
 
 
+def check_stop(rank):
+    """The first process alone is told to stop, after the second step: at which step each ends."""
+    from workbench.training import TrainConfig, train
+
+    asked, config = [], TrainConfig(batch_size=16, steps=4, train_size=32, device="cpu", progress=False)
+    stop = (lambda: asked.append(1) or len(asked) == 2) if rank == 0 else None
+    try:
+        train(config, stop=stop)
+    except KeyboardInterrupt:
+        return {"stopped": True, "asked": len(asked)}
+    return {"stopped": False}
+
+
 def run(check):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -189,6 +202,10 @@ def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra
         for mine, theirs in zip(found["history"], one.history, strict=True):
             for name in ("train_loss", "val_loss", "clipped_share"):
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_when_the_first_process_is_told_to_stop_all_do():
+    assert run("stop") == [{"stopped": True, "asked": 2}, {"stopped": True, "asked": 0}]
 
 
 @pytest.mark.parametrize("bad", ["sparse", "complex"])

@@ -46,8 +46,7 @@ def result(outcome="complete", **changes):
 
 def log_training(store, outcome="complete", key="k" * 64, owner=None):
     run_id = store.open_training(CONFIG, key, "full", role="screen", arm="NF+AGC", owner=owner)
-    for row in result().history:
-        store.log_row(run_id, row)
+    store.log_rows(run_id, result().history)
     store.finish_training(run_id, result(outcome))
     return run_id
 

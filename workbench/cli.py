@@ -59,10 +59,34 @@ def study(
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every study in studies/.")] = False,
     rerun: Annotated[
-        bool,
-        typer.Option("--rerun", help="Execute notebooks again that are finished already; their trainings are reused."),
+        Optional[str],
+        typer.Option(
+            metavar="failed|stale|all",
+            help="Of what to execute, only the failed, or only the stale; or all, finished ones too. "
+            "Finished trainings are reused in any case.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and why, what is reused, how long; then stop.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    plan_file: Annotated[
+        Optional[str],
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Write the trainings that are missing there, as pure data, and run none: "
+            "`python -m workbench.training FILE` runs them where only torch is, `workbench import` brings them back.",
+        ),
+    ] = None,
+    executor: Annotated[
+        Optional[str],
+        typer.Option(help="Where trainings run: inline, processes or ray. None: processes for several workers."),
+    ] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(help="Trainings at a time. None: one a GPU; without GPUs one, inline.")
+    ] = None,
+    gpus: Annotated[Optional[float], typer.Option(help="GPUs of one training, 0 to 1, e.g. 0.5.")] = None,
+    threads: Annotated[Optional[int], typer.Option(help="Threads of one training. None: an equal part.")] = None,
     parameters: Set = None,
 ) -> None:
     """Run studies: each executes a notebook as a run of the store. What is finished is reused."""
@@ -86,17 +110,25 @@ def study(
     for s in studies:
         s.executions(quick=quick or tour, overrides=overrides)
 
+    from workbench.lab.executors import Choice
     from workbench.lab.launcher import plan
     from workbench.lab.show import run_and_show, show_plan, show_results
     from workbench.lab.store import Store
 
+    choice = Choice.of(executor, workers, gpus, threads)
     store = Store()
     store.close_orphans()
     executions = plan(studies, store, quick=quick or tour, overrides=overrides, rerun=rerun)
-    show_plan(executions, console)
+    show_plan(executions, choice.count, console)
     if dry_run:
         return
-    if not show_results(run_and_show(executions, store, console), store, console):
+    if plan_file is not None:
+        from workbench.lab.planning import plan_trainings
+
+        missing = plan_trainings(executions, plan_file, lambda line: console.print(line, highlight=False))
+        console.print(f"{plan_file}: {len(missing)} trainings", highlight=False)
+        return
+    if not show_results(run_and_show(executions, store, choice, console), store, console):
         raise typer.Exit(1)
 
 
@@ -122,7 +154,8 @@ def train(
     """
     from rich.console import Console
 
-    from workbench.lab.trainings import check, help_training, parse_config, recipe_text
+    from workbench.lab.recipes import parse_config, recipe_text
+    from workbench.lab.trainings import check, help_training
     from workbench.training.distributed import World
     from workbench.training.inputs import source
 
@@ -253,6 +286,38 @@ def check(
     console.print(f"run {run_id}", highlight=False)
     if not found.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="The training: its run id in the store, or the beginning of it.")],
+    back: Annotated[int, typer.Option(help="Steps to go back from the divergence, or from the end.")] = 20,
+    clip: Annotated[Optional[float], typer.Option(help="A fork with this AGC threshold.")] = None,
+    lr: Annotated[
+        Optional[float],
+        typer.Option(
+            help="A fork with this peak learning rate (at the training's batch size); the schedule's shape is kept."
+        ),
+    ] = None,
+    device: Annotated[
+        Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, mps. None: where it was trained.")
+    ] = None,
+) -> None:
+    """Go through the last steps of a training again and record each: losses, and which layer's gradients went first.
+
+    With --clip or --lr a fork is trained beside it from the same weights on. On CPU the replay is bitwise the training.
+    """
+    from rich.console import Console
+
+    from workbench.lab.replay import replay as run_again
+    from workbench.lab.replay import sentences, show_steps
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    say = lambda line: print(line, flush=True)
+    found = run_again(run, back=back, clip=clip, lr=lr, device=device, progress=sys.stderr.isatty(), say=say)
+    show_steps(found, console)
+    for line in (found.verdict, *sentences(found), f"run {found.run_id}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 models_commands = ("list", "activations", "convert", "download", "export")
@@ -387,6 +452,32 @@ def bench(
     failed = benchmarks.run(names or [], device, rounds, lambda line: print(line, flush=True))
     if failed:
         print(f"workbench: {', '.join(failed)} failed, see above; the others are kept.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What `python -m workbench.training --out DIR` wrote.")],
+) -> None:
+    """Put the results of a detached run into the store, as if its trainings had been run here."""
+    from tqdm import tqdm
+
+    from workbench.lab.imports import import_results
+    from workbench.lab.store import Store
+
+    with tqdm(desc="importing", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = import_results(folder, Store(), told)
+    for line in (*found.damaged, *found.failed):
+        print(line, file=sys.stderr)
+    print(found)
+    if found.other_code:
+        print(f"{found.other_code} of them are of other code than this: no study asks for them.")
+    if found.damaged:
         raise typer.Exit(1)
 
 

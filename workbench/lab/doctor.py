@@ -18,7 +18,7 @@ import psutil
 
 from workbench.lab.database import Database, as_path, is_database
 from workbench.lab.processes import Family, is_alive, is_held, strays, whoami
-from workbench.lab.session import VARIABLE
+from workbench.lab.session import SESSION
 from workbench.lab.store import EXPERIMENTS, Run, Store, runs_folder, tracking_uri
 from workbench.paths import root
 
@@ -69,7 +69,7 @@ def doctor(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
 
 def examine(moved: bool = False) -> Iterator[Finding]:
     """Everything that is wrong, in the order in which it is mended: who is mended first may free what comes later."""
-    lost = strays(VARIABLE, {"WORKBENCH_ROOT": str(root())})
+    lost = strays(SESSION, {"WORKBENCH_ROOT": str(root())})
     identities = {identity for pid in lost if (identity := _identity(pid))}
     for pid, command in lost.items():
         yield Finding(

@@ -5,9 +5,7 @@ import json
 import os
 import platform
 import subprocess
-import sys
-import tempfile
-import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,65 +13,130 @@ from pathlib import Path
 from typing import Any
 
 from workbench.data import canonical_name, dataset_digest
-from workbench.lab import events
+from workbench.errors import unknown
+from workbench.lab.executors import Choice, Executor, Outcome, Task
+from workbench.lab.executors.choice import VARIABLE as EXECUTOR
 from workbench.lab.parameters import code_cells
-from workbench.lab.processes import Family, whoami
-from workbench.lab.session import VARIABLE
-from workbench.lab.store import Store
+from workbench.lab.processes import whoami
+from workbench.lab.session import SESSION
+from workbench.lab.store import Run, Store
 from workbench.lab.study import Study
 from workbench.paths import root
 from workbench.training.config import source_hash
 
-Listener = Callable[[dict], None]
+Listener = Callable[["Execution", dict], None]
+RERUN = ("failed", "stale", "all")
+PARTS = ("notebook", "parameters", "code", "data")  # of what names an execution
+NOTEBOOK_RETRIES = 1  # of an execution whose worker died under it
 
 
 @dataclass
 class Execution:
-    """One notebook execution of the plan; `reuse` is the finished run that already answers it."""
+    """One notebook execution of the plan. `state` is what the store knows of it: new, finished, failed, interrupted or
+    stale; `why` says more. `action` is run, reuse (the finished `run`) or leave."""
 
     study: Study
     parameters: dict[str, Any]
     mode: str
-    key: str
+    key: dict[str, str]
     name: str
-    reuse: str | None = None
+    state: str = "new"
+    why: str = ""
+    action: str = "run"
+    run: str | None = None
     seconds: float | None = None  # estimated
+
+    @property
+    def reuse(self) -> str | None:
+        """The finished run that answers it already."""
+        return self.run if self.action == "reuse" else None
 
 
 def plan(
-    studies: Iterable[Study], store: Store, *, quick: bool, overrides: dict[str, str] | None = None, rerun: bool = False
+    studies: Iterable[Study],
+    store: Store,
+    *,
+    quick: bool,
+    overrides: dict[str, str] | None = None,
+    rerun: str | None = None,
 ) -> list[Execution]:
-    """Every execution of the studies, in order, with what can be reused and how long the rest may take."""
+    """Every execution of the studies, in order: what runs, what is reused and why, and how long it may take.
+
+    Whatever is not finished with today's notebook, parameters, code and data runs. `rerun` is "failed" or "stale" for
+    those alone, or "all" for everything, finished or not.
+    """
+    if rerun is not None and rerun not in RERUN:
+        raise unknown("choice for --rerun", rerun, RERUN)
     mode = "quick" if quick else "full"
     found = []
     for study in studies:
         executions = study.executions(quick=quick, overrides=overrides)
+        runs = store.search("studies", mode, f"tags.study = '{study.name}'")
         for parameters in executions:
             if "data" in parameters:  # the kernel works in another folder than the user
                 parameters = {**parameters, "data": canonical_name(parameters["data"])}
-            key = execution_key(study, parameters)
             label = " ".join(f"{k}={parameters[k]}" for k in study.matrix) if len(executions) > 1 else ""
-            run = None if rerun else store.finished_notebook(key, mode)
             execution = Execution(
-                study, parameters, mode, key, f"{study.name} {label}".strip(), run.info.run_id if run else None
+                study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
             )
-            execution.seconds = 0.0 if run else _estimate(store, study, mode)
+            _compare(execution, runs)
+            wanted = execution.state != "finished" if rerun is None else rerun in ("all", execution.state)
+            execution.action = "run" if wanted else "reuse" if execution.state == "finished" else "leave"
+            execution.seconds = _estimate(execution, runs) if wanted else 0.0
             found.append(execution)
     return found
 
 
-def execution_key(study: Study, parameters: dict[str, Any]) -> str:
-    """Names an execution: its notebook's code, its parameters, the workbench's code and its data."""
-    data = dataset_digest(parameters["data"]) if "data" in parameters else None
-    identity = [code_cells(study.notebook_file), parameters, source_hash("."), data]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def execution_key(study: Study, parameters: dict[str, Any]) -> dict[str, str]:
+    """Names an execution, part by part: its notebook's code, its parameters, the workbench's code and its data."""
+    parts = {
+        "notebook": code_cells(study.notebook_file),
+        "parameters": parameters,
+        "code": source_hash("."),
+        "data": dataset_digest(parameters["data"]) if "data" in parameters else None,
+    }
+    return {part: _hash(parts[part]) for part in PARTS}
 
 
-def _estimate(store: Store, study: Study, mode: str) -> float | None:
-    runs = store.search("studies", mode, f"tags.study = '{study.name}' and attributes.status = 'FINISHED'")
-    if runs:
-        return (runs[0].info.end_time - runs[0].info.start_time) / 1000
-    return study.minutes[mode] * 60 if mode in study.minutes else None
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _compare(execution: Execution, runs: list[Run]) -> None:
+    """What the runs of its study, newest first, say of an execution."""
+    same = [run for run in runs if run.data.tags.get("key.parameters") == execution.key["parameters"]]
+    for run in same:
+        if run.info.status == "FINISHED" and not _changes(execution, run):
+            execution.state, execution.run = "finished", run.info.run_id
+            return
+    if not same:
+        execution.why = "never run with these parameters" if runs else "never run"
+        return
+    last = same[0]
+    execution.run = last.info.run_id
+    changes = _changes(execution, last)
+    if last.info.status == "FINISHED":
+        execution.state = "stale"
+        execution.why = f"{' and '.join(changes)} changed since run {last.info.run_id[:8]}"
+    elif last.info.status == "RUNNING":
+        execution.why = f"run {last.info.run_id[:8]} is at it, in another process"
+    else:
+        execution.state = "failed" if last.info.status == "FAILED" else "interrupted"
+        execution.why = f"run {last.info.run_id[:8]}: {last.data.tags.get('cause', 'no cause known')[:100]}"
+
+
+def _changes(execution: Execution, run: Run) -> list[str]:
+    return [part for part in PARTS if run.data.tags.get(f"key.{part}") != execution.key[part]]
+
+
+def _estimate(execution: Execution, runs: list[Run]) -> float | None:
+    """The longest of the last runs that finished, with these parameters if there are any: others reused trainings."""
+    finished = [run for run in runs if run.info.status == "FINISHED" and run.info.end_time]
+    same = [run for run in finished if run.data.tags.get("key.parameters") == execution.key["parameters"]]
+    if finished:
+        return max((run.info.end_time - run.info.start_time) / 1000 for run in (same or finished)[:5])
+    minutes = execution.study.minutes
+    return minutes[execution.mode] * 60 if execution.mode in minutes else None
 
 
 # ---- the execution
@@ -84,93 +147,135 @@ def run_study(
     *,
     quick: bool = False,
     overrides: dict[str, str] | None = None,
-    rerun: bool = False,
+    rerun: str | None = None,
     store: Store | None = None,
-    listener: Listener = lambda event: None,
+    listener: Callable[[dict], None] = lambda event: None,
+    executor: Choice | str | None = None,
 ) -> list[str]:
     """Executes a study and returns the ids of its notebook runs, in order; what is finished in the store is reused.
 
+    Args: `executor` says where notebooks and their trainings run, e.g. "processes:4"; `listener` is called with the
+    events of workbench.lab.events as they come.
     Raises: WorkbenchError before anything runs, for a file or parameters that cannot be meant.
     """
     study = spec if isinstance(spec, Study) else Study.load(spec)
     store = store or Store()
-    return [execute(e, store, listener) for e in plan([study], store, quick=quick, overrides=overrides, rerun=rerun)]
+    executions = plan([study], store, quick=quick, overrides=overrides, rerun=rerun)
+    choice = Choice.parse(executor) if isinstance(executor, str) else executor or Choice.from_environment()
+    return execute(executions, store, choice, lambda execution, event: listener(event))
 
 
-def execute(execution: Execution, store: Store, listener: Listener = lambda event: None) -> str:
-    """Executes one notebook in a process of its own, as a run that this process owns, and returns the run's id.
+def execute(
+    executions: list[Execution], store: Store, choice: Choice, listener: Listener = lambda execution, event: None
+) -> list[str]:
+    """Executes notebooks, each in processes of its own, as runs that this process owns; returns the run ids in order.
 
-    The run ends FINISHED, FAILED (the notebook or its kernel broke) or KILLED (a signal ended it), whatever happened
-    inside. `listener` is called with the events of workbench.lab.events as they come.
+    A run ends FINISHED, FAILED (the notebook or its kernel broke) or KILLED (a signal ended it), whatever happened
+    inside. An interruption stops all of them; a second one at once.
     """
-    if execution.reuse:
-        return execution.reuse
+    todo = deque(e for e in executions if e.action == "run")
+    engine = choice.make()
+    running: dict[str, tuple[Execution, int]] = {}
+    run_ids = {id(e): e.run for e in executions if e.action == "reuse"}
+    retries: dict[int, int] = {}
+    ended = False
+    try:
+        while todo or running:
+            while todo and engine.has_room():
+                execution = todo.popleft()
+                run_id = _open(execution, store)
+                run_ids[id(execution)], running[run_id] = run_id, execution
+                listener(execution, {"kind": "started"})
+                engine.submit(_task(execution, run_id, choice, listener))
+            outcome = engine.wait()
+            execution = running.pop(run_id := outcome.task.name)
+            again = outcome.died and retries.setdefault(id(execution), 0) < NOTEBOOK_RETRIES
+            status, message = _close(store, run_id, outcome)
+            if again:
+                retries[id(execution)] += 1
+                todo.appendleft(execution)
+            elif status != "FINISHED":
+                listener(execution, {"kind": "broken", "status": status, "message": message})
+            if not again:
+                listener(execution, {"kind": "ended"})
+        ended = True
+    finally:
+        _stop(engine, at_once=ended)
+        for run_id in running:
+            _finish(store, run_id, "KILLED", "interrupted")
+    return [run_ids[id(e)] for e in executions if id(e) in run_ids]
+
+
+def _stop(engine: Executor, at_once: bool) -> None:
+    try:
+        engine.stop(at_once)
+    except KeyboardInterrupt:
+        engine.stop(at_once=True)
+
+
+def _open(execution: Execution, store: Store) -> str:
+    tags = {"key": _hash(execution.key), **{f"key.{part}": value for part, value in execution.key.items()}}
     study = execution.study
-    run_id = store.open_notebook(
+    return store.open_notebook(
         study.name,
         study.notebook,
         execution.parameters,
         execution.mode,
         execution.name,
-        {"key": execution.key, **_provenance(execution)},
+        {**tags, **_provenance(execution)},
     )
-    status, message = "KILLED", "interrupted"
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "run.ipynb"
-        try:
-            code, message = _run_papermill(execution, run_id, out, listener)
-            status = "FINISHED" if code == 0 else "KILLED" if code < 0 or code == 143 else "FAILED"
-        finally:
-            for file in (out, out.with_suffix(".html")):
-                if file.exists():
-                    store.log_file(run_id, file, "notebook")
-            store.log_text(run_id, _environment(), "environment.txt")
-            if status != "FINISHED":
-                store.set_tags(run_id, cause=message[:4000])
-            store.close_orphans(owner=run_id)
-            store.close(run_id, status)
-    if status != "FINISHED":
-        listener({"kind": "broken", "name": execution.name, "status": status, "message": message})
-    return run_id
 
 
-def _run_papermill(execution: Execution, run_id: str, out: Path, listener: Listener) -> tuple[int, str]:
-    """(exit code, last words) of the process that runs the notebook; its whole family ends with it."""
-    events_file, errors_file = out.with_suffix(".events"), out.with_suffix(".err")
-    environment = os.environ | {
-        VARIABLE: f"{run_id}|{execution.mode}|{whoami()}",
-        events.VARIABLE: str(events_file),
+def notebook_environment() -> dict[str, str]:
+    """What a notebook's process needs to find this checkout and this store, and to be quiet."""
+    here = str(Path(__file__).resolve().parents[2])
+    return {
         "WORKBENCH_ROOT": str(root()),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "workbench.lab.notebook",
-        str(execution.study.notebook_file),
-        str(out),
-        json.dumps(execution.parameters),
-    ]
-    reader = events.Reader(events_file)
-    with open(errors_file, "w") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors, start_new_session=True)
-        family = Family(process.pid)
-        try:
-            while process.poll() is None:
-                family.look()
-                for event in reader.read():
-                    listener(event)
-                time.sleep(0.2)
-        finally:
-            family.end()
-    for event in reader.read():
-        listener(event)
-    words = [line for line in errors_file.read_text().splitlines() if line.strip()]
-    return process.returncode, words[-1] if words else f"the notebook's process ended with code {process.returncode}"
+
+
+def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener) -> Task:
+    environment = notebook_environment() | {
+        SESSION: f"{run_id}|{execution.mode}|{whoami()}",
+        EXECUTOR: str(choice),
+    }
+    arguments = {
+        "notebook": str(execution.study.notebook_file),
+        "parameters": execution.parameters,
+        "environment": environment,
+    }
+    return Task(
+        run_id,
+        "workbench.lab.notebook:notebook_unit",
+        arguments,
+        lambda event: listener(execution, event),
+        coordinator=True,
+        retries=0,  # a run that was lost is closed, and another opened
+    )
+
+
+def _close(store: Store, run_id: str, outcome: Outcome) -> tuple[str, str]:
+    """Sets the final status, and returns it with the last words."""
+    if outcome.error is not None:
+        status, message = ("KILLED" if outcome.died or outcome.error == "stopped" else "FAILED"), outcome.error
+    else:
+        code, message = outcome.value["code"], outcome.value["message"]
+        status = "FINISHED" if code == 0 else "KILLED" if code < 0 or code == 143 else "FAILED"
+        for name, text in outcome.value["files"].items():
+            store.log_text(run_id, text, f"notebook/{name}")
+        store.log_text(run_id, _environment(), "environment.txt")
+    _finish(store, run_id, status, message)
+    return status, message
+
+
+def _finish(store: Store, run_id: str, status: str, message: str) -> None:
+    if status != "FINISHED":
+        store.set_tags(run_id, cause=message[:4000])
+    store.close_orphans(owner=run_id)
+    store.close(run_id, status)
 
 
 def _provenance(execution: Execution) -> dict[str, str]:

@@ -1,12 +1,59 @@
-"""Notebooks as programs: executed by papermill, in a process of its own. No other file knows papermill.
+"""Notebooks as programs: executed by papermill, each in a process of its own. No other file knows papermill.
 
 python -m workbench.lab.notebook IN.ipynb OUT.ipynb '{"trials": 4}'      executes, and writes OUT.ipynb and OUT.html
 """
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+from workbench.lab import events
+from workbench.lab.processes import Family, die_with, whoami
+
+LOOK_EVERY = 0.2  # seconds between looks at a process and its events
+
+
+def notebook_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> dict:
+    """Executes a notebook in a process of its own, whose whole family ends with it; what a worker does.
+
+    Sends the events as they come. Returns the exit code, its last words, and the texts of run.ipynb and run.html.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run.ipynb"
+        code, message = _in_a_process(arguments, out, send, stop)
+        files = [file for file in (out, out.with_suffix(".html")) if file.exists()]
+        return {"code": code, "message": message, "files": {file.name: file.read_text() for file in files}}
+
+
+def _in_a_process(arguments: dict, out: Path, send: Callable, stop: Callable[[], bool]) -> tuple[int, str]:
+    reader = events.Reader(out.with_suffix(".events"))
+    environment = os.environ | arguments["environment"] | {events.VARIABLE: str(out.with_suffix(".events"))}
+    command = [sys.executable, "-m", "workbench.lab.notebook", arguments["notebook"], str(out)]
+    command.append(json.dumps(arguments["parameters"]))
+    with open(out.with_suffix(".err"), "w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors, start_new_session=True)
+        family = Family(process.pid)
+        try:
+            while process.poll() is None:
+                family.look()
+                for event in reader.read():
+                    send(event)
+                if stop():
+                    raise KeyboardInterrupt
+                time.sleep(LOOK_EVERY)
+        finally:
+            family.end()
+        for event in reader.read():
+            send(event)
+        errors.seek(0)
+        words = [line for line in errors.read().splitlines() if line.strip()]
+    return process.returncode, words[-1] if words else f"the notebook's process ended with code {process.returncode}"
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
@@ -55,6 +102,7 @@ def to_html(notebook: Path) -> str:
 def main(source: str, target: str, parameters: str) -> int:
     from papermill.exceptions import PapermillExecutionError
 
+    die_with(whoami(os.getppid()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that papermill ends its kernel
     try:
         execute(Path(source), Path(target), json.loads(parameters))

@@ -6,6 +6,7 @@ import platform
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import filelock
@@ -75,24 +76,43 @@ class Family:
                 self._members.update(member.children(recursive=True))
 
     def end(self, grace: float = 5.0) -> None:
-        """Ends them all: politely, then after `grace` seconds for certain."""
+        """Ends them all: first whoever descends from the head, which may then come to its own end, then the head, and
+        after `grace` seconds each for certain. An interruption meanwhile ends them at once."""
         self.look()
-        remaining = list(self._members)
-        for sig in (signal.SIGTERM, signal.SIGKILL):
-            for process in remaining:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(sig)
-            _, remaining = psutil.wait_procs(remaining, timeout=grace)
-            if not remaining:
-                return
+        try:
+            if grace > 0:
+                _signal(self._members - {self._head}, signal.SIGTERM)
+                remaining = _wait(self._members, grace)
+                _signal(remaining, signal.SIGTERM)
+                _wait(remaining, grace)
+        finally:
+            self.look()
+            _signal(self._members, signal.SIGKILL)
+            _wait(self._members, 5.0)
 
 
-def die_with(identity: str, interval: float = 1.0) -> None:
-    """Starts a thread that ends this process, without ceremony, once the process `identity` is gone."""
+def _signal(processes: Iterable[psutil.Process], sig: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(sig)
+
+
+def _wait(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
+    return psutil.wait_procs(list(processes), timeout=timeout)[1]
+
+
+def die_with(
+    identity: str, interval: float = 1.0, first: Callable[[], None] = lambda: None, grace: float = 5.0
+) -> None:
+    """Starts a thread that ends this process, without ceremony, once the process `identity` is gone; `first` is called
+    before, and given `grace` seconds to have its effect."""
 
     def watch() -> None:
         while is_alive(identity):
             time.sleep(interval)
+        done = threading.Thread(target=first, daemon=True)
+        done.start()
+        done.join(grace)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="watch the launcher").start()

@@ -9,6 +9,7 @@ import atexit
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -19,7 +20,8 @@ from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
 from workbench.paths import root
 
-VARIABLE = "WORKBENCH_RUN"  # <run id>|<mode>|<identity of the launcher's process>
+SESSION = "WORKBENCH_RUN"  # <run id>|<mode>|<identity of the launcher's process>
+PLANNING = "WORKBENCH_PLAN"  # <file>|<study>|<mode>: trainings that are missing are written there, and none is run
 
 
 @dataclass
@@ -31,6 +33,11 @@ class Session:
     mode: str = "full"
     run_id: str | None = None
     by_hand: bool = True
+    plan: Path | None = None  # where missing trainings are written, when the notebook is only asked which it needs
+
+    @property
+    def planning(self) -> bool:
+        return self.plan is not None
 
     def progress(self, items: Iterable, name: str) -> Iterator:
         """The items, one by one, with a bar here or, launched, with the launcher's."""
@@ -41,7 +48,8 @@ class Session:
 
     def table(self, table: pd.DataFrame, name: str = "table") -> pd.DataFrame:
         """Keeps a tidy table with the run, and returns it to be shown."""
-        self.store.log_table(self.run_id, table, name)
+        if not self.planning:
+            self.store.log_table(self.run_id, table, name)
         return table
 
     def figure(self, figure, name: str = "figure"):
@@ -61,13 +69,16 @@ class Session:
                 rotation=25,
                 zorder=100,
             )
-        self.store.log_figure(self.run_id, figure, name)
+        if not self.planning:
+            self.store.log_figure(self.run_id, figure, name)
         plt.close(figure)  # else the notebook shows it twice
         return figure
 
     def verdict(self, verdict: Verdict) -> Verdict:
         """Keeps the verdict as the run's description and headline metrics; by hand, this ends the run."""
         verdict = verdict.stamped("DEMO") if self.mode == "quick" else verdict
+        if self.planning:
+            return verdict
         self.store.describe(self.run_id, str(verdict))
         self.store.set_tags(self.run_id, verdict=verdict.sentence, effect=verdict.effect_text)
         self.store.log_metrics(self.run_id, verdict.metrics())
@@ -85,13 +96,23 @@ def open_session(notebook: str, namespace: dict) -> Session:
 
     By hand it opens a run with the values that the notebook's parameters have in `namespace`.
     """
-    run_id, mode, launcher = (os.environ.get(VARIABLE, "") + "||").split("|")[:3]
+    if planned := os.environ.get(PLANNING):
+        file, study, mode = planned.split("|")
+        return Session(Store(), study, mode, by_hand=False, plan=Path(file))
+    run_id, mode, launcher = (os.environ.get(SESSION, "") + "||").split("|")[:3]
     if run_id and is_alive(launcher):
-        die_with(launcher)  # a kernel must not go on training for nobody
-        die_with(whoami(os.getppid()))
         store = Store()
+        die_with(launcher, first=lambda: _abandon(store, run_id))  # a kernel must not go on training for nobody
+        die_with(whoami(os.getppid()))
         return Session(store, store.get(run_id).data.tags["study"], mode, run_id, by_hand=False)
     return _open_by_hand_session(notebook, namespace)
+
+
+def _abandon(store: Store, run_id: str) -> None:
+    """Closes the run and its trainings, when the launcher that owns them is gone."""
+    store.set_tags(run_id, cause="the launcher ended before the notebook did")
+    store.close(run_id, "KILLED")
+    store.close_orphans(owner=run_id)
 
 
 def _open_by_hand_session(notebook: str, namespace: dict) -> Session:

@@ -1,33 +1,41 @@
 """What the launcher shows of studies: the plan, progress while they run, a line for each at the end."""
 
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from workbench.lab.executors import Choice
 from workbench.lab.launcher import Execution, execute
 from workbench.lab.store import Store
 
 
-def show_plan(executions: list[Execution], console: Console) -> None:
-    """What runs, what is reused, and how long it may take."""
+def show_plan(executions: list[Execution], workers: int, console: Console) -> None:
+    """What runs and why, what is reused, and how long it may take with so many at a time."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("study", "mode", "plan", "estimate"):
+    for heading in ("study", "mode", "plan", "why", "estimate"):
         table.add_column(heading)
     for e in executions:
-        table.add_row(
-            e.name, e.mode, f"reuse run {e.reuse[:8]}" if e.reuse else "run", "" if e.reuse else _duration(e.seconds)
-        )
+        plan = f"reuse run {e.run[:8]}" if e.action == "reuse" else e.action
+        why = {"finished": "finished", "new": e.why}.get(e.state, f"{e.state}: {e.why}")
+        table.add_row(e.name, e.mode, plan, why, _duration(e.seconds) if e.action == "run" else "")
     console.print(table)
-    todo = [e for e in executions if not e.reuse]
+    todo = [e for e in executions if e.action == "run"]
     known = [e.seconds for e in todo if e.seconds is not None]
+    counts = [(len(todo), "to run")] + [
+        (sum(e.action == action for e in executions), word) for action, word in (("reuse", "reused"), ("leave", "left"))
+    ]
+    said = ", ".join(f"{count} {word}" for count, word in counts if count or word != "left")
     if todo:
-        estimate = _duration(sum(known) if known else None)
-        console.print(f"{len(todo)} to run, {len(executions) - len(todo)} reused; about {estimate} in all.\n")
+        at_a_time = min(workers, len(todo))
+        estimate = _duration(max(sum(known) / at_a_time, max(known)) if known else None)
+        console.print(f"{said}; about {estimate} in all.\n")
+    elif any(e.action == "leave" for e in executions):
+        console.print(f"Nothing to run: {said}.\n")
     else:
-        console.print("Nothing to run: every execution is in the store already (--rerun repeats them).\n")
+        console.print("Nothing to run: every execution is in the store already (--rerun all repeats them).\n")
 
 
 def _duration(seconds: float | None) -> str:
@@ -42,23 +50,32 @@ def _duration(seconds: float | None) -> str:
     )
 
 
-def run_and_show(executions: Iterable[Execution], store: Store, console: Console) -> list[str]:
-    """Executes them in order with a bar each; divergences are shown as they happen. Returns the run ids."""
-    run_ids = []
-    for execution in executions:
-        if execution.reuse:
-            run_ids.append(execution.reuse)
-            continue
-        with Live(execution, console) as live:
-            run_ids.append(execute(execution, store, live.on_event))
-    return run_ids
+def run_and_show(executions: list[Execution], store: Store, choice: Choice, console: Console) -> list[str]:
+    """Executes them with a bar each; divergences are shown as they happen. Returns the run ids."""
+    with Board(console) as board:
+        try:
+            return execute(executions, store, choice, board.on_event)
+        except KeyboardInterrupt:
+            board.stopping()
+            raise
 
 
-class Live:
-    """The progress of one execution: a bar on a terminal, plain lines elsewhere."""
+@dataclass
+class _Line:
+    """What the board knows of one execution."""
 
-    def __init__(self, execution: Execution, console: Console):
-        self._name, self._console = execution.name, console
+    bar: TaskID
+    started: float
+    trained: int = 0
+    reused: int = 0
+    diverged: int = 0
+
+
+class Board:
+    """The progress of all that runs: a bar for each execution on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console):
+        self._console, self._lines = console, {}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[study]}"),
@@ -70,47 +87,62 @@ class Live:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._trained = self._reused = self._diverged = 0
-        self._started = time.monotonic()
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> "Board":
         self._progress.start()
-        self._task = self._progress.add_task("starting a kernel", total=None, study=self._name)
-        if not self._console.is_terminal:
-            self._console.print(f"{self._name}: started")
         return self
 
     def __exit__(self, *_) -> None:
         self._progress.stop()
-        trained = f"{self._trained} trained, {self._reused} reused" if self._trained or self._reused else "measured"
-        diverged = f", {self._diverged} diverged" if self._diverged else ""
-        self._console.print(
-            f"{self._name}: {trained}{diverged}, {_duration(time.monotonic() - self._started)}", highlight=False
-        )
 
-    def on_event(self, event: dict) -> None:
-        kind = event["kind"]
-        if kind == "step":
-            self._progress.update(
-                self._task,
-                total=event["total"],
-                completed=event["done"],
-                description=f"{event['name']}, step {event['step']}",
+    def stopping(self) -> None:
+        """Said when an interruption has been dealt with."""
+        for name in list(self._lines):
+            self._end(name, "stopped")
+
+    def on_event(self, execution: Execution, event: dict) -> None:
+        """Shows what happened."""
+        kind, name = event["kind"], execution.name
+        if kind == "started":
+            self._lines[name] = _Line(
+                self._progress.add_task("starting a kernel", total=None, study=name), time.monotonic()
             )
+            if not self._console.is_terminal:
+                self._console.print(f"{name}: started")
+            return
+        line = self._lines[name]
+        if kind == "step":
+            self._update(line, event, f"{event['name']}, step {event['step']}")
         elif kind == "progress":
-            self._progress.update(self._task, total=event["total"], completed=event["done"], description=event["name"])
+            self._update(line, event, event["name"])
         elif kind == "training":
-            self._trained, self._reused = self._trained + (not event["reused"]), self._reused + event["reused"]
-            self._progress.update(self._task, total=event["total"], completed=event["done"], description=event["name"])
-            if event["outcome"] == "diverged":
-                self._diverged += 1
-                self._console.print(f"  diverged: {event['name']} ({event['cause']})", highlight=False)
-            elif not self._console.is_terminal and not event["reused"]:
-                self._console.print(
-                    f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", highlight=False
-                )
+            self._training(line, event)
         elif kind == "broken":
             self._console.print(f"  [red]{event['status']}[/red]: {event['message']}", highlight=False)
+        elif kind == "ended":
+            self._end(name, "")
+
+    def _update(self, line: _Line, event: dict, description: str) -> None:
+        self._progress.update(line.bar, total=event["total"], completed=event["done"], description=description)
+
+    def _training(self, line: _Line, event: dict) -> None:
+        line.trained, line.reused = line.trained + (not event["reused"]), line.reused + event["reused"]
+        self._update(line, event, event["name"])
+        if event["outcome"] == "diverged":
+            line.diverged += 1
+            self._console.print(f"  diverged: {event['name']} ({event['cause']})", highlight=False)
+        elif not self._console.is_terminal and not event["reused"]:
+            self._console.print(
+                f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", highlight=False
+            )
+
+    def _end(self, name: str, how: str) -> None:
+        line = self._lines.pop(name)
+        self._progress.remove_task(line.bar)
+        trained = f"{line.trained} trained, {line.reused} reused" if line.trained or line.reused else "measured"
+        said = [how or trained, f"{line.diverged} diverged" if line.diverged else ""]
+        said = ", ".join(filter(None, [*said, _duration(time.monotonic() - line.started)]))
+        self._console.print(f"{name}: {said}", highlight=False)
 
 
 def show_results(run_ids: list[str], store: Store, console: Console) -> bool:

@@ -13,17 +13,18 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 # Read when MLflow is imported. Neither the server nor the client shall call home.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute: trainings wait meanwhile
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # small files, each with a bar of its own
 
 import filelock
@@ -48,6 +49,8 @@ EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick",
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
+ROW_KEYS = ("step", "seconds")  # of a history row, no curves
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is not there, or is full
 PATIENCE = 5.0  # seconds for a server's first answer
 MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the database
 
@@ -67,6 +70,14 @@ def runs_folder() -> Path:
             f"cannot make {folder} ({error.strerror}): choose a writable place with WORKBENCH_ROOT."
         ) from error
     return folder
+
+
+def _many_writers(uri: str) -> None:
+    """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
+    if uri.startswith("sqlite:///"):
+        file = uri.removeprefix("sqlite:///")
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+            database.execute("pragma journal_mode = wal")
 
 
 def refuse_unusable(uri: str) -> None:
@@ -108,7 +119,8 @@ class Store:
                 refuse_unusable(self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
-        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+                _many_writers(self.uri)
+        except (*UNREACHABLE, ImportError) as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
@@ -155,9 +167,9 @@ class Store:
         found = self.search("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         return found[0] if found else None
 
-    def close(self, run_id: str, status: str) -> None:
-        """Sets the final status: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(run_id, status)
+    def close(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """Sets the final status: FINISHED, FAILED or KILLED; `ended` in seconds since 1970, None: now."""
+        self.client.set_terminated(run_id, status, _milliseconds(ended))
 
     def status(self, run_id: str) -> str:
         return self.client.get_run(run_id).info.status
@@ -176,12 +188,9 @@ class Store:
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
         """Logs the finite numbers among `metrics`; others would be stored as 1.8e308 and spoil every chart."""
-        now = int(time.time() * 1000)
-        points = [
-            Metric(k, float(v), now, step)
-            for k, v in metrics.items()
-            if isinstance(v, int | float) and math.isfinite(v)
-        ]
+        self._log(run_id, _points(metrics, step))
+
+    def _log(self, run_id: str, points: list[Metric]) -> None:
         for start in range(0, len(points), BATCH):
             self.client.log_batch(run_id, metrics=points[start : start + BATCH])
 
@@ -224,13 +233,19 @@ class Store:
 
     # ---- trainings
 
-    @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """One asker at a time for a training: the second waits, then finds it finished."""
+    def lock(self, key: str) -> filelock.FileLock:
+        """The lock of a training, for one asker at a time: the second waits, then finds it finished."""
         folder = runs_folder() / "locks"
         folder.mkdir(exist_ok=True)
-        with filelock.FileLock(folder / f"{key[:32]}.lock"):
-            yield
+        return filelock.FileLock(folder / f"{key[:40]}.lock")
+
+    def reserve(self, lock: filelock.FileLock) -> bool:
+        """Takes a lock if nobody has it."""
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return False
+        return True
 
     def find_training(self, key: str, mode: str) -> tuple[str, TrainResult] | None:
         """The run id and result of a finished training with this key, complete or diverged."""
@@ -240,10 +255,22 @@ class Store:
                 return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
         return None
 
-    def open_training(self, config: TrainConfig, key: str, mode: str, *, role: str, arm: str, owner: str | None) -> str:
-        """A RUNNING run for a training that is about to start; `owner` is the notebook run that asked for it."""
+    def open_training(
+        self,
+        config: TrainConfig,
+        key: str,
+        mode: str,
+        *,
+        role: str,
+        arm: str,
+        owner: str | None,
+        started: float | None = None,
+    ) -> str:
+        """A RUNNING run for a training that is about to start, or did at `started` (seconds since 1970) elsewhere;
+        `owner` is the notebook run that asked for it."""
         run = self.client.create_run(
             self.experiment_id("trainings", mode),
+            start_time=_milliseconds(started),
             run_name=config.name,
             tags={
                 "key": key,
@@ -259,11 +286,14 @@ class Store:
         )
         return run.info.run_id
 
-    def log_row(self, run_id: str, row: dict) -> None:
-        """One row of a training's history; `epoch` and `samples_seen` are there to be an x-axis."""
-        self.log_metrics(run_id, {k: v for k, v in row.items() if k not in ("step", "seconds")}, step=row["step"])
+    def log_rows(self, run_id: str, rows: list[dict]) -> None:
+        """Rows of a training's history, in one go; `epoch` and `samples_seen` are there to be an x-axis."""
+        self._log(
+            run_id,
+            [point for r in rows for point in _points({k: v for k, v in r.items() if k not in ROW_KEYS}, r["step"])],
+        )
 
-    def finish_training(self, run_id: str, result: TrainResult, extra: dict | None = None) -> None:
+    def finish_training(self, run_id: str, result: TrainResult, ended: float | None = None) -> None:
         """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
         from workbench.models import zoo
 
@@ -309,7 +339,7 @@ class Store:
         self.client.log_text(run_id, json.dumps(dataclasses.asdict(config), indent=2), "config.json")
         if result.history:
             self.log_table(run_id, pd.DataFrame(result.history), "history")
-        self.close(run_id, "FINISHED")
+        self.close(run_id, "FINISHED", ended)
 
     def tag_study(self, training: str, study: str, notebook_run: str) -> None:
         """Lists the notebook execution that asked for a training on the training's own page."""
@@ -376,6 +406,12 @@ class Store:
         return f"http://127.0.0.1:{port}/#/compare-runs?{query}"
 
 
+def _points(metrics: dict[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    finite = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return [Metric(name, value, now, step) for name, value in finite.items()]
+
+
 def within_run(path: str) -> str:
     """The path of a run's file, when it names one of the run. Raises: WorkbenchError for one that leads out of it."""
     for text in (path, urllib.parse.unquote(path)):
@@ -394,6 +430,10 @@ def refuse_link(folder: Path, path: str) -> None:
 
 def _owner_tags() -> dict[str, str]:
     return {"process": whoami()}
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def _param(value) -> str:

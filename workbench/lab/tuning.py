@@ -1,14 +1,15 @@
 """Search over hyperparameters, with Optuna: persistent, pruned, resumable. No other file knows Optuna.
 
 The sampler is rebuilt before every suggestion with a seed of (search seed, slot), where the slot counts the trials
-that are complete or pruned: a killed trial gives its slot and its parameters back, and a resumed search never repeats
-a suggestion. A diverged training is an infeasible point (a constraint), not a bad number. Only the validation split
-is seen.
+that are complete, pruned or running: a killed trial gives its slot and its parameters back, and a resumed search never
+repeats a suggestion. One process asks, however many train. A diverged training is an infeasible point (a constraint),
+not a bad number. Only the validation split is seen.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +17,22 @@ import filelock
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
-from tqdm.auto import tqdm
 
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
-from workbench.lab import events
+from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
 from workbench.lab.processes import is_held
+from workbench.lab.record import Wanted
 from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
-from workbench.lab.trainings import check, run_training
+from workbench.lab.trainings import Progress, check, trained
 from workbench.training import TrainConfig, training_key
 from workbench.training.inputs import source_digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+WAVE = 8  # trials that a plan asks for at a time, once there are results to go by
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ def search(
     seed: int = 0,
     arm: str = "search",
     start: list[dict[str, float]] | None = None,
+    executor: Choice | str | None = None,
 ) -> SearchResult:
     """Maximises validation accuracy over `space`, whose entries are ranges ({low, high, log}) or fixed numbers.
 
-    Args: `objective` maps a point to the training that judges it; `start` are points to try first. The search
-    continues where an earlier one with the same space, training, data and code stopped.
+    Args: `objective` maps a point to the training that judges it; `start` are points to try first; `executor` says
+    where trials run, as in `run_all`. The search continues where an earlier one with the same space, training, data and
+    code stopped. Trials that break (not: diverge) are reported at the end, and tried again by the next start.
     """
     ranges = {name: _as_range(value) for name, value in space.items() if not isinstance(value, int | float)}
     fixed = {name: float(value) for name, value in space.items() if name not in ranges}
@@ -80,27 +84,113 @@ def search(
     name = f"{session.study} {arm} {hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
 
     with filelock.FileLock(search_lock(name)):
-        study = _open(name)
-        for trial in _trials(study, TrialState.RUNNING):  # left by a killed process, since we hold the lock
-            study.tell(trial.number, state=TrialState.FAIL)
-        bar = tqdm(total=trials, initial=_done(study), desc=f"search: {arm}", unit="trial", disable=events.listening())
-        while (slot := _done(study)) < trials:
-            _one_trial(
-                study, slot, objective, ranges, fixed, (start or [])[slot : slot + 1], seed, trials, session, arm
-            )
-            bar.update()
-        bar.close()
-        found = _trials(study, *DONE)
+        asking = _Asking(_open(name), ranges, fixed, seed, trials, start or [])
+        asking.give_back()
+        limit = trials
+        if session.planning:  # without results there is little to go by
+            limit = min(trials, asking.taken() + max(asking.startup - asking.taken(), WAVE))
+        wanted = asking.wanted(objective, arm, limit)
+        with Progress(f"search: {arm}", trials, asking.taken()) as progress:
+            for done in trained(wanted, session, role="search", executor=executor, progress=progress):
+                asking.tell(done)
+        found = asking.done()
+    if asking.broken:
+        raise RuntimeError(f"{len(asking.broken)} trials broke, the others are kept:\n" + "\n".join(asking.broken))
     for trial in found:
         session.store.tag_study(trial.user_attrs["row"]["run_id"], session.study, session.run_id)
     table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(found)])
-    return SearchResult(table, _importance(study))
+    return SearchResult(table, _importance(asking.study))
+
+
+class _Asking:
+    """The one process that asks the sampler and tells it results."""
+
+    def __init__(self, study: optuna.Study, ranges, fixed, seed: int, trials: int, start: list[dict]):
+        self.study, self._ranges, self._fixed, self._seed, self._start = study, ranges, fixed, seed, start
+        self.startup = max(4, trials // 3)
+        self.broken: list[str] = []
+
+    def give_back(self) -> None:
+        """Trials that a killed process left: each gives its slot and its parameters back. (The lock is ours.)"""
+        left = _trials(self.study, TrialState.RUNNING)
+        for trial in sorted(left, key=lambda t: t.user_attrs.get("slot", t.number)):
+            _give_back(self.study, trial)
+
+    def taken(self) -> int:
+        """The slots that are taken: trials complete, pruned or running, and those that broke this time."""
+        return len(_trials(self.study, *DONE, TrialState.RUNNING)) + len(self.broken)
+
+    def wanted(self, objective: Callable, arm: str, limit: int) -> Iterator[Wanted]:
+        """The training of the next trial, until all slots up to `limit` are taken."""
+        while (slot := self.taken()) < limit:
+            trial = self._ask(slot)
+
+            def watch(row: dict, trial=trial) -> bool:
+                if row["step"] not in self.study.trials[trial.number].intermediate_values:
+                    trial.report(row["val_acc"], row["step"])
+                return trial.should_prune()
+
+            yield Wanted(objective(self._fixed | trial.params), arm, watch=watch, about=trial)
+
+    def _ask(self, slot: int) -> optuna.Trial:
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=seed_for(self._seed, "trial", slot) % 2**32, n_startup_trials=self.startup
+        )
+        if not _trials(self.study, TrialState.WAITING):
+            point = (self._start[slot : slot + 1] or [{}])[0]
+            if point:
+                self.study.enqueue_trial({n: v for n, v in point.items() if n in self._ranges})
+        distributions = {
+            n: optuna.distributions.FloatDistribution(r.low, r.high, log=r.log) for n, r in self._ranges.items()
+        }
+        trial = self.study.ask(distributions)
+        if "slot" not in trial.user_attrs:
+            trial.set_user_attr("slot", slot)
+        return trial
+
+    def tell(self, done) -> None:
+        """What came of a trial."""
+        trial = done.wanted.about
+        if done.error is not None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.broken.append(f"{done.wanted.config.name}: {done.error}")
+            return
+        trial.set_user_attr("row", {"arm": done.wanted.arm, **done.result.row(), "run_id": done.run_id})
+        if done.result.outcome == "pruned":
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_constraint("failed", 1.0 if done.result.outcome == "diverged" else -1.0)
+            self.study.tell(trial, done.result.metrics["val_acc"])
+
+    def done(self) -> list[FrozenTrial]:
+        """The trials that ended, by slot."""
+        return sorted(_trials(self.study, *DONE), key=lambda t: t.user_attrs.get("slot", t.number))
+
+
+def storage_uri() -> str:
+    """WORKBENCH_OPTUNA_STORAGE, e.g. postgresql://..., else the sqlite file under mlruns/."""
+    return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or f"sqlite:///{runs_folder() / 'optuna.db'}"
+
+
+def search_lock(name: str) -> Path:
+    """The file that is locked while a search runs."""
+    folder = runs_folder() / "locks"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
+
+
+def _storage() -> optuna.storages.RDBStorage:
+    uri = storage_uri()
+    patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
+    with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
+        return optuna.storages.RDBStorage(uri, engine_kwargs=patience)
 
 
 def _open(name: str) -> optuna.Study:
-    with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
+    storage = _storage()
+    with filelock.FileLock(runs_folder() / ".optuna.lock"):
         return optuna.create_study(
-            storage=f"sqlite:///{runs_folder() / 'optuna.db'}",
+            storage=storage,
             study_name=name,
             direction="maximize",
             load_if_exists=True,
@@ -108,34 +198,16 @@ def _open(name: str) -> optuna.Study:
         )
 
 
-def _one_trial(study, slot, objective, ranges, fixed, start, seed, trials, session, arm) -> None:
-    study.sampler = optuna.samplers.TPESampler(
-        seed=seed_for(seed, "trial", slot) % 2**32, n_startup_trials=max(4, trials // 3)
-    )
-    if start and not _trials(study, TrialState.WAITING):
-        study.enqueue_trial({n: v for n, v in start[0].items() if n in ranges})
-    trial = study.ask({n: optuna.distributions.FloatDistribution(r.low, r.high, log=r.log) for n, r in ranges.items()})
-    config = objective(fixed | trial.params)
-
-    def watch(row: dict) -> bool:
-        trial.report(row["val_acc"], row["step"])
-        return trial.should_prune()
-
-    run_id, result, _ = run_training(config, session, role="search", arm=arm, position=(slot, trials), watch=watch)
-    trial.set_user_attr("row", {"arm": arm, **result.row(), "run_id": run_id})
-    if result.outcome == "pruned":
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        trial.set_constraint("failed", 1.0 if result.outcome == "diverged" else -1.0)
-        study.tell(trial, result.metrics["val_acc"])
+def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Ends a trial that nobody runs; its slot and its parameters go to the next that is asked for."""
+    slot = trial.user_attrs.get("slot")
+    if slot is not None:  # else it was killed before it had all its parameters, and is suggested again
+        study.enqueue_trial(trial.params, user_attrs={"slot": slot})
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states)
-
-
-def _done(study: optuna.Study) -> int:
-    return len(_trials(study, *DONE))
 
 
 def _as_range(value: dict | Range) -> Range:
@@ -153,18 +225,11 @@ def _importance(study: optuna.Study) -> dict[str, float]:
 # ---- what a crash left
 
 
-def search_lock(name: str) -> Path:
-    """The file that is locked while a search runs."""
-    return runs_folder() / "locks" / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
-
-
 def abandoned_trials() -> list[tuple[str, int]]:
     """(search, number) of each trial that says RUNNING though no search that could run it does."""
-    database = runs_folder() / "optuna.db"
-    if not database.is_file():
+    if storage_uri().startswith("sqlite") and not (runs_folder() / "optuna.db").is_file():
         return []
-    storage = f"sqlite:///{database}"
-    found = []
+    storage, found = _storage(), []
     for name in optuna.get_all_study_names(storage):
         if not is_held(search_lock(name)):
             study = optuna.load_study(study_name=name, storage=storage)
@@ -173,10 +238,12 @@ def abandoned_trials() -> list[tuple[str, int]]:
 
 
 def give_up_trial(name: str, number: int) -> None:
-    """Marks an abandoned trial FAIL, so that its slot and its parameters go to the next.
+    """Marks an abandoned trial FAIL, and has its slot and its parameters wait for whoever continues the search.
 
     Raises: filelock.Timeout where the search has begun again.
     """
     with filelock.FileLock(search_lock(name), timeout=0):
-        study = optuna.load_study(study_name=name, storage=f"sqlite:///{runs_folder() / 'optuna.db'}")
-        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        study = optuna.load_study(study_name=name, storage=_storage())
+        for trial in _trials(study, TrialState.RUNNING):
+            if trial.number == number:
+                _give_back(study, trial)

@@ -1,4 +1,5 @@
-"""Checkpoints of a training under way: written whole or not at all, verified when read, the last three kept.
+"""Checkpoints of a training under way: written whole or not at all, verified when read, the last three kept, and of
+those before them as many as a replay needs.
 
 A checkpoint is a folder `step-00000120` with `weights.safetensors`, `state.pt` (optimizer, schedule, average, history)
 and `manifest.json`, the hashes of the two. It stores the step and no generator states, for every draw of a training is
@@ -18,14 +19,25 @@ from torch import nn
 from workbench.models.weights.files import sha256
 
 KEPT = 3
+REWIND = 32  # steps: what goes wrong now can be replayed from before it, where steps are slower than checkpoints, too
 MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`, named by its key, written every so many seconds or steps."""
+    """The checkpoints of one training in `folder`, named by its key, written every so many seconds or steps.
 
-    def __init__(self, folder: str | Path, every_seconds: float = 60.0, every_steps: int | None = None):
+    `until` leaves out those of later steps when it looks for the latest.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_seconds: float = 60.0,
+        every_steps: int | None = None,
+        until: int | None = None,
+    ):
         self.folder, self.every_seconds, self.every_steps = Path(folder), every_seconds, every_steps
+        self.until = until
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -35,7 +47,7 @@ class Checkpoints:
         return time.monotonic() - self._last >= self.every_seconds
 
     def save(self, key: str, step: int, model: nn.Module, state: dict) -> None:
-        """Writes beside its place, then renames; then removes all but the last three."""
+        """Writes beside its place, then renames; then removes what `superseded` names."""
         place = self.folder / f"step-{step:08d}"
         part = self.folder / f".part-{os.getpid()}-{step:08d}"
         shutil.rmtree(part, ignore_errors=True)
@@ -49,8 +61,9 @@ class Checkpoints:
             _to_disk(file)
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)
-        for old in self._found()[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        places = {_step(place): place for place in self._places()}
+        for old in superseded(list(places)):
+            shutil.rmtree(places[old], ignore_errors=True)
         self._last = time.monotonic()
 
     def latest(self, key: str, model: nn.Module, device: torch.device) -> dict | None:
@@ -67,7 +80,14 @@ class Checkpoints:
         """Takes them away, when the training is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def steps(self) -> list[int]:
+        """The steps of which there are checkpoints to start from, the last first."""
+        return [_step(place) for place in self._found()]
+
     def _found(self) -> list[Path]:
+        return [place for place in self._places() if self.until is None or _step(place) <= self.until]
+
+    def _places(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
 
     def _verified(self, place: Path) -> dict | None:
@@ -77,6 +97,24 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return manifest if whole else None
+
+
+def superseded(steps: list[int]) -> list[int]:
+    """Of the checkpoints of these steps, those that need not be kept.
+
+    The last three stay, and the first of each stretch of REWIND steps, back to one that lies at least REWIND before the
+    last. So wherever it goes wrong, from the step 20 before that to the checkpoint to start from, or to the beginning,
+    are fewer than 2 * REWIND steps or three checkpoints.
+    """
+    ordered = sorted(steps)
+    firsts = [b for a, b in zip([0, *ordered], ordered, strict=False) if a // REWIND != b // REWIND]
+    before = [step for step in firsts if step <= ordered[-1] - REWIND][-1:]
+    kept = {*ordered[-KEPT:], *before, *(step for step in firsts if step > ordered[-1] - REWIND)}
+    return [step for step in ordered if step not in kept]
+
+
+def _step(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
 
 
 def _to_disk(file: Path) -> None:

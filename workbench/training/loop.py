@@ -27,6 +27,7 @@ from workbench.models.once import standardized_once
 from workbench.models.recompute import recomputed_activations
 from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
 from workbench.optim.sam import sub_batch
+from workbench.training.cause import cause_of_evaluation, cause_of_step, gradient_norms
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import (
     DIVERGED_SHARE,
@@ -44,6 +45,7 @@ from workbench.training.watch import Curvature, LossWatch, Signals, Telemetry
 
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
+Observe = Callable[[int, Tensor, nn.Module, torch.optim.Optimizer], None]
 
 
 def train(
@@ -53,6 +55,8 @@ def train(
     *,
     checkpoints: Checkpoints | None = None,
     save: str | Path | None = None,
+    stop: Callable[[], bool] | None = None,
+    observe: Observe | None = None,
 ) -> TrainResult:
     """Trains `config` and returns what came of it; on CPU two runs of one configuration are equal bit for bit.
 
@@ -63,9 +67,15 @@ def train(
     training that was killed goes on from its last one, to the very same result; `log` is then called with the rows
     before it, too. `save` is where the final weights go (.safetensors; with an average, that goes beside it as
     NAME.ema.safetensors), with the size and moments of the images they take.
-    A divergence (a step's loss not finite, or above 20 ln(classes)) ends the training and is reported with its step and
-    cause. Started by torchrun, the processes share every batch; each returns the result, the first calls and writes.
-    Raises: WorkbenchError for a configuration that its data cannot serve; nothing for a training that goes wrong.
+    `stop` is asked after every step but the last; when it says True a checkpoint is written, where there are
+    checkpoints, and KeyboardInterrupt raised: nothing is lost, and the next `train` goes on after that step.
+    `observe` is called in every step, with (step, loss, model, optimizer), when the gradient is there and before it is
+    clipped and used; what it sets in the optimizer's groups holds for that step.
+    A divergence (a step's loss not finite or above 20 ln(classes), a gradient not finite, a validation loss not finite)
+    ends the training before that step's update and is reported with its step and cause, see `cause_of_step`.
+    Started by torchrun, the processes share every batch; each returns the result, the first calls and writes.
+    Raises: WorkbenchError for a configuration that its data cannot serve; KeyboardInterrupt where `stop` says so;
+    nothing for a training that goes wrong.
     """
     data = source(config)
     world = World.from_environment()
@@ -74,10 +84,10 @@ def train(
     if world.size > config.batch_size:
         raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at least one a process (={world.size}).")
     if not world.first:
-        log = tables = save = None
+        log = tables = save = stop = None
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
     with joined(world), torch.random.fork_rng(devices=devices):
-        return _train(config, data, world, device, total_steps, log, tables, checkpoints, save)
+        return _train(config, data, world, device, total_steps, log, tables, checkpoints, save, stop, observe)
 
 
 def _train(
@@ -90,6 +100,8 @@ def _train(
     tables: Tables | None,
     checkpoints: Checkpoints | None,
     save: str | Path | None,
+    stop: Callable[[], bool] | None,
+    observe: Observe | None,
 ) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
@@ -124,8 +136,27 @@ def _train(
 
     # DDP waits for every parameter's gradient within one backward; copies are made anew in every forward.
     share_weights = world.size == 1 and config.precision != "bfloat16_copies"
+
+    def gradients(parts: list[Part]) -> Tensor:
+        """Leaves the gradient of the batch that these are parts of, and returns its loss ()."""
+        optimizer.zero_grad(set_to_none=True)
+        if sam is not None:
+            with unsynchronised(net, True):  # each process climbs by its own gradient, as in the paper
+                for x, y, share in first_samples(parts):
+                    backward(x, y, share)
+            sam.ascend()
+        loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
+        with standardized_once(model) if share_weights and len(parts) > 1 else contextlib.nullcontext():
+            for part in parts:
+                with unsynchronised(net, not part.last):
+                    loss += backward(*part.made(), part.share * world.size) / world.size  # gradients are averaged
+        if sam is not None:
+            sam.descend()
+        return world.total(loss)
+
+    parameters = list(model.parameters())
     history: list[dict] = []
-    outcome, step, key = "complete", 0, training_key(config, data.digest)
+    outcome, cause, step, key = "complete", None, 0, training_key(config, data.digest)
     stateful = {
         "optimizer": optimizer,
         "schedule": schedule,
@@ -154,26 +185,23 @@ def _train(
         disable=not config.progress,
         mininterval=0.5,
     )
-    done = step
+    done, can_stop = step, world.agree(stop is not None)
     for measured in (signals, curvature):
         if done == 0:
             measured.take(0, lr=0.0)
     remaining = inputs.steps(total_steps, done) if outcome == "complete" else []
     for step, parts in enumerate(remaining, start=done + 1):
-        optimizer.zero_grad(set_to_none=True)
-        if sam is not None:
-            with unsynchronised(net, True):  # each process climbs by its own gradient, as in the paper
-                for x, y, share in first_samples(parts):
-                    backward(x, y, share)
-            sam.ascend()
-        loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
-        with standardized_once(model) if share_weights and len(parts) > 1 else contextlib.nullcontext():
-            for part in parts:
-                with unsynchronised(net, not part.last):
-                    loss += backward(*part.made(), part.share * world.size) / world.size  # gradients are averaged
-        loss = world.total(loss)
-        if sam is not None:
-            sam.descend()
+        loss = gradients(parts)
+        if observe is not None:
+            observe(step, loss, model, optimizer)
+        at_row = step % eval_every == 0 or step == total_steps
+        if watch.diverged(step, loss, gradient_norms(parameters), look=at_row):
+            outcome, step = "diverged", watch.step
+            failed = next(iter(inputs.steps(total_steps, step - 1)))
+            again = lambda parts=failed: gradients(parts)  # the weights are still those that failed
+            cause = cause_of_step(model, step, watch.loss, watch.limit, watch.norms, again, config.clip_eps)
+            break
+        optimizer.found_inf = watch.failed
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()  # AGC clips here, before the update
         schedule.step()
@@ -185,12 +213,16 @@ def _train(
             measured.take(step, lr)
         bar.update()
 
-        at_row = step % eval_every == 0 or step == total_steps
-        if watch.diverged(step, loss, look=at_row):
-            outcome, step = "diverged", watch.step
-            break
         if at_row:
             val_loss, val_acc = evaluate(model, inputs.val())
+            ema_loss, ema_acc = evaluate(ema.model, inputs.val()) if ema is not None else (0.0, 0.0)
+            if not world.agree(math.isfinite(val_loss + ema_loss)):
+                outcome = "diverged"
+                averaged = ema is not None and math.isfinite(val_loss)
+                weights, loss = (ema.model, ema_loss) if averaged else (model, val_loss)
+                again = lambda weights=weights: evaluate(weights, inputs.val())
+                cause = cause_of_evaluation(weights, step, loss, again)
+                break
             row = {
                 "step": step,
                 "epoch": step * config.batch_size / n,
@@ -202,7 +234,7 @@ def _train(
                 "seconds": time.perf_counter() - started,
             }
             if ema is not None:
-                row["ema_val_loss"], row["ema_val_acc"] = evaluate(ema.model, inputs.val())
+                row["ema_val_loss"], row["ema_val_acc"] = ema_loss, ema_acc
             if agc is not None:
                 row |= {"clipped_share": agc.stats.clipped_share(), "ratio_p99": agc.stats.ratio_quantile(0.99)}
                 telemetry.settle()
@@ -211,7 +243,8 @@ def _train(
             if world.agree(log is not None and bool(log(row))) and step < total_steps:
                 outcome = "pruned"
                 break
-        if checkpoints is not None and world.first and checkpoints.due(step):
+        stopped = can_stop and step < total_steps and world.agree(stop is not None and bool(stop()))
+        if checkpoints is not None and world.first and (stopped or checkpoints.due(step)):
             state = {name: part.state_dict() for name, part in stateful.items()}
             spent = time.perf_counter() - started
             checkpoints.save(
@@ -220,14 +253,16 @@ def _train(
                 model,
                 {"step": step, "history": history, "seconds": spent, "unreadable": sorted(inputs.unreadable), **state},
             )
+        if stopped:
+            bar.close()
+            raise KeyboardInterrupt
     bar.close()
     if save is not None and outcome == "complete":
         _save_weights(model, ema, save, inputs.preprocess)
-    if tables is not None and config.telemetry_every:
-        tables("agc", telemetry.table())
-    for name, measured in (("signal", signals), ("curvature", curvature)):
+    for name, measured in (("agc", telemetry), ("signal", signals), ("curvature", curvature)):
         if tables is not None and measured.every:
-            tables(name, measured.table())
+            table = measured.table()
+            tables(name, table[table.step < step] if outcome == "diverged" else table)
 
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, step, len(data.classes))
@@ -254,7 +289,7 @@ def _train(
         outcome=outcome,
         history=history,
         metrics=metrics,
-        cause=watch.cause if outcome == "diverged" else None,
+        cause=cause,
         seconds=seconds,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}",
         versions={"torch": torch.__version__, "python": platform.python_version()},

@@ -19,36 +19,52 @@ from workbench.probes.signal import in_training
 
 
 class LossWatch:
-    """The losses of the steps, left on the device and read only every so often, since reading one waits for it.
+    """The losses of the steps and the norms of their gradients, left on the device and read only every so often, since
+    reading waits for it.
 
-    Sees at which step the loss first left `limit` or was not finite; `step` and `cause` then say so.
+    A step fails where its loss is not finite or above `limit`, or a gradient's norm is not finite; `step`, `loss` and
+    `norms` (P,) are then those of the first that did. `failed` () is 1 on the device from that step on: a fused
+    optimizer that has it as `found_inf` leaves the weights as the step found them, though nobody has looked yet.
     """
 
     def __init__(self, limit: float, every: int):
         self.limit, self.every = limit, every
-        self.step, self.cause = 0, None
-        self._unread: list[Tensor] = []
+        self.step, self.loss, self.norms = 0, 0.0, None
+        self.failed: Tensor | None = None
+        self._unread: list[tuple[Tensor, Tensor]] = []
         self._since_last: list[float] = []
 
-    def diverged(self, step: int, loss: Tensor, look: bool) -> bool:
-        """Takes the loss of `step`; whether one of those so far left the limit (looked at now, or every so often)."""
-        self._unread.append(loss)
+    def diverged(self, step: int, loss: Tensor, norms: Tensor, look: bool) -> bool:
+        """Takes the loss () and gradient norms (P,) of `step`, before its update; whether a step so far has failed
+        (looked at now, or every so often)."""
+        self._unread.append((loss, norms))
+        if self.every > 1:
+            fails = ((loss <= self.limit) & norms.isfinite().all()).logical_not().float()
+            self.failed = fails if self.failed is None else torch.maximum(fails, self.failed.to(fails.device))
         if not look and step % self.every:
             return False
-        values = torch.stack([unread.to(loss.device) for unread in self._unread]).tolist()
-        for at, value in enumerate(values, start=step - len(values) + 1):
-            if not value <= self.limit:  # also where it is not a number
-                self.step, self.cause = at, f"training loss {value:.4g} at step {at}"
+        losses, unread = zip(*self._unread, strict=True)
+        values = torch.stack([loss.to(norms.device) for loss in losses])
+        sound = torch.stack([norms.to(values.device) for norms in unread]).isfinite().all(1)
+        values, sound = torch.stack([values, sound.to(values.dtype)]).tolist()
+        for i, (value, finite) in enumerate(zip(values, sound, strict=True)):
+            if not (value <= self.limit and finite):  # also where the loss is not a number
+                self.step, self.loss, self.norms = step - len(values) + 1 + i, value, unread[i]
                 return True
         self._since_last += values
         self._unread.clear()
         return False
 
     def state_dict(self) -> dict:
-        return {"unread": [loss.item() for loss in self._unread], "since_last": list(self._since_last)}
+        return {
+            "unread": [(loss.cpu(), norms.cpu()) for loss, norms in self._unread],
+            "failed": self.failed,
+            "since_last": list(self._since_last),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        self._unread = [torch.tensor(loss) for loss in state["unread"]]
+        self._unread = [(loss, norms) for loss, norms in state["unread"]]
+        self.failed = state["failed"]
         self._since_last = list(state["since_last"])
 
     def mean_since_last(self) -> float:

@@ -1,0 +1,187 @@
+"""Work on a Ray cluster, or on a Ray of this machine where no address is given. No other file knows Ray.
+
+Ray places tasks by what they take, restarts those whose worker or node is lost, and knows shares of GPUs. Messages go
+through a mailbox, an actor that takes no resources. RAY_ADDRESS names the cluster; its nodes need this checkout at the
+same path, and the same environment.
+"""
+
+import logging
+import os
+import time
+import traceback
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve, set_environment
+from workbench.lab.executors.processes import cores
+from workbench.paths import root
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps its environment
+ASK_EVERY = 2.0  # seconds between questions whether to stop
+
+
+class RayExecutor:
+    """Up to `workers` tasks at a time (None: as many as fit); see `Executor`."""
+
+    def __init__(self, workers: int | None, resources: Resources | None = None):
+        self.workers, self._resources = workers, resources or Resources()
+        self._ray = None  # connected with the first task
+        self._tasks: dict[Any, tuple[int, Task]] = {}
+        self._numbers = 0
+
+    def has_room(self) -> bool:
+        return self._ray is None or len(self._tasks) < self.workers
+
+    def submit(self, task: Task) -> None:
+        if self._ray is None:
+            self._connect()
+        self._numbers += 1
+        options = {"num_cpus": 0} if task.coordinator else self._options
+        work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **options)
+        environment = handed_down() | task.environment
+        reference = work.remote(self._mailbox, self._numbers, task.function, task.arguments, environment)
+        self._tasks[reference] = self._numbers, task
+
+    def _connect(self) -> None:
+        self._ray = connect()
+        available, wanted = self._ray.cluster_resources(), self._resources
+        gpus, cpus = available.get("GPU", 0), available.get("CPU", 1)
+        share = wanted.gpus if wanted.gpus is not None else float(gpus >= 1)
+        fitting = int(gpus / share) if share else int(cpus / (wanted.threads or 1))
+        self.workers = self.workers or max(1, fitting)
+        self._options = {"num_cpus": wanted.threads or max(1, int(cpus // self.workers)), "num_gpus": share}
+        self._mailbox = self._ray.remote(num_cpus=0)(_Mailbox).remote()
+        self._letter = self._mailbox.take.remote()
+
+    def wait(self) -> Outcome | None:
+        while self._tasks:
+            (ready, *_), _ = self._ray.wait([self._letter, *self._tasks], num_returns=1)
+            if ready == self._letter:
+                self._answer()
+            else:
+                return self._outcome(ready)
+        return None
+
+    def stop(self, at_once: bool = False) -> None:
+        if self._ray is None:
+            return
+        self._ray.get(self._mailbox.stop.remote())
+        deadline = time.monotonic() + (0 if at_once else 15.0)
+        while self._tasks and time.monotonic() < deadline:
+            ready, _ = self._ray.wait([self._letter, *self._tasks], num_returns=1, timeout=0.5)
+            for reference in ready:
+                if reference == self._letter:
+                    self._answer()
+                else:
+                    del self._tasks[reference]
+        for reference in self._tasks:
+            self._ray.cancel(reference, force=True)
+        self._tasks.clear()
+        self._ray.kill(self._mailbox)
+        self._ray = None
+
+    def _answer(self) -> None:
+        number, letter, message = self._ray.get(self._letter)
+        self._letter = self._mailbox.take.remote()
+        task, reply = next((task for n, task in self._tasks.values() if n == number), None), None
+        try:
+            reply = task.on_message(message) if task is not None else None
+        finally:
+            self._mailbox.answer.remote(letter, reply)
+
+    def _outcome(self, reference) -> Outcome:
+        _, task = self._tasks.pop(reference)
+        try:
+            kind, *content = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            return Outcome(task, error=f"its worker was lost ({type(error).__name__})", died=True)
+        if kind == "value":
+            return Outcome(task, value=content[0])
+        return Outcome(task, error=content[0], details=content[1])
+
+
+def handed_down() -> dict[str, str]:
+    """What tasks on other nodes need of this process's environment."""
+    names = ("WORKBENCH_DATA", "MLFLOW_TRACKING_URI", "WORKBENCH_OPTUNA_STORAGE")
+    return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
+
+
+def connect():
+    """Ray, connected: to the cluster of RAY_ADDRESS, else to one of this machine's own that ends with this process.
+
+    Raises: WorkbenchError where Ray is not installed, or the cluster does not answer.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise WorkbenchError("executor ray needs Ray: `pip install .[ray]`, or use --executor processes.") from error
+    if ray.is_initialized():
+        return ray
+    options = {
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},  # to find what tasks name
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        gpus = os.environ.get("WORKBENCH_GPUS")
+        options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": int(gpus) if gpus else None}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "of this machine")
+        cause = str(error).splitlines()[0]
+        raise WorkbenchError(
+            f"Ray ({address}) cannot be reached ({cause}): start it, or correct RAY_ADDRESS."
+        ) from error
+    return ray
+
+
+class _Mailbox:
+    """Letters from tasks to the process that submitted them, and the answers."""
+
+    def __init__(self):
+        import asyncio
+
+        self._letters, self._answers, self._count, self._stopped = asyncio.Queue(), {}, 0, False
+
+    async def ask(self, number: int, message):
+        import asyncio
+
+        self._count += 1
+        letter, answer = self._count, asyncio.get_running_loop().create_future()
+        self._answers[letter] = answer
+        await self._letters.put((number, letter, message))
+        return await answer
+
+    async def take(self):
+        return await self._letters.get()
+
+    async def answer(self, letter: int, reply) -> None:
+        self._answers.pop(letter).set_result(reply)
+
+    async def stop(self) -> None:
+        self._stopped = True
+
+    async def stopped(self) -> bool:
+        return self._stopped
+
+
+def _work(mailbox, number: int, function: str, arguments, environment: dict[str, str]) -> tuple:
+    import ray
+
+    asked, said = time.monotonic(), False
+
+    def stop() -> bool:
+        nonlocal asked, said
+        if not said and time.monotonic() - asked > ASK_EVERY:
+            asked, said = time.monotonic(), ray.get(mailbox.stopped.remote())
+        return said
+
+    with set_environment(environment):
+        try:
+            return "value", resolve(function)(arguments, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)
+        except KeyboardInterrupt:
+            return "error", "stopped", ""
+        except Exception as error:
+            return "error", in_words(error), traceback.format_exc()

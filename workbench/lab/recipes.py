@@ -1,0 +1,63 @@
+"""Recipes as text: presets, YAML files and NAME=VALUE pairs, read into a configuration, and written from one."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from workbench.errors import WorkbenchError, unknown
+from workbench.training import TrainConfig
+from workbench.training.presets import changed, preset
+
+
+def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfig:
+    """A TrainConfig from NAME=VALUE texts, on top of a recipe: a preset or a YAML file with fields of TrainConfig.
+    Without a length it is one epoch.
+
+    Raises: WorkbenchError for an unknown preset, field or file, and for a value that a field cannot take.
+    """
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    changes = {}
+    for name, text in texts.items():
+        if name not in fields:
+            raise unknown("field of TrainConfig", name, fields)
+        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else parse_value(name, text))
+    if recipe is not None and not recipe.endswith((".yaml", ".yml")):
+        return changed(preset(recipe), changes)
+    values = _read_recipe(recipe) if recipe is not None else {}
+    values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
+    if values.get("epochs") is None and values.get("steps") is None:
+        values["epochs"] = 1.0
+    return changed(TrainConfig.from_dict(values), changes)
+
+
+def parse_value(name: str, text: str) -> object:
+    """What NAME=TEXT means, read as YAML. Raises: WorkbenchError for text that is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise WorkbenchError(f"`{name}` (={text}) is no value in YAML: {' '.join(str(error).split())}.") from error
+
+
+def _read_recipe(file: str) -> dict:
+    try:
+        values = yaml.safe_load(Path(file).expanduser().read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WorkbenchError(f"cannot read {file} as YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise WorkbenchError(f"{file} must hold fields of TrainConfig, a `name: value` a line.")
+    return values
+
+
+def _as_field(kind: type, value: object) -> object:
+    """The value, as a number where the field wants one: YAML reads 1e-3 as text."""
+    if isinstance(value, str) and kind in (float, float | None):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def recipe_text(config: TrainConfig) -> str:
+    """The configuration as YAML, a field a line in TrainConfig's order: what `parse_config` reads."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,64 @@
+"""What a worker does: train, and leave the result beside the checkpoints before anybody is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.models.weights.files import write_whole
+from workbench.training import TrainConfig, TrainResult, train, training_key
+from workbench.training.checkpoint import Checkpoints
+from workbench.training.inputs import source_digest
+
+RESULT = "result.json"
+
+
+def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str:
+    """Trains `arguments["config"]`, going on from the checkpoints in `folder`; returns the result as JSON.
+
+    Sends ("row", row), which is answered by whether to prune, and ("table", name, table). One that ended here before,
+    but was not taken, is sent again without training.
+    """
+    config, folder = TrainConfig.from_dict(arguments["config"]), Path(arguments["folder"])
+    kept = None if arguments["save"] else _kept(config, folder)
+    if kept is not None:
+        for row in kept.history:
+            send(("row", row))
+        for file in sorted(folder.glob("*.parquet")):
+            send(("table", file.stem, pd.read_parquet(file)))
+        return kept.to_json()
+
+    def keep(name: str, table: pd.DataFrame) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        send(("table", name, table))
+
+    result = train(
+        config,
+        lambda row: send(("row", row)),
+        keep,
+        checkpoints=Checkpoints(folder),
+        save=arguments["save"],
+        stop=stop,
+    )
+    if result.outcome != "pruned":  # whether to prune is decided anew
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RESULT, lambda path: path.write_text(result.to_json()))
+    return result.to_json()
+
+
+def forget(folder: Path, *, keep_checkpoints: bool) -> None:
+    """Removes what lies there once the store has the result; the checkpoints before a divergence may stay."""
+    if not keep_checkpoints:
+        Checkpoints(folder).remove()
+        return
+    for file in (*folder.glob("*.parquet"), folder / RESULT):
+        file.unlink(missing_ok=True)
+
+
+def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:
+    try:
+        result = TrainResult.from_json((folder / RESULT).read_text())
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if result.key == training_key(config, source_digest(config)) else None
