@@ -130,8 +130,8 @@ def test_a_training_that_completes_leaves_no_checkpoints(root, monkeypatch):
 
 @pytest.mark.parametrize(
     ("config", "checkpoints"),
-    [(WILD, None), (WILD.replace(clip=50.0, clip_exempt=["stage1"]), 3)],
-    ids=["no clip, from the beginning", "clip, from a checkpoint"],
+    [(WILD, None), (WILD.replace(clip=50.0, clip_exempt=["stage1"]), 3), (WILD, 1)],
+    ids=["no clip, from the beginning", "clip, from a checkpoint", "from the checkpoint of that very step"],
 )
 def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root, monkeypatch, config, checkpoints):
     if checkpoints:
