@@ -265,11 +265,11 @@ def main() -> None:
         if args.only in str(problem):
             more, line = measure(problem)
             rows, lines = rows + more, [*lines, line]
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in line.items()), flush=True)
+            print("  ".join(v if isinstance(v, str) else f"{k} {v:.3g}" for k, v in line.items()), flush=True)
+            if not args.only:
+                name = "suggest_clip_tuning.csv" if args.tuning else "suggest_clip.csv"
+                pd.DataFrame(rows).to_csv(RESULTS / name, index=False, float_format="%.6g")
     print(pd.DataFrame(lines).round(3).to_string(index=False))
-    if not args.only:
-        name = "suggest_clip_tuning.csv" if args.tuning else "suggest_clip.csv"
-        pd.DataFrame(rows).to_csv(RESULTS / name, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Run: `./run test` (everything but the marker `slow`), `./run test --slow` (every
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,26 +57,50 @@ def template_root(tmp_path_factory) -> Path:
         from workbench.lab import Store
 
         Store()
+    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as db:  # what is still in the log of writes
+        db.execute("pragma wal_checkpoint(truncate)")
     return folder
 
 
 @pytest.fixture
-def root(tmp_path, template_root, monkeypatch) -> Path:
-    """A workbench of its own in a temporary folder, with the checkout's notebooks and studies and an empty, migrated
-    store."""
-    folder = tmp_path / "root"
-    shutil.copytree(template_root, folder)
-    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as db:  # artifact locations are absolute
-        db.execute(
-            "update experiments set artifact_location = replace(artifact_location, ?, ?)",
-            (str(template_root), str(folder)),
-        )
-    for name in ("notebooks", "studies"):
-        (folder / name).symlink_to(CHECKOUT / name)
-    monkeypatch.setenv("WORKBENCH_ROOT", str(folder))
-    for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN", "WORKBENCH_EVENTS"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
+def another_root(tmp_path, template_root, monkeypatch):
+    """Makes workbenches of their own in temporary folders, with the checkout's notebooks and studies and an empty,
+    migrated store; the last one made is the one that is used."""
+    made = []
+
+    def make() -> Path:
+        folder = tmp_path / ("root" if not made else f"root{len(made)}")
+        made.append(folder)
+        shutil.copytree(template_root, folder, ignore=shutil.ignore_patterns("*-wal", "*-shm"))
+        with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as db, db:  # artifact locations are absolute
+            db.execute(
+                "update experiments set artifact_location = replace(artifact_location, ?, ?)",
+                (str(template_root), str(folder)),
+            )
+        for name in ("notebooks", "studies"):
+            (folder / name).symlink_to(CHECKOUT / name)
+        monkeypatch.setenv("WORKBENCH_ROOT", str(folder))
+        for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN", "WORKBENCH_EVENTS", "WORKBENCH_EXECUTOR"):
+            monkeypatch.delenv(name, raising=False)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def root(another_root) -> Path:
+    """A workbench of its own."""
+    return another_root()
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Torch takes one thread here, and in the processes that start: equal bits need equal threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
-from workbench.lab.checks import first_channels
 from workbench.models import create_model
 from workbench.models.resolve import resolve_model
+from workbench.probes.shared import first_channels
 
 OWN = """
 import torch
@@ -25,6 +25,16 @@ class Block(nn.Module):
 
 def net(depth=2, in_channels=3):
     return nn.Sequential(nn.Conv2d(in_channels, 8, 3), *(Block(8) for _ in range(depth)))
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        h = 3
+        return h / 0
+
+
+def breaks():
+    return Breaks()
 
 
 def nothing():
@@ -77,6 +87,9 @@ def test_images_of_a_data_set_go_through(root, command):
         (["nf_resnet_tiny", "--batch-size", "0"], "`batch_size` (=0) must be at least 1"),
         (["nf_resnet_tiny", "--image-size", "2"], "`image_size` (=2) must be at least 8"),
         (["nf_resnet_tiny", "--data", "mnist5k", "--in-channels", "3"], "must be that of mnist5k (=1)"),
+        (["nf_resnet_tiny", "--data", "/nonexistent"], "must be an existing folder of images: there is none at /nonex"),
+        (["my_nets:net", "--data", "mnist5k"], "the images have 1 channel, the first convolution reads 3 channels"),
+        (["my_nets:breaks"], "(ZeroDivisionError: division by zero; line 23 of my_nets.py, `return h / 0`)"),
         (["nf_resnet_tiny", "--data", "minst5k"], "did you mean 'mnist5k'"),
         (["nf_resnet_tiny", "-p", "width=wide"], "must be a number above 0"),
     ],

@@ -150,9 +150,11 @@ def test_the_doctor_says_before_it_mends(root, command):
     store = Store()
     run_id = store.open_training(TrainConfig(steps=1), "k", "full", role="screen", arm="a", owner=None)
     store.set_tags(run_id, process="")
-    assert "would close as KILLED: nf_resnet_tiny" in command("doctor")[1]
+    code, said, _ = command("doctor")
+    assert code == 1 and "trainings: nf_resnet_tiny" in said and "would close it as KILLED" in said
     assert store.status(run_id) == "RUNNING"
-    assert "closed as KILLED" in command("doctor", "--fix")[1]
+    code, said, _ = command("doctor", "--fix")
+    assert code == 0 and "done: close it as KILLED" in said
     assert store.status(run_id) == "KILLED"
     assert "All well" in command("doctor")[1]
 

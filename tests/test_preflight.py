@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from foreign import SmallResNet, SmallViT
+from foreign import SmallResNet, SmallViT, TransformerBlock
 from torch import nn
 
 from workbench.errors import WorkbenchError
@@ -214,13 +214,17 @@ def test_a_planted_fault_is_caught_and_named(case):
 
 
 def test_values_that_float16_cannot_hold():
-    model = nf()
+    model, x = nf(), noise(2, size=32)
+    with torch.no_grad():
+        model.blocks[2].conv1.gain.fill_(3e4)
+    (overflow,) = preflight(model, x, precision="float16").faults
+    assert (overflow.block, overflow.verdict) == (3, "overflows")
+    assert "65,504" in overflow.cause and "first by convolution of values" in overflow.cause
+    assert "in blocks.2.conv1" in overflow.cause
     with torch.no_grad():
         model.stem.gain.fill_(3e4)
-    x = noise(2, size=32)
-    overflow = preflight(model, x, precision="float16").faults
-    assert [(f.block, f.verdict) for f in overflow] == [(1, "overflows")]
-    assert "65,504" in overflow[0].cause
+    (overflow,) = preflight(model, x, precision="float16").faults
+    assert (overflow.block, overflow.verdict) == (0, "overflows")
     assert all(fault.verdict != "overflows" for fault in preflight(model, x).faults)
 
 
@@ -304,9 +308,24 @@ def test_the_model_is_left_as_found(build):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_images_that_the_model_cannot_take():
-    with pytest.raises(WorkbenchError, match=r"does not run on images of shape \(2, 5, 32, 32\)"):
+def test_inputs_that_the_model_cannot_take():
+    with pytest.raises(WorkbenchError, match=r"does not run on images of shape \(2, 5, 32, 32\)") as refused:
         preflight(SmallResNet(), noise(2, channels=5, size=32))
+    assert "have 5 channels, the first convolution reads 3" in str(refused.value)
+    assert "of foreign.py, `h = F.relu(self.bn1(self.conv1(x)))`" in str(refused.value)
+    with pytest.raises(WorkbenchError, match="RuntimeError"):
+        preflight(nf(), noise(2, channels=5, size=32))  # a line of ours would help nobody
+    with pytest.raises(WorkbenchError, match=r"give images of real numbers, normalised"):
+        preflight(SmallResNet(), noise(2, size=32).to(torch.uint8))
+    for x, said in [
+        ({"x": noise(2)}, "must be a tensor .*, not dict"),
+        ((noise(2), 3), "must be a tensor .*, not a tensor of shape .*, int"),
+        ((), "must be a tensor"),
+        (noise(2).fill_(3), "finite values that vary"),
+        (noise(2) / 0, "finite values that vary"),
+    ]:
+        with pytest.raises(WorkbenchError, match=said):
+            preflight(SmallResNet(), x)
     with pytest.raises(WorkbenchError, match="did you mean 'float16'"):
         preflight(SmallResNet(), noise(2), precision="fp16")
 
@@ -332,3 +351,295 @@ def test_one_whose_branches_were_not_scaled_does_not():
         elif hasattr(module, "standardized_weight"):
             module.scale = RELU
     assert "grows" in {fault.verdict for fault in preflight(made, noise()).faults}
+
+
+# ---- what is cut off
+
+
+class Added(nn.Module):
+    """join(h, conv(relu(norm(h))), self): an addition by the letter."""
+
+    def __init__(self, join, channels=8):
+        super().__init__()
+        self.join, self.norm = join, nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.factor = nn.Parameter(torch.zeros(1))
+        self.last = nn.Conv2d(channels, channels, 1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+        self.register_buffer("nothing", torch.zeros(1))
+
+    def forward(self, h):
+        return self.join(h, self.conv(torch.relu(self.norm(h))), self)
+
+
+def added(*joins):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *(Added(join) for join in joins))
+
+
+def sound(h, branch, block):
+    return h + branch
+
+
+def without_gradient(h, branch, block):
+    with torch.no_grad():
+        return h + block.conv(branch)
+
+
+CUT = {
+    "branch detached": (lambda h, branch, block: h + branch.detach(), "nothing in its branch"),
+    "branch as data": (lambda h, branch, block: branch.data.add_(h), "nothing in its branch"),
+    "branch times 0": (lambda h, branch, block: h + 0 * branch, "nothing in its branch"),
+    "branch times a buffer": (lambda h, branch, block: branch * block.nothing + h, "nothing in its branch"),
+    "branch by addcmul": (lambda h, branch, block: torch.addcmul(h, branch, block.nothing), "nothing in its branch"),
+    "zero twice": (lambda h, branch, block: h + block.factor * block.nothing * branch, "nothing in its branch"),
+    "skip detached": (lambda h, branch, block: h.detach() + branch, "no gradient passes its shortcut"),
+    "skip times 0": (lambda h, branch, block: 0 * h + branch, "no gradient passes its shortcut"),
+    "without gradients": (without_gradient, "nothing in its branch"),
+}
+
+
+@pytest.mark.parametrize("way", CUT)
+def test_a_branch_or_skip_that_no_gradient_passes_is_cut_off(way):
+    join, cause = CUT[way]
+    found = preflight(added(sound, join, sound), noise(size=16))
+    by_verdict = {fault.verdict: fault for fault in found.faults}
+    assert by_verdict["cut off"].block == 2 and cause in by_verdict["cut off"].cause, str(found)
+    assert found.table.cut_off[1] == "" and found.table.cut_off[3] == ("shortcut" if "without" in way else "")
+
+
+def straight_through(h, branch, block):
+    h = h + branch
+    return h + (h.round() - h).detach()
+
+
+def quantised(h, branch, block):
+    h = h + branch
+    nearest = torch.cdist(h.movedim(1, -1).flatten(0, 2), block.conv.weight[:, :, 0, 0]).argmin(1)
+    q = block.conv.weight[:, :, 0, 0][nearest].view(*h.movedim(1, -1).shape).movedim(-1, 1)
+    return block.conv(h + (q - h).detach())
+
+
+def summed(h, branch, block):
+    total = torch.zeros_like(h)
+    for part in (h, branch):
+        total = total + part
+    return total
+
+
+OPEN = {
+    "ReZero": lambda h, branch, block: h + block.factor * branch,
+    "ReZero in place": lambda h, branch, block: (block.factor * branch).add_(h),
+    "ReZero by addcmul": lambda h, branch, block: torch.addcmul(h, branch, block.factor),
+    "last layer at zero": lambda h, branch, block: h + block.last(branch),
+    "noise": lambda h, branch, block: h + branch + 0.1 * torch.randn_like(h),
+    "noise first": lambda h, branch, block: 0.1 * torch.randn_like(h) + block.conv(h + branch),
+    "straight-through": straight_through,
+    "quantised": quantised,
+    "a sum that starts at zero": summed,
+}
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_what_starts_at_zero_or_passes_gradients_by_is_not_cut_off(way):
+    found = preflight(added(OPEN[way], OPEN[way], OPEN[way]), noise(size=16))
+    assert "cut off" not in {fault.verdict for fault in found.faults}, str(found)
+
+
+def test_a_shortcut_of_our_own_blocks_that_is_detached():
+    def join(block, h, a):
+        return block.join(shortcut_of(block, h, a).detach(), block.branch(a), None, block.alpha * block.skip_gain)
+
+    model = nf()
+    model.blocks[4].forward = lambda h, block=model.blocks[4]: join(block, h, block.act(h))
+    assert (5, "cut off") in {(fault.block, fault.verdict) for fault in preflight(model, noise()).faults}
+
+
+def test_a_trunk_that_is_detached_is_named_by_its_block():
+    model = added(sound, sound, sound)
+    model[2].register_forward_pre_hook(lambda m, args: (args[0].detach(),))
+    (fault,) = preflight(model, noise(size=16)).faults
+    assert (fault.block, fault.verdict) == (2, "cut off")
+
+
+# ---- around the blocks
+
+
+class Around(nn.Module):
+    """A stem, three sound blocks, a head: by default sound themselves."""
+
+    def __init__(self, head=None, stem=None):
+        super().__init__()
+        self.conv, self.blocks = nn.Conv2d(3, 8, 3), nn.Sequential(*(Added(sound) for _ in range(3)))
+        self.head, self.stem = head, stem or (lambda h: h)
+
+    def forward(self, x):
+        h = self.blocks(self.stem(self.conv(x)))
+        return h if self.head is None else self.head(h)
+
+
+def masked(h):
+    scores = h.mean((2, 3)).masked_fill(torch.eye(len(h), 8).bool(), -math.inf)
+    return torch.softmax(scores, 1) - 1 / (h - h).sum()
+
+
+HEADS = {
+    "log of a negative": (lambda h: torch.log(h.mean((2, 3))), "not finite", "first by log of values from -"),
+    "zero deviation": (lambda h: h / (h - h).std(), "not finite", "first by div of values from"),
+    "one value in many": (
+        lambda h: h.clone().index_fill_(1, torch.tensor(0), math.nan),
+        "not finite",
+        "values that are",
+    ),
+    "in a dictionary": (lambda h: {"out": [h, h.mean() / 0]}, "not finite", "gives 1 of 250,881"),
+    "behind a mask": (masked, "not finite", "first by reciprocal of values from 0 to 0"),
+    "detached": (lambda h: h.detach(), "cut off", "no gradient gets from the head"),
+    "huge": (lambda h: 1e30 * h, "too large", "e+29"),
+    "large": (lambda h: 1000 * h, "too large", "root mean square"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_a_head_that_breaks_what_a_sound_trunk_gives_is_named(case):
+    head, verdict, cause = HEADS[case]
+    (fault,) = preflight(Around(head), noise()).faults
+    assert (fault.block, fault.verdict) == ("head", verdict)
+    assert "the trunk is sound, but" in fault.cause and cause in fault.cause, fault.cause
+
+
+@pytest.mark.parametrize("head", [None, lambda h: 0 * h, lambda h: None, lambda h: 127 + 50 * h, lambda h: h.argmax(1)])
+def test_heads_of_any_kind_pass(head):
+    assert preflight(Around(head), noise(size=32)).ok
+
+
+def test_a_head_that_float16_cannot_hold():
+    head = nn.Sequential(nn.Flatten(), nn.Linear(8 * 14 * 14, 10))
+    nn.init.constant_(head[1].bias, 1e5)
+    (fault,) = preflight(Around(head), noise(size=16), precision="float16").faults
+    assert (fault.block, fault.verdict) == ("head", "not finite")
+
+
+@pytest.mark.parametrize(
+    ("stem", "verdict"),
+    [(torch.log, "overflows"), (lambda h: 100 * h, "too large"), (lambda h: 0 * h, "dead")],
+)
+def test_a_stem_is_told_from_the_blocks(stem, verdict):
+    found = preflight(Around(stem=stem), noise(size=32))
+    assert (0, verdict) in {(fault.block, fault.verdict) for fault in found.faults}, str(found)
+    assert f"- stem: {verdict}: " in str(found) and found.table.verdict[0] == verdict
+
+
+BYTES = 127 + 70 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("x", [BYTES, 70 * noise(), noise() + 20], ids=["bytes", "deviation 70", "mean 20"])
+@pytest.mark.parametrize("build", [nf, lambda: create_model("resnet26_cifar", 10), lambda: Around(masked)])
+def test_an_input_that_is_not_normalised_is_named_first(build, x):
+    found = preflight(build(), x)
+    named = [(fault.block, fault.verdict) for fault in found.faults]
+    if x.std() > 2:
+        assert named[0] == ("input", "not normalised") and f"standard deviation {x.std():.3g}" in str(found), str(found)
+    assert set(named) <= {("input", "not normalised"), ("head", "not finite")}, str(found)
+
+
+def test_the_network_is_still_blamed_for_what_is_its_own():
+    named = [fault.verdict for fault in preflight(without_reset(), BYTES).faults]
+    assert named[0] == "not normalised" and "off design" in named
+
+
+def test_a_network_that_normalises_by_itself_gets_what_it_is_for():
+    class Own(SmallResNet):
+        def forward(self, x):
+            return super().forward((x - 127) / 70)
+
+    assert preflight(Own(), BYTES).ok and preflight(SmallResNet(), BYTES).ok
+
+
+# ---- inputs that are no images
+
+
+class Perceptron(nn.Module):
+    """A residual perceptron on features (N, C)."""
+
+    def __init__(self, gain=0.5, join=sound):
+        super().__init__()
+        self.stem, self.head = nn.Linear(20, 64), nn.Linear(64, 2)
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+        self.gain, self.join = gain, join
+
+    def forward(self, x):
+        h = self.stem(x)
+        for i, layer in enumerate(self.layers):
+            branch = self.gain * layer(torch.relu(h))
+            h = self.join(h, branch, self) if i == 3 else h + branch
+        return self.head(h)
+
+
+class Language(nn.Module):
+    """Tokens (N, T) in, logits (N, T, 50) out."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.embed, self.head, self.gain = nn.Embedding(50, 16), nn.Linear(16, 50), gain
+        self.blocks = nn.Sequential(*(TransformerBlock() for _ in range(3)))
+
+    def forward(self, tokens):
+        return self.head(self.blocks(self.gain * self.embed(tokens)))
+
+
+class Two(nn.Module):
+    """An image and a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.film = SmallResNet(), nn.Linear(5, 3)
+
+    def forward(self, x, condition):
+        return self.net(x + self.film(condition)[:, :, None, None])
+
+
+TOKENS = torch.randint(50, (8, 12), generator=torch.Generator().manual_seed(0))
+FEATURES = torch.randn(128, 20, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "blocks"),
+    [
+        (Perceptron, FEATURES, 6),
+        (Language, TOKENS, 6),
+        (Two, (noise(size=32), torch.randn(8, 5)), 4),
+        (lambda: Language().requires_grad_(True), (TOKENS,), 6),
+    ],
+)
+def test_features_tokens_and_two_inputs(build, x, blocks):
+    found = preflight(build(), x)
+    assert found.ok and len(found.table) == blocks + 1, str(found)
+    assert found.table[["var", "residual_var"]][1:].gt(0).all(axis=None) and found.table.grad_var[1:].gt(0).all()
+
+
+def test_their_faults_are_found_too():
+    grown = preflight(Perceptron(gain=4.0), FEATURES)
+    assert "grows" in {fault.verdict for fault in grown.faults}
+    (cut,) = preflight(Perceptron(join=lambda h, branch, _: h + branch.detach()), FEATURES).faults
+    assert (cut.block, cut.verdict) == (4, "cut off")
+    (cut,) = preflight(Perceptron(join=lambda h, branch, _: h.detach() + branch), FEATURES).faults
+    assert (cut.block, cut.verdict) == (4, "cut off")
+    (large,) = preflight(Perceptron(), 70 * FEATURES).faults
+    assert (large.block, large.verdict) == ("input", "not normalised")
+    (overflow,) = preflight(Language(gain=math.inf), TOKENS).faults
+    assert overflow.verdict == "overflows"
+
+
+def test_frozen_embeddings_are_not_cut_off():
+    model = Language()
+    model.embed.requires_grad_(False)
+    assert preflight(model, TOKENS).ok and not model.embed.weight.requires_grad
+
+
+def test_lazy_modules_are_refused_and_stay_lazy():
+    model = nn.Sequential(nn.LazyConv2d(8, 3), Added(sound))
+    with pytest.raises(WorkbenchError, match=r"0 \(LazyConv2d\) is lazy.*Run the model once"):
+        preflight(model, noise(2))
+    assert isinstance(model[0], nn.LazyConv2d)
+    model(noise(2))
+    assert preflight(model, noise(8)).ok

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from workbench.errors import WorkbenchError
-from workbench.lab import Range, Session, Store, search
-from workbench.lab import tuning as tuning_module
+from workbench.lab import Range, Session, Store, search, units
 from workbench.training import TrainConfig
 
 BASE = TrainConfig(
@@ -55,8 +54,8 @@ def test_a_search_is_a_table_of_trials_each_a_run_of_the_store(root):
 def test_a_finished_search_is_not_repeated_and_a_longer_one_goes_on(root, monkeypatch):
     first = run(root, trials=4)
     trained = []
-    original = tuning_module.run_training
-    monkeypatch.setattr(tuning_module, "run_training", lambda *a, **k: trained.append(1) or original(*a, **k))
+    original = units.train
+    monkeypatch.setattr(units, "train", lambda *a, **k: trained.append(1) or original(*a, **k))
     assert points(run(root, trials=4)) == points(first)
     assert not trained
     longer = run(root, trials=6)
@@ -64,22 +63,12 @@ def test_a_finished_search_is_not_repeated_and_a_longer_one_goes_on(root, monkey
     assert len(trained) == 2
 
 
-def test_a_killed_trial_gives_its_slot_and_parameters_back(root, monkeypatch, tmp_path_factory, template_root):
+def test_a_killed_trial_gives_its_slot_and_parameters_back(root, monkeypatch, another_root):
     start = [{"clip": 0.01, "base_lr": 1.0}]
     undisturbed = points(run(root, start=start))
 
-    import shutil
-    import sqlite3
-
-    other = tmp_path_factory.mktemp("other") / "root"
-    shutil.copytree(template_root, other)
-    with sqlite3.connect(other / "mlruns" / "mlflow.db") as db:
-        db.execute(
-            "update experiments set artifact_location = replace(artifact_location, ?, ?)",
-            (str(template_root), str(other)),
-        )
-    monkeypatch.setenv("WORKBENCH_ROOT", str(other))
-    original = tuning_module.run_training
+    other = another_root()
+    original = units.train
     count = 0
 
     def breaks_sometimes(*args, **kwargs):
@@ -89,7 +78,7 @@ def test_a_killed_trial_gives_its_slot_and_parameters_back(root, monkeypatch, tm
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(tuning_module, "run_training", breaks_sometimes)
+    monkeypatch.setattr(units, "train", breaks_sometimes)
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             run(other, start=start)

@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import DISK_WORDS, WorkbenchError, is_of_the_disk, unknown
 
 # Typer may bring its own copy of click: its exceptions are told by the base class.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -69,6 +69,15 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and why, what is reused, how long; then stop.")
     ] = False,
+    plan_file: Annotated[
+        Optional[str],
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Write the trainings that are missing there, as pure data, and run none: "
+            "`python -m workbench.training FILE` runs them where only torch is, `workbench import` brings them back.",
+        ),
+    ] = None,
     executor: Annotated[
         Optional[str],
         typer.Option(help="Where trainings run: inline, processes or ray. None: processes for several workers."),
@@ -112,6 +121,12 @@ def study(
     executions = plan(studies, store, quick=quick or tour, overrides=overrides, rerun=rerun)
     show_plan(executions, choice.count, console)
     if dry_run:
+        return
+    if plan_file is not None:
+        from workbench.lab.planning import plan_trainings
+
+        missing = plan_trainings(executions, plan_file, lambda line: console.print(line, highlight=False))
+        console.print(f"{plan_file}: {len(missing)} trainings", highlight=False)
         return
     if not show_results(run_and_show(executions, store, choice, console), store, console):
         raise typer.Exit(1)
@@ -440,20 +455,47 @@ def bench(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What `python -m workbench.training --out DIR` wrote.")],
+) -> None:
+    """Put the results of a detached run into the store, as if its trainings had been run here."""
+    from tqdm import tqdm
+
+    from workbench.lab.imports import import_results
+    from workbench.lab.store import Store
+
+    with tqdm(desc="importing", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        found = import_results(folder, Store(), told)
+    for line in (*found.damaged, *found.failed):
+        print(line, file=sys.stderr)
+    print(found)
+    if found.other_code:
+        print(f"{found.other_code} of them are of other code than this: no study asks for them.")
+    if found.damaged:
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Mend what was found; without it, only say what would be done.")
     ] = False,
+    moved: Annotated[
+        bool,
+        typer.Option("--moved", help="This store was moved or copied here, and nobody uses it."),
+    ] = False,
 ) -> None:
-    """Find runs that say RUNNING though nobody runs them, and close them."""
-    from workbench.lab.store import Store
+    """Find what a crash left: processes, runs, points, trials, files. Exit code 1 where something is left to mend."""
+    from workbench.lab.doctor import doctor as look
 
-    store = Store()
-    found = store.close_orphans() if fix else store.orphans()
-    for name in found.values():
-        print(f"{'closed as KILLED' if fix else 'would close as KILLED'}: {name}")
-    print(f"{len(found)} dead runs" if found else "All well: no run says RUNNING that nobody runs.")
+    if not look(fix, moved, lambda line: print(line, flush=True)):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -519,6 +561,16 @@ def main() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort, click.Abort):
         code = INTERRUPTED
+    except Exception as error:
+        if not is_of_the_disk(error):
+            raise
+        cause = next((line for line in str(error).splitlines() if any(w in line for w in DISK_WORDS)), str(error))
+        print(
+            f"workbench: the disk is full or may not be written ({cause}): free some space, or choose another place "
+            "with WORKBENCH_ROOT or MLFLOW_TRACKING_URI.",
+            file=sys.stderr,
+        )
+        code = 2
     if code == INTERRUPTED:  # Typer itself turns Ctrl-C into this code
         print(
             "workbench: interrupted; finished trainings and studies are kept, and the same command goes on from there.",

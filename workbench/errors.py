@@ -1,7 +1,19 @@
 """A mistake that the user can mend: the value, the rule and the cure, in one sentence."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+# A disk that is full, or that may not be written, as the system says it, and as sqlite, safetensors and torch do.
+DISK_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK_WORDS = (
+    "disk is full",
+    "I/O error",
+    "readonly database",
+    "unable to open database",
+    "iostream error",
+    "inline_container",
+)
 
 
 class WorkbenchError(ValueError):
@@ -16,3 +28,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
     shown = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
     hint = f"did you mean '{near[0]}'?" if near else f"there are: {shown or 'none'}."
     return WorkbenchError(f"unknown {kind} '{name}': {hint}")
+
+
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk is full or may not be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_CODES:
+            return True
+        if any(word in str(error) for word in DISK_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

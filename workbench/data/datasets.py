@@ -241,10 +241,8 @@ def _image_folder(name: str, only_folders: bool = False) -> Path:
         if folder.is_dir():
             return folder.resolve()
     if "/" in name or only_folders:
-        raise WorkbenchError(
-            f"`data` (={name}) must be an existing folder of images: there is none at "
-            f"{' or '.join(map(str, candidates))}."
-        )
+        tried = " or ".join(dict.fromkeys(map(str, candidates)))
+        raise WorkbenchError(f"`data` must be an existing folder of images: there is none at {tried}.")
     raise unknown("data set", name, [EMBEDDED, *CIFAR])
 
 

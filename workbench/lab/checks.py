@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.data import load_dataset
 from workbench.data.augment import normalize
@@ -17,6 +17,7 @@ from workbench.lab.store import Store
 from workbench.models.resolve import resolve_model
 from workbench.models.zoo import entry
 from workbench.probes.preflight import Preflight, preflight
+from workbench.probes.shared import first_channels
 from workbench.training.loop import pick_device
 
 LARGEST = 128  # pixels a side of noise, where nothing else is asked for: larger images show the same
@@ -60,7 +61,7 @@ def check_model(
     model = resolve_model(name, **arguments).to(where)
     if images is None:
         size = image_size or (FOREIGN if ":" in name else min(entry(name).train_size, LARGEST))
-        channels = wanted or arguments.get("in_channels") or first_channels(model)
+        channels = wanted or arguments.get("in_channels") or first_channels(model) or 3
         images = torch.randn(batch_size, channels, size, size, generator=torch.Generator().manual_seed(seed))
     found = preflight(model, images.to(where), precision=precision, blocks=blocks)
     found = dataclasses.replace(found, name=name)
@@ -78,15 +79,6 @@ def check_model(
     store.set_tags(run_id, outcome="sound" if found.ok else found.faults[0].verdict)
     store.close(run_id, "FINISHED")
     return run_id, found
-
-
-def first_channels(model: nn.Module) -> int:
-    """The channels of the images that a network takes: those that its first convolution reads, 3 without one."""
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 4 and not isinstance(module, nn.ConvTranspose2d):
-            return weight.shape[1] * getattr(module, "groups", 1)
-    return 3
 
 
 def _first_images(data: str, image_size: int | None, n: int) -> Tensor:

@@ -18,7 +18,7 @@ from workbench.lab.executors import Choice, Executor, Outcome, Task
 from workbench.lab.executors.choice import VARIABLE as EXECUTOR
 from workbench.lab.parameters import code_cells
 from workbench.lab.processes import whoami
-from workbench.lab.session import VARIABLE as SESSION
+from workbench.lab.session import SESSION
 from workbench.lab.store import Run, Store
 from workbench.lab.study import Study
 from workbench.paths import root
@@ -226,16 +226,21 @@ def _open(execution: Execution, store: Store) -> str:
     )
 
 
-def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener) -> Task:
-    environment = {
-        SESSION: f"{run_id}|{execution.mode}|{whoami()}",
-        EXECUTOR: str(choice),
+def notebook_environment() -> dict[str, str]:
+    """What a notebook's process needs to find this checkout and this store, and to be quiet."""
+    here = str(Path(__file__).resolve().parents[2])
+    return {
         "WORKBENCH_ROOT": str(root()),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener) -> Task:
+    environment = notebook_environment() | {
+        SESSION: f"{run_id}|{execution.mode}|{whoami()}",
+        EXECUTOR: str(choice),
     }
     arguments = {
         "notebook": str(execution.study.notebook_file),

@@ -26,6 +26,9 @@ class Range:
             )
 
 
+TYPES = {"Range": Range | dict, "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One line of the parameters cell: `name: annotation = default  # comment`."""
@@ -72,13 +75,17 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     Raises: WorkbenchError for a missing file or cell, and for a line that is not `name: type = literal`.
     """
     source = _parameters_cell(notebook)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise WorkbenchError(f"{notebook.name}, parameters cell, line {error.lineno}: {error.msg}.") from error
     comments = {
         t.start[0]: t.string.lstrip("# ")
         for t in tokenize.generate_tokens(io.StringIO(source).readline)
         if t.type == tokenize.COMMENT
     }
     found = {}
-    for node in ast.parse(source).body:
+    for node in tree.body:
         try:
             if not isinstance(node, ast.AnnAssign) or node.value is None:
                 raise ValueError
@@ -119,11 +126,13 @@ def _read(notebook: Path) -> dict:
     if not notebook.is_file():
         raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")])
     try:
-        return json.loads(notebook.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(notebook.read_text())
+        found["cells"]
+    except (ValueError, KeyError, TypeError) as error:
         raise WorkbenchError(
             f"{notebook} is not a notebook ({error}): open it in JupyterLab and save it again."
         ) from error
+    return found
 
 
 def _source(cell: dict) -> str:
@@ -131,20 +140,27 @@ def _source(cell: dict) -> str:
 
 
 def _type_of(annotation: str):
-    names = {
-        "Range": Range | dict,
-        "int": int,
-        "float": float,
-        "str": str,
-        "bool": bool,
-        "list": list,
-        "dict": dict,
-        "None": None,
-    }
     try:
-        return eval(annotation, {"__builtins__": {}}, names)  # our own notebooks' annotations, with these names only
-    except Exception:
-        raise WorkbenchError(f"the annotation `{annotation}` must be made of {', '.join(names)}.") from None
+        return _built(ast.parse(annotation, mode="eval").body)
+    except (SyntaxError, KeyError, TypeError, ValueError):
+        known = ", ".join(TYPES)
+        raise WorkbenchError(f"the annotation `{annotation}` must be made of {known}, None, | and [].") from None
+
+
+def _built(node: ast.expr):
+    """The type that an annotation names, without running it."""
+    match node:
+        case ast.Name(id=name):
+            return TYPES[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _built(left) | _built(right)
+        case ast.Subscript(value=value, slice=inside):
+            return _built(value)[_built(inside)]
+        case ast.Tuple(elts=elements):
+            return tuple(map(_built, elements))
+    raise ValueError
 
 
 def _checked_range(name: str, value: dict) -> dict:

@@ -7,7 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import filelock
 import psutil
 
 
@@ -32,6 +34,32 @@ def is_alive(identity: str) -> bool:
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds this lock: one that died holds none."""
+    if not lock.exists():
+        return False
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def strays(variable: str, place: dict[str, str]) -> dict[int, str]:
+    """{pid: command line} of processes whose launcher, named last in the environment's `variable`, is gone, and in
+    whose environment the names of `place` have these values. Never this process or one that it descends from."""
+    own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            launcher = environment.get(variable, "").rpartition("|")[2]
+            here = all(environment.get(name) == value for name, value in place.items())
+            if launcher and here and process.pid not in own and not is_alive(launcher):
+                found[process.pid] = " ".join(process.cmdline())
+    return found
 
 
 class Family:

@@ -16,10 +16,11 @@ import pandas as pd
 from workbench.lab import events, units
 from workbench.lab.executors import Outcome, Task
 from workbench.lab.session import Session
-from workbench.lab.store import UNREACHABLE, runs_folder
+from workbench.lab.store import UNREACHABLE, Store, runs_folder
 from workbench.training import TrainConfig, TrainResult, training_key
 from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
+from workbench.training.plan import Planned
 
 FLUSH_EVERY = 5.0  # seconds between writes of rows
 
@@ -62,6 +63,7 @@ class Record:
         self._lock = session.store.lock(f"{session.mode}-{self.key}")
         self._run: str | None = None
         self._rows: list[dict] = []
+        self._seen = 0  # the step of the last row
         self._flushed = time.monotonic()
 
     def reserve(self) -> bool:
@@ -79,18 +81,12 @@ class Record:
         self._lock.release()
         return self._done(*found, reused=True)
 
-    def planned(self) -> dict:
+    def planned(self) -> Planned:
         """The training as a line of a plan."""
-        config, session = self.wanted.config, self._session
-        return {
-            "key": self.key,
-            "config": config.to_dict(),
-            "data_digest": source_digest(config),
-            "study": session.study,
-            "mode": session.mode,
-            "role": self._role,
-            "arm": self.wanted.arm,
-        }
+        session = self._session
+        return Planned.of(
+            self.wanted.config, study=session.study, mode=session.mode, role=self._role, arm=self.wanted.arm
+        )
 
     def begin(self, *, here: bool) -> Task:
         """Opens the run, and returns the task that trains; `here` is this process, with its terminal and its GPUs."""
@@ -135,24 +131,17 @@ class Record:
         kind, *content = message
         if kind == "row":
             (row,) = content
-            self._rows.append(row)
+            if row["step"] > self._seen:  # a worker that goes on for one that died sends all of them again
+                self._rows.append(row)
+                self._seen = row["step"]
             if time.monotonic() - self._flushed >= FLUSH_EVERY:
                 with contextlib.suppress(*UNREACHABLE):  # they stay, for the next time
                     self._flush()
             self._on_row(self.wanted.config, row)
             return bool(self.wanted.watch and self.wanted.watch(row))
         with contextlib.suppress(*UNREACHABLE):
-            self._keep(*content)
+            log_measured(self._session.store, self._run, *content)
         return None
-
-    def _keep(self, name: str, table: pd.DataFrame) -> None:
-        from workbench.lab import plots
-
-        store = self._session.store
-        store.log_table(self._run, table, name)
-        figures = {"signal": plots.signal_over_time_figure, "curvature": plots.curvature_figure}
-        if name in figures:
-            store.log_figure(self._run, figures[name](table), name)
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()
@@ -173,3 +162,13 @@ class Record:
         if self._session.run_id is not None:
             self._session.store.tag_study(run_id, self._session.study, self._session.run_id)
         return Done(self.wanted, run_id, result, reused)
+
+
+def log_measured(store: Store, run_id: str, name: str, table: pd.DataFrame) -> None:
+    """What a training measured of itself (agc, signal, curvature): the table, and its figure where it has one."""
+    from workbench.lab import plots
+
+    store.log_table(run_id, table, name)
+    figures = {"signal": plots.signal_over_time_figure, "curvature": plots.curvature_figure}
+    if name in figures:
+        store.log_figure(run_id, figures[name](table), name)

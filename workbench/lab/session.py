@@ -20,7 +20,7 @@ from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
 from workbench.paths import root
 
-VARIABLE = "WORKBENCH_RUN"  # <run id>|<mode>|<identity of the launcher's process>
+SESSION = "WORKBENCH_RUN"  # <run id>|<mode>|<identity of the launcher's process>
 PLANNING = "WORKBENCH_PLAN"  # <file>|<study>|<mode>: trainings that are missing are written there, and none is run
 
 
@@ -99,7 +99,7 @@ def open_session(notebook: str, namespace: dict) -> Session:
     if planned := os.environ.get(PLANNING):
         file, study, mode = planned.split("|")
         return Session(Store(), study, mode, by_hand=False, plan=Path(file))
-    run_id, mode, launcher = (os.environ.get(VARIABLE, "") + "||").split("|")[:3]
+    run_id, mode, launcher = (os.environ.get(SESSION, "") + "||").split("|")[:3]
     if run_id and is_alive(launcher):
         store = Store()
         die_with(launcher, first=lambda: _abandon(store, run_id))  # a kernel must not go on training for nobody

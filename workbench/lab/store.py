@@ -8,6 +8,7 @@ dead one can be told.
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import logging
 import math
@@ -15,6 +16,9 @@ import os
 import sqlite3
 import tempfile
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 # Read when MLflow is imported. Neither the server nor the client shall call home.
@@ -24,6 +28,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute: 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # small files, each with a bar of its own
 
 import filelock
+import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
@@ -32,11 +37,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.errors import WorkbenchError
 from workbench.lab import views
+from workbench.lab.database import Database, is_database
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it writes there, it raises too
 
 EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
@@ -44,6 +51,8 @@ DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
 ROW_KEYS = ("step", "seconds")  # of a history row, no curves
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is not there, or is full
+PATIENCE = 5.0  # seconds for a server's first answer
+MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the database
 
 
 def tracking_uri() -> str:
@@ -66,8 +75,38 @@ def runs_folder() -> Path:
 def _many_writers(uri: str) -> None:
     """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
     if uri.startswith("sqlite:///"):
-        with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)) as database:
+        file = uri.removeprefix("sqlite:///")
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
             database.execute("pragma journal_mode = wal")
+
+
+def refuse_unusable(uri: str) -> None:
+    """Raises: WorkbenchError for a server that does not answer, for which MLflow would wait minutes, and for a database
+    that another MLflow made."""
+    if uri.startswith(("http://", "https://")):
+        parts = urllib.parse.urlsplit(uri)
+        plain = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        try:
+            urllib.request.urlopen(plain, timeout=PATIENCE).close()
+        except urllib.error.HTTPError:
+            pass  # somebody answers
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise WorkbenchError(
+                f"nobody answers at MLFLOW_TRACKING_URI (={plain}) ({getattr(error, 'reason', None) or error}): start "
+                "the server, or unset the variable to use the file under mlruns/."
+            ) from error
+    elif is_database(uri):
+        database = Database(uri)
+        try:
+            revision = database.revision() if database.file is None or database.file.exists() else None
+        finally:
+            database.close()
+        known = {file.name.partition("_")[0] for file in (Path(mlflow.__file__).parent / MIGRATIONS).glob("*.py")}
+        if revision is not None and revision not in known:
+            raise WorkbenchError(
+                f"the store {uri} was made by another MLflow: its layout {revision} is unknown to MLflow "
+                f"{mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
+            )
 
 
 class Store:
@@ -75,15 +114,20 @@ class Store:
 
     def __init__(self, uri: str | None = None):
         self.uri = uri or tracking_uri()
-        with filelock.FileLock(runs_folder() / ".store.lock"):
-            try:
+        try:
+            with filelock.FileLock(runs_folder() / ".store.lock"):
+                refuse_unusable(self.uri)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
-            except UNREACHABLE as error:
-                cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-                cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
-                raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
+        except (*UNREACHABLE, ImportError) as error:
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
+            if "db upgrade" in cause:
+                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {self.uri}`"
+            elif isinstance(error, ImportError):
+                cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
+            raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
@@ -123,9 +167,9 @@ class Store:
         found = self.search("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         return found[0] if found else None
 
-    def close(self, run_id: str, status: str) -> None:
-        """Sets the final status: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(run_id, status)
+    def close(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """Sets the final status: FINISHED, FAILED or KILLED; `ended` in seconds since 1970, None: now."""
+        self.client.set_terminated(run_id, status, _milliseconds(ended))
 
     def status(self, run_id: str) -> str:
         return self.client.get_run(run_id).info.status
@@ -165,14 +209,14 @@ class Store:
             self.client.log_artifacts(run_id, folder, "figures")
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
-        self.client.log_text(run_id, text, path)
+        self.client.log_text(run_id, text, within_run(path))
 
     def log_file(self, run_id: str, file: Path, folder: str) -> None:
-        self.client.log_artifact(run_id, str(file), folder)
+        self.client.log_artifact(run_id, str(file), within_run(folder))
 
     def read_text(self, run_id: str, path: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+            return Path(self.client.download_artifacts(run_id, within_run(path), folder)).read_text()
 
     def artifacts(self, run_id: str) -> list[str]:
         """The paths of all files that a run holds."""
@@ -206,10 +250,22 @@ class Store:
                 return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
         return None
 
-    def open_training(self, config: TrainConfig, key: str, mode: str, *, role: str, arm: str, owner: str | None) -> str:
-        """A RUNNING run for a training that is about to start; `owner` is the notebook run that asked for it."""
+    def open_training(
+        self,
+        config: TrainConfig,
+        key: str,
+        mode: str,
+        *,
+        role: str,
+        arm: str,
+        owner: str | None,
+        started: float | None = None,
+    ) -> str:
+        """A RUNNING run for a training that is about to start, or did at `started` (seconds since 1970) elsewhere;
+        `owner` is the notebook run that asked for it."""
         run = self.client.create_run(
             self.experiment_id("trainings", mode),
+            start_time=_milliseconds(started),
             run_name=config.name,
             tags={
                 "key": key,
@@ -232,7 +288,7 @@ class Store:
             [point for r in rows for point in _points({k: v for k, v in r.items() if k not in ROW_KEYS}, r["step"])],
         )
 
-    def finish_training(self, run_id: str, result: TrainResult, extra: dict | None = None) -> None:
+    def finish_training(self, run_id: str, result: TrainResult, ended: float | None = None) -> None:
         """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
         from workbench.models import zoo
 
@@ -278,7 +334,7 @@ class Store:
         self.client.log_text(run_id, json.dumps(dataclasses.asdict(config), indent=2), "config.json")
         if result.history:
             self.log_table(run_id, pd.DataFrame(result.history), "history")
-        self.close(run_id, "FINISHED")
+        self.close(run_id, "FINISHED", ended)
 
     def tag_study(self, training: str, study: str, notebook_run: str) -> None:
         """Lists the notebook execution that asked for a training on the training's own page."""
@@ -309,6 +365,11 @@ class Store:
             token = page.token
             if not token:
                 return found
+
+    def runs(self, experiment: str) -> list[Run]:
+        """All runs of an experiment by its name, newest first."""
+        kind, _, quick = experiment.partition("-")
+        return self.search(kind, quick or "full")
 
     def orphans(self, owner: str | None = None) -> dict[str, str]:
         """{run id: name} of RUNNING runs whose process is gone, or, with `owner`, that the ended notebook run `owner`
@@ -346,8 +407,22 @@ def _points(metrics: dict[str, float], step: int) -> list[Metric]:
     return [Metric(name, value, now, step) for name, value in finite.items()]
 
 
+def within_run(path: str) -> str:
+    """The path of a run's file, when it names one of the run. Raises: WorkbenchError for one that leads out of it."""
+    for text in (path, urllib.parse.unquote(path)):
+        if not text.strip("/") or text.startswith(("/", "~", "file:")) or "\\" in text or ".." in text.split("/"):
+            raise WorkbenchError(
+                f"`{path}` must be a path within the run, such as tables/mine.csv: no .., nothing absolute."
+            )
+    return path
+
+
 def _owner_tags() -> dict[str, str]:
     return {"process": whoami()}
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def _param(value) -> str:

@@ -37,7 +37,7 @@ class Study(BaseModel):
         file = find_study(spec)
         try:
             content = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise WorkbenchError(f"{file.name} is not YAML: {str(error).splitlines()[-1].strip()}.") from error
         if not isinstance(content, dict):
             raise WorkbenchError(

@@ -3,6 +3,7 @@
 This process alone writes to the store; the executor's workers train, and send what they measure.
 """
 
+import dataclasses
 import json
 import time
 from collections import deque
@@ -162,7 +163,7 @@ def trained(
             record.interrupted()
 
 
-class Planned(Exception):
+class Missing(Exception):
     """Ends a notebook that was only asked which trainings it needs, at the first that are missing."""
 
 
@@ -176,8 +177,8 @@ def _planned(wanted: Iterable[Wanted], session: Session, role: str) -> Iterator[
             missing.append(record.planned())
     if missing:
         with open(session.plan, "a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in missing)
-        raise Planned(f"{len(missing)} trainings are missing")
+            file.writelines(json.dumps(dataclasses.asdict(planned)) + "\n" for planned in missing)
+        raise Missing(f"{len(missing)} trainings")
 
 
 def run_training(

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import filelock
 import optuna
@@ -21,6 +22,7 @@ from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
+from workbench.lab.processes import is_held
 from workbench.lab.record import Wanted
 from workbench.lab.session import Session
 from workbench.lab.store import runs_folder
@@ -81,7 +83,7 @@ def search(
     )
     name = f"{session.study} {arm} {hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
 
-    with filelock.FileLock(lock_file(name)):
+    with filelock.FileLock(search_lock(name)):
         asking = _Asking(_open(name), ranges, fixed, seed, trials, start or [])
         asking.give_back()
         limit = trials
@@ -110,13 +112,9 @@ class _Asking:
 
     def give_back(self) -> None:
         """Trials that a killed process left: each gives its slot and its parameters back. (The lock is ours.)"""
-        waiting = {t.user_attrs.get("slot") for t in _trials(self.study, TrialState.WAITING)}
         left = _trials(self.study, TrialState.RUNNING)
         for trial in sorted(left, key=lambda t: t.user_attrs.get("slot", t.number)):
-            slot = trial.user_attrs.get("slot")
-            if slot is not None and slot not in waiting and len(trial.params) == len(self._ranges):
-                self.study.enqueue_trial(trial.params, user_attrs={"slot": slot})
-            self.study.tell(trial.number, state=TrialState.FAIL)
+            _give_back(self.study, trial)
 
     def taken(self) -> int:
         """The slots that are taken: trials complete, pruned or running, and those that broke this time."""
@@ -174,24 +172,38 @@ def storage_uri() -> str:
     return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or f"sqlite:///{runs_folder() / 'optuna.db'}"
 
 
-def lock_file(name: str) -> str:
-    """What the process that runs the search `name` has locked."""
+def search_lock(name: str) -> Path:
+    """The file that is locked while a search runs."""
     folder = runs_folder() / "locks"
     folder.mkdir(exist_ok=True)
-    return str(folder / f"{name.replace('/', '_')}.search.lock".replace(" ", "-"))
+    return folder / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
 
 
-def _open(name: str) -> optuna.Study:
+def _storage() -> optuna.storages.RDBStorage:
     uri = storage_uri()
     patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
     with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
+        return optuna.storages.RDBStorage(uri, engine_kwargs=patience)
+
+
+def _open(name: str) -> optuna.Study:
+    storage = _storage()
+    with filelock.FileLock(runs_folder() / ".optuna.lock"):
         return optuna.create_study(
-            storage=optuna.storages.RDBStorage(uri, engine_kwargs=patience),
+            storage=storage,
             study_name=name,
             direction="maximize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
         )
+
+
+def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Ends a trial that nobody runs; its slot and its parameters go to the next that is asked for."""
+    slot = trial.user_attrs.get("slot")
+    if slot is not None:  # else it was killed before it had all its parameters, and is suggested again
+        study.enqueue_trial(trial.params, user_attrs={"slot": slot})
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
@@ -208,3 +220,30 @@ def _importance(study: optuna.Study) -> dict[str, float]:
     if len(complete) < 4 or len({t.value for t in complete}) < 2 or len(complete[0].params) < 2:
         return {}
     return dict(optuna.importance.get_param_importances(study))
+
+
+# ---- what a crash left
+
+
+def abandoned_trials() -> list[tuple[str, int]]:
+    """(search, number) of each trial that says RUNNING though no search that could run it does."""
+    if storage_uri().startswith("sqlite") and not (runs_folder() / "optuna.db").is_file():
+        return []
+    storage, found = _storage(), []
+    for name in optuna.get_all_study_names(storage):
+        if not is_held(search_lock(name)):
+            study = optuna.load_study(study_name=name, storage=storage)
+            found += [(name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
+    return found
+
+
+def give_up_trial(name: str, number: int) -> None:
+    """Marks an abandoned trial FAIL, and has its slot and its parameters wait for whoever continues the search.
+
+    Raises: filelock.Timeout where the search has begun again.
+    """
+    with filelock.FileLock(search_lock(name), timeout=0):
+        study = optuna.load_study(study_name=name, storage=_storage())
+        for trial in _trials(study, TrialState.RUNNING):
+            if trial.number == number:
+                _give_back(study, trial)

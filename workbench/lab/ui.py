@@ -81,6 +81,8 @@ def wait_until_healthy(address: str, server: subprocess.Popen, log: str) -> None
 
 def check_port(host: str, port: int) -> None:
     """Refuses a port that is taken, before anything starts."""
+    if not 0 < port < 2**16:
+        raise WorkbenchError(f"port {port} must lie between 1 and 65535: leave --port out for the usual one.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -93,6 +95,7 @@ def check_port(host: str, port: int) -> None:
 
 def serve_lab(port: int, browser: bool) -> int:
     """Runs JupyterLab on loopback at notebooks/, with the store made before a kernel needs it."""
+    check_port("127.0.0.1", port)
     Store()
     command = [
         sys.executable,

@@ -1,11 +1,11 @@
 """What a worker does: train, and leave the result beside the checkpoints before anybody is told."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from workbench.models.weights.files import write_whole
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.inputs import source_digest
@@ -42,7 +42,8 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
         stop=stop,
     )
     if result.outcome != "pruned":  # whether to prune is decided anew
-        _write(folder / RESULT, result.to_json())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RESULT, lambda path: path.write_text(result.to_json()))
     return result.to_json()
 
 
@@ -61,14 +62,3 @@ def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:
     except (OSError, ValueError, TypeError):
         return None
     return result if result.key == training_key(config, source_digest(config)) else None
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole and on the disk, or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".part-{os.getpid()}-{file.name}")
-    with open(part, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)

@@ -4,24 +4,30 @@ Three questions, in the order of what they need. Is it built as it was designed 
 measured follow what its architecture leads to (networks of ours; within sampling error)? Do the variances, forward and
 backward, keep their scale from block to block, the means stay small, the units live, the numbers stay finite (any
 network)? The limits of the last are set so that sound networks pass: BatchNorm's linear growth, average pools that take
-a quarter of white noise, residual branches that start at zero.
+a quarter of white noise, residual branches that start at zero. Around the blocks: is the input normalised, and does the
+head give finite numbers of sane size?
 """
 
 import contextlib
 import math
+import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.layers import ScaledStdConv2d
 from workbench.models.normfree.standardized_convs import BranchGain
+from workbench.probes.cuts import is_connected
 from workbench.probes.diagnosis import construction_faults, weight_faults
-from workbench.probes.rules import Fault, broken_rules
-from workbench.probes.shared import as_found
+from workbench.probes.inputs import checked, cure, described, is_usual, normalised, not_normalised, scale
+from workbench.probes.origin import first_not_finite, their_line
+from workbench.probes.rules import HUGE, Fault, broken_rules, start, unsound_head
+from workbench.probes.shared import as_found, refuse_lazy
 from workbench.probes.signal import in_training, own_blocks, signal_propagation
 from workbench.probes.theory import beside, expected_signal, is_normalizer_free
 
@@ -56,58 +62,123 @@ class Preflight:
 
     def say(self, fault: Fault) -> str:
         """One fault as a sentence: where, what, why, and the cure."""
-        where = "network" if fault.block is None else f"block {fault.block}"
-        if fault.block is not None and self.table.path[fault.block]:
-            where += f" ({self.table.path[fault.block]})"
+        where = fault.block if isinstance(fault.block, str) else {None: "network", 0: "stem"}.get(fault.block)
+        if where is None:
+            path = self.table.path[fault.block]
+            where = f"block {fault.block}" + (f" ({path})" if path else "")
         return f"{where}: {fault.verdict}: {fault.cause}. Cure: {fault.cure}."
 
 
 def preflight(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Sequence[Tensor],
     *,
     precision: str = "float32",
     channels: int | None = None,
     blocks: Sequence[str] | None = None,
 ) -> Preflight:
-    """Judges `model` at initialisation on `x`, images (N, C, H, W) as it gets them, in training mode without dropout.
+    """Judges `model` at initialisation on `x` as it gets it, in training mode without dropout: images (N, C, H, W),
+    features (N, C), whole numbers such as tokens (N, T), or a tuple of tensors for a model called as model(*x).
 
     Measured forward and backward (a gradient from N(0, 1) behind the last block), with branches that start at zero
     opened where they have a skip gain; networks of ours are held against the theory on N(0, 1) images of the same
-    shape. Args: `precision` float32, or float16 and bfloat16 by autocast; `channels` and `blocks` as of
-    signal_propagation. The model is left as found.
-    Raises: WorkbenchError for an unknown precision, an x that the model cannot take, and as signal_propagation.
+    shape. An input that is not normalised and spoils what is measured is named, and the rest is measured on it
+    normalised, channel by channel. Args: `precision` float32, or float16 and bfloat16 by autocast; `channels` and
+    `blocks` as of signal_propagation. The model is left as found.
+    Raises: WorkbenchError for an unknown precision, an x that the model cannot take (with the line of the user's code
+    that breaks off), and as signal_propagation.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    if not isinstance(x, Tensor) or not x.is_floating_point() or len(x) == 0:
-        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise WorkbenchError(f"`x` must be a tensor of floating-point images (N, C, H, W), not {shown}.")
-    if not x.isfinite().all() or x.std() == 0:
-        raise WorkbenchError("`x` must be images of finite values that vary: look at how they are made.")
+    refuse_lazy(model)
+    inputs = checked(x)
     name = getattr(model, "recipe", {}).get("name", type(model).__name__)
+    how = {"precision": precision, "channels": channels, "blocks": blocks}
     with as_found(model), in_training(model), _opened(model):
-        with torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32"):
-            table = _measured(model, x, channels=channels, blocks=blocks, backward=True, dead=True, peak=True)
-        built = _quietly(construction_faults, model, x.shape[-1]) or []
-        table, off = _against_theory(model, x, table) if blocks is None else (table, [])
-        faults = weight_faults(model) + (built or off)  # what is built wrongly leads wherever it leads
-        closed = _closed(model, table)
-        faults += broken_rules(table, closed, precision)
-    table["verdict"] = _verdicts(table, faults, closed)
-    return Preflight(name, table, _first_of_each(faults))
+        found = _judged(model, inputs, **how)
+        mean, std, first = scale(inputs)
+        reaches = start(found.table) > HUGE
+        if not is_usual(mean, std) and (found.faults or reaches):
+            inputs = [normalised(t, channels) if t is first else t for t in inputs]
+            again = _judged(model, inputs, **how)
+            if reaches or len(again.faults) < len(found.faults):
+                found = replace(again, faults=[not_normalised(mean, std), *again.faults])
+    return replace(found, name=name)
 
 
-def _measured(model: nn.Module, x: Tensor, **asked) -> pd.DataFrame:
+def _judged(
+    model: nn.Module, inputs: list[Tensor], *, precision: str, channels: int | None, blocks: Sequence[str] | None
+) -> Preflight:
+    given, connected = [], []
+
+    def keep(module: nn.Module, args: tuple, out: object) -> None:
+        if not connected:
+            outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+            given.extend(t.detach() for t in outputs)
+            connected.append(is_connected(outputs, args))
+
+    x = inputs[0]
+    asked = {"channels": channels, "blocks": blocks, "backward": True, "dead": True, "peak": True, "cut_off": True}
+    hook = model.register_forward_hook(keep)
     try:
-        return signal_propagation(model, x, **asked)
+        with _in(precision, x):
+            table = _measured(model, inputs, **asked)
+    finally:
+        hook.remove()
+    built = _quietly(construction_faults, model, x.shape[-1]) or []
+    table, off = _against_theory(model, x, table) if blocks is None else (table, [])
+    closed = _closed(model, table)
+    faults = weight_faults(model) + (built or off)  # what is built wrongly leads wherever it leads
+    _, std, first = scale(inputs)
+    faults += broken_rules(table, closed, precision, math.inf if first is None else std**2)
+    if not any(fault.verdict == "overflows" for fault in faults):
+        faults += _head(given, connected[0], not faults)
+    if any(fault.verdict in ("overflows", "not finite") for fault in faults):
+        with _in(precision, x):
+            faults = _with_origin(model, inputs, table, faults)
+    table["verdict"] = _verdicts(table, faults, closed)
+    return Preflight("", table, _first_of_each(faults))
+
+
+def _in(precision: str, x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, PRECISIONS[precision], enabled=precision != "float32")
+
+
+def _head(given: list[Tensor], connected: bool, sound: bool) -> list[Fault]:
+    """What is wrong with the network's outputs."""
+    values = torch.cat([t.flatten().cpu().double() for t in given]) if given else torch.zeros(1)
+    finite = values[values.isfinite()]
+    size = finite.square().mean().sqrt().item() if len(finite) else 0.0
+    return unsound_head(len(values), len(values) - len(finite), size, connected, sound)
+
+
+def _with_origin(model: nn.Module, inputs: list[Tensor], table: pd.DataFrame, faults: list[Fault]) -> list[Fault]:
+    """The same faults, with the operation that made the first number that is not finite; a stem's told as such."""
+    origin = first_not_finite(model, inputs)
+    if origin is None:
+        return faults
+    told = []
+    for fault in faults:
+        if fault.verdict in ("overflows", "not finite"):
+            fault = replace(fault, cause=f"{fault.cause}; first by {origin.said}")
+        if fault.verdict == "overflows" and fault.block == 1 and table.path[1] and table.path[1] not in origin.modules:
+            fault = replace(fault, block=0)
+        told.append(fault)
+    return told
+
+
+def _measured(model: nn.Module, inputs: list[Tensor], **asked) -> pd.DataFrame:
+    try:
+        return signal_propagation(model, tuple(inputs), **asked)
     except WorkbenchError:
         raise
     except Exception as error:  # whatever a network's forward pass does
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        line = their_line(traceback.extract_tb(error.__traceback__))
+        where = f"; {line}" if line else ""
         raise WorkbenchError(
-            f"the model does not run on images of shape {tuple(x.shape)} and type {x.dtype} ({type(error).__name__}: "
-            f"{said}): give it what it is for, of one input."
+            f"the model does not run on {described(inputs)} ({type(error).__name__}: {said}{where}): "
+            f"{cure(model, inputs)}."
         ) from error
 
 
@@ -209,11 +280,12 @@ def _verdicts(table: pd.DataFrame, faults: list[Fault], closed: pd.Series) -> li
     theory = "expected_var" in table
     named = {f.block: f.verdict for f in reversed(faults)}
     sound = ["starts as its shortcut" if c else "matches theory" if theory else "sound" for c in closed]
-    return ["", *(named.get(i, sound[i]) for i in range(1, len(table)))]
+    return [named.get(0, ""), *(named.get(i, sound[i]) for i in range(1, len(table)))]
 
 
 def _first_of_each(faults: list[Fault]) -> list[Fault]:
-    kinds: dict[str, Fault] = {}
+    kinds: dict[tuple, Fault] = {}
     for fault in faults:
-        kinds.setdefault(fault.verdict, fault)
+        around = fault.block if fault.block in ("input", 0, "head") else None
+        kinds.setdefault((fault.verdict, around), fault)
     return list(kinds.values())

@@ -17,25 +17,29 @@ HUGE = 100.0  # times the stem's variance, or 1
 LOST = 0.1  # of the stem's variance, after a quarter for each stage
 SHIFT = 4.0  # squared channel mean over variance; a LayerNorm whose output goes through ReLU has up to three
 DEAD = 0.5  # share of the units that a layer reads
+OUTPUT = 300.0  # root mean square of what the network gives: images of 0 to 255 stay below
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one block (its index counts from 1; None: the whole network), and what would mend it."""
+    """What is wrong with one block (its index counts from 1; 0: the stem; None: the whole network), or with what is
+    around the blocks ("input", "head"), and what would mend it."""
 
-    block: int | None
+    block: int | str | None
     verdict: str
     cause: str
     cure: str
 
 
-def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str) -> list[Fault]:
+def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str, input_var: float = math.inf) -> list[Fault]:
     """Every block that breaks a rule, rule by rule. Columns: stage, mean_sq, var, residual_var, grad_var, dead, peak;
-    `closed` says which blocks add nothing yet. Where values are not finite, that is the one fault."""
+    `closed` says which blocks add nothing yet; `input_var` the variance of the input, infinite where it has none, as of
+    tokens. Where values are not finite, that is the one fault."""
     finite = table["var"].map(math.isfinite) & table.peak.map(math.isfinite)
     if not finite[1:].all():
         return [overflows(table, int((~finite[1:]).idxmax()), precision)]
-    return [*grows(table), *vanishes(table), *shifts(table, closed), *dies(table), *gradient_grows(table)]
+    forward = [*stem(table, input_var), *grows(table), *vanishes(table), *shifts(table, closed), *dies(table)]
+    return [*forward, *is_cut_off(table), *gradient_grows(table)]
 
 
 def overflows(table: pd.DataFrame, i: int, precision: str) -> Fault:
@@ -51,11 +55,42 @@ def overflows(table: pd.DataFrame, i: int, precision: str) -> Fault:
     )
 
 
+def stem(table: pd.DataFrame, input_var: float) -> list[Fault]:
+    """A stem that multiplies its input, or passes nothing of it on."""
+    var = table["var"][0]
+    if var == 0:
+        cause = "what the first block gets does not vary: weights of zero, or units that are dead"
+        return [Fault(0, "dead", cause, "look at the stem's weights, biases and activation")]
+    if var > HUGE * max(1.0, input_var):
+        cause = f"what the first block gets has variance {var:.3g}, the input {input_var:.3g}: weights drawn too large"
+        return [Fault(0, "too large", cause, "draw the stem's weights with variance 1 / fan-in")]
+    return []
+
+
+def unsound_head(values: int, bad: int, size: float, connected: bool, sound: bool) -> list[Fault]:
+    """What the network gives at last: `bad` of so many values are not finite, `size` is the root mean square of the
+    others, `connected` whether a gradient gets from them to the input; `sound` whether the trunk is."""
+    what = "the trunk is sound, but the head" if sound else "the head"
+    if bad:
+        cause = f"{what} gives {bad:,} of {values:,} values that are no finite numbers"
+        cure = "look between the last block and the output for logarithms and roots of what is not positive, "
+        return [Fault("head", "not finite", cause, cure + "divisions by zero, and factors that are too large")]
+    if sound and not connected:
+        cause = "the trunk is sound, but no gradient gets from the head to it: what the head reads is detached"
+        return [Fault("head", "cut off", cause, "look for detach(), .data and no_grad() behind the last block")]
+    if sound and size > OUTPUT:
+        cause = f"{what} gives values as large as {size:.3g} (root mean square)"
+        return [
+            Fault("head", "too large", cause, "draw the last layer's weights smaller, and look for factors behind it")
+        ]
+    return []
+
+
 def grows(table: pd.DataFrame) -> list[Fault]:
     """A variance that multiplies from block to block, or gets huge at once."""
     var = table["var"]
     ratio = (var / var.shift(1)).tolist()
-    flags = in_a_run(ratio, GROWTH) | (var > HUGE * max(1.0, _start(table)))
+    flags = in_a_run(ratio, GROWTH) | (var > HUGE * max(1.0, start(table)))
     return [
         Fault(
             i,
@@ -71,12 +106,12 @@ def grows(table: pd.DataFrame) -> list[Fault]:
 
 def vanishes(table: pd.DataFrame) -> list[Fault]:
     """A variance that is lost, beyond what average pools take."""
-    flags = table["var"] < LOST * _start(table) * 0.25 ** (table.stage + 1)
+    flags = table["var"] < LOST * start(table) * 0.25 ** (table.stage + 1)
     return [
         Fault(
             i,
             "vanishes",
-            f"the trunk's variance has fallen to {table['var'][i]:.3g} from {_start(table):.3g} at the start: weights "
+            f"the trunk's variance has fallen to {table['var'][i]:.3g} from {start(table):.3g} at the start: weights "
             "drawn too small, a shortcut scaled down, or an activation without its gamma",
             "draw weights with variance gamma squared / fan-in, and add the shortcut as it is",
         )
@@ -116,6 +151,19 @@ def dies(table: pd.DataFrame) -> list[Fault]:
     ]
 
 
+def is_cut_off(table: pd.DataFrame) -> list[Fault]:
+    """Blocks with a branch, or a shortcut, that no gradient passes. Column: cut_off."""
+    ways = "it is detached, made without gradients, or multiplied by a zero that no parameter can change"
+    causes = {
+        "branch": f"nothing in its branch can learn, for no gradient passes it: {ways}",
+        "shortcut": f"no gradient passes its shortcut, so what comes before learns by the branches alone: {ways}",
+        "trunk": "no gradient passes it to what comes before: what it reads is detached, or made without gradients",
+    }
+    cut = table.get("cut_off", pd.Series("", table.index))
+    cure = "look for detach(), .data, no_grad() and factors of zero where the block is computed and added"
+    return [Fault(i, "cut off", causes[cut[i]], cure) for i in _flagged(cut != "")]
+
+
 def gradient_grows(table: pd.DataFrame) -> list[Fault]:
     """A gradient whose variance multiplies from the last block to the first."""
     back = table.grad_var[1:].tolist()[::-1]
@@ -143,7 +191,7 @@ def in_a_run(ratios: list[float], least: float) -> pd.Series:
     return pd.Series(flags)
 
 
-def _start(table: pd.DataFrame) -> float:
+def start(table: pd.DataFrame) -> float:
     """The variance at the stem; of the first block where the stem's is not known."""
     known = table["var"][table["var"] > 0]
     return float(known.iloc[0]) if len(known) else 0.0

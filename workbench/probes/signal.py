@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.additions import Addition, Additions, watch_modules
 from workbench.models.layers import StochasticDepth
+from workbench.probes.cuts import Cuts
 from workbench.probes.dead import DeadUnits
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
 from workbench.probes.moments import peak as peak_of
-from workbench.probes.shared import as_found, checked_loss
+from workbench.probes.shared import as_found, as_inputs, checked_loss, refuse_lazy
 
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 
@@ -28,7 +29,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def signal_propagation(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Sequence[Tensor],
     *,
     channels: int | None = None,
     blocks: Sequence[str] | None = None,
@@ -36,37 +37,42 @@ def signal_propagation(
     dead: bool = False,
     kurtosis: bool = False,
     peak: bool = False,
+    cut_off: bool = False,
 ) -> pd.DataFrame:
-    """Sends `x` through `model`, in the mode it is in, and measures every block end.
+    """Sends `x` through `model`, in the mode it is in, and measures every block end. `x` is a tensor, of images, of
+    features (N, C) or of whole numbers such as tokens (N, T), or a tuple of tensors for a model called as model(*x).
 
     Returns: row 0 for the stem, what the first block gets (residual_var NaN), then one row a block: block, stage (a new
     one where the trunk's shape changes), mean_sq and var of the trunk after the addition, residual_var of the branch,
     and path, the module's name. In networks of this library the branch is taken before stochastic depth, skip gain and
     alpha; in others, whose blocks are found by watching their additions, as it is added.
 
-    Args: `channels` is the dimension of the channels; None: 1 of maps (N, C, H, W), the last of tokens (N, T, C), and
-    of maps (N, H, W, C), told by H = W. `blocks` names the modules whose outputs are the trunk, in networks without
-    additions, or where others than those are meant. Columns for the asking: `backward` grad_var, the channel variance
-    of the gradient at the trunk, with a gradient from N(0, 1) put in behind the last block, or with that of a loss
-    (a function of the model's output); it keeps the activations, as every backward pass does. `dead` the largest share
-    of channels that never vary in what a product of the block reads; `kurtosis` of the trunk (3: normal); `peak` the
-    largest absolute value of the trunk.
+    Args: `channels` is the dimension of the channels; None: 1 of maps (N, C, H, W) and features (N, C), the last of
+    tokens (N, T, C), and of maps (N, H, W, C), told by H = W. `blocks` names the modules whose outputs are the trunk,
+    in networks without additions, or where others than those are meant. Columns for the asking: `backward` grad_var,
+    the channel variance of the gradient at the trunk, with a gradient from N(0, 1) put in behind the last block, or
+    with that of a loss (a function of the model's output); it keeps the activations, as every backward pass does.
+    `dead` the largest share of channels that never vary in what a product of the block reads; `kurtosis` of the trunk
+    (3: normal); `peak` the largest absolute value of the trunk; `cut_off`, with `backward`, which of "branch" and
+    "shortcut" no gradient passes, or "trunk" where none passes the block ("": none of them).
     The model is left as found: mode, hooks, buffers, gradients and random state.
-    Raises: WorkbenchError for a model that adds nothing to a trunk, and for names of modules that it does not have.
+    Raises: WorkbenchError for a model that adds nothing to a trunk, or has lazy modules, and for names of modules that
+    it does not have.
     """
-    table = _Table(
-        x, {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}, channels, dead
-    )
+    refuse_lazy(model)
+    inputs = as_inputs(x)
+    extras = {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}
+    table = _Table(inputs, extras, channels, dead, Cuts(model) if cut_off and backward else None)
     with as_found(model), torch.set_grad_enabled(bool(backward)):
-        leaf = x.detach().clone().requires_grad_(bool(backward) and x.is_floating_point())
+        leaves = [t.detach().clone().requires_grad_(bool(backward) and t.is_floating_point()) for t in inputs]
         own = own_blocks(model)
         run = _run_named if blocks is not None else _run_own if own else _run_watched
         targets = _modules(model, blocks) if blocks is not None else own
         with table.watching_units():
-            out = run(model, targets, leaf.clone() if backward else leaf, table)
+            out = run(model, targets, [t.clone() for t in leaves] if backward else leaves, table)
         if backward:
             loss = None if backward is True else checked_loss(backward(out), "give a function of the model's output")
-            table.send_back(leaf, loss)
+            table.send_back([t for t in leaves if t.requires_grad], loss, model)
     return table.frame()
 
 
@@ -76,7 +82,8 @@ def in_training(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     model.train()
     for module in model.modules():
-        if isinstance(module, StochasticDepth) or "drop" in type(module).__name__.lower():
+        name = type(module).__name__.lower()
+        if isinstance(module, StochasticDepth) or "drop" in name or "stochastic" in name:
             module.eval()
     try:
         yield
@@ -88,10 +95,20 @@ def in_training(model: nn.Module) -> Iterator[None]:
 class _Table:
     """The rows as they are measured: a stem, and for each block its branch and the trunk behind it."""
 
-    def __init__(self, x: Tensor, extras: dict[str, Callable | None], channels: int | None, dead: bool):
+    def __init__(
+        self,
+        inputs: list[Tensor],
+        extras: dict[str, Callable | None],
+        channels: int | None,
+        dead: bool,
+        cuts: Cuts | None,
+    ):
         self.extras = {name: measure for name, measure in extras.items() if measure is not None}
         self.channels = channels
-        self.units = DeadUnits(x.shape[0]) if dead else None
+        features = all(t.is_floating_point() and t.ndim <= 2 for t in inputs)
+        self.least = 2 if features else 3  # dimensions of a trunk
+        self.units = DeadUnits(0 if features else inputs[0].shape[0]) if dead else None
+        self.cuts = cuts
         self.rows: list[dict] = []
         self.branch_var = float("nan")
         self.last: Tensor | None = None
@@ -108,6 +125,12 @@ class _Table:
             if not channels_known:
                 branch, gate = channels_second(branch if gate is None else branch * gate, self.channels), None
             self.branch_var = moments(branch.detach(), gate)["var"]
+
+    def operands(self, path: str, *added: Tensor | None, lost: Callable[[Tensor], bool]) -> None:
+        """Shortcut, branch and gate of the addition that ends the next block."""
+        if self.cuts is not None:
+            with torch.no_grad():
+                self.cuts.look(len(self.rows), path, *added, lost=lost)
 
     def end(self, h: Tensor, path: str, stage: int | None = None) -> None:
         shape = h.shape[1:]
@@ -140,22 +163,38 @@ class _Table:
         row["grad_var"] = moments(channels_second(gradient.detach(), self.channels))["var"]
         return gradient
 
-    def send_back(self, leaf: Tensor, loss: Tensor | None) -> None:
-        self.real_gradient = loss is not None
+    def send_back(self, leaves: list[Tensor], loss: Tensor | None, model: nn.Module) -> None:
+        params = [p for p in model.parameters() if p.requires_grad]
+        cure = "does the model detach, or run without gradients?"
         try:
-            torch.autograd.grad(self.last.sum() if loss is None else loss, [leaf])
+            if self.cuts is not None:
+                self.cuts.settle()
+                for row in self.rows:  # what the hooks saw meanwhile
+                    row.pop("grad_var", None)
+            self.real_gradient = loss is not None
+            value = self.last.sum() if loss is None else loss
+            grads = torch.autograd.grad(value, leaves or params, allow_unused=True)
+            lost = all(g is None for g in grads)
+            if lost and self.cuts is not None:  # as far as it comes
+                torch.autograd.grad(value, params, allow_unused=True)
         except RuntimeError as error:
-            raise WorkbenchError(
-                f"no gradient comes back to the input ({error}): does the model detach, or run without gradients?"
-            ) from error
+            raise WorkbenchError(f"no gradient comes back to the input ({error}): {cure}") from error
+        if lost:
+            ended = max((i for i, row in enumerate(self.rows) if i and "grad_var" not in row), default=0)
+            if self.cuts is None or ended == len(self.rows) - 1:
+                raise WorkbenchError(f"no gradient comes back to the input: {cure}")
+            self.cuts.found.setdefault(ended + 1, "trunk")
 
     def frame(self) -> pd.DataFrame:
         found = {name for row in self.rows for name in row}
         asked = [name for name in ("grad_var", "dead", "kurtosis", "peak") if name in found]
-        return pd.DataFrame(self.rows, columns=[*COLUMNS, *asked, "path"])
+        table = pd.DataFrame(self.rows, columns=[*COLUMNS, *asked, "path"])
+        if self.cuts is not None:
+            table.insert(len(table.columns) - 1, "cut_off", [self.cuts.found.get(i, "") for i in table.index])
+        return table
 
 
-def _run_own(model: nn.Module, blocks: list[nn.Module], x: Tensor, table: _Table) -> Tensor:
+def _run_own(model: nn.Module, blocks: list[nn.Module], inputs: list[Tensor], table: _Table) -> Tensor:
     names = {module: name for name, module in model.named_modules()}
 
     def at_stem(module: nn.Module, args: tuple) -> None:
@@ -164,6 +203,7 @@ def _run_own(model: nn.Module, blocks: list[nn.Module], x: Tensor, table: _Table
 
     def at_join(module: nn.Module, args: tuple) -> None:
         _, branch, gate = (*args, None)[:3]
+        table.operands(names[module], *args[:3], lost=lambda t: not t.requires_grad)
         table.branch(branch, gate)
 
     def at_end(block: nn.Module, args: tuple, out: Tensor) -> None:
@@ -173,10 +213,10 @@ def _run_own(model: nn.Module, blocks: list[nn.Module], x: Tensor, table: _Table
     hooks = [blocks[0].register_forward_pre_hook(at_stem)]
     hooks += [block.join.register_forward_pre_hook(at_join) for block in blocks]
     hooks += [block.register_forward_hook(at_end) for block in blocks]
-    return _run(model, x, hooks)
+    return _run(model, inputs, hooks)
 
 
-def _run_watched(model: nn.Module, _: list, x: Tensor, table: _Table) -> Tensor:
+def _run_watched(model: nn.Module, _: list, inputs: list[Tensor], table: _Table) -> Tensor:
     found: list[Addition] = []
     pending: list[Tensor] = []
 
@@ -184,6 +224,8 @@ def _run_watched(model: nn.Module, _: list, x: Tensor, table: _Table) -> Tensor:
         if not found:
             table.stem(None)
         found.append(addition._replace(shortcut=None, branch=None, gate=None))
+        if addition.deeper:
+            table.operands(addition.module, *addition[1:4], lost=watch.lost)
         table.branch(addition.branch, addition.gate, channels_known=False)
 
     def after(out: Tensor) -> None:
@@ -194,19 +236,20 @@ def _run_watched(model: nn.Module, _: list, x: Tensor, table: _Table) -> Tensor:
         while pending:
             table.watch_gradient(pending.pop())
 
-    start = x.detach().clone()  # a network may write into its input
-    watch = Additions(x, before, after, settled)
+    start = [t.detach().clone() for t in inputs]  # a network may write into its input
+    watch = Additions(inputs, before, after, settled, table.least)
     hooks = watch_modules(model, watch.stack)
     with watch:
-        out = _run(model, x, hooks)
+        out = _run(model, inputs, hooks)
     settled()
     if not found:
         raise WorkbenchError(
-            f"{type(model).__name__}: no residual blocks were recognised, no addition of a branch to a trunk, maps of "
-            f"one shape (N, C, ...) or (N, T, C). Name the modules whose outputs are the trunk, {_example(model)}."
+            f"{type(model).__name__}: no residual blocks were recognised, no addition of a branch to a trunk, maps "
+            "of one shape (N, C, ...) or (N, T, C), or (N, C) of features. Name the modules whose outputs are the "
+            f"trunk, {_example(model)}."
         )
     with torch.no_grad():
-        stem = _input_of(model, found[0].module, start)
+        stem = _input_of(model, found[0].module, start, table.least)
         table.rows[0] |= {} if stem is None else moments(channels_second(stem, table.channels))
     return out
 
@@ -216,23 +259,25 @@ def _example(model: nn.Module) -> str:
     return f"blocks={names} (--blocks {','.join(names)})"
 
 
-def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], x: Tensor, table: _Table) -> Tensor:
+def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], inputs: list[Tensor], table: _Table) -> Tensor:
     names = {name for name, _ in blocks}
-    watch = Additions(x, lambda addition: in_block(addition), lambda out: None)
+    watch = Additions(inputs, lambda addition: in_block(addition), lambda out: None, least=table.least)
 
     def in_block(addition: Addition) -> None:
         if names.intersection(watch.stack):
+            if addition.deeper:
+                table.operands(addition.module, *addition[1:4], lost=watch.lost)
             table.branch(addition.branch, addition.gate, channels_known=False)
 
     def at_start(module: nn.Module, args: tuple) -> None:
         if not table.rows:
-            found = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim > 2 else None
+            found = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim >= table.least else None
             table.stem(found)
             if found is not None:
                 table.watch_gradient(found)
 
     def at_end(name: str, out: Tensor) -> None:
-        if not isinstance(out, Tensor) or out.ndim < 3:
+        if not isinstance(out, Tensor) or out.ndim < table.least:
             kind = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise WorkbenchError(f"`blocks` must name modules that return a map (N, C, ...): {name} gives {kind}.")
         table.end(out, name)
@@ -243,15 +288,15 @@ def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], x: Tensor,
         hooks.append(module.register_forward_pre_hook(at_start))
         hooks.append(module.register_forward_hook(lambda m, args, out, name=name: at_end(name, out)))
     with watch:
-        out = _run(model, x, hooks)
+        out = _run(model, inputs, hooks)
     if not table.rows:
         raise WorkbenchError(f"none of `blocks` (={sorted(names)}) runs in {type(model).__name__}'s forward pass.")
     return out
 
 
-def _run(model: nn.Module, x: Tensor, hooks: list) -> Tensor:
+def _run(model: nn.Module, inputs: list[Tensor], hooks: list) -> Tensor:
     try:
-        return model(x)
+        return model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -271,8 +316,8 @@ class _Seen(Exception):
     """Ends a forward pass that is needed no further."""
 
 
-def _input_of(model: nn.Module, name: str, x: Tensor) -> Tensor | None:
-    """What the module of this name gets first when `model` gets `x`; None where that is no map."""
+def _input_of(model: nn.Module, name: str, inputs: list[Tensor], least: int) -> Tensor | None:
+    """What the module of this name gets first when `model` gets `inputs`; None where that is no map."""
     found = []
 
     def look(module: nn.Module, args: tuple) -> None:
@@ -281,16 +326,19 @@ def _input_of(model: nn.Module, name: str, x: Tensor) -> Tensor | None:
 
     hook = model.get_submodule(name).register_forward_pre_hook(look)
     try:
-        model(x)
+        model(*inputs)
     except _Seen:
         pass
     finally:
         hook.remove()
-    return found[0] if found and isinstance(found[0], Tensor) and found[0].ndim > 2 else None
+    known = found and isinstance(found[0], Tensor) and found[0].is_floating_point() and found[0].ndim >= least
+    return found[0] if known else None
 
 
 def channels_second(x: Tensor, channels: int | None) -> Tensor:
-    """(N, C, ...) of a map or of tokens."""
+    """(N, C, ...) of a map, of tokens, or of features (N, C), which get one position."""
+    if x.ndim == 2:
+        return x.unsqueeze(2)
     if channels is None:
         last = x.ndim == 3 or (x.ndim == 4 and x.shape[1] == x.shape[2] != x.shape[3])
         channels = -1 if last else 1

@@ -8,8 +8,10 @@ A task is a function, named so that another process can import it, and plain dat
 `stop()` says that the work is to be left off: the function then saves what it has and raises KeyboardInterrupt.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +75,21 @@ def resolve(function: str) -> Callable:
     """The function that "package.module:name" names."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+@contextlib.contextmanager
+def set_environment(variables: dict[str, str]) -> Iterator[None]:
+    """Within it, the environment has these variables, too."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def in_words(error: BaseException) -> str:

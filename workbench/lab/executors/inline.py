@@ -1,14 +1,13 @@
 """Work in this very process, one task after the other: nothing to start, and the debugger sees all of it."""
 
 import contextlib
-import os
 import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
 
-from workbench.lab.executors.base import Outcome, Task, in_words, resolve
+from workbench.lab.executors.base import Outcome, Task, in_words, resolve, set_environment
 
 
 class InlineExecutor:
@@ -30,7 +29,7 @@ class InlineExecutor:
             return None
         task = self._waiting.popleft()
         stop = threading.Event()
-        with _terminated_is_stopped(stop), _environment(task.environment):
+        with _terminated_is_stopped(stop), set_environment(task.environment):
             try:
                 return Outcome(task, value=resolve(task.function)(task.arguments, task.on_message, stop.is_set))
             except Exception as error:
@@ -51,17 +50,3 @@ def _terminated_is_stopped(stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

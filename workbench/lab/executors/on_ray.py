@@ -5,7 +5,6 @@ through a mailbox, an actor that takes no resources. RAY_ADDRESS names the clust
 same path, and the same environment.
 """
 
-import contextlib
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ import traceback
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve
+from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve, set_environment
 from workbench.lab.executors.processes import cores
 from workbench.paths import root
 
@@ -40,7 +39,8 @@ class RayExecutor:
         self._numbers += 1
         options = {"num_cpus": 0} if task.coordinator else self._options
         work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **options)
-        reference = work.remote(self._mailbox, self._numbers, task.function, task.arguments, task.environment)
+        environment = handed_down() | task.environment
+        reference = work.remote(self._mailbox, self._numbers, task.function, task.arguments, environment)
         self._tasks[reference] = self._numbers, task
 
     def _connect(self) -> None:
@@ -83,10 +83,12 @@ class RayExecutor:
 
     def _answer(self) -> None:
         number, letter, message = self._ray.get(self._letter)
-        task = next((task for n, task in self._tasks.values() if n == number), None)
-        reply = task.on_message(message) if task is not None else None
-        self._mailbox.answer.remote(letter, reply)
         self._letter = self._mailbox.take.remote()
+        task, reply = next((task for n, task in self._tasks.values() if n == number), None), None
+        try:
+            reply = task.on_message(message) if task is not None else None
+        finally:
+            self._mailbox.answer.remote(letter, reply)
 
     def _outcome(self, reference) -> Outcome:
         _, task = self._tasks.pop(reference)
@@ -97,6 +99,12 @@ class RayExecutor:
         if kind == "value":
             return Outcome(task, value=content[0])
         return Outcome(task, error=content[0], details=content[1])
+
+
+def handed_down() -> dict[str, str]:
+    """What tasks on other nodes need of this process's environment."""
+    names = ("WORKBENCH_DATA", "MLFLOW_TRACKING_URI", "WORKBENCH_OPTUNA_STORAGE")
+    return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
 
 
 def connect():
@@ -110,10 +118,8 @@ def connect():
         raise WorkbenchError("executor ray needs Ray: `pip install .[ray]`, or use --executor processes.") from error
     if ray.is_initialized():
         return ray
-    handed_down = ("PYTHONPATH", "WORKBENCH_DATA", "WORKBENCH_RUN", "MLFLOW_TRACKING_URI")
-    variables = {name: os.environ[name] for name in handed_down if os.environ.get(name)}
     options = {
-        "runtime_env": {"env_vars": variables | {"WORKBENCH_ROOT": str(root())}},
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},  # to find what tasks name
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
@@ -143,16 +149,16 @@ class _Mailbox:
         import asyncio
 
         self._count += 1
-        letter = self._count
-        self._answers[letter] = asyncio.get_running_loop().create_future()
+        letter, answer = self._count, asyncio.get_running_loop().create_future()
+        self._answers[letter] = answer
         await self._letters.put((number, letter, message))
-        return await self._answers.pop(letter)
+        return await answer
 
     async def take(self):
         return await self._letters.get()
 
     async def answer(self, letter: int, reply) -> None:
-        self._answers[letter].set_result(reply)
+        self._answers.pop(letter).set_result(reply)
 
     async def stop(self) -> None:
         self._stopped = True
@@ -172,15 +178,10 @@ def _work(mailbox, number: int, function: str, arguments, environment: dict[str,
             asked, said = time.monotonic(), ray.get(mailbox.stopped.remote())
         return said
 
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        return "value", resolve(function)(arguments, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)
-    except KeyboardInterrupt:
-        return "error", "stopped", ""
-    except Exception as error:
-        return "error", in_words(error), traceback.format_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            os.environ.clear()
-            os.environ.update(before)
+    with set_environment(environment):
+        try:
+            return "value", resolve(function)(arguments, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)
+        except KeyboardInterrupt:
+            return "error", "stopped", ""
+        except Exception as error:
+            return "error", in_words(error), traceback.format_exc()

@@ -51,6 +51,15 @@ class _Worker:
         with contextlib.suppress(OSError):  # one that died meanwhile is found by `wait`
             self.pipe.send((task.function, task.arguments, task.environment))
 
+    def answer(self, message: object) -> None:
+        """Has the task's `on_message` answer; also when that is interrupted, the worker does not wait for ever."""
+        reply = None
+        try:
+            reply = self.task.on_message(message)
+        finally:
+            with contextlib.suppress(OSError):  # one that died meanwhile is found by `wait`
+                self.pipe.send(reply)
+
     def free(self) -> None:
         self.task = None
         if self.lock is not None:
@@ -156,11 +165,11 @@ class ProcessExecutor:
         task = worker.task
         try:
             kind, *content = worker.pipe.recv()
-            if kind == "message":
-                worker.pipe.send(task.on_message(content[0]))
-                return None
         except (EOFError, OSError):
             return self._lost(worker)
+        if kind == "message":
+            worker.answer(content[0])
+            return None
         worker.free()
         if kind == "value":
             return Outcome(task, value=content[0])
@@ -168,6 +177,8 @@ class ProcessExecutor:
 
     def _lost(self, worker: _Worker) -> Outcome | None:
         task, died = worker.task, self._died.pop(id(worker), 0) + 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=1.0)  # for its exit code
         worker.end(grace=1.0)
         self._workers.remove(worker)
         if died <= task.retries:
@@ -187,7 +198,7 @@ class ProcessExecutor:
                     kind, *content = worker.pipe.recv()
                     if kind != "message":
                         return
-                    worker.pipe.send(worker.task.on_message(content[0]))
+                    worker.answer(content[0])
                 elif worker.process.poll() is not None:
                     return
 

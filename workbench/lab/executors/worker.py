@@ -11,7 +11,7 @@ import threading
 import traceback
 from multiprocessing import connection
 
-from workbench.lab.executors.base import in_words, resolve
+from workbench.lab.executors.base import in_words, resolve, set_environment
 from workbench.lab.processes import die_with
 
 
@@ -41,17 +41,21 @@ class Worker:
             self._busy = False
 
     def _run(self, function: str, arguments: object, environment: dict[str, str]) -> tuple:
-        os.environ.update(environment)
-        try:
-            return "value", resolve(function)(arguments, self._send, self._stopped.is_set)
-        except KeyboardInterrupt:
-            return "error", "stopped", ""
-        except Exception as error:
-            return "error", in_words(error), traceback.format_exc()
+        with set_environment(environment):
+            try:
+                return "value", resolve(function)(arguments, self._send, self._stopped.is_set)
+            except KeyboardInterrupt:
+                return "error", "stopped", ""
+            except Exception as error:
+                return "error", in_words(error), traceback.format_exc()
 
     def _send(self, message: object) -> object:
-        self.pipe.send(("message", message))
-        return self.pipe.recv()
+        try:
+            self.pipe.send(("message", message))
+            return self.pipe.recv()
+        except (EOFError, OSError):  # whoever submitted is gone: save what there is
+            self._stopped.set()
+            return None
 
 
 def main(descriptor: str, parent: str) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from workbench.models.additions import PRODUCTS, Additions, Behind
+from workbench.models.additions import PRODUCTS, Additions
 
 aten = torch.ops.aten
 ROWS, VALUES = 64, 1024
@@ -64,9 +64,8 @@ class Shadows(Additions):
     """While it is entered, `shadows[t]` is the shadow of each tensor t that is made from `inputs`."""
 
     def __init__(self, inputs: Sequence[Tensor]):
-        super().__init__(inputs[0], self.before_addition, self.after_addition)
+        super().__init__(inputs, self.before_addition, self.after_addition)
         self.generator = torch.Generator().manual_seed(0)
-        self.behind = WeakIdKeyDictionary({t: Behind(0, 0) for t in inputs})
         self.shadows = WeakIdKeyDictionary({t: self.fresh() for t in inputs})
         self.noise = WeakIdKeyDictionary()  # what was drawn at random: masks of dropout
 

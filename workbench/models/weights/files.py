@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, is_of_the_disk
 
 
 def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -39,8 +39,11 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
         write(part)
         part.chmod(mode)
         part.replace(file)
-    except OSError as error:
-        raise WorkbenchError(f"cannot write {file} ({error.strerror or error}): choose another place.") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_of_the_disk(error):
+            raise
+        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise WorkbenchError(f"cannot write {file} ({cause}): choose another place.") from error
     finally:
         if part.parent.is_dir():
             part.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""Tasks that the executors' tests hand to workers, which import them by name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def double(arguments, send, stop):
+    return 2 * arguments
+
+
+def ask(arguments, send, stop):
+    return [send(word) for word in arguments]
+
+
+def fail(arguments, send, stop):
+    raise ValueError(arguments)
+
+
+def environment(arguments, send, stop):
+    import torch
+
+    return {name: os.environ.get(name) for name in arguments} | {"pid": os.getpid(), "threads": torch.get_num_threads()}
+
+
+def occupy(arguments, send, stop):
+    """Says which GPU it has when it begins and ends."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    send(("begins", gpu))
+    time.sleep(arguments)
+    send(("ends", gpu))
+    return gpu
+
+
+def die(arguments, send, stop):
+    """Dies by -9 as often as `times`, counted in files, then returns."""
+    folder, times = arguments
+    tries = len(list(Path(folder).iterdir()))
+    if tries < times:
+        (Path(folder) / str(tries)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tries
+
+
+def until_stopped(arguments, send, stop):
+    """Works until it is stopped, then saves."""
+    send(os.getpid())
+    while not stop():
+        time.sleep(0.05)
+    Path(arguments).touch()
+    raise KeyboardInterrupt
