@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -22,13 +24,15 @@ from workbench.errors import WorkbenchError
 from workbench.models.weights.files import sha256
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training import __main__ as program
+from workbench.training import results as results_module
+from workbench.training import worker as worker_module
 from workbench.training.archive import Archive
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.detached import ready, run_plan
 from workbench.training.plan import Plan, Planned, read_plan, write_plan
 from workbench.training.records import Record, numbered, read_records, tables_of
 from workbench.training.results import Results
-from workbench.training.worker import seats
+from workbench.training.worker import Worker, on_seat, seats
 
 TINY = TrainConfig(
     model="nf_resnet_tiny",
@@ -91,7 +95,8 @@ def test_a_killed_worker_is_replaced_and_its_training_gives_the_same_bits(plan, 
             os.kill(killed[0].pid, signal.SIGKILL)
         return False
 
-    summary = run_plan(plan, tmp_path / "out", device="cpu", checkpoint_seconds=0.2, asked_to_stop=kill_once)
+    options = {"device": "cpu", "workers": 2, "checkpoint_seconds": 0.2}
+    summary = run_plan(plan, tmp_path / "out", **options, asked_to_stop=kill_once)
     assert killed
     assert (summary.done, summary.known, summary.left, summary.failed) == (3, 0, 0, [])
     check_against_training_here(tmp_path / "out", plan)
@@ -304,6 +309,33 @@ def test_one_training_a_gpu_with_its_share_of_the_cores(monkeypatch):
     assert [s.threads for s in seats("cpu", None, gpus=0, cores=8)] == [8]
 
 
+def test_a_worker_sees_its_own_gpu_alone_and_the_environment_is_as_before(monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    inherited = {}
+
+    class Process:
+        def __init__(self, **kwargs):
+            pass
+
+        def start(self):
+            inherited.update(os.environ)
+
+    monkeypatch.setattr(worker_module.mp, "get_context", lambda kind: SimpleNamespace(Process=Process))
+    before = dict(os.environ)
+    Worker(seats("cuda", None, gpus=2, cores=8)[1])
+    assert (inherited["CUDA_VISIBLE_DEVICES"], inherited["OMP_NUM_THREADS"]) == ("1", "4")
+    assert dict(os.environ) == before
+
+
+def test_a_seat_changes_where_a_training_runs_and_not_its_name(image_folder):
+    config = TINY.replace(data=str(image_folder), stream=True, image_size=32, workers=3)
+    there = on_seat(config, seats("cuda", None, gpus=4, cores=32)[2])
+    assert (there.device, there.workers, there.progress) == ("cuda", 8, False)
+    assert training_key(there, "d") == training_key(config, "d")
+    assert on_seat(TINY, seats("cpu", None, gpus=0, cores=8)[0]).workers is None  # only streamed images have loaders
+
+
 # ---- the folder
 
 
@@ -393,6 +425,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         Results(tmp_path)
     results.close()
     Results(tmp_path).close()
+
+
+def test_a_full_disk_is_a_sentence():
+    with pytest.raises(WorkbenchError, match="No space left on device"):
+        results_module._append_to_disk(Path("/dev/full"), b"a line")
 
 
 def test_a_folder_that_cannot_be_made_is_refused():
