@@ -235,6 +235,27 @@ def test_killed_trials_of_a_parallel_search_give_slots_and_parameters_back(anoth
     assert found[columns].equals(startup[columns])
 
 
+def test_a_kill_between_giving_back_and_giving_up_doubles_no_slot(root, monkeypatch):
+    import optuna
+
+    mine = session()
+
+    def objective(p):
+        return BASE.replace(**p)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(units, "train", killed)
+        search(objective, SPACE, trials=2, session=mine)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optuna.Study, "tell", killed)  # the first thing after the parameters were given back
+        search(objective, SPACE, trials=2, session=mine)
+    found = search(objective, SPACE, trials=2, session=mine).trials
+    assert len(found) == 2 and not found.duplicated(["clip", "base_lr"]).any()
+
+
 def test_trials_that_break_are_reported_and_tried_again_by_the_next_start(root, monkeypatch):
     original, broken = units.train, []
 

@@ -197,7 +197,7 @@ def execute(
             elif status != "FINISHED":
                 listener(execution, {"kind": "broken", "status": status, "message": message})
             if not again:
-                listener(execution, {"kind": "ended"})
+                listener(execution, {"kind": "ended", "status": status})
         ended = True
     finally:
         _stop(engine, at_once=ended)

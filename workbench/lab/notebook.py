@@ -52,8 +52,14 @@ def _in_a_process(arguments: dict, out: Path, send: Callable, stop: Callable[[],
         for event in reader.read():
             send(event)
         errors.seek(0)
-        words = [line for line in errors.read().splitlines() if line.strip()]
-    return process.returncode, words[-1] if words else f"the notebook's process ended with code {process.returncode}"
+        return process.returncode, _last_words(process.returncode, errors.read())
+
+
+def _last_words(code: int, said: str) -> str:
+    if code < 0 or code == 143:
+        return f"the notebook's process was ended by signal {-code if code < 0 else 15}"
+    words = [line for line in said.splitlines() if line.strip() and "[IPKernelApp] WARNING" not in line]
+    return words[-1] if words else f"the notebook's process ended with code {code}"
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:

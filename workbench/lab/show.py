@@ -120,7 +120,7 @@ class Board:
         elif kind == "broken":
             self._console.print(f"  [red]{event['status']}[/red]: {event['message']}", highlight=False)
         elif kind == "ended":
-            self._end(name, "")
+            self._end(name, "" if event["status"] == "FINISHED" else event["status"].lower())
 
     def _update(self, line: _Line, event: dict, description: str) -> None:
         self._progress.update(line.bar, total=event["total"], completed=event["done"], description=description)

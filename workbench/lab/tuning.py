@@ -201,7 +201,8 @@ def _open(name: str) -> optuna.Study:
 def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
     """Ends a trial that nobody runs; its slot and its parameters go to the next that is asked for."""
     slot = trial.user_attrs.get("slot")
-    if slot is not None:  # else it was killed before it had all its parameters, and is suggested again
+    given = {t.user_attrs.get("slot") for t in _trials(study, TrialState.WAITING)}  # by one that was killed right here
+    if slot is not None and slot not in given:  # without one it was killed while it was suggested, and is again
         study.enqueue_trial(trial.params, user_attrs={"slot": slot})
     study.tell(trial.number, state=TrialState.FAIL)
 
