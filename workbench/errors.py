@@ -6,14 +6,8 @@ from collections.abc import Iterable
 
 # A disk that is full, or that may not be written, as the system says it, and as sqlite, safetensors and torch do.
 DISK_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-DISK_WORDS = (
-    "disk is full",
-    "I/O error",
-    "readonly database",
-    "unable to open database",
-    "iostream error",
-    "inline_container",
-)
+DISK_WORDS = ("disk is full", "I/O error", "readonly database", "unable to open database")
+DISK_WORDS += ("iostream error", "unexpected pos")
 
 
 class WorkbenchError(ValueError):

@@ -37,7 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.errors import WorkbenchError
 from workbench.lab import views
-from workbench.lab.database import Database, is_database
+from workbench.lab.database import Database, as_path, is_database
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
@@ -196,6 +196,7 @@ class Store:
 
     def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
         """A tidy table as Parquet, exact, and as CSV, which the run's page shows."""
+        within_run(name)
         with tempfile.TemporaryDirectory() as folder:
             for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
                 write(Path(folder) / f"{name}{suffix}", index=False)
@@ -203,6 +204,7 @@ class Store:
 
     def log_figure(self, run_id: str, figure, name: str) -> None:
         """A matplotlib figure as PNG and as SVG."""
+        within_run(name)
         with tempfile.TemporaryDirectory() as folder:
             for suffix in (".png", ".svg"):
                 figure.savefig(Path(folder) / f"{name}{suffix}", dpi=160, bbox_inches="tight")
@@ -215,8 +217,11 @@ class Store:
         self.client.log_artifact(run_id, str(file), within_run(folder))
 
     def read_text(self, run_id: str, path: str) -> str:
+        within_run(path)
+        if self.uri.startswith("sqlite"):
+            refuse_link(Path(as_path(self.get(run_id).info.artifact_uri)), path)
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, within_run(path), folder)).read_text()
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
 
     def artifacts(self, run_id: str) -> list[str]:
         """The paths of all files that a run holds."""
@@ -415,6 +420,12 @@ def within_run(path: str) -> str:
                 f"`{path}` must be a path within the run, such as tables/mine.csv: no .., nothing absolute."
             )
     return path
+
+
+def refuse_link(folder: Path, path: str) -> None:
+    """Raises: WorkbenchError for a link in a run's folder that leads out of it, which MLflow follows when it reads."""
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise WorkbenchError(f"{folder / path} is a link that leads out of the run: remove it.")
 
 
 def _owner_tags() -> dict[str, str]:

@@ -15,15 +15,22 @@ from workbench.lab.views import TRAININGS, page
 from workbench.paths import root
 
 START_TIMEOUT = 120  # seconds
+# Whatever the user's environment says: no job runner, and the check of the Host header, which keeps web pages out.
+FIXED = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false"}
 
 
 def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: str | None = None) -> int:
     """Runs MLflow's page until it is stopped: one worker, no job runner, no telemetry; says where the views are once
     it answers."""
     check_port(host, port)
+    if allowed_hosts and "*" in allowed_hosts:
+        raise WorkbenchError(
+            f"--allowed-hosts (={allowed_hosts}) must be names, without *: any page on the web could read the store."
+        )
     store = Store()
-    if allowed_hosts:
-        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = allowed_hosts
+    named = {}
+    if allowed_hosts:  # MLflow then knows these alone
+        named["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"{allowed_hosts},localhost:{port},127.0.0.1:{port}"
     command = [
         sys.executable,
         "-m",
@@ -43,7 +50,7 @@ def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: st
     with open(runs_folder() / "ui.log", "w") as log:
         server = subprocess.Popen(
             command,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=os.environ | named | FIXED,
             stdout=log,
             stderr=log,
             cwd=runs_folder(),
