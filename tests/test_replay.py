@@ -54,7 +54,7 @@ def again(run, **settings):
 
 
 def every_few_steps(monkeypatch, steps):
-    monkeypatch.setattr(units, "Checkpoints", lambda folder: Checkpoints(folder, every_steps=steps))
+    monkeypatch.setattr(units, "Checkpoints", lambda folder, **_: Checkpoints(folder, every_steps=steps))
 
 
 def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_figures(root, command):

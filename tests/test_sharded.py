@@ -132,7 +132,13 @@ def check_train(rank):
 
     rows = []
     result = train(TrainConfig.from_dict(json.loads(os.environ["CONFIG"])), rows.append)
-    return {"rows": len(rows), "history": result.history, "metrics": result.metrics, "outcome": result.outcome}
+    return {
+        "rows": len(rows),
+        "history": result.history,
+        "metrics": result.metrics,
+        "outcome": result.outcome,
+        "cause": result.cause,
+    }
 
 
 def check_stop(rank):
@@ -202,6 +208,20 @@ def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra
         for mine, theirs in zip(found["history"], one.history, strict=True):
             for name in ("train_loss", "val_loss", "clipped_share"):
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_divergence_ends_all_processes_at_one_step_with_one_cause(monkeypatch):
+    from workbench.training import TrainConfig, train
+
+    config = TrainConfig(batch_size=16, base_lr=600.0, clip=None, warmup=0.2, steps=14, train_size=96, device="cpu", progress=False)  # fmt: skip
+    one = train(config.replace(micro_batch=8))
+    monkeypatch.setenv("CONFIG", json.dumps(config.to_dict()))
+    first, second = run("train")
+    assert first["outcome"] == second["outcome"] == one.outcome == "diverged"
+    assert first["cause"] == second["cause"]
+    steps = {found["metrics"]["failed_at_step"] for found in (first, second)}
+    assert steps == {one.metrics["failed_at_step"]}
 
 
 def test_when_the_first_process_is_told_to_stop_all_do():

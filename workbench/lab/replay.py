@@ -335,10 +335,12 @@ def _finite(value: float) -> float:
 def _keep(store: Store, found: Replay, original: str) -> None:
     from workbench.lab.plots import replay_figure
 
+    points = []
     for row in found.steps.itertuples():
         prefix = "" if row.run == "original" else "fork_"
         largest = found.ratios[(found.ratios.run == row.run) & (found.ratios.step == row.step)].ratio.max()
-        store.log_metrics(found.run_id, {f"{prefix}loss": row.loss, f"{prefix}largest_ratio": largest}, step=row.step)
+        points.append({"step": row.step, f"{prefix}loss": row.loss, f"{prefix}largest_ratio": float(largest)})
+    store.log_rows(found.run_id, points)
     store.log_metrics(found.run_id, {"as_recorded": int(found.same)})
     store.log_table(found.run_id, found.steps, "steps")
     store.log_table(found.run_id, found.ratios, "ratios")
