@@ -237,7 +237,8 @@ class Store:
         """The lock of a training, for one asker at a time: the second waits, then finds it finished."""
         folder = runs_folder() / "locks"
         folder.mkdir(exist_ok=True)
-        return filelock.FileLock(folder / f"{key[:40]}.lock")
+        mode, _, key = key.partition("-")
+        return filelock.FileLock(folder / f"{mode}-{key[:32]}.lock")  # named as the folder of its checkpoints
 
     def reserve(self, lock: filelock.FileLock) -> bool:
         """Takes a lock if nobody has it."""
