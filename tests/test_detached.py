@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pandas as pd
@@ -18,6 +19,7 @@ import torch
 from conftest import CHECKOUT
 
 from workbench.errors import WorkbenchError
+from workbench.models.weights.files import sha256
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training import __main__ as program
 from workbench.training.archive import Archive
@@ -353,7 +355,8 @@ def test_histories_follow_from_the_lines_alone(tmp_path):
     results.add(record(0, rows=400), {})
     results.write_history()
     assert len(numbered(tmp_path, "history", ".parquet")) > 1
-    results.limit = 10**6
+    results.close()
+    results = Results(tmp_path)
     results.write_history()
     assert [file.name for file in numbered(tmp_path, "history", ".parquet")] == ["history.parquet"]
     assert len(pd.read_parquet(tmp_path / "history.parquet")) == 400
@@ -465,8 +468,23 @@ def test_a_new_generation_replaces_the_one_before_and_the_last_leaves_nothing(ar
     assert not list(out.iterdir())
 
 
+def test_nothing_is_unpacked_outside_the_scratch_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    good, link = tarfile.TarInfo("a/step-1/state.pt"), tarfile.TarInfo("a/step-1/link.pt")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    outside = [tarfile.TarInfo(name) for name in ("../evil.pt", "/tmp/evil.pt", "a/step-1/../../../evil.pt")]
+    with tarfile.open(out / "checkpoints-1.tar.1", "w") as tar:
+        for member in (good, link, *outside):
+            tar.addfile(member)
+    parts = {"checkpoints-1.tar.1": sha256(out / "checkpoints-1.tar.1")}
+    (out / "checkpoints.json").write_text(json.dumps({"generation": 1, "checkpoints": [], "parts": parts}))
+    assert set(unpacked(out, tmp_path)) == {"a/step-1/state.pt"}
+    assert not list(tmp_path.rglob("evil.pt"))
+
+
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1] + b"?")])
 def test_a_damaged_part_is_not_believed(archived, tmp_path, damage):
     out, _ = archived
-    damage(out / "checkpoints-1.tar.2")
+    damage(out / "checkpoints-1.tar.1")  # its last byte is of weights
     assert unpacked(out, tmp_path) == {}

@@ -82,13 +82,21 @@ def test_search_figure_shows_diverged_trials_and_every_seed():
     figure = plots.search_figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
     crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]
     assert len(crosses[0].get_offsets()) == 1
-    seeds = sum(len(line.get_xdata()) for line in figure.axes[3].lines if line.get_alpha() == 0.6)
+    seeds = sum(len(line.get_xdata()) for line in figure.axes[4].lines if line.get_alpha() == 0.6)
     assert seeds == 8
+
+
+def test_search_figure_has_a_slice_a_parameter_with_every_trial():
+    shown = trials()
+    figure = plots.search_figure(shown, confirmed(0.1), {})
+    for ax, rows, column in ((figure.axes[1], shown[shown.arm == "NF+AGC"], "clip"), (figure.axes[2], shown, "lr")):
+        points = [point[0] for found in ax.collections for point in found.get_offsets().tolist()]
+        assert sorted(points) == sorted(rows[column].tolist())
 
 
 def test_search_figure_without_importance_says_so():
     figure = plots.search_figure(trials(), confirmed(0.1), {})
-    assert any("too few trials" in t.get_text() for t in figure.axes[2].texts)
+    assert any("too few trials" in t.get_text() for t in figure.axes[3].texts)
 
 
 def test_batch_figure_marks_failures_and_has_a_column_a_batch():

@@ -414,9 +414,9 @@ def straight_through(h, branch, block):
 
 
 def quantised(h, branch, block):
-    h = h + branch
-    nearest = torch.cdist(h.movedim(1, -1).flatten(0, 2), block.conv.weight[:, :, 0, 0]).argmin(1)
-    q = block.conv.weight[:, :, 0, 0][nearest].view(*h.movedim(1, -1).shape).movedim(-1, 1)
+    h, codes = h + branch, block.conv.weight[:, :, 0, 0]
+    nearest = (h.movedim(1, -1).flatten(0, 2) @ codes.T).argmax(1)
+    q = codes[nearest].view(*h.movedim(1, -1).shape).movedim(-1, 1)
     return block.conv(h + (q - h).detach())
 
 
@@ -553,6 +553,9 @@ def test_a_network_that_normalises_by_itself_gets_what_it_is_for():
             return super().forward((x - 127) / 70)
 
     assert preflight(Own(), BYTES).ok and preflight(SmallResNet(), BYTES).ok
+    model = Own()
+    model.fc.register_forward_pre_hook(lambda m, args: (args[0].detach(),))
+    assert [(fault.block, fault.verdict) for fault in preflight(model, BYTES).faults] == [("head", "cut off")]
 
 
 # ---- inputs that are no images
@@ -624,6 +627,9 @@ def test_their_faults_are_found_too():
     assert (cut.block, cut.verdict) == (4, "cut off")
     (cut,) = preflight(Perceptron(join=lambda h, branch, _: h.detach() + branch), FEATURES).faults
     assert (cut.block, cut.verdict) == (4, "cut off")
+    dying = Perceptron()
+    nn.init.constant_(dying.stem.bias, -100.0)
+    assert "dead" in {fault.verdict for fault in preflight(dying, FEATURES).faults}
     (large,) = preflight(Perceptron(), 70 * FEATURES).faults
     assert (large.block, large.verdict) == ("input", "not normalised")
     (overflow,) = preflight(Language(gain=math.inf), TOKENS).faults

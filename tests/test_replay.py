@@ -112,6 +112,7 @@ def test_it_starts_from_the_newest_checkpoint_before_these_steps(root, monkeypat
     assert len(kept) == 3 and kept[0] < end and kept[0] >= end - 3
     found, said = again(run_id, back=end - kept[1])
     assert found.same and f"from the checkpoint of step {kept[1]}, {end - kept[1]} steps" in said[-1]
+    assert found.steps.step.tolist() == list(range(kept[1] + 1, end + 1))
     whole, said = again(run_id, back=end)
     assert whole.same and "from its beginning" in said[-1]
     tail = whole.steps[whole.steps.step > kept[1]].reset_index(drop=True)
@@ -129,8 +130,8 @@ def test_a_training_that_completes_leaves_no_checkpoints(root, monkeypatch):
 
 @pytest.mark.parametrize(
     ("config", "checkpoints"),
-    [(WILD, None), (WILD.replace(clip=50.0, clip_exempt=["stage1"]), 3)],
-    ids=["no clip, from the beginning", "clip, from a checkpoint"],
+    [(WILD, None), (WILD.replace(clip=50.0, clip_exempt=["stage1"]), 3), (WILD, 1)],
+    ids=["no clip, from the beginning", "clip, from a checkpoint", "from the checkpoint of that very step"],
 )
 def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root, monkeypatch, config, checkpoints):
     if checkpoints:
@@ -150,15 +151,26 @@ def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root
     assert clipped.lt(updates["linear.weight"]).all()  # the classifier stays exempt
 
 
-def test_a_fork_from_the_beginning_is_the_training_with_that_threshold_and_rate(root):
-    run_id, _ = trained(CALM)
-    found, _ = again(run_id, back=100, clip=0.05, lr=0.05)
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_fork_from_the_beginning_is_the_training_with_that_threshold(root, clip):
+    config = CALM.replace(clip=clip, clip_exempt=["stage1"])
+    run_id, _ = trained(config)
+    found, _ = again(run_id, back=100, clip=0.002)
     losses = {}
-    other = CALM.replace(clip=0.05, base_lr=0.05, scale_lr=False)
-    train(other, observe=lambda step, loss, model, optimizer: losses.update({step: loss.item()}))
+    train(config.replace(clip=0.002), observe=lambda step, loss, *_: losses.update({step: loss.item()}))
+    fork = found.steps[found.steps.run == "fork"]
+    assert dict(zip(fork.step, fork.loss, strict=True)) == losses
+    assert losses[12] != found.steps.loss[11] and found.ends["fork"].startswith("not diverged at step 12")
+
+
+def test_a_fork_from_the_beginning_is_the_training_with_that_rate(root):
+    run_id, _ = trained(CALM)
+    found, _ = again(run_id, back=100, lr=0.05)
+    losses = {}
+    other = CALM.replace(base_lr=0.05, scale_lr=False)
+    train(other, observe=lambda step, loss, *_: losses.update({step: loss.item()}))
     fork = found.steps[found.steps.run == "fork"]
     assert fork.step.tolist() == list(losses) and np.allclose(fork.loss, list(losses.values()), rtol=1e-6)
-    assert found.ends["fork"].startswith("not diverged at step 12")
 
 
 def test_a_replay_that_is_not_the_recorded_training_says_where(root, monkeypatch):

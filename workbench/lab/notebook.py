@@ -99,10 +99,17 @@ def to_html(notebook: Path) -> str:
     return body
 
 
+def _abandon() -> None:
+    """Closes the run of a notebook whose launcher is gone, also when its kernel does not know of the run yet."""
+    from workbench.lab.session import abandon_run
+
+    abandon_run()
+
+
 def main(source: str, target: str, parameters: str) -> int:
     from papermill.exceptions import PapermillExecutionError
 
-    die_with(whoami(os.getppid()))
+    die_with(whoami(os.getppid()), first=_abandon, grace=20.0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that papermill ends its kernel
     try:
         execute(Path(source), Path(target), json.loads(parameters))

@@ -267,10 +267,10 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
 
 
 def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
-    """The search: where it looked and how that went, accuracy over the threshold, importance, and the confirmation on
-    fresh seeds."""
+    """The search: where it looked and how that went, slices over threshold and rate, importance, and the confirmation
+    on fresh seeds."""
     style()
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained", width_ratios=[1.3, 1.1, 0.8, 0.8])
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.8), layout="constrained", width_ratios=[1.3, 1, 1, 0.7, 0.7])
     agc = trials[trials.arm == "NF+AGC"]
     done, pruned, diverged = (agc[agc.outcome == o] for o in ("complete", "pruned", "diverged"))
 
@@ -288,18 +288,19 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
     figure.colorbar(points, ax=ax, label="validation accuracy")
     ax.legend(frameon=False, fontsize="small", loc="best")
 
-    ax = axes[1]
-    ax.scatter(done["clip"], done.val_acc, color=COLOURS["NF+AGC"], s=30, label="AGC, complete")
-    ax.scatter(pruned["clip"], pruned.val_acc, marker="v", facecolors="none", edgecolors="0.4", s=30, label="pruned")
-    ax.scatter(diverged["clip"], diverged.val_acc, marker="x", color="#d55e00", s=35, label="diverged")
+    _slice(axes[1], agc, "clip", "NF+AGC")
     plain = trials[(trials.arm == "NF") & (trials.outcome == "complete")]
     if not plain.empty:
-        ax.axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
-    ax.set(xscale="log", xlabel="clipping threshold", ylabel="validation accuracy", title="accuracy over the threshold")
-    _plain_log_ticks(ax.xaxis)
-    ax.legend(frameon=False, fontsize="small")
+        axes[1].axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
+    axes[1].set(xlabel="clipping threshold", ylabel="validation accuracy", title="slice: threshold")
+    axes[1].legend(frameon=False, fontsize="small")
+    for arm in _arms(trials):
+        _slice(axes[2], trials[trials.arm == arm], "lr", arm)
+    axes[2].set(xlabel="peak learning rate", title="slice: rate")
+    axes[2].sharey(axes[1])
+    axes[2].legend(frameon=False, fontsize="small")
 
-    ax = axes[2]
+    ax = axes[3]
     names = {"clip": "threshold", "base_lr": "learning\nrate"}
     ax.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
     ax.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
@@ -307,10 +308,22 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
         ax.text(0.5, 0.5, "too few trials", ha="center", transform=ax.transAxes, color="0.4")
         ax.set_yticks([])
 
-    ax = axes[3]
+    ax = axes[4]
     _seeds(ax, confirmed)
     ax.set(title="fresh seeds")
     return figure
+
+
+def _slice(ax, trials: pd.DataFrame, column: str, arm: str) -> None:
+    """Accuracy over one parameter, whatever the others were; pruned and diverged trials are marked."""
+    marks = {"complete": {"s": 30}, "pruned": {"marker": "v", "s": 30}, "diverged": {"marker": "x", "s": 35}}
+    for outcome, mark in marks.items():
+        rows = trials[trials.outcome == outcome]
+        hollow = {"facecolors": "none", "edgecolors": COLOURS[arm]} if outcome == "pruned" else {"color": COLOURS[arm]}
+        if len(rows):
+            ax.scatter(rows[column], rows.val_acc, label=f"{arm}, {outcome}", **mark, **hollow)
+    ax.set_xscale("log")
+    _plain_log_ticks(ax.xaxis)
 
 
 def _seeds(ax, rows: pd.DataFrame) -> None:

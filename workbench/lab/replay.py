@@ -90,11 +90,11 @@ class Recorder:
         if not self.names:
             self.names, self.began = [name for name, _ in model.named_parameters()], step
             optimizer.register_step_post_hook(lambda *_: self._updated(model))
-            if self.clip is not None:
-                self._set_clip(model, optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] *= self.rate  # the schedule sets it anew for the next step
+        if step == self.first and self.clip is not None:
+            self._set_clip(model, optimizer)
         if self.first <= step <= self.last:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.rate  # the schedule sets it anew for the next step
             rate = optimizer.param_groups[0]["lr"]
             self._seen.append((step, loss.detach().clone(), rate, largest_ratios(model, self.config.clip_eps)))
             self._before = step, [p.detach().clone() for p in model.parameters()]

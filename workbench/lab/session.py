@@ -102,16 +102,21 @@ def open_session(notebook: str, namespace: dict) -> Session:
     run_id, mode, launcher = (os.environ.get(SESSION, "") + "||").split("|")[:3]
     if run_id and is_alive(launcher):
         store = Store()
-        die_with(launcher, first=lambda: _abandon(store, run_id))  # a kernel must not go on training for nobody
+        die_with(launcher, first=abandon_run)  # a kernel must not go on training for nobody
         die_with(whoami(os.getppid()))
         return Session(store, store.get(run_id).data.tags["study"], mode, run_id, by_hand=False)
     return _open_by_hand_session(notebook, namespace)
 
 
-def _abandon(store: Store, run_id: str) -> None:
-    """Closes the run and its trainings, when the launcher that owns them is gone."""
-    store.set_tags(run_id, cause="the launcher ended before the notebook did")
-    store.close(run_id, "KILLED")
+def abandon_run() -> None:
+    """Closes the run that WORKBENCH_RUN names, and its trainings, when the launcher that owns them is gone."""
+    run_id = os.environ.get(SESSION, "").partition("|")[0]
+    if not run_id:
+        return
+    store = Store()
+    if store.status(run_id) == "RUNNING":
+        store.set_tags(run_id, cause="the launcher ended before the notebook did")
+        store.close(run_id, "KILLED")
     store.close_orphans(owner=run_id)
 
 

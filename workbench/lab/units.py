@@ -1,10 +1,12 @@
 """What a worker does: train, and leave the result beside the checkpoints before anybody is told."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from workbench.errors import WorkbenchError
 from workbench.models.weights.files import write_whole
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
@@ -37,7 +39,7 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
         config,
         lambda row: send(("row", row)),
         keep,
-        checkpoints=Checkpoints(folder),
+        checkpoints=Checkpoints(folder, every_seconds=checkpoint_seconds()),
         save=arguments["save"],
         stop=stop,
     )
@@ -45,6 +47,15 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULT, lambda path: path.write_text(result.to_json()))
     return result.to_json()
+
+
+def checkpoint_seconds() -> float:
+    """WORKBENCH_CHECKPOINT_SECONDS, else a minute: what a killed training loses at most."""
+    text = os.environ.get("WORKBENCH_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError as error:
+        raise WorkbenchError(f"WORKBENCH_CHECKPOINT_SECONDS (={text}) must be a number.") from error
 
 
 def forget(folder: Path, *, keep_checkpoints: bool) -> None:

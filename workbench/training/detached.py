@@ -25,6 +25,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.training.archive import Archive
 from workbench.training.config import TrainConfig, TrainResult, code_hash, training_key
+from workbench.training.distributed import World
 from workbench.training.inputs import source, source_digest
 from workbench.training.loop import initial_model, steps_of
 from workbench.training.plan import Plan, Planned, read_plan
@@ -67,7 +68,7 @@ def run_plan(
     plan that other code has made: the keys are then those of the code here.
     Raises: WorkbenchError, before anything runs, for what cannot serve: plan, code, data, device, folder.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if World.from_environment().size > 1:
         raise WorkbenchError("a plan is spread over the GPUs by itself: start it once, without torchrun.")
     if limit_minutes is not None and not limit_minutes > 0:
         raise WorkbenchError(f"`limit_minutes` (={limit_minutes}) must be above 0.")
@@ -256,11 +257,8 @@ class _Run:
 
     def _failed(self, training: Planned, cause: str) -> None:
         now = time.time()
-        versions = {"torch": torch.__version__}
-        result = TrainResult(
-            training.key, training.config, "failed", [], {}, cause, versions=versions, code=code_hash()
-        )
-        result = dataclasses.replace(result, data_digest=training.data_digest)
+        known = {"versions": {"torch": torch.__version__}, "data_digest": training.data_digest, "code": code_hash()}
+        result = TrainResult(training.key, training.config, "failed", [], {}, cause, **known)
         self.results.add(_record(training, result, now, now), {})
         self.summary.failed.append(f"{training.config.name}: {cause}")
         self.bar.update()

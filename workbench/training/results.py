@@ -42,6 +42,7 @@ class Results:
         for file in numbered(self.folder, "results", ".jsonl")[-1:]:
             _cut_torn_line(file)
         self.records: dict[str, Record] = {}
+        self._history_is_behind = True
         for _, record in read_records(self.folder):
             if isinstance(record, Record):
                 self._remember(record)
@@ -73,6 +74,7 @@ class Results:
         known = self.records.get(record.result.key)
         if known is None or known.result.outcome not in FINISHED:
             self.records[record.result.key] = record
+            self._history_is_behind = True
 
     def finished(self, key: str) -> bool:
         """Whether the training is done; one that failed is not."""
@@ -90,7 +92,10 @@ class Results:
         self._remember(record)
 
     def write_history(self) -> None:
-        """The tidy table of all histories: key, config_id, arm, then a row's columns; one row an evaluation."""
+        """The tidy table of all histories: key, config_id, arm, then a row's columns; one row an evaluation. Made
+        again where there is something new."""
+        if not self._history_is_behind:
+            return
         rows = [
             {"key": record.result.key, "config_id": config_id(record.result.config), "arm": record.arm, **row}
             for record in self.records.values()
@@ -100,6 +105,7 @@ class Results:
         self._write_parts("history", parts, start=1)
         for file in numbered(self.folder, "history", ".parquet")[len(parts) :]:
             file.unlink()
+        self._history_is_behind = False
 
     def _add_to_table(self, name: str, table: pd.DataFrame) -> None:
         files = numbered(self.folder, name, ".parquet")

@@ -167,6 +167,7 @@ def _trained(task: Task, seat: Seat, connection: Connection) -> tuple:
     checkpoints = InterruptedCheckpoints(task.folder, task.checkpoint_seconds, connection.poll)
     try:
         if seat.device == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         result = train(
             on_seat(config, seat),
