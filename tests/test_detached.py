@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -22,13 +24,15 @@ from workbench.errors import WorkbenchError
 from workbench.models.weights.files import sha256
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training import __main__ as program
-from workbench.training.archive import Archive
 from workbench.training.checkpoint import Checkpoints
-from workbench.training.detached import ready, run_plan
-from workbench.training.plan import Plan, Planned, read_plan, write_plan
-from workbench.training.records import Record, numbered, read_records, tables_of
-from workbench.training.results import Results
-from workbench.training.worker import seats
+from workbench.training.detached import results as results_module
+from workbench.training.detached import worker as worker_module
+from workbench.training.detached.archive import Archive
+from workbench.training.detached.plan import Plan, Planned, read_plan, write_plan
+from workbench.training.detached.records import Record, numbered, read_records, tables_of
+from workbench.training.detached.results import Results
+from workbench.training.detached.run import ready, run_plan
+from workbench.training.detached.worker import Worker, on_seat, seats
 
 TINY = TrainConfig(
     model="nf_resnet_tiny",
@@ -91,7 +95,8 @@ def test_a_killed_worker_is_replaced_and_its_training_gives_the_same_bits(plan, 
             os.kill(killed[0].pid, signal.SIGKILL)
         return False
 
-    summary = run_plan(plan, tmp_path / "out", device="cpu", checkpoint_seconds=0.2, asked_to_stop=kill_once)
+    options = {"device": "cpu", "workers": 2, "checkpoint_seconds": 0.2}
+    summary = run_plan(plan, tmp_path / "out", **options, asked_to_stop=kill_once)
     assert killed
     assert (summary.done, summary.known, summary.left, summary.failed) == (3, 0, 0, [])
     check_against_training_here(tmp_path / "out", plan)
@@ -265,7 +270,7 @@ def test_what_cannot_run_here_is_refused_before_anything_is_written(
 
 
 def test_curvature_needs_scipy_here(plan, monkeypatch):
-    from workbench.training import detached
+    from workbench.training.detached import run as detached
 
     line = read_plan(plan).trainings[0]
     line = Planned.of(line.config.replace(curvature_every=5))
@@ -302,6 +307,33 @@ def test_one_training_a_gpu_with_its_share_of_the_cores(monkeypatch):
     assert [s.visible for s in seats("cuda", None, gpus=2, cores=4)] == ["5", "GPU-abc"]
     assert [(s.device, s.visible, s.threads) for s in seats("cpu", 3, gpus=2, cores=8)] == [("cpu", None, 2)] * 3
     assert [s.threads for s in seats("cpu", None, gpus=0, cores=8)] == [8]
+
+
+def test_a_worker_sees_its_own_gpu_alone_and_the_environment_is_as_before(monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    inherited = {}
+
+    class Process:
+        def __init__(self, **kwargs):
+            pass
+
+        def start(self):
+            inherited.update(os.environ)
+
+    monkeypatch.setattr(worker_module.mp, "get_context", lambda kind: SimpleNamespace(Process=Process))
+    before = dict(os.environ)
+    Worker(seats("cuda", None, gpus=2, cores=8)[1])
+    assert (inherited["CUDA_VISIBLE_DEVICES"], inherited["OMP_NUM_THREADS"]) == ("1", "4")
+    assert dict(os.environ) == before
+
+
+def test_a_seat_changes_where_a_training_runs_and_not_its_name(image_folder):
+    config = TINY.replace(data=str(image_folder), stream=True, image_size=32, workers=3)
+    there = on_seat(config, seats("cuda", None, gpus=4, cores=32)[2])
+    assert (there.device, there.workers, there.progress) == ("cuda", 8, False)
+    assert training_key(there, "d") == training_key(config, "d")
+    assert on_seat(TINY, seats("cpu", None, gpus=0, cores=8)[0]).workers is None  # only streamed images have loaders
 
 
 # ---- the folder
@@ -395,6 +427,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     Results(tmp_path).close()
 
 
+def test_a_full_disk_is_a_sentence():
+    with pytest.raises(WorkbenchError, match="No space left on device"):
+        results_module._append_to_disk(Path("/dev/full"), b"a line")
+
+
 def test_a_folder_that_cannot_be_made_is_refused():
     with pytest.raises(WorkbenchError, match="choose another --out"):
         Results("/proc/out")
@@ -444,7 +481,7 @@ def test_a_half_written_generation_is_none(archived, tmp_path, monkeypatch):
     before = contents(scratch)
     checkpointed(scratch, "b", 8, seed=1)
     monkeypatch.setattr(
-        "workbench.training.archive.write_whole", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+        "workbench.training.detached.archive.write_whole", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         Archive(out, limit=4000).pack(scratch)

@@ -21,9 +21,9 @@ from workbench.lab import Session, Store, run_all
 from workbench.lab import trainings as trainings_module
 from workbench.lab.imports import import_results
 from workbench.training import TrainConfig, TrainResult, train, training_key
-from workbench.training.plan import Planned, write_plan
-from workbench.training.records import Record, read_records
-from workbench.training.results import Results
+from workbench.training.detached.plan import Planned, write_plan
+from workbench.training.detached.records import Record, read_records
+from workbench.training.detached.results import Results
 
 WALL = """
     import sys

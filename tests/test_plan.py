@@ -6,7 +6,7 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.training import TrainConfig, code_hash, training_key
-from workbench.training.plan import Planned, read_plan, write_plan
+from workbench.training.detached.plan import Planned, read_plan, write_plan
 
 CONFIG = TrainConfig(model="nf_resnet_tiny", steps=4, batch_size=64, base_lr=1.6, clip=0.04)
 

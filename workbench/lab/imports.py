@@ -10,9 +10,9 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.lab.record import log_measured
-from workbench.lab.store import Store
+from workbench.lab.store import REUSABLE, Store
 from workbench.training import code_hash, training_key
-from workbench.training.records import FINISHED, Record, numbered, read_records, tables_of
+from workbench.training.detached.records import FINISHED, Record, numbered, read_records, tables_of
 
 
 @dataclass
@@ -49,8 +49,12 @@ def import_results(
         else:
             (records if record.result.outcome in FINISHED else failed).setdefault(record.result.key, record)
     found.failed = [f"{r.result.config.name}: {r.result.cause}" for key, r in failed.items() if key not in records]
+    known = {mode: _finished_keys(store, mode) for mode in {record.mode for record in records.values()}}
     for done, record in enumerate(records.values()):
         told(done, len(records))
+        if record.result.key in known[record.mode]:
+            found.known += 1
+            continue
         with store.lock(f"{record.mode}-{record.result.key}"):
             if store.find_training(record.result.key, record.mode) is not None:
                 found.known += 1
@@ -59,6 +63,12 @@ def import_results(
                 found.other_code += record.result.code != code_hash()
     told(len(records), len(records))
     return found
+
+
+def _finished_keys(store: Store, mode: str) -> set[str]:
+    """The keys of all finished trainings, in one search."""
+    runs = store.search("trainings", mode, "attributes.status = 'FINISHED'")
+    return {run.data.tags.get("key", "") for run in runs if run.data.tags.get("outcome") in REUSABLE}
 
 
 def _contradiction(record: Record) -> str | None:

@@ -15,7 +15,7 @@ from workbench.lab.launcher import Execution, notebook_environment
 from workbench.lab.session import PLANNING, SESSION
 from workbench.lab.trainings import Missing
 from workbench.training import TrainConfig
-from workbench.training.plan import Planned, write_plan
+from workbench.training.detached.plan import Planned, write_plan
 
 
 def plan_trainings(

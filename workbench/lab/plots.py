@@ -324,6 +324,7 @@ def _slice(ax, trials: pd.DataFrame, column: str, arm: str) -> None:
             ax.scatter(rows[column], rows.val_acc, label=f"{arm}, {outcome}", **mark, **hollow)
     ax.set_xscale("log")
     _plain_log_ticks(ax.xaxis)
+    ax.tick_params(axis="x", rotation=45)
 
 
 def _seeds(ax, rows: pd.DataFrame) -> None:

@@ -18,9 +18,9 @@ from workbench.lab.executors import Outcome, Task
 from workbench.lab.session import Session
 from workbench.lab.store import UNREACHABLE, Store, runs_folder
 from workbench.training import TrainConfig, TrainResult, training_key
+from workbench.training.detached.plan import Planned
 from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
-from workbench.training.plan import Planned
 
 FLUSH_EVERY = 5.0  # seconds between writes of rows
 

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from workbench.errors import WorkbenchError
-from workbench.training.detached import run_plan
+from workbench.training.detached.run import run_plan
 
 
 def parser() -> argparse.ArgumentParser:

@@ -208,14 +208,16 @@ def _digest(value: dict) -> str:
 
 def code_hash() -> str:
     """A hash of the code that a training runs: a comment or a new plot makes nothing stale, a changed layer does."""
-    return source_hash("models", "optim", "data", "training")
+    return source_hash("models", "optim", "data", "training", leave_out="training/detached")
 
 
 @lru_cache
-def source_hash(*parts: str) -> str:
-    """A hash of the syntax trees, without docstrings, of these folders of the package ("." is all of it)."""
+def source_hash(*parts: str, leave_out: str | None = None) -> str:
+    """A hash of the syntax trees, without docstrings, of these folders of the package ("." is all of it), but for the
+    folder `leave_out`."""
     package = Path(__file__).resolve().parent.parent
-    files = sorted(f for part in parts for f in (package / part).rglob("*.py"))
+    left_out = [package / leave_out] if leave_out else []
+    files = sorted(f for part in parts for f in (package / part).rglob("*.py") if not {*left_out} & {*f.parents})
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(package)}\n{syntax_without_docstrings(file.read_text())}\n".encode())

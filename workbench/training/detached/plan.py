@@ -1,7 +1,7 @@
 """A plan: trainings as pure data, written where the studies are and run where the GPUs are.
 
 One JSON object a line: a header, then a line a training with its key, its configuration, the digest of its data and
-what the store wants to know of it. `python -m workbench.training` runs a plan, see detached.py.
+what the store wants to know of it. `python -m workbench.training` runs a plan, see run.py.
 """
 
 import dataclasses

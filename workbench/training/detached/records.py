@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from workbench.errors import WorkbenchError
 from workbench.training.config import TrainResult
-from workbench.training.plan import check_identity
+from workbench.training.detached.plan import check_identity
 
 FINISHED = ("complete", "diverged")
 _RESULT = {field.name for field in dataclasses.fields(TrainResult)}

@@ -23,15 +23,15 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
-from workbench.training.archive import Archive
 from workbench.training.config import TrainConfig, TrainResult, code_hash, training_key
+from workbench.training.detached.archive import Archive
+from workbench.training.detached.plan import Plan, Planned, read_plan
+from workbench.training.detached.records import Record
+from workbench.training.detached.results import Results
+from workbench.training.detached.worker import Seat, Task, Worker, cores, seats
 from workbench.training.distributed import World
 from workbench.training.inputs import source, source_digest
 from workbench.training.loop import initial_model, steps_of
-from workbench.training.plan import Plan, Planned, read_plan
-from workbench.training.records import Record
-from workbench.training.results import Results
-from workbench.training.worker import Seat, Task, Worker, cores, seats
 
 ATTEMPTS = 2  # of a training whose process is killed
 TICK = 0.1  # seconds between looks at signals and clocks

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from workbench.errors import WorkbenchError
 from workbench.models.weights.files import write_whole
-from workbench.training.archive import LIMIT
 from workbench.training.config import config_id
-from workbench.training.records import FINISHED, Record, numbered, read_records, table_names
+from workbench.training.detached.archive import LIMIT
+from workbench.training.detached.records import FINISHED, Record, numbered, read_records, table_names
 
 
 class Results:

@@ -22,8 +22,8 @@ import torch
 from workbench.errors import WorkbenchError, unknown
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import TrainConfig
+from workbench.training.detached.plan import Planned
 from workbench.training.loop import train
-from workbench.training.plan import Planned
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 STOP = "stop"
