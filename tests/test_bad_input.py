@@ -400,6 +400,7 @@ def test_a_store_that_the_disk_cannot_hold_is_one_sentence(refused, root):
     assert "disk" in said and "WORKBENCH_ROOT" in said
 
 
+@pytest.mark.slow
 def test_a_training_whose_weights_the_disk_cannot_hold_is_one_sentence_and_failed(root, command, tmp_path):
     from workbench.lab import Store
 

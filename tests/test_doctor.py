@@ -10,6 +10,7 @@ import sys
 import time
 
 import optuna
+import psutil
 import pytest
 from conftest import CHECKOUT
 
@@ -27,16 +28,17 @@ def training(store, outcome="complete", key="k" * 64, owner=None):
     run_id = store.open_training(CONFIG, key, "full", role="screen", arm="a", owner=owner)
     if outcome is not None:
         history = [{"step": s, "train_loss": 1.0, "val_acc": 0.5} for s in (2, 4)]
-        for row in history:
-            store.log_row(run_id, row)
+        store.log_rows(run_id, history)
         store.finish_training(run_id, TrainResult(key, CONFIG, outcome, history, {"val_acc": 0.5, "steps_done": 4}))
     return run_id
 
 
 def state(root):
-    """Every file's bytes, with databases by their rows: what a dry run may not change."""
+    """Every file's bytes, with databases by their rows: what a dry run may not change. Locks are taken for a look."""
     found = {}
     for file in sorted((root / "mlruns").rglob("*")):
+        if file.suffix == ".lock" or file.name == "locks":
+            continue
         if file.suffix == ".db":
             with sqlite3.connect(file) as db:
                 found[file] = hashlib.sha256("\n".join(db.iterdump()).encode()).hexdigest()
@@ -162,13 +164,15 @@ def test_checkpoints_of_complete_trainings_go_and_those_of_others_stay(root, doc
 def test_halves_of_checkpoints_and_of_uploads_go(root, doctor):
     store = Store()
     run_id = training(store)
-    whole, half = checkpoint(root, key="c" * 64), checkpoint(root, key="c" * 64, name=".part-123-00000004")
+    whole, half = checkpoint(root, key="c" * 64), checkpoint(root, key="c" * 64, name=".part-99999999-00000004")
+    (half.parent / ".99999999-result.json").write_bytes(bytes(2**19))
+    being_written = checkpoint(root, key="d" * 64, name=f".part-{os.getpid()}-00000004")
     upload = root / "mlruns" / "artifacts" / "trainings" / run_id / "artifacts" / ".artifact.uploading.x1"
     upload.write_bytes(bytes(2**19))
     found, mended = doctor()
     assert f"{half} was being written when its process ended (1.0 MiB); would remove it" in found
-    assert whole.is_dir() and not half.exists() and not upload.exists()
-    assert mended.splitlines()[-1].split() == ["halves", "2", "2", "1.5"]
+    assert whole.is_dir() and not half.exists() and not upload.exists() and being_written.is_dir()
+    assert mended.splitlines()[-1].split() == ["halves", "3", "3", "2.0"]
 
 
 def test_files_of_no_run_go_and_those_in_the_trash_stay(root, doctor):
@@ -343,7 +347,7 @@ def test_what_a_lock_guards_is_not_removed(root, command):
     folder = checkpoint(root, key="a" * 64)
     locks = root / "mlruns" / "locks"
     locks.mkdir(exist_ok=True)
-    with filelock.FileLock(locks / f"full-{'a' * 27}.lock"), filelock.FileLock(search_lock("mine / NF 12")):
+    with filelock.FileLock(locks / f"full-{'a' * 32}.lock"), filelock.FileLock(search_lock("mine / NF 12")):
         assert command("doctor", "--fix")[0] == 0
     assert folder.is_dir() and study.get_trials()[1].state.name == "RUNNING"
     assert command("doctor")[0] == 1
@@ -358,11 +362,13 @@ def test_a_look_makes_no_store_where_there_is_none(tmp_path, monkeypatch, comman
 
 def test_the_lock_of_a_training_is_the_one_that_the_doctor_looks_at(root):
     from workbench.lab.processes import is_held
+    from workbench.lab.record import checkpoints_folder
 
-    lock = root / "mlruns" / "locks" / f"full-{'a' * 27}.lock"
-    with Store().lock("full-" + "a" * 64):
-        assert is_held(lock)
-    assert not is_held(lock)
+    for mode in ("full", "quick"):
+        lock = root / "mlruns" / "locks" / f"{checkpoints_folder(mode, 'a' * 64).name}.lock"
+        with Store().lock(f"{mode}-{'a' * 64}"):
+            assert is_held(lock)
+        assert not is_held(lock)
 
 
 def test_several_damages_at_once_are_counted_in_a_table(root, command):
@@ -397,10 +403,37 @@ def test_a_finding_that_cannot_be_mended_does_not_stop_the_others(root, command,
     assert code == 1 and "could not remove it ([Errno 13] Permission denied)" in said and not place.exists()
 
 
-def test_this_process_and_those_it_descends_from_are_never_strays():
+def test_this_process_and_those_it_descends_from_are_never_strays(tmp_path):
     code = (
-        "import os; from workbench.lab.processes import strays;"
-        "found = strays('WORKBENCH_RUN', {}); assert os.getpid() not in found and os.getppid() not in found, found"
+        "import os; from pathlib import Path; from workbench.lab.processes import strays;"
+        "found = strays('WORKBENCH_RUN', 'x', Path(os.environ['WORKBENCH_ROOT'])); assert not found, found"
     )
     environment = os.environ | {"WORKBENCH_RUN": f"r|full|{GONE}", "PYTHONPATH": str(CHECKOUT)}
+    environment["WORKBENCH_ROOT"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_worker_whose_launcher_is_gone_is_ended(root, doctor, tmp_path):
+    """One that hangs, and cannot see that it is alone; it works below the root, and names it nowhere."""
+    module = tmp_path / "code" / "workbench" / "lab" / "executors"
+    module.mkdir(parents=True)
+    (module / "worker.py").write_text("import time\ntime.sleep(100)\n")
+    environment = {k: v for k, v in os.environ.items() if k != "WORKBENCH_ROOT"} | {
+        "PYTHONPATH": str(tmp_path / "code")
+    }
+
+    def worker(launcher, folder):
+        command = [sys.executable, "-m", "workbench.lab.executors.worker", "7", launcher]
+        return subprocess.Popen(command, env=environment, cwd=folder)
+
+    stray, kept, elsewhere = worker(GONE, root / "mlruns"), worker(whoami(), root), worker(GONE, tmp_path)
+    try:
+        time.sleep(0.5)
+        found, _ = doctor()
+        assert f"process {stray.pid} goes on" in found
+        assert not psutil.pid_exists(stray.pid)
+        assert kept.poll() is None and elsewhere.poll() is None
+    finally:
+        for process in (stray, kept, elsewhere):
+            process.kill()
+            process.wait()

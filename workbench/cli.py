@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from workbench.errors import DISK_WORDS, WorkbenchError, is_of_the_disk, unknown
+from workbench.errors import WorkbenchError, of_the_disk, unknown
 
 # Typer may bring its own copy of click: its exceptions are told by the base class.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -562,9 +562,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort, click.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if not is_of_the_disk(error):
+        if (cause := of_the_disk(error)) is None:
             raise
-        cause = next((line for line in str(error).splitlines() if any(w in line for w in DISK_WORDS)), str(error))
         print(
             f"workbench: the disk is full or may not be written ({cause}): free some space, or choose another place "
             "with WORKBENCH_ROOT or MLFLOW_TRACKING_URI.",

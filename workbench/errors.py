@@ -24,12 +24,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
     return WorkbenchError(f"unknown {kind} '{name}': {hint}")
 
 
-def is_of_the_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a disk is full or may not be written."""
+def of_the_disk(error: BaseException | None) -> str | None:
+    """What an error, or one that it came from, says of a disk that is full or may not be written; None if nothing."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_CODES:
-            return True
-        if any(word in str(error) for word in DISK_WORDS):
-            return True
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        for line in str(error).splitlines():
+            if any(word in line for word in DISK_WORDS):
+                return line
         error = error.__cause__ or error.__context__
-    return False
+    return None

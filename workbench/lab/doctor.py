@@ -69,7 +69,7 @@ def doctor(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
 
 def examine(moved: bool = False) -> Iterator[Finding]:
     """Everything that is wrong, in the order in which it is mended: who is mended first may free what comes later."""
-    lost = strays(SESSION, {"WORKBENCH_ROOT": str(root())})
+    lost = strays(SESSION, "workbench.lab.executors.worker", root())
     identities = {identity for pid in lost if (identity := _identity(pid))}
     for pid, command in lost.items():
         yield Finding(
@@ -223,15 +223,17 @@ def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
         if name.startswith("trainings") and run.info.status == "FINISHED":
             outcomes.setdefault(f"{tags.get('mode')}-{tags.get('key', '')[:32]}", set()).add(tags.get("outcome", ""))
     for folder in sorted((runs_folder() / "checkpoints").glob("*/")):
-        lock = runs_folder() / "locks" / f"{folder.name[:32]}.lock"
+        lock = runs_folder() / "locks" / f"{folder.name}.lock"
         if is_held(lock):
             continue
         had = outcomes.get(folder.name, set())
         if "complete" in had and "diverged" not in had:
             yield _removal("checkpoints", folder, "is of a training that is complete", lock)
             continue
-        for part in sorted(folder.glob(".part-*")):
-            yield _removal("halves", part, "was being written when its process ended", lock)
+        for part in sorted(folder.glob(".*-*")):  # .part-<pid>-<step> and .<pid>-<name>
+            pid = part.name.removeprefix(".part-").lstrip(".").partition("-")[0]
+            if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+                yield _removal("halves", part, "was being written when its process ended", lock)
 
 
 def _artifacts(folders: dict[str, list[Path]], known: set[str], alive: set[str]) -> Iterator[Finding]:
@@ -264,7 +266,7 @@ def _remove(place: Path, lock: Path | None) -> None:
         return shutil.rmtree(place) if place.is_dir() else place.unlink()
     lock.parent.mkdir(exist_ok=True)
     with filelock.FileLock(lock, timeout=0):  # or a training has begun
-        shutil.rmtree(place)
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 def _folder(experiment: str, run_id: str) -> Path:

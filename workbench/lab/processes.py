@@ -47,18 +47,22 @@ def is_held(lock: Path) -> bool:
         return True
 
 
-def strays(variable: str, place: dict[str, str]) -> dict[int, str]:
-    """{pid: command line} of processes whose launcher, named last in the environment's `variable`, is gone, and in
-    whose environment the names of `place` have these values. Never this process or one that it descends from."""
+def strays(variable: str, worker: str, place: Path) -> dict[int, str]:
+    """{pid: command line} of the processes that work for `place`, though who launched them is gone: named last in the
+    environment's `variable`, or on the command line of the module `worker`. Never this process, or one that it descends
+    from."""
     own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     found = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            environment = process.environ()
-            launcher = environment.get(variable, "").rpartition("|")[2]
-            here = all(environment.get(name) == value for name, value in place.items())
-            if launcher and here and process.pid not in own and not is_alive(launcher):
-                found[process.pid] = " ".join(process.cmdline())
+        with contextlib.suppress(psutil.Error, OSError):
+            environment, command = process.environ(), process.cmdline()
+            launcher = command[-1] if worker in command else environment.get(variable, "").rpartition("|")[2]
+            if not launcher or process.pid in own or is_alive(launcher):
+                continue
+            named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
+            here = Path(named) == place if named else place in (works_in, *works_in.parents)
+            if here:
+                found[process.pid] = " ".join(command)
     return found
 
 

@@ -150,6 +150,9 @@ class Record:
 
     def _close(self, status: str, cause: str, details: str) -> None:
         store = self._session.store
+        if self._run is None:  # the store would not even open it
+            self._lock.release()
+            return
         with contextlib.suppress(*UNREACHABLE):
             self._flush()
             store.set_tags(self._run, outcome="failed", cause=cause[:500])

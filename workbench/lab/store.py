@@ -35,7 +35,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab import views
 from workbench.lab.database import Database, as_path, is_database
 from workbench.lab.processes import is_alive, whoami
@@ -125,6 +125,8 @@ class Store:
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
                 cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {self.uri}`"
+            elif of_the_disk(error):
+                cure = "free some space, or choose another place with WORKBENCH_ROOT or MLFLOW_TRACKING_URI"
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
@@ -237,7 +239,8 @@ class Store:
         """The lock of a training, for one asker at a time: the second waits, then finds it finished."""
         folder = runs_folder() / "locks"
         folder.mkdir(exist_ok=True)
-        return filelock.FileLock(folder / f"{key[:40]}.lock")
+        mode, _, key = key.partition("-")
+        return filelock.FileLock(folder / f"{mode}-{key[:32]}.lock")  # named as the folder of its checkpoints
 
     def reserve(self, lock: filelock.FileLock) -> bool:
         """Takes a lock if nobody has it."""

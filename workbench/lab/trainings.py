@@ -70,9 +70,9 @@ def check(config: TrainConfig) -> None:
     data = source(config)
     pick_device(config.device)
     steps_of(config, len(data.train))
-    if config.weights is not None:
-        with torch.random.fork_rng(devices=[]):
-            initial_model(config, data)
+    device = "cpu" if config.weights is not None else "meta"  # without weights only its arguments are in question
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        initial_model(config, data)
 
 
 class Progress:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, is_of_the_disk
+from workbench.errors import WorkbenchError, of_the_disk
 
 
 def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -13,6 +13,9 @@ def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
     path = Path(file).expanduser()
     if path.suffix not in suffixes:
         raise WorkbenchError(f"{path} must end in {' or '.join(suffixes)}.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise WorkbenchError(f"cannot write {path} ({above} is a file): choose another place.")
     try:
         replaceable = not path.exists() or path.is_file()
     except OSError as error:  # a name that is too long
@@ -40,7 +43,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
         part.chmod(mode)
         part.replace(file)
     except Exception as error:
-        if not isinstance(error, OSError) and not is_of_the_disk(error):
+        if not isinstance(error, OSError) and of_the_disk(error) is None:
             raise
         cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise WorkbenchError(f"cannot write {file} ({cause}): choose another place.") from error
