@@ -85,8 +85,9 @@ class Family:
         self.look()
         try:
             if grace > 0:
-                _signal(self._members - {self._head}, signal.SIGTERM)
-                remaining = _wait(self._members, grace)
+                others = [p for p in self._members - {self._head} if p.is_running()]
+                _signal(others, signal.SIGTERM)
+                remaining = _wait(self._members, grace) if others else self._members
                 _signal(remaining, signal.SIGTERM)
                 _wait(remaining, grace)
         finally:
