@@ -54,7 +54,9 @@ def read(root, gate, over, errors):
 def processes():
     """Processes that have the workbench imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workbench.lab.store", "workbench.models.zoo"])
+    context.set_forkserver_preload(
+        ["workbench.lab.store", "workbench.models.zoo", "mlflow.store.tracking.sqlalchemy_store"]
+    )
     return context
 
 

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 from test_notebook import notebook
 from test_trainings import points_twice
 
@@ -212,3 +213,60 @@ def test_a_study_on_servers_is_the_same_study(servers, root, tmp_path):
     assert again != run_id
     assert [event["reused"] for event in events if event["kind"] == "training"] == [True] * 3
     everything_is_there(store)
+
+
+def command(**variables):
+    """`workbench study small`, as a person starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "workbench.cli", "study", "small", "--executor", "processes", "--workers", "2"],
+        env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT,
+    )  # fmt: skip
+
+
+def finished(store):
+    """{key: run id} of the trainings that are done."""
+    runs = store.search("trainings", "full", "attributes.status = 'FINISHED'")
+    return {run.data.tags["key"]: run.info.run_id for run in runs}
+
+
+def in_the_middle(store, study):
+    """Waits until a training is done and others are under way; returns those that are done."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and study.poll() is None:
+        if done := finished(store):
+            return done
+        time.sleep(0.2)
+    raise AssertionError(study.communicate())
+
+
+@pytest.mark.slow
+def test_a_killed_server_ends_the_study_with_a_sentence_and_the_next_start_goes_on(servers):
+    store = Store()
+    study = command(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    before = in_the_middle(store, study)
+    servers.kill()
+    _, said = study.communicate(timeout=300)
+    assert study.returncode == 1
+    assert "does not answer any more" in said and "the same command goes on" in said
+    assert "Traceback" not in said
+
+    servers.start()
+    study = command()
+    out, said = study.communicate(timeout=300)
+    assert study.returncode == 0, out + said
+    assert before.items() <= finished(store).items()
+    everything_is_there(store)
+
+
+@pytest.mark.slow
+def test_a_study_outlives_a_server_that_comes_back(servers):
+    store = Store()
+    study = command(MLFLOW_HTTP_REQUEST_MAX_RETRIES="7")  # minutes
+    before = in_the_middle(store, study)
+    servers.kill()
+    servers.start()
+    out, said = study.communicate(timeout=300)
+    assert study.returncode == 0, out + said
+    assert before.items() <= finished(store).items()
+    everything_is_there(store)
+    assert [run.info.status for run in store.search("studies", "full")] == ["FINISHED"]

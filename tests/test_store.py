@@ -1,14 +1,17 @@
 """The store. Evidence: what a person finds in MLflow afterwards, through MLflow's own client and the database."""
 
+import gc
 import math
 import multiprocessing
 import sqlite3
 
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
+from workbench.lab.database import with_driver
 from workbench.lab.processes import whoami
 from workbench.lab.store import tracking_uri
 from workbench.training import TrainConfig, TrainResult
@@ -202,3 +205,27 @@ def test_three_processes_that_make_one_store_at_once_do_not_collide(tmp_path):
     assert [w.exitcode for w in workers] == [0] * 3
     with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as db:
         assert db.execute("select count(*) from experiments where name = 'trainings'").fetchone() == (1,)
+
+
+def test_a_search_leaves_the_garbage_collector_as_it_was(root):
+    store = Store()
+    with pytest.raises(MlflowException):
+        store.search("trainings", "full", "no filter")
+    assert gc.isenabled()
+
+
+def test_rows_that_are_logged_again_are_no_points_twice(root):
+    store = Store()
+    run_id = store.open_training(CONFIG, "k", "full", role="screen", arm="a", owner=None)
+    rows = [{"step": 1, "val_acc": 0.5, "time": 1e9}, {"step": 2, "val_acc": 0.6, "time": 1e9 + 1}]
+    for each in (rows[:1], rows):  # the answer to the first was lost
+        store.log_rows(run_id, each)
+    points = store.client.get_metric_history(run_id, "val_acc")
+    assert [(p.step, p.value, p.timestamp) for p in points] == [(1, 0.5, 10**12), (2, 0.6, 10**12 + 1000)]
+    assert set(store.get(run_id).data.metrics) == {"val_acc"}
+
+
+def test_postgresql_is_reached_with_the_driver_that_the_extra_brings():
+    assert with_driver("postgresql://me@host/runs") == "postgresql+psycopg2://me@host/runs"
+    for uri in ("postgresql+psycopg://me@host/runs", "sqlite:////tmp/x.db", "http://host:5000"):
+        assert with_driver(uri) == uri

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
 import click
 import typer
@@ -535,6 +535,20 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
     return pairs
 
 
+def _say_who_is_away(error: Exception) -> NoReturn:
+    """Ends with exit code 1 where the store's server or a database does not answer any more, else raises the error."""
+    from workbench.lab.store import is_away, tracking_uri
+
+    if not is_away(error):
+        raise error
+    print(
+        f"workbench: the store ({tracking_uri()}), or the searches' database, does not answer any more "
+        f"({str(error).splitlines()[0][:200]}): what is done is kept, and when it is back the same command goes on.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
 def _giga(macs: float) -> str:
     return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
 
@@ -563,7 +577,7 @@ def main() -> None:
         code = INTERRUPTED
     except Exception as error:
         if (cause := of_the_disk(error)) is None:
-            raise
+            _say_who_is_away(error)
         print(
             f"workbench: the disk is full or may not be written ({cause}): free some space, or choose another place "
             "with WORKBENCH_ROOT or MLFLOW_TRACKING_URI.",

@@ -9,7 +9,8 @@ from pathlib import Path
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import root
 
-HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_clip"}  # in benchmarks/, but time nothing
+# In benchmarks/, but no comparisons with a peer.
+HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_clip", "large_store"}
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 

@@ -31,7 +31,7 @@ class Database:
         self.uri = uri
         # Seconds: for others' writes, and for a server's first answer.
         patience = {"timeout": 60} if uri.startswith("sqlite") else {"connect_timeout": 10}
-        self._engine: Engine = create_engine(uri, connect_args=patience)
+        self._engine: Engine = create_engine(with_driver(uri), connect_args=patience)
 
     @property
     def file(self) -> Path | None:
@@ -130,6 +130,11 @@ class Database:
 def is_database(uri: str) -> bool:
     """Whether a tracking URI names a database itself, and not a server before one."""
     return uri.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def with_driver(uri: str) -> str:
+    """`postgresql://` with the driver that the extra `postgres` brings, which SQLAlchemy does not take of itself."""
+    return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def as_path(uri: str) -> str:

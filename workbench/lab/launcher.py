@@ -1,5 +1,6 @@
 """Studies executed: the plan, and each notebook as a run of the store in a process of its own."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from workbench.lab.executors.choice import VARIABLE as EXECUTOR
 from workbench.lab.parameters import code_cells
 from workbench.lab.processes import whoami
 from workbench.lab.session import SESSION
-from workbench.lab.store import Run, Store
+from workbench.lab.store import UNREACHABLE, Run, Store
 from workbench.lab.study import Study
 from workbench.paths import root
 from workbench.training.config import source_hash
@@ -201,8 +202,9 @@ def execute(
         ended = True
     finally:
         _stop(engine, at_once=ended)
-        for run_id in running:
-            _finish(store, run_id, "KILLED", "interrupted")
+        with contextlib.suppress(*UNREACHABLE):  # the next start closes them
+            for run_id in running:
+                _finish(store, run_id, "KILLED", "interrupted")
     return [run_ids[id(e)] for e in executions if id(e) in run_ids]
 
 

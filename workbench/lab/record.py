@@ -132,7 +132,7 @@ class Record:
         if kind == "row":
             (row,) = content
             if row["step"] > self._seen:  # a worker that goes on for one that died sends all of them again
-                self._rows.append(row)
+                self._rows.append(row | {"time": time.time()})  # sent again with the same time, it is the same point
                 self._seen = row["step"]
             if time.monotonic() - self._flushed >= FLUSH_EVERY:
                 with contextlib.suppress(*UNREACHABLE):  # they stay, for the next time

@@ -8,6 +8,7 @@ dead one can be told.
 
 import contextlib
 import dataclasses
+import gc
 import http.client
 import json
 import logging
@@ -19,6 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when MLflow is imported. Neither the server nor the client shall call home.
@@ -30,14 +32,15 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # small 
 import filelock
 import mlflow
 import pandas as pd
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab import views
-from workbench.lab.database import Database, as_path, is_database
+from workbench.lab.database import Database, as_path, is_database, with_driver
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
@@ -49,7 +52,7 @@ EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick",
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
-ROW_KEYS = ("step", "seconds")  # of a history row, no curves
+ROW_KEYS = ("step", "seconds", "time")  # of a history row, no curves
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is not there, or is full
 PATIENCE = 5.0  # seconds for a server's first answer
 MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the database
@@ -117,7 +120,7 @@ class Store:
         try:
             with filelock.FileLock(runs_folder() / ".store.lock"):
                 refuse_unusable(self.uri)
-                self.client = MlflowClient(tracking_uri=self.uri)
+                self.client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
@@ -135,7 +138,7 @@ class Store:
         found: Experiment | None = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        location = (runs_folder() / "artifacts" / name).as_uri() if self.uri.startswith("sqlite") else None
+        location = (runs_folder() / "artifacts" / name).as_uri() if is_database(self.uri) else None
         return self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
 
     def experiment_id(self, kind: str, mode: str) -> str:
@@ -290,11 +293,13 @@ class Store:
         return run.info.run_id
 
     def log_rows(self, run_id: str, rows: list[dict]) -> None:
-        """Rows of a training's history, in one go; `epoch` and `samples_seen` are there to be an x-axis."""
-        self._log(
-            run_id,
-            [point for r in rows for point in _points({k: v for k, v in r.items() if k not in ROW_KEYS}, r["step"])],
-        )
+        """Rows of a training's history, in one go; `epoch` and `samples_seen` are there to be an x-axis. `time`, if a
+        row has one, is when it came (seconds since 1970): rows logged again with theirs are no points twice."""
+        points = []
+        for row in rows:
+            curves = {k: v for k, v in row.items() if k not in ROW_KEYS}
+            points += _points(curves, row["step"], row.get("time"))
+        self._log(run_id, points)
 
     def finish_training(self, run_id: str, result: TrainResult, ended: float | None = None) -> None:
         """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
@@ -366,9 +371,10 @@ class Store:
         """All runs of an experiment that match MLflow's filter, newest first."""
         found, token = [], None
         while True:
-            page = self.client.search_runs(
-                [self.experiment_id(kind, mode)], filter_string, ViewType.ACTIVE_ONLY, 1000, page_token=token
-            )
+            with _without_collector():
+                page = self.client.search_runs(
+                    [self.experiment_id(kind, mode)], filter_string, ViewType.ACTIVE_ONLY, 1000, page_token=token
+                )
             found += page
             token = page.token
             if not token:
@@ -409,10 +415,22 @@ class Store:
         return f"http://127.0.0.1:{port}/#/compare-runs?{query}"
 
 
-def _points(metrics: dict[str, float], step: int) -> list[Metric]:
-    now = int(time.time() * 1000)
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """A page of runs is 50,000 objects, all kept: to look for garbage among them takes two thirds of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _points(metrics: dict[str, float], step: int, when: float | None = None) -> list[Metric]:
+    when = _milliseconds(time.time() if when is None else when)
     finite = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-    return [Metric(name, value, now, step) for name, value in finite.items()]
+    return [Metric(name, value, when, step) for name, value in finite.items()]
 
 
 def within_run(path: str) -> str:
@@ -429,6 +447,15 @@ def refuse_link(folder: Path, path: str) -> None:
     """Raises: WorkbenchError for a link in a run's folder that leads out of it, which MLflow follows when it reads."""
     if not (folder / path).resolve().is_relative_to(folder.resolve()):
         raise WorkbenchError(f"{folder / path} is a link that leads out of the run: remove it.")
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a server or a database does not answer."""
+    while error is not None:
+        if isinstance(error, requests.RequestException | OperationalError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _owner_tags() -> dict[str, str]:

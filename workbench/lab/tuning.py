@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
+from workbench.lab.database import with_driver
 from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
 from workbench.lab.processes import is_held
@@ -183,7 +184,7 @@ def _storage() -> optuna.storages.RDBStorage:
     uri = storage_uri()
     patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
     with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
-        return optuna.storages.RDBStorage(uri, engine_kwargs=patience)
+        return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
 
 
 def _open(name: str) -> optuna.Study:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 
 from workbench.errors import WorkbenchError
+from workbench.lab.database import with_driver
 from workbench.lab.store import Store, runs_folder, tracking_uri
 from workbench.lab.views import TRAININGS, page
 from workbench.paths import root
@@ -22,6 +23,8 @@ FIXED = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_SERVER_DISABLE_S
 def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: str | None = None) -> int:
     """Runs MLflow's page until it is stopped: one worker, no job runner, no telemetry; says where the views are once
     it answers."""
+    if tracking_uri().startswith("http"):
+        raise WorkbenchError(f"the store is a server, which has its own pages: open {tracking_uri()} in a browser.")
     check_port(host, port)
     if allowed_hosts and "*" in allowed_hosts:
         raise WorkbenchError(
@@ -37,7 +40,7 @@ def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: st
         "mlflow",
         "server",
         "--backend-store-uri",
-        tracking_uri(),
+        with_driver(tracking_uri()),
         "--default-artifact-root",
         (runs_folder() / "artifacts").as_uri(),
         "--host",
