@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
 from test_notebook import notebook
 from test_trainings import points_twice
 
@@ -44,7 +43,9 @@ def free_port():
 
 def program(name):
     """PostgreSQL's program: on PATH, or where Debian puts it."""
-    found = shutil.which(name) or next(iter(sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
+    found = shutil.which(name) or next(
+        iter(sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None
+    )
     if found is None:
         pytest.skip(f"PostgreSQL's {name} is not here: apt-get install postgresql")
     return str(found)
@@ -55,7 +56,9 @@ def another_user():
     if os.geteuid() != 0:
         return None
     known = {user.pw_name for user in pwd.getpwall()}
-    return next((name for name in ("postgres", "nobody") if name in known), None) or pytest.skip("nobody but root is here")
+    return next((name for name in ("postgres", "nobody") if name in known), None) or pytest.skip(
+        "nobody but root is here"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +72,17 @@ def postgres():
         shutil.chown(folder, user)
     place, as_user = str(folder / "data"), {"user": user, "cwd": folder, "capture_output": True, "text": True}
     try:
-        made = subprocess.run([initdb, "-D", place, "-U", "workbench", "-A", "trust", "-E", "UTF8", "--no-sync"], **as_user)
+        made = subprocess.run(
+            [initdb, "-D", place, "-U", "workbench", "-A", "trust", "-E", "UTF8", "--no-sync"], **as_user
+        )
         assert made.returncode == 0, made.stderr
         with open(folder / "log", "w") as log:
             running = subprocess.Popen(
-                [server, "-D", place, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-F"], user=user, cwd=folder, stdout=log, stderr=log
+                [server, "-D", place, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-F"],
+                user=user,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
             )
         try:
             wait_for_postgres(port, running, folder / "log")
@@ -119,10 +128,19 @@ class MlflowServer:
         self.process = None
 
     def start(self):
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        quiet = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+        }
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                self.command, env=os.environ | quiet, stdout=log, stderr=log, cwd=self.log.parent, start_new_session=True
+                self.command,
+                env=os.environ | quiet,
+                stdout=log,
+                stderr=log,
+                cwd=self.log.parent,
+                start_new_session=True,
             )
         wait_until_healthy(self.uri, self.process, str(self.log))
 
@@ -161,7 +179,9 @@ def everything_is_there(store):
         run_id = run.info.run_id
         steps = [point.step for point in store.client.get_metric_history(run_id, "val_acc")]
         assert steps[-1] == (run.data.metrics["steps_done"] if run.data.tags["outcome"] == "pruned" else 40)
-        assert {"result.json", "config.json", "tables/history.parquet", "tables/history.csv"} <= set(store.artifacts(run_id))
+        assert {"result.json", "config.json", "tables/history.parquet", "tables/history.csv"} <= set(
+            store.artifacts(run_id)
+        )
         assert f'"{run.data.tags["key"]}"' in store.read_text(run_id, "result.json")
         assert run.info.start_time <= run.info.end_time <= time.time() * 1000
     import optuna
@@ -180,7 +200,9 @@ def test_a_study_on_servers_is_the_same_study(servers, root, tmp_path):
     run = store.get(run_id)
     assert run.info.status == "FINISHED", run.data.tags.get("cause")
     everything_is_there(store)
-    assert {"notebook/run.ipynb", "notebook/run.html", "environment.txt", "tables/table.parquet"} <= set(store.artifacts(run_id))
+    assert {"notebook/run.ipynb", "notebook/run.html", "environment.txt", "tables/table.parquet"} <= set(
+        store.artifacts(run_id)
+    )
     assert list((tmp_path / "artifacts").rglob("result.json")) and not (root / "mlruns" / "artifacts").exists()
     assert not (root / "mlruns" / "optuna.db").exists()
 
