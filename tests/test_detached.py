@@ -184,6 +184,20 @@ def test_ctrl_c_and_term_reach_all_processes_and_leave_a_checkpoint(plan, tmp_pa
     assert (out / "checkpoints.json").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="signal masks are read from /proc")
+def test_not_even_the_first_worker_sees_a_ctrl_c_while_it_starts():
+    code = """
+import pathlib
+from workbench.training.detached.worker import Seat, Worker
+worker = Worker(Seat("cpu", "cpu", None, 1, 1))
+print(pathlib.Path(f"/proc/{worker.process.pid}/status").read_text())
+worker.end(kill=True)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True).stdout
+    blocked = int(next(line for line in said.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+    assert blocked >> (signal.SIGINT - 1) & 1
+
+
 @pytest.mark.slow
 def test_the_second_ctrl_c_ends_it_at_once(plan, tmp_path, one_thread):
     """The worker does not answer, for it is halted."""

@@ -275,3 +275,10 @@ def test_several_workers_or_gpus_mean_processes(monkeypatch):
     assert Choice("processes").count == 4 and Choice("processes", gpus=0.5).count == 8
     monkeypatch.setenv("WORKBENCH_EXECUTOR", "processes:3")
     assert Choice.of(None, None, None, None).workers == 3
+
+
+def test_gpus_and_threads_change_what_the_environment_says(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_EXECUTOR", "processes:2,threads=3")
+    assert str(Choice.of(None, None, 0.5, None)) == "processes:2,gpus=0.5,threads=3"
+    with pytest.raises(WorkbenchError, match="gpus"):
+        Choice.of(None, None, 3.0, None)

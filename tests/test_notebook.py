@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from workbench.errors import WorkbenchError
+from workbench.lab.notebook import main
 from workbench.lab.parameters import check_names, read_parameters
+from workbench.lab.processes import whoami
 
 
 def notebook(path, parameters, *cells):
@@ -117,3 +119,13 @@ def test_a_failing_cell_ends_with_its_error_and_keeps_what_ran(tmp_path):
     assert done.returncode == 1
     assert "ValueError: the rule" in done.stderr
     assert "before" in (tmp_path / "out.html").read_text()
+
+
+def test_a_notebook_whose_launcher_died_while_it_began_runs_nothing(tmp_path, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    launcher = whoami(process.pid)
+    process.communicate(b"\n")
+    monkeypatch.setenv("WORKBENCH_RUN", f"{'0' * 32}|quick|{launcher}")
+    monkeypatch.setattr("workbench.lab.notebook._abandon", lambda: None)
+    monkeypatch.setattr("workbench.lab.notebook.execute", lambda *_: pytest.fail("it goes on for nobody"))
+    assert main(str(notebook(tmp_path / "n.ipynb", CELL)), str(tmp_path / "out.ipynb"), "{}") == 1

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workbench.lab import events
-from workbench.lab.processes import Family, die_with, whoami
+from workbench.lab.processes import SESSION, Family, die_with, is_alive, whoami
 
 LOOK_EVERY = 0.2  # seconds between looks at a process and its events
 
@@ -33,6 +33,7 @@ def notebook_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> 
 
 def _in_a_process(arguments: dict, out: Path, send: Callable, stop: Callable[[], bool]) -> tuple[int, str]:
     reader = events.Reader(out.with_suffix(".events"))
+    launcher = arguments["environment"].get(SESSION, "").rpartition("|")[2]
     environment = os.environ | arguments["environment"] | {events.VARIABLE: str(out.with_suffix(".events"))}
     command = [sys.executable, "-m", "workbench.lab.notebook", arguments["notebook"], str(out)]
     command.append(json.dumps(arguments["parameters"]))
@@ -48,7 +49,8 @@ def _in_a_process(arguments: dict, out: Path, send: Callable, stop: Callable[[],
                     raise KeyboardInterrupt
                 time.sleep(LOOK_EVERY)
         finally:
-            family.end()
+            if not launcher or is_alive(launcher):  # else they see it too, close the run, and end by themselves
+                family.end()
         for event in reader.read():
             send(event)
         errors.seek(0)
@@ -115,7 +117,12 @@ def _abandon() -> None:
 def main(source: str, target: str, parameters: str) -> int:
     from papermill.exceptions import PapermillExecutionError
 
-    die_with(whoami(os.getppid()), first=_abandon, grace=20.0)
+    launcher = os.environ.get(SESSION, "").rpartition("|")[2]
+    if launcher and not is_alive(launcher):  # it died while this process began, which then has another parent
+        _abandon()
+        return 1
+    for identity in filter(None, (launcher, whoami(os.getppid()))):
+        die_with(identity, first=_abandon, grace=20.0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that papermill ends its kernel
     try:
         execute(Path(source), Path(target), json.loads(parameters))

@@ -12,6 +12,8 @@ from pathlib import Path
 import filelock
 import psutil
 
+SESSION = "WORKBENCH_RUN"  # in a notebook's environment: <run id>|<mode>|<identity of the launcher's process>
+
 
 def whoami(pid: int | None = None) -> str:
     """host/boot/pid/start of a process: equal only for the same process."""

@@ -238,9 +238,11 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
     pairs = [(run, mode) for mode in modes if an_id for run in store.search("trainings", mode, beginning)]
     found = {(run.info.run_id, mode): run for run, mode in pairs}
     if not found:
-        others = (("checks", "check"), ("evaluations", "evaluation"), ("studies", "notebook's execution"))
-        for kind, what in others if an_id else ():
-            if store.search(kind, "full", beginning):
+        execution = "notebook's execution"
+        others = (("checks", "full", "check"), ("evaluations", "full", "evaluation"))
+        others += tuple(("studies", mode, execution) for mode in modes)
+        for kind, mode, what in others if an_id else ():
+            if store.search(kind, mode, beginning):
                 raise WorkbenchError(f"run {text} is a {what}: only trainings can be replayed.")
         ids = [run.info.run_id for mode in modes for run in store.search("trainings", mode)]
         raise unknown("training, by the beginning of its run id,", text, ids)

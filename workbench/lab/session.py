@@ -15,12 +15,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench.lab import events
-from workbench.lab.processes import die_with, is_alive, whoami
+from workbench.lab.processes import SESSION, die_with, is_alive, whoami
 from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
 from workbench.paths import root
 
-SESSION = "WORKBENCH_RUN"  # <run id>|<mode>|<identity of the launcher's process>
 PLANNING = "WORKBENCH_PLAN"  # <file>|<study>|<mode>: trainings that are missing are written there, and none is run
 
 

@@ -1,7 +1,7 @@
 """Which executor: by the command line's options, or WORKBENCH_EXECUTOR, e.g. `processes:4` or `ray:8,gpus=0.5`."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.executors.base import Executor, Resources
@@ -40,7 +40,8 @@ class Choice:
     def of(cls, kind: str | None, workers: int | None, gpus: float | None, threads: int | None) -> "Choice":
         """What the options say, where each may be left out: several workers, or GPUs, mean processes."""
         if kind is None and (named := os.environ.get(VARIABLE)) and workers is None:
-            return cls.parse(named)
+            given = {"gpus": gpus, "threads": threads}
+            return replace(cls.parse(named), **{name: value for name, value in given.items() if value is not None})
         if kind is None:
             several = workers > 1 if workers is not None else len(visible_gpus()) > 1
             kind = "processes" if several else "inline"

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -120,6 +121,7 @@ class Worker:
             inherited["OMP_NUM_THREADS"] = str(seat.threads)
         if seat.visible is not None:
             inherited["CUDA_VISIBLE_DEVICES"] = seat.visible
+        resource_tracker.ensure_running()  # which lets signals through again when it starts
         with _environment(inherited), _signals_held():
             self.process.start()
         theirs.close()  # so that our end reports the death of the other
