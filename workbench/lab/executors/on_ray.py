@@ -132,7 +132,8 @@ def connect():
         address = os.environ.get("RAY_ADDRESS", "of this machine")
         cause = str(error).splitlines()[0]
         raise WorkbenchError(
-            f"Ray ({address}) cannot be reached ({cause}): start it, or correct RAY_ADDRESS."
+            f"Ray ({address}) cannot be reached ({cause}): start it, or correct RAY_ADDRESS, "
+            "and RAY_AUTH_MODE=token where the cluster asks for a token."
         ) from error
     return ray
 
