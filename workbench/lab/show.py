@@ -163,7 +163,8 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
         console.print(f"    {tags.get('effect', '')}   run {run_id[:8]}", style="dim", highlight=False)
     if run_ids:
         mode = store.get(run_ids[0]).data.tags["mode"]
-        console.print("\nCompare them: ./run ui, then", highlight=False)
+        pages = "" if store.uri.startswith("http") else " ./run ui, then"
+        console.print(f"\nCompare them:{pages}", highlight=False)
         console.print(f"  {store.compare_url(run_ids, 'studies', mode)}", highlight=False, soft_wrap=True)
         console.print(f"  their trainings: {store.experiment_url('trainings', mode)}", highlight=False, soft_wrap=True)
     return all_finished

@@ -399,13 +399,16 @@ class Store:
         return found
 
     def experiment_url(self, kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
-        return views.page(f"http://127.0.0.1:{port}", self.experiment_id(kind, mode))
+        return views.page(self._pages(port), self.experiment_id(kind, mode))
 
     def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
-        """The address, once the UI runs, at which these runs stand side by side."""
+        """The address, once the UI runs (a server has its own), at which these runs stand side by side."""
         runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
         query = f"workflowType=machine_learning&runs=[{runs}]&experiments=[%22{experiment}%22]"
-        return f"http://127.0.0.1:{port}/#/compare-runs?{query}"
+        return f"{self._pages(port)}/#/compare-runs?{query}"
+
+    def _pages(self, port: int) -> str:
+        return self.uri.rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager

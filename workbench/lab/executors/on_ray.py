@@ -126,6 +126,7 @@ def connect():
     }
     if not os.environ.get("RAY_ADDRESS"):
         gpus = os.environ.get("WORKBENCH_GPUS")
+        options |= {"address": "local"}  # else one that happens to run here would be taken
         options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": int(gpus) if gpus else None}
     try:
         ray.init(**options)
