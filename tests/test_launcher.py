@@ -194,3 +194,27 @@ def test_a_mistaken_study_is_one_sentence_before_anything_runs(small, content, m
 def test_an_unknown_study_names_the_nearest(small):
     with pytest.raises(WorkbenchError, match="unknown study 'smal': did you mean 'small'"):
         run_study("smal")
+
+
+def clusters():
+    return [p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server"]
+
+
+@pytest.mark.slow
+def test_on_ray_the_notebook_submits_to_the_cluster_that_it_runs_on(small, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    store, seen = Store(), []
+    try:
+        (run_id,) = run_study(
+            "small",
+            store=store,
+            overrides={"steps": "1"},
+            executor="ray:2,threads=1",
+            listener=after_two_trainings(lambda: seen.append(len(clusters()))),
+        )
+    finally:
+        ray.shutdown()
+    assert store.status(run_id) == "FINISHED", store.get(run_id).data.tags.get("cause")
+    assert statuses(store) == (["FINISHED"], ["FINISHED"] * 4)
+    assert seen == [1]
