@@ -537,12 +537,14 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
 
 def _say_who_is_away(error: Exception) -> NoReturn:
     """Ends with exit code 1 where the store's server or a database does not answer any more, else raises the error."""
+    from workbench.lab.database import without_password
     from workbench.lab.store import is_away, tracking_uri
 
     if not is_away(error):
         raise error
+    store = without_password(tracking_uri())
     print(
-        f"workbench: the store ({tracking_uri()}), or the searches' database, does not answer any more "
+        f"workbench: the store ({store}), or the searches' database, does not answer any more "
         f"({str(error).splitlines()[0][:200]}): what is done is kept, and when it is back the same command goes on.",
         file=sys.stderr,
     )

@@ -41,7 +41,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.errors import WorkbenchError
 from workbench.lab import views
-from workbench.lab.database import Database, is_database, with_driver
+from workbench.lab.database import Database, is_database, with_driver, without_password
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
@@ -108,8 +108,8 @@ def refuse_unusable(uri: str) -> None:
         known = {file.name.partition("_")[0] for file in (Path(mlflow.__file__).parent / MIGRATIONS).glob("*.py")}
         if revision is not None and revision not in known:
             raise WorkbenchError(
-                f"the store {uri} was made by another MLflow: its layout {revision} is unknown to MLflow "
-                f"{mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
+                f"the store {without_password(uri)} was made by another MLflow: its layout {revision} is unknown "
+                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
             )
 
 
@@ -125,13 +125,16 @@ class Store:
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
-            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
-                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {self.uri}`"
+                cause, cure = (
+                    "an older MLflow made it",
+                    f"copy it, then run `mlflow db upgrade {uri}`",
+                )
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
-            raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
+            raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
