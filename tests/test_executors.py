@@ -273,6 +273,8 @@ def test_several_workers_or_gpus_mean_processes(monkeypatch):
     monkeypatch.setenv("WORKBENCH_GPUS", "4")
     assert Choice.of(None, None, None, None).kind == "processes"
     assert Choice("processes").count == 4 and Choice("processes", gpus=0.5).count == 8
+    monkeypatch.setenv("WORKBENCH_EXECUTOR", "ray:8")
+    assert Choice.of(None, 2, None, None) == Choice("ray", 2)
     monkeypatch.setenv("WORKBENCH_EXECUTOR", "processes:3")
     assert Choice.of(None, None, None, None).workers == 3
 

@@ -18,7 +18,7 @@ from test_notebook import notebook
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store, Study, run_study
-from workbench.lab.launcher import plan
+from workbench.lab.launcher import execution_key, plan
 
 CELLS = (
     "from workbench.lab import open_session, run_all\nfrom workbench.lab.stats import t_interval\nfrom workbench.lab.verdicts import Verdict\n"
@@ -155,6 +155,38 @@ def test_a_finished_execution_is_reused_and_a_changed_notebook_runs_again(small)
     assert planned() is None
 
 
+def test_the_plan_says_why(small):
+    """Runs as launchers leave them, without their kernels."""
+    store, study = Store(), Study.load("small")
+
+    def left(status, cause=None, **changed):
+        key = execution_key(study, {"steps": 12}) | changed
+        tags = {f"key.{part}": value for part, value in key.items()} | ({"cause": cause} if cause else {})
+        run_id = store.open_notebook("small", "small.ipynb", {}, "full", "small", tags)
+        if status != "RUNNING":
+            store.close(run_id, status)
+        return run_id
+
+    def planned(**kwargs):
+        (execution,) = plan([study], store, quick=False, **kwargs)
+        return execution.action, execution.state, execution.why
+
+    assert planned() == ("run", "new", "never run")
+    run_id = left("FAILED", "MemoryError")
+    assert planned() == ("run", "failed", f"run {run_id[:8]}: MemoryError")
+    assert planned(rerun="stale")[0] == "leave" and planned(rerun="failed")[0] == "run"
+    run_id = left("FINISHED", code="other", data="other")
+    assert planned() == ("run", "stale", f"code and data changed since run {run_id[:8]}")
+    run_id = left("KILLED", "interrupted")
+    assert planned() == ("run", "interrupted", f"run {run_id[:8]}")
+    run_id = left("RUNNING")
+    assert planned() == ("leave", "running", f"run {run_id[:8]}, in another process")
+    left("FINISHED")
+    assert planned()[:2] == ("reuse", "finished") and planned(rerun="all")[0] == "run"
+    with pytest.raises(WorkbenchError, match="unknown choice for --rerun 'stal': did you mean 'stale'"):
+        planned(rerun="stal")
+
+
 def test_a_matrix_expands_into_executions(small):
     (small / "studies" / "small.yaml").write_text(
         "question: q\nnotebook: small.ipynb\nmatrix: {steps: [1, 2]}\nquick: {steps: 1}\nminutes: {full: 2}\n"
@@ -194,3 +226,27 @@ def test_a_mistaken_study_is_one_sentence_before_anything_runs(small, content, m
 def test_an_unknown_study_names_the_nearest(small):
     with pytest.raises(WorkbenchError, match="unknown study 'smal': did you mean 'small'"):
         run_study("smal")
+
+
+def clusters():
+    return [p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server"]
+
+
+@pytest.mark.slow
+def test_on_ray_the_notebook_submits_to_the_cluster_that_it_runs_on(small, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    store, seen = Store(), []
+    try:
+        (run_id,) = run_study(
+            "small",
+            store=store,
+            overrides={"steps": "1"},
+            executor="ray:2,threads=1",
+            listener=after_two_trainings(lambda: seen.append(len(clusters()))),
+        )
+    finally:
+        ray.shutdown()
+    assert store.status(run_id) == "FINISHED", store.get(run_id).data.tags.get("cause")
+    assert statuses(store) == (["FINISHED"], ["FINISHED"] * 4)
+    assert seen == [1]

@@ -11,9 +11,10 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
-from workbench.lab.database import with_driver
+from workbench.lab.database import with_driver, without_password
 from workbench.lab.processes import whoami
 from workbench.lab.store import tracking_uri
+from workbench.lab.ui import serve_ui
 from workbench.training import TrainConfig, TrainResult
 
 CONFIG = TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=0.04, seed=2)
@@ -223,6 +224,21 @@ def test_rows_that_are_logged_again_are_no_points_twice(root):
     points = store.client.get_metric_history(run_id, "val_acc")
     assert [(p.step, p.value, p.timestamp) for p in points] == [(1, 0.5, 10**12), (2, 0.6, 10**12 + 1000)]
     assert set(store.get(run_id).data.metrics) == {"val_acc"}
+
+
+def test_a_password_is_not_shown(root):
+    uri = "postgresql://me:secret@127.0.0.1:9/runs"
+    assert without_password(uri) == "postgresql://me:***@127.0.0.1:9/runs"
+    assert without_password("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
+    with pytest.raises(WorkbenchError, match="cannot open the store") as refused:
+        Store(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_server_has_pages_of_its_own(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+    with pytest.raises(WorkbenchError, match="open http://store:5000 in a browser"):
+        serve_ui("127.0.0.1", 5000, print)
 
 
 def test_postgresql_is_reached_with_the_driver_that_the_extra_brings():

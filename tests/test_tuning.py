@@ -123,3 +123,11 @@ def test_impossible_ranges_are_refused(low, high, log):
 def test_no_trials_are_refused(root):
     with pytest.raises(WorkbenchError, match="trials"):
         run(root, trials=0)
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "postgresql://me:secret@127.0.0.1:9/x"])
+def test_a_database_that_cannot_be_had_is_one_sentence(root, monkeypatch, uri):
+    monkeypatch.setenv("WORKBENCH_OPTUNA_STORAGE", uri)
+    with pytest.raises(WorkbenchError, match=r"cannot open the database.*correct WORKBENCH_OPTUNA_STORAGE") as refused:
+        run(root)
+    assert "secret" not in str(refused.value)

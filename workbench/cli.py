@@ -92,7 +92,7 @@ def study(
     """Run studies: each executes a notebook as a run of the store. What is finished is reused."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if specs and everything:
         raise WorkbenchError("give study names or --all, not both.")
     tour = not specs and not everything
@@ -100,6 +100,10 @@ def study(
         console.print("The tour: every question once, in quick form.", highlight=False)
     if parameters and (not specs or len(specs) > 1):
         raise WorkbenchError("-p sets parameters of one study: name it, e.g. `study large_batch -p clip=0.1`.")
+
+    from workbench.lab.executors import Choice
+
+    choice = Choice.of(executor, workers, gpus, threads)
 
     from workbench.lab.study import Study, all_studies
 
@@ -110,14 +114,13 @@ def study(
     for s in studies:
         s.executions(quick=quick or tour, overrides=overrides)
 
-    from workbench.lab.executors import Choice
     from workbench.lab.launcher import plan
     from workbench.lab.show import run_and_show, show_plan, show_results
     from workbench.lab.store import Store
 
-    choice = Choice.of(executor, workers, gpus, threads)
     store = Store()
-    store.close_orphans()
+    if not dry_run:
+        store.close_orphans()
     executions = plan(studies, store, quick=quick or tour, overrides=overrides, rerun=rerun)
     show_plan(executions, choice.count, console)
     if dry_run:
@@ -126,7 +129,8 @@ def study(
         from workbench.lab.planning import plan_trainings
 
         missing = plan_trainings(executions, plan_file, lambda line: console.print(line, highlight=False))
-        console.print(f"{plan_file}: {len(missing)} trainings", highlight=False)
+        rest = "" if missing else ": none is missing, so the study itself is what remains to be run, here"
+        console.print(f"{plan_file}: {len(missing)} trainings{rest}", highlight=False)
         return
     if not show_results(run_and_show(executions, store, choice, console), store, console):
         raise typer.Exit(1)
@@ -537,12 +541,14 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
 
 def _say_who_is_away(error: Exception) -> NoReturn:
     """Ends with exit code 1 where the store's server or a database does not answer any more, else raises the error."""
+    from workbench.lab.database import without_password
     from workbench.lab.store import is_away, tracking_uri
 
     if not is_away(error):
         raise error
+    store = without_password(tracking_uri())
     print(
-        f"workbench: the store ({tracking_uri()}), or the searches' database, does not answer any more "
+        f"workbench: the store ({store}), or the searches' database, does not answer any more "
         f"({str(error).splitlines()[0][:200]}): what is done is kept, and when it is back the same command goes on.",
         file=sys.stderr,
     )

@@ -137,6 +137,12 @@ def with_driver(uri: str) -> str:
     return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
+def without_password(uri: str) -> str:
+    """A URI as it may be shown."""
+    password = urlparse(uri).password
+    return uri.replace(f":{password}@", ":***@", 1) if password else uri
+
+
 def as_path(uri: str) -> str:
     """A file URI as a path, for the places that MLflow keeps as paths."""
     return unquote(urlparse(uri).path)

@@ -33,8 +33,8 @@ NOTEBOOK_RETRIES = 1  # of an execution whose worker died under it
 
 @dataclass
 class Execution:
-    """One notebook execution of the plan. `state` is what the store knows of it: new, finished, failed, interrupted or
-    stale; `why` says more. `action` is run, reuse (the finished `run`) or leave."""
+    """One notebook execution of the plan. `state` is what the store knows of it: new, finished, running, failed,
+    interrupted or stale; `why` says more. `action` is run, reuse (the finished `run`) or leave."""
 
     study: Study
     parameters: dict[str, Any]
@@ -81,7 +81,8 @@ def plan(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
             )
             _compare(execution, runs)
-            wanted = execution.state != "finished" if rerun is None else rerun in ("all", execution.state)
+            answered = ("finished", "running")
+            wanted = execution.state not in answered if rerun is None else rerun in ("all", execution.state)
             execution.action = "run" if wanted else "reuse" if execution.state == "finished" else "leave"
             execution.seconds = _estimate(execution, runs) if wanted else 0.0
             found.append(execution)
@@ -120,10 +121,12 @@ def _compare(execution: Execution, runs: list[Run]) -> None:
         execution.state = "stale"
         execution.why = f"{' and '.join(changes)} changed since run {last.info.run_id[:8]}"
     elif last.info.status == "RUNNING":
-        execution.why = f"run {last.info.run_id[:8]} is at it, in another process"
+        execution.state = "running"
+        execution.why = f"run {last.info.run_id[:8]}, in another process"
     else:
         execution.state = "failed" if last.info.status == "FAILED" else "interrupted"
-        execution.why = f"run {last.info.run_id[:8]}: {last.data.tags.get('cause', 'no cause known')[:100]}"
+        cause = last.data.tags.get("cause", "no cause known")[:100]
+        execution.why = f"run {last.info.run_id[:8]}" + (f": {cause}" if cause != execution.state else "")
 
 
 def _changes(execution: Execution, run: Run) -> list[str]:

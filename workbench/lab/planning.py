@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from workbench.errors import WorkbenchError
 from workbench.lab.executors import Task
 from workbench.lab.executors.inline import InlineExecutor
 from workbench.lab.launcher import Execution, notebook_environment
@@ -23,7 +24,7 @@ def plan_trainings(
 ) -> list[Planned]:
     """Writes the missing trainings of these executions to `file`, and returns them.
 
-    Raises: RuntimeError for a notebook that broke, with its last words; the file is then not written.
+    Raises: WorkbenchError for a notebook that broke, with its last words; the file is then not written.
     """
     found = []
     for execution in executions:
@@ -52,6 +53,6 @@ def _missing(execution: Execution) -> list[Planned]:
         outcome = engine.wait()
         message = outcome.error or outcome.value["message"]
         if outcome.error or (outcome.value["code"] and not message.startswith(f"{Missing.__name__}:")):
-            raise RuntimeError(f"{execution.name} broke while it was planned: {message}")
+            raise WorkbenchError(f"{execution.name} broke while it was planned ({message}): run it here to see why.")
         rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
         return [Planned(**{**row, "config": TrainConfig.from_dict(row["config"])}) for row in rows]

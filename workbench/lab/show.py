@@ -1,6 +1,10 @@
 """What the launcher shows of studies: the plan, progress while they run, a line for each at the end."""
 
+import contextlib
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -33,7 +37,7 @@ def show_plan(executions: list[Execution], workers: int, console: Console) -> No
         estimate = _duration(max(sum(known) / at_a_time, max(known)) if known else None)
         console.print(f"{said}; about {estimate} in all.\n")
     elif any(e.action == "leave" for e in executions):
-        console.print(f"Nothing to run: {said}.\n")
+        console.print(f"Nothing to run: {said} (see why; without --rerun whatever is not finished runs).\n")
     else:
         console.print("Nothing to run: every execution is in the store already (--rerun all repeats them).\n")
 
@@ -52,12 +56,30 @@ def _duration(seconds: float | None) -> str:
 
 def run_and_show(executions: list[Execution], store: Store, choice: Choice, console: Console) -> list[str]:
     """Executes them with a bar each; divergences are shown as they happen. Returns the run ids."""
-    with Board(console) as board:
+    with Board(console) as board, _interruption_is_told(console):
         try:
             return execute(executions, store, choice, board.on_event)
         except KeyboardInterrupt:
             board.stopping()
             raise
+
+
+@contextlib.contextmanager
+def _interruption_is_told(console: Console) -> Iterator[None]:
+    """Within it, Ctrl-C says at once what it does: saving takes a while."""
+
+    def interrupted(*_) -> None:
+        console.print("stopping: what is under way saves itself first; Ctrl-C again stops at once", highlight=False)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
@@ -163,7 +185,8 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
         console.print(f"    {tags.get('effect', '')}   run {run_id[:8]}", style="dim", highlight=False)
     if run_ids:
         mode = store.get(run_ids[0]).data.tags["mode"]
-        console.print("\nCompare them: ./run ui, then", highlight=False)
+        pages = "" if store.uri.startswith("http") else " ./run ui, then"
+        console.print(f"\nCompare them:{pages}", highlight=False)
         console.print(f"  {store.compare_url(run_ids, 'studies', mode)}", highlight=False, soft_wrap=True)
         console.print(f"  their trainings: {store.experiment_url('trainings', mode)}", highlight=False, soft_wrap=True)
     return all_finished

@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute: trainings wait meanwhile
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of each run that ends on a server
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # small files, each with a bar of its own
 
 import filelock
@@ -40,7 +41,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab import views
-from workbench.lab.database import Database, as_path, is_database, with_driver
+from workbench.lab.database import Database, as_path, is_database, with_driver, without_password
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
 from workbench.training import TrainConfig, TrainResult, config_id
@@ -107,8 +108,8 @@ def refuse_unusable(uri: str) -> None:
         known = {file.name.partition("_")[0] for file in (Path(mlflow.__file__).parent / MIGRATIONS).glob("*.py")}
         if revision is not None and revision not in known:
             raise WorkbenchError(
-                f"the store {uri} was made by another MLflow: its layout {revision} is unknown to MLflow "
-                f"{mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
+                f"the store {without_password(uri)} was made by another MLflow: its layout {revision} is unknown "
+                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
             )
 
 
@@ -124,15 +125,15 @@ class Store:
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
-            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
-                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {self.uri}`"
+                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {uri}`"
             elif of_the_disk(error):
                 cure = "free some space, or choose another place with WORKBENCH_ROOT or MLFLOW_TRACKING_URI"
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
-            raise WorkbenchError(f"cannot open the store {self.uri} ({cause}): {cure}.") from error
+            raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
@@ -406,13 +407,16 @@ class Store:
         return found
 
     def experiment_url(self, kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
-        return views.page(f"http://127.0.0.1:{port}", self.experiment_id(kind, mode))
+        return views.page(self._pages(port), self.experiment_id(kind, mode))
 
     def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
-        """The address, once the UI runs, at which these runs stand side by side."""
+        """The address, once the UI runs (a server has its own), at which these runs stand side by side."""
         runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
         query = f"workflowType=machine_learning&runs=[{runs}]&experiments=[%22{experiment}%22]"
-        return f"http://127.0.0.1:{port}/#/compare-runs?{query}"
+        return f"{self._pages(port)}/#/compare-runs?{query}"
+
+    def _pages(self, port: int) -> str:
+        return self.uri.rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager

@@ -17,10 +17,11 @@ import filelock
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
-from workbench.lab.database import with_driver
+from workbench.lab.database import with_driver, without_password
 from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
 from workbench.lab.processes import is_held
@@ -184,7 +185,16 @@ def _storage() -> optuna.storages.RDBStorage:
     uri = storage_uri()
     patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
     with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
-        return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
+        try:
+            return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
+            if uri.startswith("sqlite"):
+                raise
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise WorkbenchError(
+                f"cannot open the database {without_password(uri)} ({cause}): start its server, or correct "
+                "WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/."
+            ) from error
 
 
 def _open(name: str) -> optuna.Study:

@@ -39,8 +39,8 @@ class Choice:
     @classmethod
     def of(cls, kind: str | None, workers: int | None, gpus: float | None, threads: int | None) -> "Choice":
         """What the options say, where each may be left out: several workers, or GPUs, mean processes."""
-        if kind is None and (named := os.environ.get(VARIABLE)) and workers is None:
-            given = {"gpus": gpus, "threads": threads}
+        if kind is None and (named := os.environ.get(VARIABLE)):
+            given = {"workers": workers, "gpus": gpus, "threads": threads}
             return replace(cls.parse(named), **{name: value for name, value in given.items() if value is not None})
         if kind is None:
             several = workers > 1 if workers is not None else len(visible_gpus()) > 1

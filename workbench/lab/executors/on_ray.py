@@ -39,7 +39,7 @@ class RayExecutor:
         self._numbers += 1
         options = {"num_cpus": 0} if task.coordinator else self._options
         work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **options)
-        environment = handed_down() | task.environment
+        environment = handed_down(self._ray.get_runtime_context().gcs_address) | task.environment
         reference = work.remote(self._mailbox, self._numbers, task.function, task.arguments, environment)
         self._tasks[reference] = self._numbers, task
 
@@ -101,10 +101,11 @@ class RayExecutor:
         return Outcome(task, error=content[0], details=content[1])
 
 
-def handed_down() -> dict[str, str]:
-    """What tasks on other nodes need of this process's environment."""
-    names = ("WORKBENCH_DATA", "MLFLOW_TRACKING_URI", "WORKBENCH_OPTUNA_STORAGE")
-    return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
+def handed_down(cluster: str) -> dict[str, str]:
+    """What tasks on other nodes need of this process's environment, and the cluster's address."""
+    names = ("WORKBENCH_DATA", "MLFLOW_TRACKING_URI", "WORKBENCH_OPTUNA_STORAGE", "RAY_AUTH_MODE")
+    here = {"WORKBENCH_ROOT": str(root()), "RAY_ADDRESS": cluster}  # the kernel of a notebook submits to it, too
+    return {name: os.environ[name] for name in names if os.environ.get(name)} | here
 
 
 def connect():
@@ -125,6 +126,7 @@ def connect():
     }
     if not os.environ.get("RAY_ADDRESS"):
         gpus = os.environ.get("WORKBENCH_GPUS")
+        options |= {"address": "local"}  # else one that happens to run here would be taken
         options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": int(gpus) if gpus else None}
     try:
         ray.init(**options)
@@ -132,7 +134,8 @@ def connect():
         address = os.environ.get("RAY_ADDRESS", "of this machine")
         cause = str(error).splitlines()[0]
         raise WorkbenchError(
-            f"Ray ({address}) cannot be reached ({cause}): start it, or correct RAY_ADDRESS."
+            f"Ray ({address}) cannot be reached ({cause}): start it, or correct RAY_ADDRESS, "
+            "and RAY_AUTH_MODE=token where the cluster asks for a token."
         ) from error
     return ray
 
