@@ -109,7 +109,8 @@ def refuse_unusable(uri: str) -> None:
         if revision is not None and revision not in known:
             raise WorkbenchError(
                 f"the store {without_password(uri)} was made by another MLflow: its layout {revision} is unknown "
-                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
+                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to "
+                "another store."
             )
 
 
@@ -128,10 +129,7 @@ class Store:
             cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
-                cause, cure = (
-                    "an older MLflow made it",
-                    f"copy it, then run `mlflow db upgrade {uri}`",
-                )
+                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {uri}`"
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
