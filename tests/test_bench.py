@@ -104,6 +104,7 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_benchmark_beside_torch_alone_runs_and_becomes_the_readmes_table(results, command):
     assert command("bench", "agc_over_norm", "--rounds", "2")[0] == 0
     assert not (results / "docs").exists()  # a quick look is not kept

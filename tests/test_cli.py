@@ -159,6 +159,7 @@ def test_the_doctor_says_before_it_mends(root, command):
     assert "All well" in command("doctor")[1]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_once_for_both_processes_and_the_result_is_known_afterwards(root):
     arguments = [
         "-p",

@@ -104,6 +104,7 @@ def test_a_killed_worker_is_replaced_and_its_training_gives_the_same_bits(plan, 
     assert (again.done, again.known, again.left) == (0, 3, 0)
 
 
+@pytest.mark.slow
 def test_a_training_whose_worker_dies_twice_has_failed_and_the_others_go_on(plan, tmp_path, one_thread, capsys):
     killed = set()
 

@@ -114,7 +114,7 @@ def test_an_ended_launcher_leaves_no_kernel_and_no_running_run(small, sig, expec
     environment = os.environ | {"WORKBENCH_ROOT": str(small)}
     launcher = subprocess.Popen(
         [sys.executable, "-m", "workbench.cli", "study", "small", "-p", "steps=3000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=CHECKOUT,
+        env=environment, cwd=CHECKOUT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     store = Store()
     deadline = time.monotonic() + 60

@@ -163,6 +163,7 @@ def test_a_fork_from_the_beginning_is_the_training_with_that_threshold(root, cli
     assert losses[12] != found.steps.loss[11] and found.ends["fork"].startswith("not diverged at step 12")
 
 
+@pytest.mark.slow
 def test_a_fork_from_the_beginning_is_the_training_with_that_rate(root):
     run_id, _ = trained(CALM)
     found, _ = again(run_id, back=100, lr=0.05)

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 from test_notebook import notebook
 from test_trainings import points_twice
 

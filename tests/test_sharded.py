@@ -175,6 +175,7 @@ def run(check):
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
+@pytest.mark.slow
 def test_shards_of_uneven_size_give_what_one_process_gives():
     first, second = run("fully_shard")
     assert first["distance"] < 1e-12 and second["distance"] < 1e-12

@@ -213,6 +213,7 @@ def test_a_search_in_processes_suggests_nothing_twice_and_misses_no_slot(root):
     assert found.trial.tolist() == list(range(7))
 
 
+@pytest.mark.slow
 def test_killed_trials_of_a_parallel_search_give_slots_and_parameters_back(another_root):
     def objective(p):
         return BASE.replace(**p)

@@ -72,7 +72,8 @@ def _interruption_is_told(console: Console) -> Iterator[None]:
         console.print("stopping: what is under way saves itself first; Ctrl-C again stops at once", highlight=False)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a script, on purpose
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, interrupted)

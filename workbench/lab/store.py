@@ -109,7 +109,8 @@ def refuse_unusable(uri: str) -> None:
         if revision is not None and revision not in known:
             raise WorkbenchError(
                 f"the store {without_password(uri)} was made by another MLflow: its layout {revision} is unknown "
-                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
+                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to "
+                "another store."
             )
 
 
