@@ -14,19 +14,27 @@ from multiprocessing import connection
 from workbench.lab.executors.base import in_words, resolve, set_environment
 from workbench.lab.processes import die_with
 
+SAVING = 15.0  # seconds for a task to save what it has
+
 
 class Worker:
     """One end of a pipe: runs what comes through it, and answers each task with its value or its error."""
 
     def __init__(self, descriptor: int):
         self.pipe = connection.Connection(descriptor)
-        self._stopped, self._busy = threading.Event(), False
+        self._stopped, self._idle = threading.Event(), threading.Event()
+        self._idle.set()
 
     def stop(self, *_) -> None:
         """Has the task under way save what it has, and then ends; ends now where there is none."""
         self._stopped.set()
-        if not self._busy:
+        if self._idle.is_set():
             os._exit(0)
+
+    def abandoned(self) -> None:
+        """Stops, and waits for the task under way to save what it has: whoever submitted it is gone."""
+        self.stop()
+        self._idle.wait()
 
     def serve(self) -> None:
         """Until the pipe closes, or this is stopped."""
@@ -35,10 +43,11 @@ class Worker:
                 function, arguments, environment = self.pipe.recv()
             except EOFError:
                 return
-            self._busy = True
-            answer = self._run(function, arguments, environment)
-            self.pipe.send(answer)
-            self._busy = False
+            self._idle.clear()
+            try:
+                self.pipe.send(self._run(function, arguments, environment))
+            finally:
+                self._idle.set()
 
     def _run(self, function: str, arguments: object, environment: dict[str, str]) -> tuple:
         with set_environment(environment):
@@ -62,7 +71,7 @@ def main(descriptor: str, parent: str) -> int:
     worker = Worker(int(descriptor))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, worker.stop)
-    die_with(parent, first=worker.stop)
+    die_with(parent, first=worker.abandoned, grace=SAVING)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # whoever waited is gone
         worker.serve()
     return 0
