@@ -182,6 +182,13 @@ def test_threads_are_those_of_the_resources(make, kind):
     assert outcome.value["OMP_NUM_THREADS"] == "1" and outcome.value["threads"] == 1
 
 
+def test_a_task_that_takes_no_gpu_sees_none(make):
+    (outcome,) = all_outcomes(
+        make("processes", gpus=0.0), [task("t", "environment", ["CUDA_VISIBLE_DEVICES"])]
+    ).values()
+    assert outcome.value["CUDA_VISIBLE_DEVICES"] == ""
+
+
 @pytest.mark.parametrize("kind", OUTSIDE)
 @pytest.mark.parametrize(("share", "workers", "together"), [(None, 2, 1), (0.5, 4, 2)])
 def test_no_gpu_has_more_than_its_share(make, kind, share, workers, together):

@@ -231,10 +231,12 @@ def visible_gpus() -> list[str]:
 
 
 def gpu_environment(place: int, gpus: float | None) -> dict[str, str]:
-    """The GPU of the worker at `place`: the next one, or its share of one; nothing where there are none."""
+    """The GPU of the worker at `place`: the next one, its share of one, or with `gpus` 0 none of those there are."""
     names = visible_gpus()
     share = 1.0 if gpus is None else gpus
-    if not names or share == 0:
+    if not names:
         return {}
+    if share == 0:
+        return {"CUDA_VISIBLE_DEVICES": ""}
     per_gpu = max(1, int(1 / share + 1e-9))
     return {"CUDA_VISIBLE_DEVICES": names[place // per_gpu % len(names)]}
