@@ -293,8 +293,9 @@ def test_a_real_page_answers_here_and_not_to_a_foreign_host(root):
         port = probe.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}
     page = subprocess.Popen(
-        [sys.executable, "-m", "workbench.cli", "ui", "--port", str(port)], env=environment, stdout=subprocess.PIPE
-    )
+        [sys.executable, "-m", "workbench.cli", "ui", "--port", str(port)], env=environment, stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 150
         while b"The store is at" not in page.stdout.readline() and time.monotonic() < deadline:

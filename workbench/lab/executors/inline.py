@@ -41,7 +41,7 @@ class InlineExecutor:
 
 @contextlib.contextmanager
 def _terminated_is_stopped(stop: threading.Event) -> Iterator[None]:
-    """Within it, SIGTERM asks the task to save what it has and stop."""
+    """Within it, SIGTERM asks the task to save what it has and stop; then who would have had the signal gets it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -50,3 +50,5 @@ def _terminated_is_stopped(stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if stop.is_set() and callable(before):
+            before(signal.SIGTERM, None)
