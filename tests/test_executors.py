@@ -265,6 +265,7 @@ def test_a_choice_reads_what_it_writes(text, choice):
         ("processes:2,gpu=1", "did you mean 'gpus'"),
         ("processes:2,gpus=2", "use torchrun"),
         ("inline:2", "use --executor processes"),
+        ("inline,threads=2", "for gpus or threads use processes"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(text, message):
@@ -277,6 +278,7 @@ def test_several_workers_or_gpus_mean_processes(monkeypatch):
     monkeypatch.setenv("WORKBENCH_GPUS", "0")
     assert Choice.of(None, None, None, None).kind == "inline"
     assert Choice.of(None, 3, None, None) == Choice("processes", 3)
+    assert Choice.of(None, None, None, 2) == Choice("processes", threads=2)  # not passed over in silence
     monkeypatch.setenv("WORKBENCH_GPUS", "4")
     assert Choice.of(None, None, None, None).kind == "processes"
     assert Choice("processes").count == 4 and Choice("processes", gpus=0.5).count == 8
@@ -284,6 +286,12 @@ def test_several_workers_or_gpus_mean_processes(monkeypatch):
     assert Choice.of(None, 2, None, None) == Choice("ray", 2)
     monkeypatch.setenv("WORKBENCH_EXECUTOR", "processes:3")
     assert Choice.of(None, None, None, None).workers == 3
+
+
+def test_a_number_of_pretended_gpus_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_GPUS", "two")
+    with pytest.raises(WorkbenchError, match=r"WORKBENCH_GPUS \(=two\) must be a number"):
+        Choice.of(None, None, None, None)
 
 
 def test_gpus_and_threads_change_what_the_environment_says(monkeypatch):

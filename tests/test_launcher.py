@@ -67,18 +67,19 @@ def after_two_trainings(action):
 
 
 @pytest.mark.parametrize(
-    ("victims", "sig", "status"),
+    ("victims", "sig", "status", "cause"),
     [
-        pytest.param(kernels, signal.SIGKILL, "FAILED", id="kernel -9"),
-        pytest.param(papermills, signal.SIGKILL, "KILLED", id="papermill -9", marks=pytest.mark.slow),
-        pytest.param(papermills, signal.SIGTERM, "KILLED", id="papermill -15", marks=pytest.mark.slow),
+        pytest.param(kernels, signal.SIGKILL, "FAILED", "kernel was killed", id="kernel -9"),
+        pytest.param(papermills, signal.SIGKILL, "KILLED", "by signal 9", id="papermill -9", marks=pytest.mark.slow),
+        pytest.param(papermills, signal.SIGTERM, "KILLED", "by signal 15", id="papermill -15", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_study_says_so_and_goes_on_where_it_stopped(small, victims, sig, status):
+def test_a_killed_study_says_so_and_goes_on_where_it_stopped(small, victims, sig, status, cause):
     store = Store()
     run_study("small", store=store, listener=after_two_trainings(lambda: [os.kill(p.pid, sig) for p in victims()]))
     studies, trainings = statuses(store)
     assert studies == [status]
+    assert cause in store.search("studies", "full")[0].data.tags["cause"]
     assert trainings == ["FINISHED", "FINISHED", "KILLED"]
     time.sleep(0.5)
     assert not kernels() and not papermills()

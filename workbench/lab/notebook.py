@@ -115,6 +115,7 @@ def _abandon() -> None:
 
 
 def main(source: str, target: str, parameters: str) -> int:
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     launcher = os.environ.get(SESSION, "").rpartition("|")[2]
@@ -128,6 +129,9 @@ def main(source: str, target: str, parameters: str) -> int:
         execute(Path(source), Path(target), json.loads(parameters))
     except PapermillExecutionError as error:
         print(f"{error.ename}: {error.evalue}".replace("\n", "; "), file=sys.stderr)
+        return 1
+    except DeadKernelError:
+        print("the notebook's kernel was killed: by hand, or by the system where memory ran out", file=sys.stderr)
         return 1
     return 0
 

@@ -291,10 +291,14 @@ def compared(recorded: TrainResult, rows: list[dict], again: TrainResult | None,
         cause = None if again is None else again.cause
         if cause != recorded.cause:
             return False, f"differs from the record: was {recorded.cause}; is {cause or 'not diverged'}"
-        return True, f"bitwise as recorded: {len(theirs)} evaluations and the divergence, its step, loss and parameter"
+        return True, f"bitwise as recorded: {_count(theirs)} and the divergence, its step, loss and parameter"
     if not theirs:
         return False, "nothing was recorded in these steps to compare with"
-    return True, f"bitwise as recorded: {len(theirs)} evaluations"
+    return True, f"bitwise as recorded: {_count(theirs)}"
+
+
+def _count(evaluations: dict) -> str:
+    return f"{len(evaluations)} evaluation{'s' * (len(evaluations) != 1)}"
 
 
 def _check_inputs(result: TrainResult, run_id: str) -> None:

@@ -153,7 +153,8 @@ class Board:
         self._update(line, event, event["name"])
         if event["outcome"] == "diverged":
             line.diverged += 1
-            self._console.print(f"  diverged: {event['name']} ({event['cause']})", highlight=False)
+            count = "" if self._console.is_terminal else f"{event['done']}/{event['total']} "
+            self._console.print(f"  {count}diverged: {event['name']} ({event['cause']})", highlight=False)
         elif not self._console.is_terminal and not event["reused"]:
             self._console.print(
                 f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", highlight=False

@@ -36,6 +36,9 @@ class Choice:
         if self.kind == "inline" and (self.workers or 1) > 1:
             raise WorkbenchError(f"executor inline has one worker, not {self.workers}: use --executor processes.")
 
+        if self.kind == "inline" and (self.gpus is not None or self.threads is not None):
+            raise WorkbenchError("executor inline takes what this process has: for gpus or threads use processes.")
+
     @classmethod
     def of(cls, kind: str | None, workers: int | None, gpus: float | None, threads: int | None) -> "Choice":
         """What the options say, where each may be left out: several workers, or GPUs, mean processes."""
@@ -44,7 +47,7 @@ class Choice:
             return replace(cls.parse(named), **{name: value for name, value in given.items() if value is not None})
         if kind is None:
             several = workers > 1 if workers is not None else len(visible_gpus()) > 1
-            kind = "processes" if several else "inline"
+            kind = "processes" if several or gpus is not None or threads is not None else "inline"
         return cls(kind, workers, gpus, threads)
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve, set_environment
-from workbench.lab.executors.processes import cores
+from workbench.lab.executors.processes import cores, pretended_gpus
 from workbench.paths import root
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -125,9 +125,8 @@ def connect():
         "logging_level": logging.ERROR,
     }
     if not os.environ.get("RAY_ADDRESS"):
-        gpus = os.environ.get("WORKBENCH_GPUS")
         options |= {"address": "local"}  # else one that happens to run here would be taken
-        options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": int(gpus) if gpus else None}
+        options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": pretended_gpus()}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import filelock
 
+from workbench.errors import WorkbenchError
 from workbench.lab.executors.base import Outcome, Resources, Task
 from workbench.lab.processes import Family, whoami
 from workbench.paths import root
@@ -222,12 +223,22 @@ def cores() -> int:
 def visible_gpus() -> list[str]:
     """The names of this machine's GPUs, as CUDA_VISIBLE_DEVICES has them; WORKBENCH_GPUS (a number) pretends that
     there are some, to try placement without any."""
-    if pretended := os.environ.get("WORKBENCH_GPUS"):
-        return [str(i) for i in range(int(pretended))]
+    if (pretended := pretended_gpus()) is not None:
+        return [str(i) for i in range(pretended)]
     import torch
 
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(i) for i in range(torch.cuda.device_count())]
+
+
+def pretended_gpus() -> int | None:
+    """What WORKBENCH_GPUS says; None where it says nothing."""
+    text = os.environ.get("WORKBENCH_GPUS")
+    if not text:
+        return None
+    if not text.isdigit():
+        raise WorkbenchError(f"WORKBENCH_GPUS (={text}) must be a number of GPUs to pretend, or unset.")
+    return int(text)
 
 
 def gpu_environment(place: int, gpus: float | None) -> dict[str, str]:
