@@ -308,7 +308,7 @@ class Store:
         from workbench.models import zoo
 
         config = result.config
-        norm = zoo.entry(config.model).build.func.norm
+        norm = config.model_args.get("norm", zoo.entry(config.model).build.func.norm)
         params = {
             "model": config.model,
             "norm": norm,
@@ -317,6 +317,7 @@ class Store:
             "lr": config.lr,
             "clip": config.clip,
             "clip_on": int(config.clip is not None),
+            "clip_norm": config.clip_norm,
             "lr_x_clip": config.lr * config.clip if config.clip else None,
             "weight_decay": config.weight_decay,
             "steps": result.metrics.get("steps_planned"),
