@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
 from workbench.models.checkpoints import find
@@ -89,6 +91,9 @@ class TrainConfig:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             value, wants_float = getattr(self, f.name), f.type in (float, float | None)
+            if isinstance(value, np.generic):  # from a table; a checkpoint takes plain numbers only
+                value = value.item()
+                object.__setattr__(self, f.name, value)
             if wants_float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one configuration, with one key
             elif not isinstance(value, f.type) or (isinstance(value, bool) and f.type not in (bool, bool | None)):
