@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 ARMS = ["NF+AGC", "NF", "BN", "NF without scaled WS"]
 COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", 4), strict=True))
+CYCLE = sns.color_palette("colorblind", 8)
 MARKERS = dict(zip(ARMS, "os^D", strict=True))
 
 
@@ -26,13 +27,21 @@ def style() -> None:
     )
 
 
+def graded(n: int) -> list:
+    """n colours of a scale from dark to light, for what has an order."""
+    return sns.color_palette("viridis", n + 1)[:n]
+
+
 def _arms(table: pd.DataFrame) -> list[str]:
     return [a for a in ARMS if a in set(table.arm)]
 
 
-def _plain_log_ticks(axis, fine: bool = False) -> None:
-    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, or at all digits, in plain numbers."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=range(1, 10) if fine else (1, 2, 5)))
+def plain_log_ticks(axis, fine: bool = False) -> None:
+    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, over a wide range at those alone, or at all
+    digits, in plain numbers."""
+    low, high = axis.get_view_interval()
+    subs = range(1, 10) if fine else (1, 2, 5) if 0 < high < 300 * low else (1,)
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
     axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
@@ -161,7 +170,7 @@ def _depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
         ax.set_yscale("log")
         low, high = ax.get_ylim()
         if high / low < 1e3:
-            _plain_log_ticks(ax.yaxis, fine=high / low < 4)
+            plain_log_ticks(ax.yaxis, fine=high / low < 4)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
 
 
@@ -241,7 +250,7 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
     axes[0].legend(frameon=False, fontsize="small")
     low, high = axes[0].get_ylim()
     if high / low < 1e3:
-        _plain_log_ticks(axes[0].yaxis, fine=high / low < 4)
+        plain_log_ticks(axes[0].yaxis, fine=high / low < 4)
 
     logs = np.log10(ratios.ratio.clip(lower=1e-9))
     limits = {"vmin": logs.quantile(0.02), "vmax": logs.max()}
@@ -284,7 +293,7 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
         xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials with AGC"
     )
     for axis in (ax.xaxis, ax.yaxis):
-        _plain_log_ticks(axis)
+        plain_log_ticks(axis)
     figure.colorbar(points, ax=ax, label="validation accuracy")
     ax.legend(frameon=False, fontsize="small", loc="best")
 
@@ -323,7 +332,7 @@ def _slice(ax, trials: pd.DataFrame, column: str, arm: str) -> None:
         if len(rows):
             ax.scatter(rows[column], rows.val_acc, label=f"{arm}, {outcome}", **mark, **hollow)
     ax.set_xscale("log")
-    _plain_log_ticks(ax.xaxis)
+    plain_log_ticks(ax.xaxis)
     ax.tick_params(axis="x", rotation=45)
 
 

@@ -25,10 +25,12 @@ class Verdict:
     effect_name: str
     effect: Interval
     stamp: str = ""
+    p: float | None = None  # of the contrast that decides, where it is a test
 
     @property
     def effect_text(self) -> str:
-        return f"{self.effect_name} = {self.effect:.3g}, n = {self.effect.n}"
+        p = "" if self.p is None else f", p = {self.p:.2g}"
+        return f"{self.effect_name} = {self.effect:.3g}, n = {self.effect.n}{p}"
 
     def stamped(self, stamp: str) -> "Verdict":
         return dataclasses.replace(self, stamp=stamp)
@@ -41,6 +43,7 @@ class Verdict:
             "effect_high": self.effect.high,
             "effect_n": self.effect.n,
         }
+        numbers |= {} if self.p is None else {"p": self.p}
         return numbers | ({} if self.holds is None else {"holds": int(self.holds)})
 
     def __str__(self) -> str:
