@@ -53,6 +53,13 @@ def share_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, float(found.low), float(found.high), n)
 
 
+def share_p(successes: int, n: int, share: float = 0.5) -> float:
+    """Two-sided p-value of the exact binomial test that a share is `share`; 1 without observations."""
+    from scipy import stats
+
+    return float(stats.binomtest(int(successes), int(n), share).pvalue) if n else 1.0
+
+
 def difference_p(differences: Sequence[float]) -> float:
     """Two-sided p-value of Student's t-test that the mean of paired differences is 0; NaN for fewer than two."""
     from scipy import stats

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from workbench.lab.stats import Interval, paired_interval, share_interval, t_interval
+from workbench.lab.stats import Interval, difference_p, paired_interval, share_interval, share_p, t_interval
 from workbench.probes.rules import broken_rules
 
 SIGNAL_TOLERANCE = 0.15  # of the expected variance
@@ -67,7 +67,8 @@ def signal_verdict(table: pd.DataFrame) -> Verdict:
     of_subject = blocks[blocks.arm == subject]
     if of_subject.expected_var.isna().all():
         return _rules_verdict(table[(table.arm == subject) & (table.input == "noise")], subject)
-    worst = t_interval(of_subject.groupby("seed").deviation.max())
+    deviations = of_subject.groupby("seed").deviation.max()
+    worst = t_interval(deviations)
     holds = True if worst.high <= SIGNAL_TOLERANCE else False if worst.low > SIGNAL_TOLERANCE else None
     relation = {True: "stays within", False: "leaves", None: "is not shown to stay within"}[holds]
     largest = blocks.groupby("arm").mean_sq.max()
@@ -90,7 +91,8 @@ def signal_verdict(table: pd.DataFrame) -> Verdict:
             f"; on images, whose neighbouring pixels are alike, it ends at variance {t_interval(last['var']):.2g} "
             f"where {last.expected_var.mean():.2g} is expected"
         )
-    return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst)
+    p = difference_p(deviations - SIGNAL_TOLERANCE)
+    return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst, p=p)
 
 
 def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
@@ -146,7 +148,8 @@ def search_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     holds = _side(difference)
     relation = {True: "above", False: "below", None: "not told apart from"}[holds]
     sentence += f"; that is {relation} no clipping at its own best rate {plain.lr:.3g} ({difference:+.1%})."
-    return Verdict(sentence, holds, "accuracy with AGC minus without", difference)
+    p = difference_p(by_seed["NF+AGC"] - by_seed["NF"])
+    return Verdict(sentence, holds, "accuracy with AGC minus without", difference, p=p)
 
 
 def _good_region(trials: pd.DataFrame) -> str:
@@ -176,7 +179,8 @@ def large_batch_verdict(table: pd.DataFrame) -> Verdict:
         f"Failed trainings: {counts}. In {only_plain} of the {share.n} cells where exactly one of the two fails, it is "
         f"NF without clipping. Best peak rate by mean validation accuracy: {best}."
     )
-    return Verdict(sentence, holds, "share of discordant cells in which only the unclipped net fails", share)
+    p = share_p(only_plain, share.n)
+    return Verdict(sentence, holds, "share of discordant cells in which only the unclipped net fails", share, p=p)
 
 
 def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
