@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from workbench.lab.stats import difference_p, holm, paired_interval, share_interval, share_p, t_interval, within_p
+from workbench.lab.stats import (
+    accuracy_interval,
+    best_four_of_five,
+    difference_p,
+    holm,
+    paired_interval,
+    share_interval,
+    share_p,
+    t_interval,
+    within_p,
+)
 
 
 def test_a_t_interval_by_hand():
@@ -19,6 +29,17 @@ def test_pairing_takes_out_what_seeds_share():
     a, b = [10.0, 20.0, 30.0], [9.0, 19.0, 29.0]
     found = paired_interval(a, b)
     assert (found.mean, found.low, found.high) == (1, 1, 1)
+
+
+def test_accuracies_of_two_seeds_end_at_one():
+    found = accuracy_interval([0.95, 0.97])
+    assert (found.low, found.high) == (pytest.approx(0.96 - 12.7062 * 0.01, abs=1e-4), 1.0)
+    assert math.isnan(accuracy_interval([0.5]).low)
+
+
+def test_the_papers_sum_of_five_seeds_leaves_out_the_worst():
+    assert best_four_of_five([0.1, 0.5, 0.6, 0.7, 0.8]) == pytest.approx(0.65)
+    assert best_four_of_five([0.4]) == 0.4
 
 
 def test_one_seed_has_no_interval():

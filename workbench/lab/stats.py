@@ -36,6 +36,18 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
 
 
+def accuracy_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The t-interval of accuracies from 0 to 1, cut off there: of two seeds it may reach beyond."""
+    found = t_interval(values, level)
+    return Interval(found.mean, max(0.0, found.low), min(1.0, found.high), found.n) if found.n > 1 else found
+
+
+def best_four_of_five(values: Sequence[float]) -> float:
+    """The paper's way to sum up seeds: the mean of the best four of five. Of another number, the worst is left out."""
+    values = sorted(values)
+    return float(np.mean(values[1:] if len(values) > 1 else values))
+
+
 def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
     """The t-interval of a - b over pairs that share a seed."""
     if len(a) != len(b):

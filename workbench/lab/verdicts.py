@@ -7,9 +7,19 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from workbench.lab.stats import Interval, difference_p, paired_interval, share_interval, share_p, t_interval
+from workbench.lab.stats import (
+    Interval,
+    accuracy_interval,
+    best_four_of_five,
+    difference_p,
+    paired_interval,
+    share_interval,
+    share_p,
+    t_interval,
+)
 from workbench.probes.rules import broken_rules
 
 SIGNAL_TOLERANCE = 0.15  # of the expected variance
@@ -139,7 +149,7 @@ def search_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     )
     sentence = (
         f"At batch {agc.batch_size} the best threshold found is {agc['clip']:.3g} at peak rate {agc.lr:.3g} "
-        f"(validation accuracy {t_interval(by_seed['NF+AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
+        f"(validation accuracy {accuracy_interval(by_seed['NF+AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
     )
     if "NF" not in by_seed:
         return Verdict(f"{sentence}; no unclipped training completed.", None, "accuracy", t_interval(by_seed["NF+AGC"]))
@@ -179,8 +189,24 @@ def large_batch_verdict(table: pd.DataFrame) -> Verdict:
         f"Failed trainings: {counts}. In {only_plain} of the {share.n} cells where exactly one of the two fails, it is "
         f"NF without clipping. Best peak rate by mean validation accuracy: {best}."
     )
+    if scaled := _linearly_scaled(table):
+        sentence += f" By the paper's protocol, rates scaled with the batch and the worst seed left out: {scaled}."
     p = share_p(only_plain, share.n)
     return Verdict(sentence, holds, "share of discordant cells in which only the unclipped net fails", share, p=p)
+
+
+def _linearly_scaled(table: pd.DataFrame) -> str:
+    """By the paper's protocol: each arm's best rate at the smallest batch, scaled linearly, and the mean accuracy
+    without the worst seed; where the scaled rates are on the grid."""
+    smallest, largest = table.batch_size.min(), table.batch_size.max()
+    parts = []
+    for arm, rows in table.groupby("arm"):
+        best = rows[rows.batch_size == smallest].groupby("lr").val_acc.mean().idxmax()
+        scaled = rows[(rows.batch_size == largest) & np.isclose(rows.lr, best * largest / smallest)]
+        if len(scaled) > 1 and smallest < largest:
+            failed = f", {int(scaled.failed.sum())} failed" if scaled.failed.any() else ""
+            parts.append(f"{arm} {best_four_of_five(scaled.val_acc):.1%} at {scaled.lr.iloc[0]:.3g}{failed}")
+    return f"batch {largest}: {', '.join(parts)}" if parts else ""
 
 
 def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
@@ -188,7 +214,7 @@ def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
     for arm, t in rows.groupby("arm"):
         means = t.groupby("lr").val_acc.mean()
         lr = means.idxmax()
-        parts.append(f"{arm} {t_interval(t[t.lr == lr].val_acc):.1%} at {lr:.3g}")
+        parts.append(f"{arm} {accuracy_interval(t[t.lr == lr].val_acc):.1%} at {lr:.3g}")
     return f"batch {batch}: {', '.join(parts)}"
 
 

@@ -47,10 +47,24 @@ CLAIMS = (
         "claims.threshold_scaling:verdict",
     ),
     Claim(
+        6,
+        "Accumulated large batches equal real ones for NF",
+        "accumulation",
+        "claims.accumulation:verdict",
+        ("gradients", "table"),
+    ),
+    Claim(
         7,
         "Clipping raises the largest stable learning rate",
         "stability_boundary",
         "claims.stability_boundary:verdict",
+    ),
+    Claim(
+        11,
+        "Rate and threshold can be taken from narrower networks",
+        "transfer",
+        "claims.transfer:verdict",
+        ("screened", "table"),
     ),
 )
 
