@@ -61,7 +61,7 @@ def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
     relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
     sentence = (
-        f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower ones predict {guess['lr']:.3g} "
+        f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
         f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; with them it {relation} {MARGIN:.1%} "
         f"of test accuracy ({loss:.2%})."
     )
