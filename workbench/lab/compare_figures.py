@@ -122,6 +122,12 @@ def save(figure: Figure, file: str) -> None:
     plt.close(figure)
 
 
+def shown(figure: Figure) -> Figure:
+    """The figure for a notebook, which would show an open one twice."""
+    plt.close(figure)
+    return figure
+
+
 def check_file(file: str) -> None:
     """Refuses, before anything is read, a file that is no figure."""
     if not file.lower().endswith(SUFFIXES):
