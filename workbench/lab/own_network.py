@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from workbench.data import Dataset
 from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
+from workbench.lab import events
 from workbench.lab.own_models import NORMFREE, enter, entered
 from workbench.lab.parameters import Range
 from workbench.lab.session import Session
@@ -144,25 +144,6 @@ def counts(data: Dataset) -> pd.DataFrame:
     return pd.DataFrame({"class": data.classes, **{name: c.tolist() for name, c in n.items()}})
 
 
-def examples_figure(data: Dataset, classes: int = 10, each: int = 3) -> Figure:
-    """The first training images of the first classes, a column a class, as the network sees them before they are
-    normalised."""
-    import matplotlib.pyplot as plt
-
-    shown = min(classes, len(data.classes))
-    figure, axes = plt.subplots(
-        each, shown, figsize=(1.1 * shown + 0.3, 1.1 * each + 0.4), layout="constrained", squeeze=False
-    )
-    for column in range(shown):
-        images = data.train.images[data.train.labels == column][:each]
-        for ax in axes[:, column]:
-            ax.set_axis_off()
-        for ax, image in zip(axes[:, column], images, strict=False):
-            ax.imshow(image.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(data.classes[column][:12], fontsize="small")
-    return figure
-
-
 def preflights(arms: Mapping[str, TrainConfig], images: int = 32) -> dict[str, Preflight]:
     """What each network does to the first validation images before its first step."""
     return {
@@ -201,10 +182,11 @@ class _Batches:
 
 def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion:
     """A threshold for peak rate `lr` from a short run of a copy, on the batches that the training will see."""
-    model = _built(config)
+    model, seen = _built(config), _Batches(config, steps)
     groups = param_groups(model, config.weight_decay)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    return suggest_clip(model, _Batches(config, steps), optimizer, steps=steps, eps=config.clip_eps, seed=config.seed)
+    quiet = {"progress": not events.listening(), "seed": config.seed}
+    return suggest_clip(model, seen, optimizer, steps=steps, eps=config.clip_eps, **quiet)
 
 
 def searched(
@@ -215,28 +197,26 @@ def searched(
     clip: float | dict,
     trials: int,
     seed: int = 0,
-) -> tuple[pd.DataFrame, dict[str, TrainConfig], dict[str, float]]:
+) -> tuple[pd.DataFrame, dict[str, TrainConfig]]:
     """As many trials for each side: over peak rate and threshold without BatchNorm, over the rate with it.
 
     Args: `lr` and `clip` a number, or a range {low, high, log}.
-    Returns: all trials, a row each; {arm: the configuration of its best trial, in two digits} of those that had one;
-    how much rate and threshold mattered without BatchNorm, from 0 to 1.
+    Returns: all trials, a row each, and {arm: the configuration of its best trial} of those that had one.
     """
-    tables, best, importance = [], {}, {}
+    tables, best = [], {}
     for arm, config in arms.items():
         space = {"lr": lr, "clip": clip} if arm == NF else {"lr": lr}
 
-        def objective(point: Mapping, config=config, arm=arm) -> TrainConfig:
-            chosen = {"clip": _two_digits(point["clip"])} if arm == NF else {}
-            return config.replace(base_lr=_two_digits(point["lr"]), **chosen)
+        def objective(point: Mapping, config=config, space=space) -> TrainConfig:
+            chosen = {n: _two_digits(point[n]) if isinstance(v, dict) else float(v) for n, v in space.items()}
+            return config.replace(**{"base_lr" if name == "lr" else name: v for name, v in chosen.items()})
 
         start = {name: middle(value) for name, value in space.items()}
         found = search(objective, space, trials=trials, session=session, seed=seed, arm=arm, start=[start])
         tables.append(found.trials)
         if found.best is not None:
             best[arm] = objective(dict(found.best))
-        importance |= {"base_lr" if k == "lr" else k: v for k, v in found.importance.items()} if arm == NF else {}
-    return pd.concat(tables, ignore_index=True), best, importance
+    return pd.concat(tables, ignore_index=True), best
 
 
 def middle(value: float | dict | Range) -> float:
@@ -260,6 +240,8 @@ def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Sessio
         first = next(arm for arm in fresh if arm.label == NF)
         run_training(first.config, session, role="confirm", arm=NF, save=str(weights))
     table = run_all(fresh, session, role="confirm")
+    if table.empty:
+        return table
     if "test_acc" not in table:
         table["test_acc"] = np.nan
     return table.assign(test_acc=table.test_acc.fillna(table.val_acc))  # diverged: a guess, on either split
