@@ -113,12 +113,15 @@ def entered(values: dict) -> dict:
 
 def located(name: str) -> str:
     """The same network by a name that means the same from every folder: a file below the root is named from there, any
-    other by its whole path. Names without a file stay as they are."""
+    other by its whole path. Names without a file stay as they are. Raises: WorkbenchError for a file that is not there.
+    """
     where, _, function = name.rpartition(":")
     if not where.endswith(".py"):
         return name
     given = Path(where).expanduser()
-    file = next((f.resolve() for f in (given, root() / given) if f.is_file()), given)
+    file = next((f.resolve() for f in (given, root() / given) if f.is_file()), None)
+    if file is None:
+        raise WorkbenchError(f"there is no file {where}, neither in {Path.cwd()} nor in {root()}.")
     return f"{file.relative_to(root()) if file.is_relative_to(root()) else file}:{function}"
 
 

@@ -29,6 +29,7 @@ body .jp-RenderedHTMLCommon { font-size: 15px; line-height: 1.5; }
 .failed { border-color: #d55e00; background: #fdf3ec; overflow-wrap: anywhere; }
 .celltag_figure img { max-width: 100%; }
 .jp-OutputArea-output img { max-width: 100%; height: auto; }
+body .jp-RenderedText pre { word-break: normal; overflow-wrap: break-word; }
 details.code { margin: 0.3em 0; }
 details.code > summary { color: #888; font: 12px sans-serif; cursor: pointer; }
 details.code .jp-InputArea-editor { padding: 0.4em 0.6em; }
