@@ -207,6 +207,23 @@ def test_preflight_and_suggestion_are_of_both_networks_on_the_images(pair):
     assert suggestion.clip <= 0.16 * (1 - 0.9) / 0.2 * 1.01  # no unit moves by more than 16 % of its length a step
 
 
+def test_a_rate_that_leaves_no_gradient_is_lowered(pair, monkeypatch):
+    asked = []
+
+    def dead_above(model, loader, optimizer, **more):
+        asked.append(optimizer.param_groups[0]["lr"])
+        if asked[-1] > limit:
+            raise WorkbenchError("the first loss and its gradients must not be all 0")
+        return "a suggestion"
+
+    monkeypatch.setattr(own_network, "suggest_clip", dead_above)
+    limit = 0.3
+    assert own_network.suggested(pair["NF+AGC"], lr=0.8) == "a suggestion" and asked == [0.8, 0.2]
+    limit = 0.01
+    with pytest.raises(WorkbenchError, match="all 0"):
+        own_network.suggested(pair["NF+AGC"], lr=0.8)
+
+
 def test_both_sides_get_as_many_trials_and_the_best_goes_to_fresh_seeds(pair, tmp_path):
     lrs = {"low": 0.02, "high": 0.5, "log": True}
     here, file = session(), tmp_path / "out" / "weights.safetensors"

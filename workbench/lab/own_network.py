@@ -181,12 +181,20 @@ class _Batches:
 
 
 def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion:
-    """A threshold for peak rate `lr` from a short run of a copy, on the batches that the training will see."""
-    model, seen = _built(config), _Batches(config, steps)
-    groups = param_groups(model, config.weight_decay)
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    quiet = {"progress": not events.listening(), "seed": config.seed}
-    return suggest_clip(model, seen, optimizer, steps=steps, eps=config.clip_eps, **quiet)
+    """A threshold for peak rate `lr` from a short run of a copy, on the batches that the training will see.
+
+    Where that rate leaves a network without any gradient, a quarter of it is tried, and a quarter of that.
+    """
+    seen, quiet = _Batches(config, steps), {"progress": not events.listening(), "seed": config.seed}
+    for rate in (lr, lr / 4, lr / 16):
+        model = _built(config)
+        groups = param_groups(model, config.weight_decay)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
+        try:
+            return suggest_clip(model, seen, optimizer, steps=steps, eps=config.clip_eps, **quiet)
+        except WorkbenchError:
+            if rate == lr / 16:
+                raise
 
 
 def searched(
