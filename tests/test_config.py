@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from workbench.errors import WorkbenchError
@@ -83,3 +84,17 @@ def test_a_configuration_is_frozen():
 def test_mistakes_are_sentences(changes, message):
     with pytest.raises(WorkbenchError, match=message):
         BASE.replace(**changes)
+
+
+def test_numbers_from_a_table_become_plain_ones():
+    """A row of a DataFrame gives numpy's numbers: the key is that of plain ones, and a checkpoint can be read again."""
+    config = TrainConfig(
+        clip=np.float64(0.02), batch_size=np.int64(64), base_lr=np.float32(0.5), scale_lr=np.bool_(True), steps=3
+    )
+    assert [type(getattr(config, name)) for name in ("clip", "batch_size", "base_lr", "scale_lr")] == [
+        float,
+        int,
+        float,
+        bool,
+    ]
+    assert config == TrainConfig(clip=0.02, batch_size=64, base_lr=0.5, steps=3)

@@ -101,3 +101,9 @@ def test_the_table_shows_who_is_what():
         assert table.loc["linear.weight"].tolist() == ["10x128", "classifier", 1e-4, "exempt"]
         assert table.loc["blocks.0.skip_gain"].tolist() == ["1", "gains_biases", 0.0, "0.02"]
     assert set(groups_table(torch.optim.SGD(model.parameters(), lr=0.1))["clip"]) == {"AGC's"}
+
+
+def test_vectors_are_gains_and_biases():
+    groups = by_name(param_groups(create_model("nfnet_micro", 10), overrides={"vectors": {"clip": None}}))
+    assert groups["gains_biases, clip None"]["clip"] is None and "gains_biases" not in groups
+    assert groups["weights"]["clip"] == 0.01

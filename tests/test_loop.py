@@ -18,7 +18,7 @@ from workbench.models.checkpoints import save_checkpoint
 from workbench.training import TrainConfig, train
 from workbench.training import loop as loop_module
 from workbench.training.inputs import batches
-from workbench.training.loop import first_samples, pick_device, steps_of
+from workbench.training.loop import first_samples, pick_device, steps_of, with_statistics_of
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.watch import Curvature
 
@@ -307,8 +307,13 @@ def test_the_whole_recipe_repeats_bit_for_bit_and_reports_both_weights(monkeypat
 
 
 @pytest.mark.parametrize(
-    "change", [{"mix": True}, {"cutout": 8}, {"sam_rho": 0.05}, {"clip_exempt": ["stage1"]}, {"final_lr": 1.0}]
-)
+    "change",
+    [
+        {"mix": True}, {"cutout": 8}, {"sam_rho": 0.05}, {"clip_exempt": ["stage1"]}, {"final_lr": 1.0},
+        {"clip_exempt": ["vectors"]}, {"clip_head": True, "clip": 1e-3}, {"clip": None, "clip_norm": 0.5},
+        {"model": "resnet_tiny", "model_args": {"norm": "group"}},
+    ],
+)  # fmt: skip
 def test_every_part_of_the_recipe_changes_what_is_trained(change, monkeypatch):
     plain_config = QUICK.replace(steps=6, base_lr=8.0)
     changed_config = plain_config.replace(**change)
@@ -402,6 +407,10 @@ def test_a_diverged_average_is_a_result_too():
         ({"clip_exempt": ["stage9"]}, "unknown parameter pattern 'stage9'"),
         ({"telemetry_every": 1, "clip": None}, "set `clip` too"),
         ({"ema": 1.0}, "must be below 1"),
+        ({"clip_norm": 1.0}, "takes the place of AGC"),
+        ({"clip_head": True, "clip": None}, "set `clip` too"),
+        ({"precise_bn": 64, "stream": True, "shift": 0}, "of images in memory"),
+        ({"clip": None, "clip_norm": -1.0}, "None switches clipping off"),
         ({"final_lr": 10.0}, "at most the peak rate"),
         ({"sam_rho": 0.0}, "above 0"),
     ],
@@ -409,3 +418,43 @@ def test_a_diverged_average_is_a_result_too():
 def test_recipes_that_cannot_be_meant_are_refused(change, message):
     with pytest.raises(WorkbenchError, match=message):
         train(QUICK.replace(**change))
+
+
+def test_clipping_by_the_whole_norm_bounds_the_first_update(monkeypatch):
+    """Without momentum and decay the first update is the rate times the clipped gradient: its norm is known."""
+    config = QUICK.replace(
+        clip=None, clip_norm=1e-3, steps=1, momentum=0.0, weight_decay=0.0, scale_lr=False, base_lr=0.5, warmup=0.0
+    )
+    rate, before = [], {}
+
+    def seen(step, loss, model, optimizer):
+        rate.append(optimizer.param_groups[0]["lr"])
+        before.update({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    kept = {}
+    original = loop_module.create_model
+    monkeypatch.setattr(loop_module, "create_model", lambda *a, **k: kept.setdefault("model", original(*a, **k)))
+    result = train(config, observe=seen)
+    moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in kept["model"].named_parameters()])
+    assert result.history[-1]["grad_norm"] > 0.1  # before clipping
+    torch.testing.assert_close(moved.norm().item(), rate[0] * 1e-3, rtol=2e-3, atol=0)
+
+
+def test_precise_statistics_are_those_of_the_training_images():
+    model = create_model("resnet_tiny", 10, in_channels=1)
+    x = torch.randn(64, 1, 28, 28)
+    precise = with_statistics_of(model, [(x, None)])
+    h = model.stem(x)
+    torch.testing.assert_close(precise.blocks[0].norm0.running_mean, h.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(precise.blocks[0].norm0.running_var, h.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert model.blocks[0].norm0.running_mean.abs().max() == 0  # the network itself is left alone
+
+
+def test_precise_batchnorm_is_reported_beside_the_moving_averages():
+    config = QUICK.replace(
+        model="resnet_tiny", model_args={}, clip=None, precise_bn=256, batch_size=4, evaluate_test=True
+    )
+    metrics = train(config).metrics
+    assert 0 < metrics["precise_val_acc"] != metrics["val_acc"] and "precise_test_acc" in metrics
+    nf = train(QUICK.replace(precise_bn=256)).metrics  # nothing to recompute
+    assert nf["precise_val_acc"] == nf["val_acc"]

@@ -10,12 +10,14 @@ from itertools import pairwise
 import pytest
 import torch
 from parity import CASES, SIZES, build, distances, update_distance
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model, list_models
 from workbench.models.counting import forward_macs, published_macs
 from workbench.models.zoo import entry
+from workbench.probes import expected_signal
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -214,6 +216,28 @@ def test_the_batchnorm_twin_has_the_same_skeleton(pair):
     shapes = [{k: v.shape for k, v in m.named_parameters() if v.ndim == 4} for m in (nf, bn)]
     assert shapes[0] == shapes[1]
     assert [(b.stage, b.is_transition) for b in nf.blocks] == [(b.stage, b.is_transition) for b in bn.blocks]
+
+
+def test_the_groupnorm_opponent_sees_no_batch_and_has_the_same_convolutions():
+    model = create_model("resnet_tiny", 4, norm="group").double()
+    with torch.no_grad():
+        model.linear.weight.normal_()  # it starts at zero
+    x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    alone = torch.cat([model(image[None]) for image in x])
+    torch.testing.assert_close(model(x), alone, rtol=1e-10, atol=1e-12)
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) == 3 * 3 + 1 and not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert {norm.num_channels // norm.num_groups for norm in norms} <= {8, 16}
+    shapes = [
+        {k: v.shape for k, v in m.named_parameters() if v.ndim == 4} for m in (model, create_model("resnet_tiny"))
+    ]
+    assert shapes[0] == shapes[1]
+    filters = model.blocks[0].conv1.standardized_weight()
+    torch.testing.assert_close(filters.mean((1, 2, 3)), torch.zeros(len(filters)).double(), atol=1e-9, rtol=0)
+    with pytest.raises(WorkbenchError, match=r"`norm` \(='layer'\) must be 'batch' or 'group'"):
+        create_model("resnet_tiny", norm="layer")
+    with pytest.raises(WorkbenchError, match="GroupNorm leaves channels of different variance"):
+        expected_signal(model, 32)
 
 
 def test_no_layer_of_a_normalizer_free_net_sees_the_batch():

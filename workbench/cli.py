@@ -486,6 +486,37 @@ def import_(
 
 
 @app.command()
+def claims(
+    which: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[CLAIM]...", help="Numbers or studies; all without.")
+    ] = None,
+    where: Annotated[
+        str, typer.Option("--from", help="auto, store or docs: the newest full runs, or the committed tables.")
+    ] = "auto",
+    export: Annotated[
+        bool, typer.Option("--export", help="Write the tables that were judged to docs/results, to be committed.")
+    ] = False,
+    csv: Annotated[Optional[str], typer.Option(help="Write the verdicts to this file, too.")] = None,
+) -> None:
+    """Judge the paper's claims anew, from the tables that the studies left; p-values adjusted over them (Holm)."""
+    from rich.console import Console
+
+    from workbench.lab.claims.recompute import export as write
+    from workbench.lab.claims.recompute import judged, results_folder
+    from workbench.lab.claims.registry import claims as chosen
+    from workbench.lab.claims.show import as_table, show_claims
+
+    if where not in ("auto", "store", "docs"):
+        raise unknown("source of evidence", where, ("auto", "store", "docs"))
+    found = judged(chosen(which), where=where)
+    show_claims(found, Console())
+    if csv:
+        as_table(found).to_csv(csv, index=False)
+    for file in write(found, results_folder()) if export else ():
+        print(f"written: {file}")
+
+
+@app.command()
 def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Mend what was found; without it, only say what would be done.")

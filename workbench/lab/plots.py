@@ -14,9 +14,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-ARMS = ["NF+AGC", "NF", "BN", "NF without scaled WS"]
-COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", 4), strict=True))
-MARKERS = dict(zip(ARMS, "os^D", strict=True))
+ARMS = ["NF+AGC", "NF", "BN", "NF without scaled WS", "GN", "NF+norm clipping", "BN+AGC"]
+COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", 7), strict=True))
+CYCLE = sns.color_palette("colorblind", 8)
+MARKERS = dict(zip(ARMS, "os^DvPX", strict=True))
 
 
 def style() -> None:
@@ -26,13 +27,22 @@ def style() -> None:
     )
 
 
-def _arms(table: pd.DataFrame) -> list[str]:
+def graded(n: int) -> list:
+    """n colours of a scale from dark to light, for what has an order."""
+    return sns.color_palette("viridis", n + 1)[:n]
+
+
+def arms_of(table: pd.DataFrame) -> list[str]:
+    """The known arms that a table has, in their order."""
     return [a for a in ARMS if a in set(table.arm)]
 
 
-def _plain_log_ticks(axis, fine: bool = False) -> None:
-    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, or at all digits, in plain numbers."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=range(1, 10) if fine else (1, 2, 5)))
+def plain_log_ticks(axis, fine: bool = False) -> None:
+    """Marks a logarithmic axis at 1, 2 and 5 times the powers of ten, over a wide range at those alone, or at all
+    digits, in plain numbers."""
+    low, high = axis.get_view_interval()
+    subs = range(1, 10) if fine else (1, 2, 5) if 0 < high < 300 * low else (1,)
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
     axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
@@ -52,8 +62,8 @@ def signal_figure(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.8), layout="constrained")
     shown = table[table.input == "noise"]
     for ax, (column, title) in zip(axes, SIGNALS.items(), strict=True):
-        for i, arm in enumerate(_arms_or_names(shown)):
-            look = _look(arm, i)
+        for i, arm in enumerate(arms_or_names(shown)):
+            look = look_of(arm, i)
             _over_depth(ax, shown[shown.arm == arm], column, arm, **look)
         _depth_axis(ax, shown, column)
         ax.set(title=title)
@@ -90,7 +100,7 @@ def effects_figure(table: pd.DataFrame) -> Figure:
 def inputs_figure(table: pd.DataFrame) -> Figure:
     """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
     style()
-    arms = _arms_or_names(table)
+    arms = arms_or_names(table)
     figure, axes = plt.subplots(
         1, len(arms), figsize=(1 + 3.4 * len(arms), 3.4), layout="constrained", sharey=True, squeeze=False
     )
@@ -126,12 +136,13 @@ def check_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _arms_or_names(table: pd.DataFrame) -> list[str]:
+def arms_or_names(table: pd.DataFrame) -> list[str]:
     """The known arms in their order, then others in theirs."""
-    return [*_arms(table), *(arm for arm in dict.fromkeys(table.arm) if arm not in ARMS)]
+    return [*arms_of(table), *(arm for arm in dict.fromkeys(table.arm) if arm not in ARMS)]
 
 
-def _look(arm: str, i: int) -> dict:
+def look_of(arm: str, i: int) -> dict:
+    """Colour and marker of an arm; of one without its own, by its place i."""
     if arm in ARMS:
         return {"color": COLOURS[arm], "fmt": MARKERS[arm]}
     return {"color": sns.color_palette("colorblind", 10)[4 + i % 6], "fmt": "o"}
@@ -161,7 +172,7 @@ def _depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
         ax.set_yscale("log")
         low, high = ax.get_ylim()
         if high / low < 1e3:
-            _plain_log_ticks(ax.yaxis, fine=high / low < 4)
+            plain_log_ticks(ax.yaxis, fine=high / low < 4)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
 
 
@@ -241,7 +252,7 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
     axes[0].legend(frameon=False, fontsize="small")
     low, high = axes[0].get_ylim()
     if high / low < 1e3:
-        _plain_log_ticks(axes[0].yaxis, fine=high / low < 4)
+        plain_log_ticks(axes[0].yaxis, fine=high / low < 4)
 
     logs = np.log10(ratios.ratio.clip(lower=1e-9))
     limits = {"vmin": logs.quantile(0.02), "vmax": logs.max()}
@@ -284,7 +295,7 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
         xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials with AGC"
     )
     for axis in (ax.xaxis, ax.yaxis):
-        _plain_log_ticks(axis)
+        plain_log_ticks(axis)
     figure.colorbar(points, ax=ax, label="validation accuracy")
     ax.legend(frameon=False, fontsize="small", loc="best")
 
@@ -294,7 +305,7 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
         axes[1].axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
     axes[1].set(xlabel="clipping threshold", ylabel="validation accuracy", title="slice: threshold")
     axes[1].legend(frameon=False, fontsize="small")
-    for arm in _arms(trials):
+    for arm in arms_of(trials):
         _slice(axes[2], trials[trials.arm == arm], "lr", arm)
     axes[2].set(xlabel="peak learning rate", title="slice: rate")
     axes[2].sharey(axes[1])
@@ -323,7 +334,7 @@ def _slice(ax, trials: pd.DataFrame, column: str, arm: str) -> None:
         if len(rows):
             ax.scatter(rows[column], rows.val_acc, label=f"{arm}, {outcome}", **mark, **hollow)
     ax.set_xscale("log")
-    _plain_log_ticks(ax.xaxis)
+    plain_log_ticks(ax.xaxis)
     ax.tick_params(axis="x", rotation=45)
 
 
@@ -331,7 +342,7 @@ def _seeds(ax, rows: pd.DataFrame) -> None:
     """Each seed as a point, failures as crosses, the mean with its 95 % t-interval beside them."""
     from workbench.lab.stats import t_interval
 
-    for i, arm in enumerate(_arms(rows)):
+    for i, arm in enumerate(arms_of(rows)):
         t = rows[rows.arm == arm]
         ok, failed = t[t.failed == 0], t[t.failed == 1]
         ax.plot(np.full(len(ok), i), ok.val_acc, MARKERS[arm], color=COLOURS[arm], alpha=0.6)
@@ -346,8 +357,8 @@ def _seeds(ax, rows: pd.DataFrame) -> None:
                 color="black",
                 capsize=3,
             )
-    ax.set_xticks(range(len(_arms(rows))), _arms(rows))
-    ax.set(xlim=(-0.5, len(_arms(rows)) - 0.3), ylabel="validation accuracy")
+    ax.set_xticks(range(len(arms_of(rows))), arms_of(rows))
+    ax.set(xlim=(-0.5, len(arms_of(rows)) - 0.3), ylabel="validation accuracy")
 
 
 def batch_figure(table: pd.DataFrame) -> Figure:
@@ -369,7 +380,8 @@ def batch_figure(table: pd.DataFrame) -> Figure:
     )
     for column, size in enumerate(sizes):
         top, bottom = axes[:, column]
-        for offset, arm in zip((-0.03, 0.0, 0.03), _arms(table), strict=False):
+        arms = arms_of(table)
+        for offset, arm in zip(0.03 * (np.arange(len(arms)) - (len(arms) - 1) / 2), arms, strict=True):
             rows = table[(table.batch_size == size) & (table.arm == arm)]
             over = rows.groupby("lr")
             x = np.array(sorted(rows.lr.unique())) * 10**offset

@@ -21,13 +21,14 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.lab.own_models import entered
 from workbench.lab.record import checkpoints_folder
 from workbench.lab.store import Store
-from workbench.optim import AGC, param_groups
+from workbench.optim import AGC
 from workbench.optim.agc import unitwise_norm
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.cause import largest_ratios
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import code_hash
 from workbench.training.inputs import source_digest
+from workbench.training.loop import groups_of
 
 SEEN_AFTER = {"cpu": 0}  # steps in which a training sees that it diverged
 SEEN_AFTER_ELSEWHERE = 10
@@ -103,8 +104,7 @@ class Recorder:
 
     def _set_clip(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """The groups as `train` makes them, with this threshold."""
-        exempt = {pattern: {"clip": None} for pattern in self.config.clip_exempt}
-        groups = param_groups(model, self.config.weight_decay, self.clip, exempt)
+        groups = groups_of(model, self.config.replace(clip=self.clip, clip_norm=None))
         for group, wanted in zip(optimizer.param_groups, groups, strict=True):
             group["clip"] = wanted["clip"]
         if self.config.clip is None:
@@ -187,6 +187,8 @@ def replay(
         device = "cpu" if result.device.startswith("cpu") else result.config.device
     config = result.config.replace(device=device, progress=progress)
     _check_inputs(result, original)
+    if clip is not None and config.clip_norm is not None:
+        raise WorkbenchError(f"{config.name} clips by the whole norm: a fork with AGC beside it would clip twice.")
     end = int(result.metrics.get("failed_at_step") or result.metrics["steps_done"])
     total = int(result.metrics["steps_planned"])
     start = max(0, end - back)

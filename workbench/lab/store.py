@@ -209,6 +209,17 @@ class Store:
                 write(Path(folder) / f"{name}{suffix}", index=False)
             self.client.log_artifacts(run_id, folder, "tables")
 
+    def read_table(self, run_id: str, name: str) -> pd.DataFrame:
+        """A table that `log_table` kept. Raises: WorkbenchError where the run has none of this name."""
+        path = within_run(f"tables/{name}.parquet")
+        if self.uri.startswith("sqlite"):
+            refuse_link(Path(as_path(self.get(run_id).info.artifact_uri)), path)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return pd.read_parquet(self.client.download_artifacts(run_id, path, folder))
+            except (OSError, MlflowException) as error:
+                raise WorkbenchError(f"run {run_id} has no table {name} that can be read.") from error
+
     def log_figure(self, run_id: str, figure, name: str) -> None:
         """A matplotlib figure as PNG and as SVG."""
         within_run(name)
@@ -308,7 +319,7 @@ class Store:
         from workbench.models import zoo
 
         config = result.config
-        norm = zoo.entry(config.model).build.func.norm
+        norm = config.model_args.get("norm", zoo.entry(config.model).build.func.norm)
         params = {
             "model": config.model,
             "norm": norm,
@@ -317,6 +328,7 @@ class Store:
             "lr": config.lr,
             "clip": config.clip,
             "clip_on": int(config.clip is not None),
+            "clip_norm": config.clip_norm,
             "lr_x_clip": config.lr * config.clip if config.clip else None,
             "weight_decay": config.weight_decay,
             "steps": result.metrics.get("steps_planned"),

@@ -26,6 +26,7 @@ RULES: dict[str, Rule] = {
     "num_classes": (lambda v: _whole(v, 0), "a whole number, at least 0 (0: no classifier)"),
     "in_channels": (lambda v: _whole(v, 1), "a whole number, at least 1"),
     "activation": (lambda v: isinstance(v, str) or callable(v), "a name or a function"),
+    "norm": (lambda v: v in ("batch", "group"), "'batch' or 'group'"),
     "alpha": (lambda v: _number(v) and v > 0, "a number above 0"),
     "se_ratio": (lambda v: v is None or (_number(v) and 0 <= v <= 1), "a number from 0 (no gates) to 1"),
     "stochastic_depth": _SHARE,

@@ -1,18 +1,30 @@
-"""Pre-activation ResNet with BatchNorm: the opponent, on the same skeleton.
+"""Pre-activation ResNet with BatchNorm: the opponent, on the same skeleton; with GroupNorm, too.
 
 Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it beside nf_resnet.py: the difference
 of the two files is the paper. No alpha, beta, gamma or skip gain; a normalisation before each activation instead.
 BatchNorm is torch's: eps 1e-5 and decay 0.9 as the authors have, the running variance unbiased and from 1.
+GroupNorm comes with weight standardisation, as in Qiao et al. 2019 and BiT: groups of 16 channels (Wu and He 2018).
 Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from workbench.models.activations import Activation, activated_channels, activation_and_gamma
-from workbench.models.layers import Join, PlainConv2d, SqueezeExcite, same_max_pool2d
+from workbench.models.layers import Join, PlainConv2d, ScaledStdConv2d, SqueezeExcite, same_max_pool2d
 from workbench.models.network import Network
+
+GROUP = 16  # channels; a narrower layer is one group
+
+
+def normalization(norm: str, channels: int) -> nn.Module:
+    """The layer in front of an activation: norm "batch", or "group"."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP)), channels)
 
 
 class Block(nn.Module):
@@ -31,21 +43,22 @@ class Block(nn.Module):
         activation: str | Activation,
         se_ratio: float,
         drop_rate: float,
-        conv_init: dict,
+        norm: str,
+        conv: Callable[..., nn.Module],
     ):
         super().__init__()
         self.stage, self.is_transition = stage, is_transition
         self.act, _ = activation_and_gamma(activation)
         mid = out_channels // 4
         live_in, live_mid = activated_channels(activation, in_channels), activated_channels(activation, mid)
-        self.norm0 = nn.BatchNorm2d(in_channels)
+        self.norm0 = normalization(norm, in_channels)
         if is_transition:
-            self.conv_shortcut = PlainConv2d(live_in, out_channels, 1, stride, **conv_init)
-        self.conv0 = PlainConv2d(live_in, mid, 1, **conv_init)
-        self.norm1 = nn.BatchNorm2d(mid)
-        self.conv1 = PlainConv2d(live_mid, mid, 3, stride, **conv_init)
-        self.norm2 = nn.BatchNorm2d(mid)
-        self.conv2 = PlainConv2d(live_mid, out_channels, 1, **conv_init)
+            self.conv_shortcut = conv(live_in, out_channels, 1, stride)
+        self.conv0 = conv(live_in, mid, 1)
+        self.norm1 = normalization(norm, mid)
+        self.conv1 = conv(live_mid, mid, 3, stride)
+        self.norm2 = normalization(norm, mid)
+        self.conv2 = conv(live_mid, out_channels, 1)
         self.squeeze_excite = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
         self.join = Join(drop_rate)
 
@@ -71,8 +84,9 @@ class Block(nn.Module):
 class ResNet(Network):
     """Stem, stages of blocks, norm, activation, pool, dropout, classifier (weight from 0).
 
-    Args: as NFResNet; `he_init` draws the convolutions as He et al. do (the textbook's signal propagation) in place
-    of the truncated 1 / fan-in normal of the authors' code.
+    Args: as NFResNet; `norm` is "batch", or "group" with standardised weights; `he_init` draws the convolutions of a
+    BatchNorm net as He et al. do (the textbook's signal propagation) in place of the truncated 1 / fan-in normal of the
+    authors' code.
     """
 
     norm = "batch"
@@ -92,13 +106,15 @@ class ResNet(Network):
         dropout: float = 0.0,
         stem: tuple[int, int] = (7, 2),
         pool: bool = True,
+        norm: str = "batch",
         he_init: bool = False,
     ):
         super().__init__()
-        self.pool = pool
+        self.pool, self.norm = pool, norm
         stem_channels = int(16 * width)
-        conv_init = {"init_gain": 2.0 if he_init else 1.0, "truncated": not he_init, "bias": False}
-        self.stem = PlainConv2d(in_channels, stem_channels, *stem, **conv_init)  # kernel size, stride
+        plain = partial(PlainConv2d, init_gain=2.0 if he_init else 1.0, truncated=not he_init, bias=False)
+        conv = plain if norm == "batch" else ScaledStdConv2d
+        self.stem = conv(in_channels, stem_channels, *stem)  # kernel size, stride
 
         self.blocks = nn.ModuleList()
         channels = stem_channels
@@ -115,12 +131,13 @@ class ResNet(Network):
                         activation=activation,
                         se_ratio=se_ratio,
                         drop_rate=stochastic_depth * len(self.blocks) / sum(depth),
-                        conv_init=conv_init,
+                        norm=norm,
+                        conv=conv,
                     )
                 )
                 channels = out_channels
 
-        self.final_norm = nn.BatchNorm2d(channels)
+        self.final_norm = normalization(norm, channels)
         self.act, _ = activation_and_gamma(activation)
         self.set_head(activated_channels(activation, channels), num_classes, dropout)
 

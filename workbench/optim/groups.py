@@ -36,8 +36,8 @@ def param_groups(
 
     Args: `clip` a number, None, or a function of the step (see `AGC`). `overrides` {pattern: {"clip": None, ...}} for
     parameters by name, the last that matches winning: a shell pattern for their names (`blocks.3.*`), or `stage4` and
-    `first_conv` in our models, as in the paper's study of which layers to clip: {"stage4": {"clip": None}}. Settings:
-    clip, clip_eps, weight_decay, lr.
+    `first_conv` in our models, as in the paper's study of which layers to clip, or `vectors` for gains and biases:
+    {"stage4": {"clip": None}}. Settings: clip, clip_eps, weight_decay, lr.
     Raises: WorkbenchError for a negative decay, a pattern that matches nothing, an unknown setting.
     """
     if weight_decay < 0:
@@ -95,8 +95,8 @@ def classifier_weight(model: nn.Module) -> str | None:
 
 
 def _aliases(model: nn.Module) -> dict[str, set[str]]:
-    """{parameter: its name, and the words of the paper for where it is: stage1 ..., first_conv}."""
-    names = {name: {name} for name, _ in model.named_parameters()}
+    """{parameter: its name, and the words of the paper for where it is: stage1 ..., first_conv; vectors}."""
+    names = {name: {name, "vectors"} if is_one_unit(p) else {name} for name, p in model.named_parameters()}
     first = next((name for name, p in model.named_parameters() if p.ndim >= 3), None)
     for path, module in model.named_modules():
         if isinstance(getattr(module, "stage", None), int):

@@ -135,6 +135,11 @@ def _block(block: nn.Module, h: Trunk, scales: _Scales) -> tuple[Trunk, Trunk]:
             "expected_signal follows pre-activation blocks; FixUp's activation comes after the addition, "
             "and leaves a trunk that is not normal: measure it with signal_propagation."
         )
+    if isinstance(getattr(block, "norm0", None), nn.GroupNorm):
+        raise WorkbenchError(
+            "expected_signal takes BatchNorm as exact; GroupNorm leaves channels of different variance: "
+            "measure it with signal_propagation."
+        )
     inner = gamma_of(block.act) if scales.designed else 1.0
     outer = inner / scales.beta[block]
     a = activate(block.act, normalized(block, "norm0", h))

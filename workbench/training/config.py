@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
 from workbench.models.checkpoints import find
@@ -52,7 +54,9 @@ class TrainConfig:
     scale_lr: bool = True  # with the batch size; False: base_lr is the peak rate at any
     clip: float | None = 0.01  # AGC's lambda; None: no clipping
     clip_eps: float = 1e-3
-    clip_exempt: list = field(default_factory=list)  # parameters by name, "stage4", "first_conv" (see param_groups)
+    clip_exempt: list = field(default_factory=list)  # by name, "stage4", "first_conv", "vectors" (see param_groups)
+    clip_head: bool = False  # the classifier's weight, too, which the paper leaves out
+    clip_norm: float | None = None  # in place of AGC: clip by the norm of the whole gradient, at this
     weight_decay: float = 2e-5  # on weights; not on gains and biases
     momentum: float = 0.9  # Nesterov
     warmup: float = 0.05  # the share of the steps over which the rate rises
@@ -72,6 +76,7 @@ class TrainConfig:
     telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
     signal_every: int | None = None  # steps between measurements of signal propagation, block by block
     curvature_every: int | None = None  # steps between measurements of sharpness and of the gradient noise scale
+    precise_bn: int | None = None  # at the end also evaluate with BatchNorm's statistics of so many training images
     eval_every: int | None = (
         None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
     )
@@ -86,6 +91,9 @@ class TrainConfig:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             value, wants_float = getattr(self, f.name), f.type in (float, float | None)
+            if isinstance(value, np.generic):  # from a table; a checkpoint takes plain numbers only
+                value = value.item()
+                object.__setattr__(self, f.name, value)
             if wants_float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one configuration, with one key
             elif not isinstance(value, f.type) or (isinstance(value, bool) and f.type not in (bool, bool | None)):
@@ -102,6 +110,8 @@ class TrainConfig:
             "base_lr",
             "clip",
             "clip_eps",
+            "clip_norm",
+            "precise_bn",
             "epochs",
             "steps",
             "train_size",
@@ -117,7 +127,7 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                cure = " (None switches clipping off)" if name == "clip" else ""
+                cure = " (None switches clipping off)" if name in ("clip", "clip_norm") else ""
                 raise WorkbenchError(f"`{name}` (={value}) must be above 0 and finite{cure}.")
         for name in ("weight_decay", "momentum", "warmup", "final_lr", "label_smoothing", "shift", "ema", *AT_LEAST_0):
             value = getattr(self, name)
@@ -134,6 +144,14 @@ class TrainConfig:
             )
         if self.final_lr > self.lr:
             raise WorkbenchError(f"`final_lr` (={self.final_lr}) must be at most the peak rate (={self.lr:g}).")
+        if self.clip_norm is not None and self.clip is not None:
+            raise WorkbenchError(
+                f"`clip_norm` (={self.clip_norm}) takes the place of AGC: set clip=null too, or leave it out."
+            )
+        if self.clip_head and self.clip is None:
+            raise WorkbenchError("`clip_head` is of AGC: set `clip` too, or leave it out.")
+        if self.precise_bn is not None and self.stream:
+            raise WorkbenchError(f"`precise_bn` (={self.precise_bn}) is of images in memory, not of streamed ones.")
         if self.telemetry_every and self.clip is None:
             raise WorkbenchError("`telemetry_every` shows what AGC saw: set `clip` too, or leave it out.")
         for name in STREAMED if not self.stream else ():
@@ -164,7 +182,7 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """What a person calls this training: `nf_resnet26_cifar B1024 lr1.6 c0.04 s2`."""
-        clip = f" c{self.clip:g}" if self.clip is not None else ""
+        clip = f" c{self.clip:g}" if self.clip is not None else f" n{self.clip_norm:g}" if self.clip_norm else ""
         return f"{self.model} B{self.batch_size} lr{self.lr:.3g}{clip} s{self.seed}"
 
     def replace(self, **changes) -> "TrainConfig":
@@ -239,7 +257,8 @@ class TrainResult:
 
     History rows: step, epoch, samples_seen, lr, train_loss (mean cross-entropy since the last row, without
     smoothing; against the mixed labels where images are mixed), val_loss, val_acc, seconds; ema_val_loss and
-    ema_val_acc with an average; where AGC clips, clipped_share and ratio_p99 of that step.
+    ema_val_acc with an average; where AGC clips, clipped_share and ratio_p99 of that step; with clip_norm, grad_norm of
+    that step, before clipping.
     `metrics` has the final values; `failed` there is the failure rule, 0 or 1.
     """
 

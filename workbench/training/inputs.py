@@ -115,6 +115,10 @@ class Inputs:
         """The test split, in order."""
         return self._whole(self.data.test.to(self.mean.device))
 
+    def plain(self, n: int) -> Iterator[Batch]:
+        """The first n training images, as they are."""
+        return self._whole(self.train.take(slice(0, n)))
+
     def _whole(self, split: Split) -> Iterator[Batch]:
         for x, y in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):
             yield normalize(x, self.mean, self.std), y

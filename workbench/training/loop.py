@@ -5,6 +5,7 @@ last micro-batch.
 """
 
 import contextlib
+import copy
 import math
 import platform
 import time
@@ -26,6 +27,7 @@ from workbench.models.checkpoints import load_checkpoint, save_checkpoint
 from workbench.models.once import standardized_once
 from workbench.models.recompute import recomputed_activations
 from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
+from workbench.optim.groups import classifier_weight
 from workbench.optim.sam import sub_batch
 from workbench.training.cause import cause_of_evaluation, cause_of_step, gradient_norms
 from workbench.training.checkpoint import Checkpoints
@@ -42,6 +44,8 @@ from workbench.training.inputs import Batch, Inputs, Part, source
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.streamed import StreamedInputs
 from workbench.training.watch import Curvature, LossWatch, Signals, Telemetry
+
+WHERE = ("step", "epoch", "samples_seen", "lr", "seconds")  # of a history row: where the training is, not how it does
 
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
@@ -107,8 +111,7 @@ def _train(
     torch.manual_seed(seed_for(config.seed, "init"))
     model = initial_model(config, data).to(device)
     net = world.wrapped(Bfloat16Copies(model) if config.precision == "bfloat16_copies" else model)
-    exempt = {pattern: {"clip": None} for pattern in config.clip_exempt}
-    groups = param_groups(model, config.weight_decay, config.clip, exempt)
+    groups = groups_of(model, config)
     sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.momentum > 0}
     optimizer = torch.optim.SGD(groups, **sgd, fused=True)
     agc = AGC(optimizer, config.clip, config.clip_eps) if config.clip is not None else None
@@ -203,6 +206,8 @@ def _train(
             break
         optimizer.found_inf = watch.failed
         lr = optimizer.param_groups[0]["lr"]
+        if config.clip_norm is not None:
+            grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()  # AGC clips here, before the update
         schedule.step()
         if ema is not None:
@@ -238,6 +243,8 @@ def _train(
             if agc is not None:
                 row |= {"clipped_share": agc.stats.clipped_share(), "ratio_p99": agc.stats.ratio_quantile(0.99)}
                 telemetry.settle()
+            if config.clip_norm is not None:
+                row["grad_norm"] = grad_norm.item()
             history.append(row)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{val_acc:.1%}")
             if world.agree(log is not None and bool(log(row))) and step < total_steps:
@@ -266,6 +273,11 @@ def _train(
 
     seconds = time.perf_counter() - started
     metrics = _final_metrics(history, outcome, step, len(data.classes))
+    if config.precise_bn is not None and outcome == "complete":
+        precise = with_statistics_of(model, inputs.plain(config.precise_bn))
+        metrics["precise_val_acc"] = evaluate(precise, inputs.val())[1]
+        if config.evaluate_test:
+            metrics["precise_test_acc"] = evaluate(precise, inputs.test())[1]
     if config.evaluate_test and outcome == "complete":
         metrics["test_acc"] = evaluate(model, inputs.test())[1]
         if ema is not None:
@@ -316,6 +328,24 @@ def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module
     return model
 
 
+def groups_of(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Who is decayed and who is clipped in this training."""
+    overrides = {pattern: {"clip": None} for pattern in config.clip_exempt}
+    if config.clip_head:
+        overrides[classifier_weight(model)] = {"clip": config.clip}
+    return param_groups(model, config.weight_decay, config.clip, overrides)
+
+
+def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    """A copy whose BatchNorms hold the mean statistics of these batches, in place of their moving averages.
+
+    Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm" (precise BatchNorm).
+    """
+    model = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn(batches, model)
+    return model
+
+
 def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, preprocess: dict) -> None:
     file = save_checkpoint(model, file, preprocess)
     if ema is not None:
@@ -338,8 +368,7 @@ def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -
     """The last row's values; a diverged training counts as guessing, and has no loss."""
     if outcome == "diverged":
         return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step}
-    names = ("train_loss", "val_loss", "val_acc", "ema_val_loss", "ema_val_acc", "clipped_share", "ratio_p99")
-    last = {name: history[-1][name] for name in names if name in history[-1]}
+    last = {name: value for name, value in history[-1].items() if name not in WHERE}
     return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
 
 

@@ -1,0 +1,129 @@
+"""Claims. Evidence: tables with a known answer go in, the answer and its interval come out; the sentence flips with
+the table."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.lab.boundary import shift, stable_window
+from workbench.lab.claims import stability_boundary, threshold_scaling
+
+LRS = [0.2 * 2**i for i in range(8)]
+
+
+def outcomes(boundary, batches=(128, 512), clips=(0.01, 0.04, 0.16, 0.64, None), seeds=4, spread=0.15, lrs=LRS):
+    """Trainings that fail above `boundary(batch, clip)`, each with its own luck of `spread` doublings."""
+    rng, rows = np.random.default_rng(0), []
+    for batch, clip, lr, seed in product(batches, clips, lrs, range(seeds)):
+        failed = math.log2(lr) > math.log2(boundary(batch, clip)) + rng.normal(0, spread)
+        accuracy = 0.1 if failed else 0.3 + 0.02 * math.log2(lr)
+        rows.append(
+            {"arm": "NF" if clip is None else "NF+AGC", "batch_size": batch, "clip": clip, "lr": lr, "seed": seed,
+             "failed": int(failed), "val_acc": accuracy, "run_id": f"{batch}-{clip}-{lr}-{seed}"}
+        )  # fmt: skip
+    return pd.DataFrame(rows).astype({"clip": float})
+
+
+def by_product(batch, clip):
+    return 1.0 if clip is None else max(1.0, 0.1 / clip)
+
+
+def by_rate(batch, clip):
+    return 1.0
+
+
+def test_a_window_finds_the_rate_between_the_last_that_trains_and_the_first_that_fails():
+    window = stable_window(LRS * 2, [0, 0, 0, 0, 1, 1, 1, 1] * 2)
+    assert 1.6 < window.largest.mean < 3.2  # failures begin at the fifth rate, 3.2
+    assert 0.8 < window.largest.low < window.largest.mean < window.largest.high < 6.4
+    assert window.smallest.mean == 0 and window.deviance_p > 0.5
+    band = window.band
+    assert (band.low <= band.share + 1e-12).all() and (band.share <= band.high + 1e-12).all()
+
+
+def test_failure_at_both_ends_is_a_window_and_failure_in_the_middle_is_none():
+    both = stable_window(LRS * 3, [1, 1, 0, 0, 0, 0, 1, 1] * 3)
+    assert 0.4 < both.smallest.mean < 0.8 and 6.4 < both.largest.mean < 12.8
+    middle = stable_window(LRS * 3, [0, 0, 0, 1, 1, 0, 0, 0] * 3)
+    assert middle.deviance_p < 0.01 < both.deviance_p
+
+
+def test_a_boundary_beyond_the_rates_is_open_and_all_failed_says_nothing():
+    never = stable_window(LRS, [0] * 8)
+    assert math.isinf(never.largest.mean) and math.isfinite(never.largest.low) and never.largest.low > 6.4
+    always = stable_window(LRS, [1] * 8)
+    assert always.largest.high == math.inf and always.largest.low == 0
+
+
+def test_the_interval_of_the_boundary_covers_it():
+    """Logistic outcomes with a known boundary: at least nine of ten intervals hold it (95 % are asked for)."""
+    rng, held = np.random.default_rng(1), 0
+    x = np.log2(np.repeat(LRS, 4))
+    for _ in range(40):
+        failed = rng.random(len(x)) < 1 / (1 + np.exp(-2.0 * (x - 1.1)))
+        largest = stable_window(2**x, failed).largest
+        held += largest.low <= 2**1.1 <= largest.high
+    assert held >= 36
+
+
+def test_a_shift_of_two_doublings_is_found_and_none_is_not():
+    low = stable_window(LRS * 4, [0, 0, 0, 1, 1, 1, 1, 1] * 4)
+    high = stable_window(LRS * 4, [0, 0, 0, 0, 0, 1, 1, 1] * 4)
+    between, p = shift(high, low)
+    assert between.mean == pytest.approx(2, abs=0.3) and between.low > 1 and p < 0.01
+    same, p = shift(low, low)
+    assert same.mean == 0 and p == pytest.approx(1)
+    open_ended, p = shift(stable_window(LRS, [0] * 8), low)
+    assert open_ended.mean == math.inf and open_ended.low > 2 and p < 0.05
+
+
+def test_clipping_that_raises_the_boundary_holds_and_clipping_that_does_nothing_does_not():
+    good = stability_boundary.verdict(outcomes(by_product))
+    assert good.holds is True and good.effect.low > 2 and good.p < 0.01
+    assert "raises the largest stable rate" in good.sentence
+    none = stability_boundary.verdict(outcomes(by_rate))
+    assert none.holds is None and "not shown to change" in none.sentence
+    worse = stability_boundary.verdict(outcomes(lambda b, c: 4.0 if c is None else 0.8))
+    assert worse.holds is False and "lowers" in worse.sentence
+
+
+def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero():
+    found = threshold_scaling.collapse(outcomes(by_product))
+    assert found.exponent.mean == pytest.approx(1, abs=0.1) and found.exponent.low < 1 < found.exponent.high
+    assert found.product[128] == pytest.approx(0.1, rel=0.25) and found.unclipped[512] == pytest.approx(1, rel=0.3)
+    assert found.p_rate_alone < 1e-3 and found.p_no_shift > 0.05 and abs(found.shift.mean) < 0.3
+    rate = threshold_scaling.collapse(outcomes(by_rate))
+    assert rate.p_rate_alone > 0.05
+
+
+def test_a_batch_that_moves_the_boundary_is_seen():
+    found = threshold_scaling.collapse(outcomes(lambda b, c: by_product(b, c) * (4 if b == 512 else 1)))
+    assert found.shift.mean == pytest.approx(2, abs=0.5)  # rates are a doubling apart
+    assert 0.5 < found.shift.low < 2 < found.shift.high and found.p_no_shift < 0.01
+
+
+def test_the_verdict_on_the_product_flips_with_the_exponent():
+    holds = threshold_scaling.verdict(outcomes(by_product, seeds=6))
+    assert holds.holds is True and holds.p < 0.05 and "depends on rate x threshold alone" in holds.sentence
+    square_root = threshold_scaling.verdict(outcomes(lambda b, c: 1.0 if c is None else max(1.0, (0.1 / c) ** 0.5 * 2)))
+    assert square_root.holds is not True
+    assert "does not move it measurably" in holds.sentence
+
+
+def test_trainings_that_fail_for_being_slow_are_left_out_of_the_upper_boundary():
+    table = outcomes(by_product)
+    slow = (table.batch_size == 128) & (table.lr < 0.3)
+    table.loc[slow, ["failed", "val_acc"]] = [1, 0.12]
+    assert table[slow].failed.all() and not (threshold_scaling.upper_side(table).lr < 0.3).any()
+
+
+@pytest.mark.parametrize("claim", [stability_boundary, threshold_scaling])
+def test_the_figures_show_failures(claim):
+    figure = claim.figure(outcomes(by_product, seeds=2))
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    words = [text.get_text() for legend in legends for text in legend.get_texts()]
+    assert any("fail" in w or "none" in w for w in words)
+    assert all(ax.get_xlabel() for ax in figure.axes if ax.get_label() != "<colorbar>")

@@ -1,0 +1,122 @@
+"""Claim 7: adaptive gradient clipping raises the largest learning rate at which a normalizer-free network trains.
+
+Source: NFNet paper, section 4.1. Table: one row a training, with arm (NF, NF+AGC), batch_size, lr, clip, seed, failed.
+The contrast, written down before the confirmation: the largest stable rate with the smallest threshold against that
+without clipping, at the largest batch, in doublings.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.lab.boundary import Window, shift, stable_window
+from workbench.lab.stats import share_interval
+from workbench.lab.verdicts import Verdict
+
+MISFIT = 0.01  # a fit with a smaller p-value is reported as none
+
+
+def windows(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a batch size and threshold (NaN: no clipping): batch_size, clip, window."""
+    rows = []
+    for (batch, clip), cell in table.groupby(["batch_size", "clip"], dropna=False):
+        rows.append({"batch_size": batch, "clip": clip, "window": stable_window(cell.lr, cell.failed)})
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """What the fits say, to be read: the stable window of rates at each batch and threshold, with 95 % intervals."""
+    rows = []
+    for _, row in windows(table).iterrows():
+        window = row.window
+        rows.append(
+            {
+                "batch_size": row.batch_size,
+                "threshold": "none" if np.isnan(row["clip"]) else f"{row['clip']:g}",
+                "largest stable rate": f"{window.largest:.2g}",
+                "smallest stable rate": f"{window.smallest:.2g}",
+                "trainings": window.largest.n,
+                "a window fits (p)": f"{window.deviance_p:.2g}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def verdict(table: pd.DataFrame) -> Verdict:
+    """Is the largest stable rate higher with clipping?"""
+    found = windows(table)
+    batch = found.batch_size.max()
+    at = found[found.batch_size == batch].set_index("clip").window
+    smallest = min(clip for clip in at.index if not np.isnan(clip))
+    clipped, plain = at[smallest], at[np.nan]
+    raised, p = shift(clipped, plain)
+    holds = None if p >= 0.05 else bool(raised.mean > 0)
+    relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
+    each = "; ".join(
+        f"batch {batch}: " + ", ".join(_said(row["clip"], row.window) for _, row in rows.iterrows())
+        for batch, rows in found.groupby("batch_size")
+    )
+    misfits = int((found.window.map(lambda w: w.deviance_p) < MISFIT).sum())
+    sentence = (
+        f"At batch {batch} clipping at {smallest:g} {relation} the largest stable rate, by {raised:.1f} doublings. "
+        f"Largest stable rates: {each}."
+    )
+    if misfits:
+        sentence += f" In {misfits} of {len(found)} cells no window of rates describes the outcomes."
+    return Verdict(sentence, holds, "doublings of the largest stable rate through clipping", raised, p=p)
+
+
+def _said(clip: float, window: Window) -> str:
+    return f"{'none' if np.isnan(clip) else f'{clip:g}'} {window.largest:.2g}"
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """The share that failed over the rate, with the fitted window and its band, a panel a batch; and the largest
+    stable rate over the threshold."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    found = windows(table)
+    batches = sorted(found.batch_size.unique())
+    clips = sorted(found["clip"].unique())  # NaN last
+    colours = plots.graded(len(clips))
+    figure, axes = plt.subplots(1, len(batches) + 1, figsize=(4.2 * (len(batches) + 1), 3.9), layout="constrained")
+    for ax, batch in zip(axes, batches, strict=False):
+        rows = found[found.batch_size == batch].reset_index(drop=True)
+        for (i, row), colour in zip(rows.iterrows(), colours, strict=True):
+            cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
+            over = cell.groupby("lr").failed
+            shares = [share_interval(int(f.sum()), len(f)) for _, f in over]
+            mean, low, high = (np.array([getattr(s, end) for s in shares]) for end in ("mean", "low", "high"))
+            band = row.window.band
+            ax.fill_between(band.lr, band.low, band.high, color=colour, alpha=0.12, lw=0)
+            ax.plot(band.lr, band.share, color=colour, lw=1.4)
+            x = np.array(list(over.groups)) * 1.04 ** (i - len(rows) / 2)  # side by side
+            name = "none" if np.isnan(row["clip"]) else f"{row['clip']:g}"
+            ax.errorbar(x, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.6, color=colour, label=name)
+        ax.set(xscale="log", title=f"batch {batch}", xlabel="peak learning rate", ylim=(-0.03, 1.03))
+        plots.plain_log_ticks(ax.xaxis)
+    axes[0].set_ylabel("share of trainings that failed")
+    axes[0].legend(title="threshold", frameon=False, fontsize="small")
+    for batch, marker in zip(batches, "os^Dv", strict=False):
+        rows = found[(found.batch_size == batch)].reset_index(drop=True)
+        largest = [w.largest for w in rows.window]
+        top = table.lr.max() * 2
+        y, low, high = (np.array([min(getattr(w, end), top) for w in largest]) for end in ("mean", "low", "high"))
+        x = np.arange(len(rows)) + 0.08 * (batches.index(batch) - (len(batches) - 1) / 2)
+        axes[-1].errorbar(x, y, [y - low, high - y], fmt=marker, ms=5, capsize=2, lw=1, label=f"batch {batch}",
+                          color=plots.CYCLE[batches.index(batch)])  # fmt: skip
+        beyond = np.array([np.isinf(w.high) for w in largest])
+        axes[-1].plot(x[beyond], np.full(beyond.sum(), top), "^", ms=7, mfc="none", color="0.3")
+    axes[-1].set(yscale="log", xlabel="threshold", ylabel="largest stable rate", title="half of the trainings fail")
+    axes[-1].set_xticks(range(len(clips)), ["none" if np.isnan(c) else f"{c:g}" for c in clips])
+    axes[-1].plot([], [], "^", mfc="none", color="0.3", label="beyond the rates tried")
+    plots.plain_log_ticks(axes[-1].yaxis)
+    axes[-1].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _same(column: pd.Series, clip: float) -> pd.Series:
+    return column.isna() if np.isnan(clip) else column == clip

@@ -1,0 +1,209 @@
+"""Claim 3: the best clipping threshold falls as the batch grows. Is it the batch, or the rate that grows with it?
+
+Source: NFNet paper, section 4.1, figure 2. Clipping bounds the step of a unit relative to its weights by rate x
+threshold, so stability may depend on that product alone. At a fixed number of steps the largest stable rate at batch B
+and threshold c is fitted by one model over all trainings:
+
+    log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, which a large threshold is
+
+k = 1: only the product counts; k = 0: only the rate. a_B - a_B': what the batch itself does at an equal threshold.
+The contrast, written down before the confirmation: k is 1 within 0.25. Table: as of stability_boundary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.lab.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
+from workbench.lab.stats import Interval, t_interval
+from workbench.lab.verdicts import Verdict
+
+MARGIN = 0.25  # of the exponent
+EXPONENTS = np.linspace(-0.25, 2.0, 46)
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The fitted boundary: the exponent k, the shift from the smallest to the largest batch in doublings, u and a by
+    batch at the best fit, and the p-values of k = 0, of k within 0.25 of 1 not being so, and of no shift."""
+
+    exponent: Interval
+    shift: Interval
+    unclipped: dict[int, float]
+    product: dict[int, float]
+    p_rate_alone: float
+    p_not_product: float
+    p_no_shift: float
+
+
+def collapse(table: pd.DataFrame) -> Collapse:
+    """Fits the model by maximum likelihood on a grid; intervals are profiles."""
+    batches = sorted(table.batch_size.unique())
+    products = np.log2(table.lr * table["clip"].fillna(1))
+    u, a = positions(np.log2(table.lr))[::2], positions(products[table["clip"].notna()])
+    tables = {b: table[table.batch_size == b] for b in batches}
+    best: dict[tuple, np.ndarray] = {}  # by (k, steepness): for every batch the best over u, by a
+    for k in EXPONENTS:
+        for steep in STEEPNESS:
+            best[k, steep] = [_by_product(tables[b], u, a, k, steep) for b in batches]
+    by_exponent = {k: max(sum(p.max() for p, _ in best[k, s]) for s in STEEPNESS) for k in EXPONENTS}
+    top = max(by_exponent.values())
+    inside = [k for k, value in by_exponent.items() if value >= top - DROP]
+    k_best, s_best = max(best, key=lambda ks: sum(p.max() for p, _ in best[ks]))
+    n = len(table)
+    shifts = _profile_of_shift(best, len(a)) if len(batches) > 1 else {0: top}
+    d_best = float(np.median([d for d, value in shifts.items() if value >= top - 0.05]))  # of a plateau, its middle
+    d_inside = [d for d, value in shifts.items() if value >= top - DROP]
+    doubling = a[1] - a[0]
+    far = [value for k, value in by_exponent.items() if abs(k - 1) > MARGIN - 1e-9]
+    at_best = best[k_best, s_best]
+    return Collapse(
+        exponent=Interval(float(k_best), float(min(inside)), float(max(inside)), n),
+        shift=Interval(d_best * doubling, min(d_inside) * doubling, max(d_inside) * doubling, n),
+        unclipped={b: float(2 ** u[w[p.argmax()]]) for b, (p, w) in zip(batches, at_best, strict=True)},
+        product={b: float(2 ** a[p.argmax()]) for b, (p, _) in zip(batches, at_best, strict=True)},
+        p_rate_alone=p_of_drop(top - by_exponent[min(EXPONENTS, key=abs)]),
+        p_not_product=p_of_drop(top - max(far)) / 2 if abs(k_best - 1) < MARGIN - 1e-9 else 1.0,
+        p_no_shift=p_of_drop(top - shifts[0]),
+    )
+
+
+def _by_product(cell: pd.DataFrame, u: np.ndarray, a: np.ndarray, k: float, steep: float) -> tuple:
+    """For each place a the best log-likelihood over u, and which u that is."""
+    total = np.zeros((len(u), len(a)))
+    for clip, rows in cell.groupby("clip", dropna=False):
+        bound = u[:, None] + 0 * a[None, :]
+        if not np.isnan(clip):
+            bound = np.maximum(bound, a[None, :] - k * math.log2(clip))
+        x, y = np.log2(rows.lr.to_numpy()), rows.failed.to_numpy(float)
+        total += log_likelihood(lambda place, bound=bound: logistic(steep * (place - bound)), x, y)
+    return total.max(0), total.argmax(0)
+
+
+def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
+    """The best log-likelihood by a(last batch) - a(first batch), in places."""
+    found = dict.fromkeys(range(-places + 1, places), -math.inf)
+    for profiles in best.values():
+        first, last = profiles[0][0], profiles[-1][0]
+        others = sum(p.max() for p, _ in profiles[1:-1])
+        for d in found:
+            i = np.arange(max(0, -d), min(places, places - d))
+            found[d] = max(found[d], (first[i] + last[i + d]).max() + others)
+    return found
+
+
+def verdict(table: pd.DataFrame) -> Verdict:
+    """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
+    table = upper_side(table)
+    found = collapse(table)
+    holds = True if found.p_not_product < 0.05 else False if _outside(found.exponent) else None
+    relation = {True: "depends on rate x threshold alone", False: "does not depend on rate x threshold alone",
+                None: "is not shown to depend on rate x threshold alone"}[holds]  # fmt: skip
+    batches = sorted(found.product)
+    bounds = ", ".join(f"{found.product[b]:.2g} at batch {b}" for b in batches)
+    sentence = (
+        f"The boundary of stability {relation}: largest stable rate ~ threshold^-k with k = {found.exponent:.2f} "
+        f"(1: the product; 0: the rate alone, p = {found.p_rate_alone:.1g}); half of the trainings fail at a product "
+        f"of {bounds}"
+    )
+    if len(batches) > 1:
+        moved = "does not move it measurably" if found.p_no_shift >= 0.05 else "moves it"
+        sentence += (
+            f". From batch {batches[0]} to {batches[-1]}, at an equal threshold, the batch itself {moved}: "
+            f"{found.shift:+.1f} doublings (p = {found.p_no_shift:.1g}); where the rate is scaled with the batch, the "
+            "threshold has to fall as the rate rises"
+        )
+    best = best_thresholds(table)
+    told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
+    sentence += f". Best threshold by validation accuracy at each rate: {told}."
+    return Verdict(sentence, holds, "exponent k of the threshold", found.exponent, p=found.p_not_product)
+
+
+def upper_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the rates below the one of best accuracy of each batch and threshold: there a training fails for being
+    slow."""
+    means = table.groupby(["batch_size", "clip", "lr"], dropna=False).val_acc.mean().reset_index()
+    best = means.loc[means.groupby(["batch_size", "clip"], dropna=False).val_acc.idxmax()]
+    best = best[["batch_size", "clip", "lr"]].rename(columns={"lr": "best_lr"})
+    merged = table.merge(best, on=["batch_size", "clip"])
+    return merged[merged.lr >= merged.best_lr].drop(columns="best_lr")
+
+
+def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
+    """By batch: at each rate the threshold of the highest mean validation accuracy, in words."""
+    said: dict[int, str] = {}
+    for batch, rows in table.groupby("batch_size"):
+        parts = []
+        for lr, at in rows.groupby("lr"):
+            alive = at[at.failed == 0]
+            if alive.empty:
+                continue
+            means = alive.groupby("clip", dropna=False).val_acc.mean()
+            clip = means.idxmax()
+            parts.append(f"{'none' if np.isnan(clip) else f'{clip:g}'} at {lr:.3g}")
+        said[batch] = ", ".join(parts)
+    return said
+
+
+def _outside(exponent: Interval) -> bool:
+    return exponent.low > 1 + MARGIN or exponent.high < 1 - MARGIN
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """Left: which trainings fail, over rate and threshold, with the fitted boundary. Right: the failed share over the
+    rate, and over rate x threshold, where the thresholds fall on one curve if the product is what counts."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    found, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
+    clips = sorted(c for c in table["clip"].unique() if not np.isnan(c))
+    figure, axes = plt.subplots(1, len(batches) + 2, figsize=(3.9 * (len(batches) + 2), 3.9), layout="constrained")
+    thresholds = np.geomspace(min(clips) / 2, max(clips) * 2, 200)
+    for ax, batch in zip(axes, batches, strict=False):
+        rows = table[(table.batch_size == batch) & table["clip"].notna()]
+        cells = rows.groupby(["lr", "clip"]).agg(failed=("failed", "mean"), val_acc=("val_acc", "mean")).reset_index()
+        ok = cells[cells.failed < 1]
+        points = ax.scatter(ok.lr, ok["clip"], c=ok.val_acc, cmap="viridis", s=60, edgecolors="none")
+        some = cells[cells.failed > 0]
+        ax.scatter(some.lr, some["clip"], marker="x", s=45, color="#d55e00", label="a seed failed")
+        bound = np.maximum(found.unclipped[batch], found.product[batch] * thresholds**-found.exponent.mean)
+        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {found.exponent.mean:.2f}")
+        ax.axvline(found.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
+        ax.set(xscale="log", yscale="log", xlabel="peak learning rate", title=f"batch {batch}",
+               xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4), ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
+        for axis in (ax.xaxis, ax.yaxis):
+            plots.plain_log_ticks(axis)
+        figure.colorbar(points, ax=ax, label="validation accuracy")
+    axes[0].set_ylabel("clipping threshold")
+    colours = plots.graded(len(clips))
+    for ax, column in zip(axes[-2:], ("rate", "rate x threshold"), strict=True):
+        for clip, colour in zip(clips, colours, strict=False):
+            for batch, marker in zip(batches, "os^Dv", strict=False):
+                binds = found.product[batch] * clip**-found.exponent.mean > found.unclipped[batch]
+                rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
+                share = rows.failed.groupby(rows.lr * (1 if column == "rate" else clip)).mean()
+                ax.plot(share.index, share, f"{marker}{'-' if binds else ':'}", ms=4, lw=1 if binds else 0.6,
+                        color=colour if binds else "0.75", label=f"{clip:g}, batch {batch}")  # fmt: skip
+        ax.set(xscale="log", xlabel=f"peak {column}", ylim=(-0.03, 1.03), title=f"over the {column}")
+        plots.plain_log_ticks(ax.xaxis)
+    axes[-2].set(ylabel="share of trainings that failed")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower left")
+    title = "threshold (gray: too large to bind)"
+    handles = axes[-1].get_legend_handles_labels()
+    figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower right", fontsize="small")
+    return figure
+
+
+def accuracy_at_best(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a batch and threshold at its best rate: batch_size, clip, lr, lr_x_clip, accuracy."""
+    rows = []
+    for (batch, clip), cell in table.groupby(["batch_size", "clip"], dropna=False):
+        lr = cell.groupby("lr").val_acc.mean().idxmax()
+        accuracy = f"{t_interval(cell[cell.lr == lr].val_acc):.1%}"
+        rows.append({"batch_size": batch, "clip": clip, "lr": lr, "lr_x_clip": lr * clip, "accuracy": accuracy})
+    return pd.DataFrame(rows)
