@@ -123,6 +123,7 @@ def test_trainings_that_fail_for_being_slow_are_left_out_of_the_upper_boundary()
 @pytest.mark.parametrize("claim", [stability_boundary, threshold_scaling])
 def test_the_figures_show_failures(claim):
     figure = claim.figure(outcomes(by_product, seeds=2))
-    words = [text.get_text() for ax in figure.axes for text in (ax.get_legend().get_texts() if ax.get_legend() else [])]
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    words = [text.get_text() for legend in legends for text in legend.get_texts()]
     assert any("fail" in w or "none" in w for w in words)
     assert all(ax.get_xlabel() for ax in figure.axes if ax.get_label() != "<colorbar>")

@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from workbench.lab.stats import paired_interval, share_interval, t_interval
+from workbench.lab.stats import (
+    accuracy_interval,
+    best_four_of_five,
+    difference_p,
+    holm,
+    paired_interval,
+    share_interval,
+    share_p,
+    t_interval,
+    within_p,
+)
 
 
 def test_a_t_interval_by_hand():
@@ -19,6 +29,17 @@ def test_pairing_takes_out_what_seeds_share():
     a, b = [10.0, 20.0, 30.0], [9.0, 19.0, 29.0]
     found = paired_interval(a, b)
     assert (found.mean, found.low, found.high) == (1, 1, 1)
+
+
+def test_accuracies_of_two_seeds_end_at_one():
+    found = accuracy_interval([0.95, 0.97])
+    assert (found.low, found.high) == (pytest.approx(0.96 - 12.7062 * 0.01, abs=1e-4), 1.0)
+    assert math.isnan(accuracy_interval([0.5]).low)
+
+
+def test_the_papers_sum_of_five_seeds_leaves_out_the_worst():
+    assert best_four_of_five([0.1, 0.5, 0.6, 0.7, 0.8]) == pytest.approx(0.65)
+    assert best_four_of_five([0.4]) == 0.4
 
 
 def test_one_seed_has_no_interval():
@@ -44,3 +65,40 @@ def test_the_t_interval_covers_as_often_as_it_says():
 def test_unequal_pairs_are_refused():
     with pytest.raises(ValueError, match="equal lengths"):
         paired_interval([1.0], [1.0, 2.0])
+
+
+def test_holm_by_hand():
+    """Holm 1979: 0.01 x 3, max(0.03, 0.02 x 2), max(0.04, 0.04 x 1); what is no test does not count."""
+    assert holm([0.04, 0.01, math.nan, 0.02])[:2] == pytest.approx([0.04, 0.03])
+    assert holm([0.04, 0.01, math.nan, 0.02])[3] == pytest.approx(0.04)
+    assert math.isnan(holm([0.04, 0.01, math.nan, 0.02])[2])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_difference_is_told_by_its_interval():
+    """The two-sided test and the 95 % interval are one: p < 0.05 exactly where the interval leaves out 0."""
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.5, 1.0, 2.0):
+        values = rng.normal(shift, 1, 8)
+        interval = t_interval(values)
+        assert (difference_p(values) < 0.05) == (interval.low > 0 or interval.high < 0)
+    assert difference_p([0.1, 0.1, 0.1]) == 0.0 and difference_p([0.0, 0.0]) == 1.0
+    assert math.isnan(difference_p([1.0]))
+
+
+def test_equivalence_is_told_by_the_90_percent_interval():
+    """Two one-sided tests at 5 % are one with: the 90 % interval lies within the margin (Schuirmann 1987)."""
+    rng = np.random.default_rng(4)
+    told = []
+    for shift in (0.0, 0.2, 0.4, 0.6, 1.5):
+        values = rng.normal(shift, 0.5, 12)
+        interval = t_interval(values, 0.9)
+        told.append(within_p(values, 0.5) < 0.05)
+        assert told[-1] == (-0.5 < interval.low and interval.high < 0.5)
+    assert told[0] and not told[-1]
+
+
+def test_a_share_by_the_exact_test():
+    """9 of 10 against one half: 2 (1 + 10) / 1024."""
+    assert share_p(9, 10) == pytest.approx(22 / 1024)
+    assert share_p(0, 0) == 1.0

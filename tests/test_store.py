@@ -178,7 +178,7 @@ def test_the_compare_address_names_the_runs(root):
     run_id = log_training(store)
     url = store.compare_url([run_id], "trainings", "full")
     assert run_id in url and f"experiments=[%22{store.experiment_id('trainings', 'full')}%22]" in url
-    assert '"' not in url
+    assert '"' not in url and "#/compare-runs?runs=" in url  # the page reads no other order
 
 
 def test_a_store_that_is_no_database_is_a_sentence(root):

@@ -104,3 +104,16 @@ def test_a_stamp_leads_the_text_and_metrics_are_numbers():
     assert str(verdict).startswith("**DEMO** **Holds.**")
     assert verdict.metrics()["holds"] == 1
     assert verdict.metrics()["effect_n"] == 6
+
+
+def test_the_papers_protocol_scales_the_rate_and_leaves_out_the_worst_seed():
+    rows = [
+        {"arm": arm, "batch_size": batch, "lr": lr, "seed": seed, "val_acc": accuracy + 0.01 * seed, "failed": 0}
+        for arm in ("NF", "NF+AGC")
+        for batch, lr, accuracy in ((64, 0.4, 0.5), (64, 1.6, 0.4), (256, 0.4, 0.6), (256, 1.6, 0.3))
+        for seed in range(5)
+    ]
+    verdict = large_batch_verdict(pd.DataFrame(rows))
+    assert (
+        "batch 256: NF 32.5% at 1.6, NF+AGC 32.5% at 1.6" in verdict.sentence
+    )  # 0.4 x 256 / 64; of 30 to 34 % the last four

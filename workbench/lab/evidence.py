@@ -70,12 +70,6 @@ def by_seed(confirmed: pd.DataFrame, columns: str = "arm", value: str = "test_ac
     return confirmed.pivot_table(index="seed", columns=columns, values=value)
 
 
-def best_four_of_five(values: Sequence[float]) -> float:
-    """The paper's way to sum up seeds: the mean of the best four of five. Of another number, the worst is left out."""
-    values = sorted(values)
-    return float(pd.Series(values[1:] if len(values) > 1 else values).mean())
-
-
 def _run(wanted: list[tuple], training: Training, session: Session, role: str) -> pd.DataFrame:
     trainings = [Arm(arm, training(arm, float(lr), int(seed), **cell)) for cell, arm, lr, seed in wanted]
     table = run_all(trainings, session, role=role)

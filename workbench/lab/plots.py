@@ -32,7 +32,8 @@ def graded(n: int) -> list:
     return sns.color_palette("viridis", n + 1)[:n]
 
 
-def _arms(table: pd.DataFrame) -> list[str]:
+def arms_of(table: pd.DataFrame) -> list[str]:
+    """The known arms that a table has, in their order."""
     return [a for a in ARMS if a in set(table.arm)]
 
 
@@ -61,8 +62,8 @@ def signal_figure(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.8), layout="constrained")
     shown = table[table.input == "noise"]
     for ax, (column, title) in zip(axes, SIGNALS.items(), strict=True):
-        for i, arm in enumerate(_arms_or_names(shown)):
-            look = _look(arm, i)
+        for i, arm in enumerate(arms_or_names(shown)):
+            look = look_of(arm, i)
             _over_depth(ax, shown[shown.arm == arm], column, arm, **look)
         _depth_axis(ax, shown, column)
         ax.set(title=title)
@@ -99,7 +100,7 @@ def effects_figure(table: pd.DataFrame) -> Figure:
 def inputs_figure(table: pd.DataFrame) -> Figure:
     """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
     style()
-    arms = _arms_or_names(table)
+    arms = arms_or_names(table)
     figure, axes = plt.subplots(
         1, len(arms), figsize=(1 + 3.4 * len(arms), 3.4), layout="constrained", sharey=True, squeeze=False
     )
@@ -135,12 +136,13 @@ def check_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _arms_or_names(table: pd.DataFrame) -> list[str]:
+def arms_or_names(table: pd.DataFrame) -> list[str]:
     """The known arms in their order, then others in theirs."""
-    return [*_arms(table), *(arm for arm in dict.fromkeys(table.arm) if arm not in ARMS)]
+    return [*arms_of(table), *(arm for arm in dict.fromkeys(table.arm) if arm not in ARMS)]
 
 
-def _look(arm: str, i: int) -> dict:
+def look_of(arm: str, i: int) -> dict:
+    """Colour and marker of an arm; of one without its own, by its place i."""
     if arm in ARMS:
         return {"color": COLOURS[arm], "fmt": MARKERS[arm]}
     return {"color": sns.color_palette("colorblind", 10)[4 + i % 6], "fmt": "o"}
@@ -303,7 +305,7 @@ def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dic
         axes[1].axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
     axes[1].set(xlabel="clipping threshold", ylabel="validation accuracy", title="slice: threshold")
     axes[1].legend(frameon=False, fontsize="small")
-    for arm in _arms(trials):
+    for arm in arms_of(trials):
         _slice(axes[2], trials[trials.arm == arm], "lr", arm)
     axes[2].set(xlabel="peak learning rate", title="slice: rate")
     axes[2].sharey(axes[1])
@@ -340,7 +342,7 @@ def _seeds(ax, rows: pd.DataFrame) -> None:
     """Each seed as a point, failures as crosses, the mean with its 95 % t-interval beside them."""
     from workbench.lab.stats import t_interval
 
-    for i, arm in enumerate(_arms(rows)):
+    for i, arm in enumerate(arms_of(rows)):
         t = rows[rows.arm == arm]
         ok, failed = t[t.failed == 0], t[t.failed == 1]
         ax.plot(np.full(len(ok), i), ok.val_acc, MARKERS[arm], color=COLOURS[arm], alpha=0.6)
@@ -355,8 +357,8 @@ def _seeds(ax, rows: pd.DataFrame) -> None:
                 color="black",
                 capsize=3,
             )
-    ax.set_xticks(range(len(_arms(rows))), _arms(rows))
-    ax.set(xlim=(-0.5, len(_arms(rows)) - 0.3), ylabel="validation accuracy")
+    ax.set_xticks(range(len(arms_of(rows))), arms_of(rows))
+    ax.set(xlim=(-0.5, len(arms_of(rows)) - 0.3), ylabel="validation accuracy")
 
 
 def batch_figure(table: pd.DataFrame) -> Figure:
@@ -378,7 +380,8 @@ def batch_figure(table: pd.DataFrame) -> Figure:
     )
     for column, size in enumerate(sizes):
         top, bottom = axes[:, column]
-        for offset, arm in zip((-0.03, 0.0, 0.03), _arms(table), strict=False):
+        arms = arms_of(table)
+        for offset, arm in zip(0.03 * (np.arange(len(arms)) - (len(arms) - 1) / 2), arms, strict=True):
             rows = table[(table.batch_size == size) & (table.arm == arm)]
             over = rows.groupby("lr")
             x = np.array(sorted(rows.lr.unique())) * 10**offset

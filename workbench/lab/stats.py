@@ -36,6 +36,18 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
 
 
+def accuracy_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The t-interval of accuracies from 0 to 1, cut off there: of two seeds it may reach beyond."""
+    found = t_interval(values, level)
+    return Interval(found.mean, max(0.0, found.low), min(1.0, found.high), found.n) if found.n > 1 else found
+
+
+def best_four_of_five(values: Sequence[float]) -> float:
+    """The paper's way to sum up seeds: the mean of the best four of five. Of another number, the worst is left out."""
+    values = sorted(values)
+    return float(np.mean(values[1:] if len(values) > 1 else values))
+
+
 def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
     """The t-interval of a - b over pairs that share a seed."""
     if len(a) != len(b):
@@ -51,6 +63,13 @@ def share_interval(successes: int, n: int, level: float = 0.95) -> Interval:
         return Interval(math.nan, 0.0, 1.0, 0)
     found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
     return Interval(successes / n, float(found.low), float(found.high), n)
+
+
+def share_p(successes: int, n: int, share: float = 0.5) -> float:
+    """Two-sided p-value of the exact binomial test that a share is `share`; 1 without observations."""
+    from scipy import stats
+
+    return float(stats.binomtest(int(successes), int(n), share).pvalue) if n else 1.0
 
 
 def difference_p(differences: Sequence[float]) -> float:
@@ -78,6 +97,19 @@ def within_p(differences: Sequence[float], margin: float) -> float:
     above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(values, margin, alternative="less").pvalue
     return float(max(above, below))
+
+
+def below_p(differences: Sequence[float], bound: float) -> float:
+    """p-value of the non-inferiority test (a one-sided t-test): small where the mean of paired differences is shown to
+    lie below `bound`; NaN for fewer than two."""
+    from scipy import stats
+
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:
+        return 0.0 if values[0] < bound else 1.0
+    return float(stats.ttest_1samp(values, bound, alternative="less").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -141,7 +141,9 @@ class Store:
         if found is not None:
             return found.experiment_id
         location = (runs_folder() / "artifacts" / name).as_uri() if is_database(self.uri) else None
-        return self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
+        made = self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
+        self.client.set_experiment_tag(made, "mlflow.note.content", views.description(name, made))
+        return made
 
     def experiment_id(self, kind: str, mode: str) -> str:
         """The id of the experiment that holds runs of `kind` (studies, trainings) in `mode` (full, quick)."""
@@ -208,6 +210,17 @@ class Store:
             for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
                 write(Path(folder) / f"{name}{suffix}", index=False)
             self.client.log_artifacts(run_id, folder, "tables")
+
+    def read_table(self, run_id: str, name: str) -> pd.DataFrame:
+        """A table that `log_table` kept. Raises: WorkbenchError where the run has none of this name."""
+        path = within_run(f"tables/{name}.parquet")
+        if self.uri.startswith("sqlite"):
+            refuse_link(Path(as_path(self.get(run_id).info.artifact_uri)), path)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return pd.read_parquet(self.client.download_artifacts(run_id, path, folder))
+            except (OSError, MlflowException) as error:
+                raise WorkbenchError(f"run {run_id} has no table {name} that can be read.") from error
 
     def log_figure(self, run_id: str, figure, name: str) -> None:
         """A matplotlib figure as PNG and as SVG."""
@@ -283,6 +296,7 @@ class Store:
             tags={
                 "key": key,
                 "config_id": config_id(config),
+                "configuration": views.configuration(arm, config.name, config_id(config)),
                 "arm": arm,
                 "role": role,
                 "mode": mode,
@@ -342,6 +356,7 @@ class Store:
                     "code": result.code,
                     "data": result.data_digest,
                     "device": result.device,
+                    "mlflow.note.content": _in_words(result),
                     **({"cause": result.cause} if result.cause else {}),
                 }.items()
             ],
@@ -414,7 +429,9 @@ class Store:
     def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
         """The address, once the UI runs (a server has its own), at which these runs stand side by side."""
         runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
-        query = f"workflowType=machine_learning&runs=[{runs}]&experiments=[%22{experiment}%22]"
+        query = (
+            f"runs=[{runs}]&experiments=[%22{experiment}%22]&workflowType=machine_learning"  # the page wants runs first
+        )
         return f"{self._pages(port)}/#/compare-runs?{query}"
 
     def _pages(self, port: int) -> str:
@@ -462,6 +479,22 @@ def is_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _in_words(result: TrainResult) -> str:
+    """A training's description."""
+    config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
+    clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
+    length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs:g} epochs"
+    said = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
+    said += f"{length}, seed {config.seed}: {result.outcome}"
+    if result.cause:
+        said += f" ({result.cause})"
+    elif accuracy is not None:
+        said += f", {'test' if 'test_acc' in result.metrics else 'validation'} accuracy {accuracy:.2%}"
+    if result.outcome == "complete" and result.metrics.get("failed"):
+        said += "; failed by the failure rule: its training loss is above 0.8 ln(classes)"
+    return f"{said}."
 
 
 def _owner_tags() -> dict[str, str]:

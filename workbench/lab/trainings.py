@@ -59,7 +59,8 @@ def run_all(
             if done.error is not None:
                 broken.append(f"{done.wanted.config.name}: {done.error}")
             else:
-                rows[done.wanted.about] = {"arm": done.wanted.arm, **done.result.row(), "run_id": done.run_id}
+                where = {"device": done.result.device, "run_id": done.run_id}
+                rows[done.wanted.about] = {"arm": done.wanted.arm, **done.result.row(), **where}
     if broken:
         raise RuntimeError(f"{len(broken)} of {len(arms)} trainings broke, the others are kept:\n" + "\n".join(broken))
     return pd.DataFrame([rows[i] for i in sorted(rows)])

@@ -7,9 +7,19 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from workbench.lab.stats import Interval, paired_interval, share_interval, t_interval
+from workbench.lab.stats import (
+    Interval,
+    accuracy_interval,
+    best_four_of_five,
+    difference_p,
+    paired_interval,
+    share_interval,
+    share_p,
+    t_interval,
+)
 from workbench.probes.rules import broken_rules
 
 SIGNAL_TOLERANCE = 0.15  # of the expected variance
@@ -67,7 +77,8 @@ def signal_verdict(table: pd.DataFrame) -> Verdict:
     of_subject = blocks[blocks.arm == subject]
     if of_subject.expected_var.isna().all():
         return _rules_verdict(table[(table.arm == subject) & (table.input == "noise")], subject)
-    worst = t_interval(of_subject.groupby("seed").deviation.max())
+    deviations = of_subject.groupby("seed").deviation.max()
+    worst = t_interval(deviations)
     holds = True if worst.high <= SIGNAL_TOLERANCE else False if worst.low > SIGNAL_TOLERANCE else None
     relation = {True: "stays within", False: "leaves", None: "is not shown to stay within"}[holds]
     largest = blocks.groupby("arm").mean_sq.max()
@@ -90,7 +101,8 @@ def signal_verdict(table: pd.DataFrame) -> Verdict:
             f"; on images, whose neighbouring pixels are alike, it ends at variance {t_interval(last['var']):.2g} "
             f"where {last.expected_var.mean():.2g} is expected"
         )
-    return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst)
+    p = difference_p(deviations - SIGNAL_TOLERANCE)
+    return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst, p=p)
 
 
 def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
@@ -137,7 +149,7 @@ def search_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     )
     sentence = (
         f"At batch {agc.batch_size} the best threshold found is {agc['clip']:.3g} at peak rate {agc.lr:.3g} "
-        f"(validation accuracy {t_interval(by_seed['NF+AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
+        f"(validation accuracy {accuracy_interval(by_seed['NF+AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
     )
     if "NF" not in by_seed:
         return Verdict(f"{sentence}; no unclipped training completed.", None, "accuracy", t_interval(by_seed["NF+AGC"]))
@@ -146,7 +158,8 @@ def search_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     holds = _side(difference)
     relation = {True: "above", False: "below", None: "not told apart from"}[holds]
     sentence += f"; that is {relation} no clipping at its own best rate {plain.lr:.3g} ({difference:+.1%})."
-    return Verdict(sentence, holds, "accuracy with AGC minus without", difference)
+    p = difference_p(by_seed["NF+AGC"] - by_seed["NF"])
+    return Verdict(sentence, holds, "accuracy with AGC minus without", difference, p=p)
 
 
 def _good_region(trials: pd.DataFrame) -> str:
@@ -176,7 +189,24 @@ def large_batch_verdict(table: pd.DataFrame) -> Verdict:
         f"Failed trainings: {counts}. In {only_plain} of the {share.n} cells where exactly one of the two fails, it is "
         f"NF without clipping. Best peak rate by mean validation accuracy: {best}."
     )
-    return Verdict(sentence, holds, "share of discordant cells in which only the unclipped net fails", share)
+    if scaled := _linearly_scaled(table):
+        sentence += f" By the paper's protocol, rates scaled with the batch and the worst seed left out: {scaled}."
+    p = share_p(only_plain, share.n)
+    return Verdict(sentence, holds, "share of discordant cells in which only the unclipped net fails", share, p=p)
+
+
+def _linearly_scaled(table: pd.DataFrame) -> str:
+    """By the paper's protocol: each arm's best rate at the smallest batch, scaled linearly, and the mean accuracy
+    without the worst seed; where the scaled rates are on the grid."""
+    smallest, largest = table.batch_size.min(), table.batch_size.max()
+    parts = []
+    for arm, rows in table.groupby("arm"):
+        best = rows[rows.batch_size == smallest].groupby("lr").val_acc.mean().idxmax()
+        scaled = rows[(rows.batch_size == largest) & np.isclose(rows.lr, best * largest / smallest)]
+        if len(scaled) > 1 and smallest < largest:
+            failed = f", {int(scaled.failed.sum())} failed" if scaled.failed.any() else ""
+            parts.append(f"{arm} {best_four_of_five(scaled.val_acc):.1%} at {scaled.lr.iloc[0]:.3g}{failed}")
+    return f"batch {largest}: {', '.join(parts)}" if parts else ""
 
 
 def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
@@ -184,7 +214,7 @@ def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
     for arm, t in rows.groupby("arm"):
         means = t.groupby("lr").val_acc.mean()
         lr = means.idxmax()
-        parts.append(f"{arm} {t_interval(t[t.lr == lr].val_acc):.1%} at {lr:.3g}")
+        parts.append(f"{arm} {accuracy_interval(t[t.lr == lr].val_acc):.1%} at {lr:.3g}")
     return f"batch {batch}: {', '.join(parts)}"
 
 

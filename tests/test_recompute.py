@@ -1,0 +1,86 @@
+"""Claims from their tables. Evidence: the same verdict from the store, from the exported tables and by hand; Holm's
+adjustment can take a verdict back."""
+
+import json
+
+import pytest
+from test_claims import by_product, by_rate, outcomes
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Store
+from workbench.lab.claims import stability_boundary
+from workbench.lab.claims.recompute import export, judged, results_folder
+from workbench.lab.claims.registry import CLAIMS, claims
+from workbench.lab.claims.show import as_table
+from workbench.lab.study import Study
+
+
+def measured(store, study, table, mode="full"):
+    run = store.open_notebook(study, f"{study}.ipynb", {}, mode, study, {})
+    store.log_table(run, table, "table")
+    store.close(run, "FINISHED")
+    return run
+
+
+def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path, monkeypatch):
+    table = outcomes(by_product, seeds=2).assign(data="cifar10", train_size=500.0, device="cpu")
+    run = measured(Store(), "stability_boundary", table)
+    (found,) = judged(claims(["7"]))
+    by_hand = stability_boundary.verdict(table)
+    assert (found.verdict.sentence, found.verdict.p) == (by_hand.sentence, by_hand.p)
+    assert (found.evidence.run, found.evidence.data, found.evidence.device) == (run, "cifar10 (500.0 images)", "cpu")
+
+    export([found], results_folder())
+    (again,) = judged(claims(["stability_boundary"]), where="docs")
+    assert again.verdict.sentence == found.verdict.sentence and again.evidence.source == "docs/results"
+    assert again.evidence.run == run
+    row = as_table([again]).iloc[0]
+    assert (row.claim, row.run, row.n) == (7, run, 32) and row.low <= row.effect <= row.high
+
+
+def test_the_newest_full_run_counts_and_a_quick_one_never(root):
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=2))
+    newest = measured(store, "stability_boundary", outcomes(by_product, seeds=2))
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=2), mode="quick")
+    (found,) = judged(claims(["7"]), store=store)
+    assert found.evidence.run == newest and found.verdict.holds is True
+
+
+def test_what_nobody_measured_is_left_open(root):
+    found = judged(claims(), where="store")
+    assert [one.verdict for one in found] == [None] * len(CLAIMS)
+    assert as_table(found).empty
+
+
+def test_holms_adjustment_can_take_a_verdict_back(root, monkeypatch):
+    from workbench.lab.claims import recompute
+
+    monkeypatch.setattr(recompute, "holm", lambda p_values: [2 * p for p in p_values])
+    table = outcomes(by_product, seeds=2)
+    store = Store()
+    measured(store, "stability_boundary", table)
+    one = judged(claims(["7"]), store=store)[0]
+    assert one.verdict.holds is True and one.p_holm == 2 * one.verdict.p
+    monkeypatch.setattr(recompute, "holm", lambda p_values: [0.06 for _ in p_values])
+    assert judged(claims(["7"]), store=store)[0].verdict.holds is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("large_bach", "did you mean 'large_batch'"), ("99", "there is no claim 99")]
+)
+def test_an_unknown_claim_is_refused(name, message):
+    with pytest.raises(WorkbenchError, match=message):
+        claims([name])
+
+
+def test_every_claim_has_its_study_and_the_committed_tables_are_judged():
+    numbers = [claim.number for claim in CLAIMS]
+    assert len(set(numbers)) == len(numbers)
+    for claim in CLAIMS:
+        assert Study.load(claim.study).question
+    found = [one for one in judged(claims(), where="docs") if one.verdict is not None]
+    assert {"signal_propagation", "large_batch"} <= {one.claim.study for one in found}
+    index = json.loads((results_folder() / "runs.json").read_text())
+    assert all(index[one.claim.study]["run"] for one in found)
+    assert found[0].verdict.holds is True  # signal propagation, as in LOG.md

@@ -1,0 +1,137 @@
+"""Every verdict again, from the tables that its study left: in the store, or committed under docs/results.
+
+A claim holds, or does not, only where its p-value stays below 0.05 after Holm's adjustment over the claims that are
+looked at.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+from workbench.lab.claims.registry import Claim
+from workbench.lab.stats import holm
+from workbench.lab.store import Store
+from workbench.lab.verdicts import Verdict
+from workbench.paths import root
+
+LEVEL = 0.05
+INDEX = "runs.json"  # of the committed tables: which run each study's are of
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The tables of one study, and the run that they are of."""
+
+    tables: dict[str, pd.DataFrame]
+    run: str
+    date: str
+    data: str
+    device: str
+    source: str  # store, or the folder of the committed tables
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its evidence and its verdict after Holm's adjustment; both None where nothing was measured."""
+
+    claim: Claim
+    evidence: Evidence | None = None
+    verdict: Verdict | None = None
+    p_holm: float = math.nan
+
+
+def results_folder() -> Path:
+    """Where the committed tables lie."""
+    return root() / "docs" / "results"
+
+
+def judged(claims: list[Claim], *, where: str = "auto", store: Store | None = None) -> list[Judged]:
+    """The claims, judged anew from the newest full run of their studies in the store, or ("docs", or where the store
+    has none) from the committed tables.
+
+    Raises: WorkbenchError for a committed table that cannot be read.
+    """
+    evidence = [_find(claim, where, store) for claim in claims]
+    verdicts = [None if e is None else claim.verdict(e.tables) for claim, e in zip(claims, evidence, strict=True)]
+    p_values = [math.nan if v is None or v.p is None else v.p for v in verdicts]
+    return [
+        Judged(claim, e, None if v is None else _adjusted(v, p), p)
+        for claim, e, v, p in zip(claims, evidence, verdicts, holm(p_values), strict=True)
+    ]
+
+
+def export(found: list[Judged], folder: Path) -> list[Path]:
+    """Writes the tables of the claims that were measured, and which run they are of, as `judged` reads them again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index_file = folder / INDEX
+    index = json.loads(index_file.read_text()) if index_file.exists() else {}
+    written = []
+    for judged_claim in found:
+        claim, evidence = judged_claim.claim, judged_claim.evidence
+        if evidence is None:
+            continue
+        for name in claim.tables:
+            file = folder / _file(claim.study, name)
+            evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
+            written.append(file)
+        index[claim.study] = {name: getattr(evidence, name) for name in ("run", "date", "data", "device")}
+    index_file.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
+    return [*written, index_file]
+
+
+def _find(claim: Claim, where: str, store: Store | None) -> Evidence | None:
+    if where != "docs":
+        found = _in_store(claim, store or Store())
+        if found is not None or where == "store":
+            return found
+    return _committed(claim)
+
+
+def _in_store(claim: Claim, store: Store) -> Evidence | None:
+    runs = store.search("studies", "full", f"tags.study = '{claim.study}' and attributes.status = 'FINISHED'")
+    if not runs:
+        return None
+    run = runs[0]
+    tables = {name: store.read_table(run.info.run_id, name) for name in claim.tables}
+    data, device = _data_and_device(tables[claim.tables[0]])
+    when = datetime.fromtimestamp(run.info.end_time / 1000, UTC).date().isoformat()
+    return Evidence(tables, run.info.run_id, when, data, device, "store")
+
+
+def _committed(claim: Claim) -> Evidence | None:
+    folder = results_folder()
+    files = {name: folder / _file(claim.study, name) for name in claim.tables}
+    if not all(file.exists() for file in files.values()):
+        return None
+    try:
+        tables = {name: pd.read_csv(file) for name, file in files.items()}
+        index = json.loads((folder / INDEX).read_text()).get(claim.study, {}) if (folder / INDEX).exists() else {}
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"the committed table of {claim.study} cannot be read ({error}).") from error
+    said = {name: index.get(name, "") for name in ("run", "date", "data", "device")}
+    return Evidence(tables, **said, source=str(folder.relative_to(root())))
+
+
+def _file(study: str, table: str) -> str:
+    return f"{study}.csv" if table == "table" else f"{study}_{table}.csv"
+
+
+def _data_and_device(table: pd.DataFrame) -> tuple[str, str]:
+    def words(column: str) -> str:
+        return ", ".join(sorted(table[column].dropna().astype(str).unique())) if column in table else ""
+
+    size = words("train_size")
+    return f"{words('data')}{f' ({size} images)' if size else ''}", words("device")
+
+
+def _adjusted(verdict: Verdict, p_holm: float) -> Verdict:
+    """The verdict, undecided where Holm's adjustment takes its p-value above the level."""
+    if verdict.holds is not None and p_holm >= LEVEL:
+        return dataclasses.replace(verdict, holds=None)
+    return verdict

@@ -1,0 +1,63 @@
+"""The claims' verdicts as a table to read, and as one to keep."""
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from workbench.lab.claims.recompute import Judged
+
+ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "not decided"}
+
+
+def show_claims(found: list[Judged], console: Console) -> None:
+    """A row a claim, the sentence of its verdict below it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "claim", "verdict", "effect [95 %]", "n", "p", "p (Holm)", "data", "device", "run"):
+        table.add_column(heading, justify="right" if heading in ("n", "p", "p (Holm)") else "left")
+    for one in found:
+        if one.verdict is None:
+            todo = f"not measured here: ./run study {one.claim.study}"
+            table.add_row(str(one.claim.number), one.claim.sentence, f"[dim]{todo}[/dim]")
+            continue
+        verdict, evidence = one.verdict, one.evidence
+        table.add_row(
+            str(one.claim.number),
+            one.claim.sentence,
+            ANSWERS[verdict.holds],
+            f"{verdict.effect:.3g}",
+            str(verdict.effect.n),
+            _p(verdict.p),
+            _p(one.p_holm),
+            evidence.data,
+            evidence.device,
+            f"{evidence.run[:8] or '?'} ({evidence.source})",
+        )
+    console.print(table)
+    for one in found:
+        if one.verdict is not None:
+            name = f"[bold]{one.claim.number}, {one.claim.study}[/bold]"
+            console.print(f"\n{name}: {one.verdict.sentence}", highlight=False)
+            console.print(f"    effect: {one.verdict.effect_name}", style="dim", highlight=False)
+
+
+def as_table(found: list[Judged]) -> pd.DataFrame:
+    """One row a claim that was measured: claim, study, holds, effect with bounds, n, p, p_holm, data, device,
+    run, date, sentence."""
+    rows = []
+    for one in found:
+        if one.verdict is None:
+            continue
+        verdict, evidence = one.verdict, one.evidence
+        rows.append(
+            {"claim": one.claim.number, "study": one.claim.study, "holds": verdict.holds, "effect": verdict.effect.mean,
+             "low": verdict.effect.low, "high": verdict.effect.high, "n": verdict.effect.n, "p": verdict.p,
+             "p_holm": one.p_holm, "data": evidence.data, "device": evidence.device, "run": evidence.run,
+             "date": evidence.date, "sentence": verdict.sentence}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None or math.isnan(p) else f"{p:.2g}"
