@@ -84,7 +84,8 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame)
     axes[1].set(xlim=(0, 1.15 * axes[1].get_xlim()[1]), title="what it cost", xlabel="device seconds of a training",
                 ylabel="test accuracy, %")  # fmt: skip
     axes[2].set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy, %", title="screening")
-    plots.plain_log_ticks(axes[2].xaxis)
+    axes[2].set_xticks(sorted(screened.lr.unique()), [f"{lr:g}" for lr in sorted(screened.lr.unique())])
+    axes[2].xaxis.set_minor_locator(plt.NullLocator())
     axes[2].plot([], [], "x", ms=9, color="black", label="a training failed")
     axes[1].legend(frameon=False, fontsize="small", loc="lower left")
     axes[2].legend(frameon=False, fontsize="small")
