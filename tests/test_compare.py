@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from comparable import log, rows
+from conftest import CHECKOUT
 from scipy import stats
 
 from workbench.errors import WorkbenchError
@@ -14,6 +15,7 @@ from workbench.lab import Store, selection
 from workbench.lab.compare import at_equal_compute, compare, concerns, differences, from_store
 from workbench.lab.compare_figures import curves_figure, parallel_figure
 from workbench.lab.compare_show import as_text
+from workbench.lab.notebook import execute
 
 HIGH = [0.80, 0.82, 0.84]
 NEAR = [0.79, 0.82, 0.83]  # HIGH minus 1, 0 and 1 points
@@ -258,6 +260,17 @@ def test_the_command(store, command, tmp_path):
     assert list(table["mean"]) == pytest.approx([0.81, 0.8, 0.1]) and list(table.failed) == [0, 0, 3]
     assert all("<svg" in file.read_text() for file in files.values())
     assert "failed" in files["parallel"].read_text() and "3 of 3 failed" in files["curves"].read_text()
+
+
+def test_the_notebook_shows_the_same_and_says_of_an_empty_store_what_to_run(store, another_root, tmp_path):
+    source = CHECKOUT / "notebooks" / "compare_runs.ipynb"
+    execute(source, tmp_path / "out.ipynb", {"what": ["mine"], "csv": str(tmp_path / "t.csv")})
+    page = (tmp_path / "out.html").read_text()
+    assert "NF+AGC" in page and "81.00%" in page and "#/compare-runs?" in page
+    assert page.count("data:image/png;base64") == 2 and len(pd.read_csv(tmp_path / "t.csv")) == 3
+    another_root("empty")
+    execute(source, tmp_path / "empty.ipynb", {})
+    assert "the store has no trainings yet: `workbench study" in (tmp_path / "empty.html").read_text()
 
 
 def test_mistakes_on_the_command_line_end_with_2_and_a_sentence(store, command):

@@ -15,12 +15,21 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab import selection
-from workbench.lab.stats import t_interval
+from workbench.lab.stats import accuracy_interval
 from workbench.lab.store import Store
 
 GROUP = ["config_id", "data_digest", "code"]
 SHOWN = ["arm", "batch_size", "lr", "clip"]
-TELL_APART = ["model", "data", "width", "steps", "epochs", "weight_decay", "role"]  # shown where the others look alike
+TELL_APART = [
+    "model",
+    "data",
+    "clip_norm",
+    "width",
+    "steps",
+    "epochs",
+    "weight_decay",
+    "role",
+]  # shown where the others look alike
 COMPUTE = {"seconds": "seconds", "samples": "samples_seen"}
 LEVEL = 0.95
 MOST_READ = 60  # configurations that are read to tell equal-looking groups apart
@@ -119,7 +128,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     all seeds of the smaller one are paired by seed, others compared by Welch's interval.
     """
     over = rows.groupby("group")
-    intervals = [t_interval(values, LEVEL) for _, values in over.accuracy]
+    intervals = [accuracy_interval(values, LEVEL) for _, values in over.accuracy]
     found = pd.DataFrame(
         {
             "seeds": over.size(),
