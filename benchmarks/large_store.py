@@ -1,8 +1,9 @@
 """A store of 2,000 trainings and 40 notebook executions: how long what everybody waits for takes, in seconds.
 
 One run of each kind is written through the store's own methods; the others are copies of its rows and files, each with
-its own id, key, seed and, eight at a time, configuration: writing them all in the usual way would take many minutes. Prints a table, and fails where
-something takes more of the process's own time than it may (the wall clock of a shared machine is not to be trusted).
+its own id, key, seed and, for eight at a time, configuration, as writing them all in the usual way would take many
+minutes. Prints a table, and fails where something takes more of the process's own time than it may (the wall clock of a
+shared machine is not to be trusted).
 
     python benchmarks/large_store.py [--runs 2000] [--root DIR, kept]
 """
