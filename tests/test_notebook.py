@@ -1,15 +1,18 @@
 """Parameters cells and execution. Evidence: the mistakes people make, and a notebook run in a kernel."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+from nbformat import v4
 
 from workbench.errors import WorkbenchError
 from workbench.lab.notebook import main
 from workbench.lab.parameters import check_names, read_parameters
 from workbench.lab.processes import whoami
+from workbench.lab.report import arranged, page
 
 
 def notebook(path, parameters, *cells):
@@ -119,6 +122,73 @@ def test_a_failing_cell_ends_with_its_error_and_keeps_what_ran(tmp_path):
     assert done.returncode == 1
     assert "ValueError: the rule" in done.stderr
     assert "before" in (tmp_path / "out.html").read_text()
+
+
+def cells_of(text):
+    """What a reader of the page meets, in order: headings, boxes, folds, figures."""
+    marks = {"<h1": "title", 'class="failed"': "failed", "celltag_verdict": "verdict", "celltag_figure": "figure"}
+    marks |= {"<summary>": "fold", "<img": "image", "The sentence": "sentence", "<h2": "heading"}
+    body = text[text.index("<main") :]
+    found = sorted((at.start(), name) for mark, name in marks.items() for at in re.finditer(re.escape(mark), body))
+    return [name for _, name in found]
+
+
+def executed(*cells):
+    """A notebook as papermill leaves it: a title, then pairs (source, output), of which some are figures."""
+    found = [v4.new_markdown_cell("# Title\n\n**Question.** Does it?")]
+    for tag in ("parameters", "injected-parameters"):
+        found.append(v4.new_code_cell("x: int = 1", metadata={"tags": [tag]}))
+    for source, kind in cells:
+        data = {"image/png": "iVBORw0KGgo=", "text/markdown": "**Holds.** The sentence", "text/plain": "a table"}[kind]
+        found.append(v4.new_code_cell(source, outputs=[v4.new_output("execute_result", {kind: data})]))
+    times = {"input_path": "notebooks/mine.ipynb", "start_time": "2026-01-02T03:04:05.678901+00:00", "duration": 61.2}
+    return v4.new_notebook(cells=[*found, v4.new_markdown_cell("## Later")], metadata={"papermill": times})
+
+
+def test_the_page_opens_with_question_verdict_and_the_figure_of_its_name_code_folded():
+    made = executed(
+        ("session.table(t)", "text/plain"),
+        ('session.figure(f, "mine")', "image/png"),
+        ('session.figure(f, "other")', "image/png"),
+        ("session.verdict(v)", "text/markdown"),
+    )
+    found = page(made)
+    order = cells_of(found)
+    assert order[:5] == ["title", "verdict", "sentence", "figure", "image"]
+    assert order.count("image") == 2 and order.count("sentence") == 1  # moved, not copied
+    assert order[5:] == ["fold", "fold", "fold", "fold", "fold", "image", "fold", "heading"]
+    assert "Executed 2026-01-02 03:04 UTC, 61 s" in found
+    assert '<details class="code">' in found and '<details class="code" open' not in found
+    assert "<summary>parameters of this run</summary>" in found
+    assert "<script" not in found
+    assert len(made.cells) == 8 and made.cells[-2].outputs  # left as found
+
+
+def test_without_a_figure_of_the_notebooks_name_the_last_one_is_on_top():
+    made = executed(('session.figure(f, "a")', "image/png"), ('session.figure(f, "b")', "image/png"))
+    assert [bool(cell.outputs) for cell in arranged(made).cells if cell.cell_type == "code"] == [
+        True, False, False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_failed_notebooks_page_opens_with_the_error_and_unfolds_its_cell(tmp_path):
+    source = notebook(tmp_path / "mine.ipynb", "x: int = 1", "print('before')", "1 < 2\nraise ValueError('a < b')")
+    run(source, tmp_path / "out.ipynb", {"x": 2})
+    found = (tmp_path / "out.html").read_text()
+    assert cells_of(found)[0] == "failed"
+    box = found[found.index('class="failed"') :][:300]
+    assert "Failed: ValueError: a &lt; b" in box
+    anchor = re.search(r'href="#([^"]+)"', box)[1]
+    failing = found[found.index(f'id="{anchor}"') :]
+    assert failing.index('<details class="code" open') < failing.index("<summary>")
+    assert "An Exception was encountered" not in found and found.count('class="failed"') == 1
+    assert found.index("before") < found.index("Traceback")
+
+
+def test_a_page_without_its_verdict_says_so():
+    cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell("session.verdict(x)")]
+    assert "No verdict: the notebook was stopped" in page(v4.new_notebook(cells=cells))
+    assert "No verdict" not in page(v4.new_notebook(cells=cells[:1]))
 
 
 def test_a_notebook_whose_launcher_died_while_it_began_runs_nothing(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
 from workbench.lab.executors import Choice, Executor, Outcome, Task
 from workbench.lab.executors.choice import VARIABLE as EXECUTOR
+from workbench.lab.own_models import located, source_of
 from workbench.lab.parameters import code_cells
 from workbench.lab.processes import whoami
 from workbench.lab.session import SESSION
@@ -76,6 +77,8 @@ def plan(
         for parameters in executions:
             if "data" in parameters:  # the kernel works in another folder than the user
                 parameters = {**parameters, "data": canonical_name(parameters["data"])}
+            if "model" in parameters:
+                parameters = {**parameters, "model": located(parameters["model"])}
             label = " ".join(f"{k}={parameters[k]}" for k in study.matrix) if len(executions) > 1 else ""
             execution = Execution(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
@@ -94,7 +97,7 @@ def execution_key(study: Study, parameters: dict[str, Any]) -> dict[str, str]:
     parts = {
         "notebook": code_cells(study.notebook_file),
         "parameters": parameters,
-        "code": source_hash("."),
+        "code": source_hash(".") + source_of(parameters.get("model", "")),
         "data": dataset_digest(parameters["data"]) if "data" in parameters else None,
     }
     return {part: _hash(parts[part]) for part in PARTS}
@@ -247,6 +250,8 @@ def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener)
         SESSION: f"{run_id}|{execution.mode}|{whoami()}",
         EXECUTOR: str(choice),
     }
+    if ":" in execution.parameters.get("model", ""):  # a user's own, whose modules lie where the user works
+        environment["PYTHONPATH"] += os.pathsep + os.getcwd()
     arguments = {
         "notebook": str(execution.study.notebook_file),
         "parameters": execution.parameters,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from workbench.lab import events
 from workbench.lab.processes import SESSION, Family, die_with, is_alive, whoami
+from workbench.lab.report import page
 
 LOOK_EVERY = 0.2  # seconds between looks at a process and its events
 
@@ -86,25 +87,10 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
 
 
 def to_html(notebook: Path) -> str:
-    """The executed notebook as one page that needs nothing from outside: figures embedded, no MathJax, no scripts
-    from elsewhere."""
-    from nbconvert import HTMLExporter
+    """The executed notebook as one page (see report.py)."""
+    import nbformat
 
-    exporter = HTMLExporter(
-        template_name="lab", embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True
-    )
-    for script in (
-        "mathjax_url",
-        "require_js_url",
-        "jquery_url",
-        "mermaid_js_url",
-        "mermaid_layout_elk_js_url",
-        "jupyter_widgets_base_url",
-        "widget_renderer_url",
-    ):
-        setattr(exporter, script, "")
-    body, _ = exporter.from_filename(str(notebook))
-    return body
+    return page(nbformat.read(notebook, as_version=4), notebook.stem)
 
 
 def _abandon() -> None:

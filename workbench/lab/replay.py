@@ -5,6 +5,7 @@ the very same steps, on CPU bit for bit. Whether it did is checked against what 
 """
 
 import dataclasses
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.lab.own_models import entered
 from workbench.lab.record import checkpoints_folder
 from workbench.lab.store import Store
 from workbench.optim import AGC
@@ -257,7 +259,9 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
         raise WorkbenchError(
             f"run {run_id} is {run.info.status} ({cause}): a replay needs a training that came to an end, run it again."
         )
-    return run_id, mode, TrainResult.from_json(store.read_text(run_id, "result.json"))
+    text = store.read_text(run_id, "result.json")
+    entered(json.loads(text)["config"])
+    return run_id, mode, TrainResult.from_json(text)
 
 
 def first_to_go(ratios: pd.DataFrame, diverged: bool = True) -> First:

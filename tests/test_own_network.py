@@ -1,0 +1,344 @@
+"""A user's own network, from a folder of images to what comes out. Evidence: the pasted lines, run, end at the weights
+of the training that they stand for; recipe and checkpoint give it again; the mistakes that people make; verdicts by
+hand.
+
+The network is two files of a user, written as other libraries write theirs; the images are the folder of conftest.py.
+"""
+
+import math
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from workbench.data.augment import seed_for
+from workbench.errors import WorkbenchError
+from workbench.lab import own_models, own_network, own_outcome
+from workbench.lab.recipes import parse_config, recipe_text
+from workbench.lab.session import Session
+from workbench.lab.store import Store
+from workbench.lab.trainings import run_training
+from workbench.models import zoo
+from workbench.models.checkpoints import load_checkpoint
+from workbench.training import train, training_key
+from workbench.training.loop import evaluate
+
+NET = """
+import torch.nn.functional as F
+from torch import nn
+
+from my_layers import Block
+
+
+class Net(nn.Module):
+    def __init__(self, classes, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.layers = nn.Sequential(Block(width), Block(width))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.fc(self.layers(F.relu(self.bn(self.stem(x)))).mean((2, 3)))
+
+
+def build(classes=1000, width=8):
+    return Net(classes, width)
+
+
+def stubborn():
+    return Net(10)
+
+
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+LAYERS = '''
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    """A block."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
+'''
+SETTINGS = {"image_size": 12, "batch_size": 8, "steps": 6, "shift": 1, "device": "cpu", "progress": False}
+
+
+@pytest.fixture
+def own(root, monkeypatch, one_thread):
+    """A folder of a user's, with the network; what is entered is taken out again."""
+    folder = root / "mine"
+    folder.mkdir()
+    (folder / "my_net.py").write_text(NET)
+    (folder / "my_layers.py").write_text(LAYERS)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    before = dict(zoo.MODELS)
+    yield folder
+    zoo.MODELS.clear()
+    zoo.MODELS.update(before)
+    for name in ("my_net", "my_layers"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def pair(own, image_folder):
+    return own_network.arms("my_net.py:build", data=str(image_folder), skip_gain=1.0, base_lr=0.2, **SETTINGS)
+
+
+def norms(model):
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def session():
+    return Session(Store(), study="own_network")
+
+
+# ---- names
+
+
+def test_a_file_and_function_become_two_models_that_differ_in_their_norm(pair):
+    nf, bn = (own_network._built(pair[arm]) for arm in (own_network.NF, own_network.BN))
+    assert pair["BN"].model == "mine/my_net.py:build" and pair["NF+AGC"].model == "normfree:mine/my_net.py:build"
+    assert len(norms(bn)) == 5 and not norms(nf)
+    assert nf.fc.out_features == bn.fc.out_features == 2  # the folder's classes
+    assert pair["BN"].clip is None and pair["NF+AGC"].clip == 0.01
+    assert [zoo.entry(pair[arm].model).build.func.norm for arm in ("NF+AGC", "BN")] == ["none", "batch"]
+
+
+def test_the_name_is_the_same_from_every_folder(own, tmp_path, monkeypatch):
+    here = own_models.located("my_net.py:build")
+    monkeypatch.chdir(tmp_path)
+    assert own_models.located("mine/my_net.py:build") == here == "mine/my_net.py:build"
+    assert own_models.located("some.package:build") == "some.package:build"
+    shutil.copytree(own, outside := tmp_path / "elsewhere")
+    assert own_models.located(f"{outside}/my_net.py:build") == f"{outside}/my_net.py:build"
+
+
+def test_a_module_by_its_dotted_name(own, image_folder):
+    found = own_network.arms("my_net:build", data=str(image_folder), **SETTINGS)
+    assert found["NF+AGC"].model == "normfree:my_net:build"
+    assert found["NF+AGC"].model_args["source"] == own_models.source_of("my_net.py:build")
+
+
+def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, own):
+    def key():
+        return training_key(parse_config({"model": "my_net.py:build", "steps": "1"}), "data")
+
+    before = key()
+    (own / "my_layers.py").write_text(LAYERS.replace("A block.", "The block.") + "\n# a remark\n")
+    assert key() == before
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    assert key() != before
+
+
+def test_a_recipe_of_other_code_is_refused(pair, own):
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    with pytest.raises(WorkbenchError, match=r"has changed: `source` \(=.*Take it out"):
+        own_network._built(pair["NF+AGC"])
+
+
+def test_a_name_of_the_library_leads_to_its_twin():
+    small = {"data": "mnist5k", "batch_size": 8, "steps": 1}
+    for name in ("nf_resnet_tiny", "resnet_tiny"):
+        found = own_network.arms(name, skip_gain=0.5, **small)
+        assert (found["NF+AGC"].model, found["BN"].model) == ("nf_resnet_tiny", "resnet_tiny")
+        assert found["NF+AGC"].model_args == {"skip_gain": 0.5} and found["BN"].model_args == {}
+    with_control = own_network.arms("nfnet_micro", control="resnet26_cifar", **small)
+    assert with_control["BN"].model == "resnet26_cifar"
+
+
+def test_released_weights_are_taken_where_they_lie_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    assert not own_network.is_cached("nfnet_f0") and not own_network.is_cached("nf_resnet_tiny")
+    (tmp_path / "F0_haiku.npz").touch()
+    assert own_network.is_cached("nfnet_f0")
+    found = own_network.arms("nf_resnet_tiny", weights="released", data="mnist5k", batch_size=8, steps=1)
+    assert found["NF+AGC"].weights is None  # none were released
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [("my_net.py:biuld", {}, "did you mean 'build'"), ("my_nett.py:build", {}, "there is no file my_nett.py"),
+     ("nf_resnet_tinny", {}, "did you mean 'nf_resnet_tiny'"), ("my_net.py:stubborn", {}, "has 2 classes: let the function take `num_classes`"),
+     ("my_net.py:plain", {}, "has no BatchNorm module"), ("nfnet_micro", {}, "has no twin with BatchNorm .* control="),
+     ("nf_resnet_tiny", {"control": "nfnet_micro"}, "has no BatchNorm"), ("my_net.py:build", {"weights": "x.pth"}, "load yours in mine/my_net.py:build"),
+     ("my_net.py:build", {"batch_size": 100}, "must be at most the number of training images"),
+     ("my_net.py:build", {"model_args": {"depth": 3}}, "cannot be called with")],
+)  # fmt: skip
+def test_mistakes_are_refused_before_anything_runs(own, image_folder, model, more, message):
+    with pytest.raises(WorkbenchError, match=message):
+        own_network.arms(model, data=str(image_folder), **{**SETTINGS, **more})
+
+
+def test_a_missing_folder_and_one_of_one_class(own, image_folder):
+    with pytest.raises(WorkbenchError, match="pictures"):
+        own_network.arms("my_net.py:build", data="pictures", **SETTINGS)
+    shutil.rmtree(image_folder / "dark")
+    with pytest.raises(WorkbenchError, match="at least two folders of images, one per class"):
+        own_network.arms("my_net.py:build", data=str(image_folder), **SETTINGS)
+
+
+# ---- steps
+
+
+def test_preflight_and_suggestion_are_of_both_networks_on_the_images(pair):
+    found = own_network.preflights(pair, images=4)
+    assert {arm: p.name for arm, p in found.items()} == {arm: c.model for arm, c in pair.items()}
+    assert all(len(p.table) == 3 for p in found.values())  # stem, two blocks
+    suggestion = own_network.suggested(pair["NF+AGC"], lr=0.2, steps=8)
+    assert suggestion.low < suggestion.clip < suggestion.high
+    assert suggestion.clip <= 0.16 * (1 - 0.9) / 0.2 * 1.01  # no unit moves by more than 16 % of its length a step
+
+
+def test_a_rate_that_leaves_no_gradient_is_lowered(pair, monkeypatch):
+    asked = []
+
+    def dead_above(model, loader, optimizer, **more):
+        asked.append(optimizer.param_groups[0]["lr"])
+        if asked[-1] > limit:
+            raise WorkbenchError("the first loss and its gradients must not be all 0")
+        return "a suggestion"
+
+    monkeypatch.setattr(own_network, "suggest_clip", dead_above)
+    limit = 0.3
+    assert own_network.suggested(pair["NF+AGC"], lr=0.8) == "a suggestion" and asked == [0.8, 0.2]
+    limit = 0.01
+    with pytest.raises(WorkbenchError, match="all 0"):
+        own_network.suggested(pair["NF+AGC"], lr=0.8)
+
+
+def test_both_sides_get_as_many_trials_and_the_best_goes_to_fresh_seeds(pair, tmp_path):
+    lrs = {"low": 0.02, "high": 0.5, "log": True}
+    here, file = session(), tmp_path / "out" / "weights.safetensors"
+    trials, best = own_network.searched(pair, here, lr=lrs, clip=0.0123, trials=2)
+    assert trials.arm.value_counts().to_dict() == {"NF+AGC": 2, "BN": 2}
+    assert trials["clip"].fillna(0).tolist() == [0.0123, 0.0123, 0, 0]
+    assert trials.lr[0] == 0.1  # the middle of the range first
+    confirmed = own_network.confirmed(best, [7, 8], here, file)
+    assert confirmed.groupby("arm").seed.apply(list).to_dict() == {"NF+AGC": [7, 8], "BN": [7, 8]}
+    assert confirmed.test_acc.between(0, 1).all() and file.is_file()
+    assert own_network.confirmed({}, [7], here, file).empty
+    noise = own_network.noise_scale(best["NF+AGC"], file, batches=3)
+    assert noise.batch == 8 and noise.noise_scale > 0
+    assert math.isfinite(own_outcome.own_verdict(trials, confirmed, noise).effect.mean)
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize("model", ["my_net.py:build", "nf_resnet_tiny"])
+def test_the_pasted_lines_end_at_the_weights_of_the_training(own, image_folder, model, tmp_path):
+    settings = {**SETTINGS, "image_size": 16, "label_smoothing": 0.1, "weight_decay": 0.01}
+    pair = own_network.arms(model, data=str(image_folder), skip_gain=1.0, base_lr=0.3, **settings)
+    config = pair["NF+AGC"].replace(clip=0.02, clip_exempt=["*bias"], final_lr=0.01, warmup=0.3)
+    assert train(config, save=tmp_path / "w.safetensors").outcome == "complete"
+    lines = own_outcome.pasted(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(config.seed, "init"))
+        namespace = {"loader": own_network._Batches(config, config.steps)}
+        exec(lines, namespace)
+    trained = load_checkpoint(tmp_path / "w.safetensors", own_network._built(config)).state_dict()
+    for name, tensor in namespace["model"].state_dict().items():
+        torch.testing.assert_close(tensor, trained[name], rtol=1e-4, atol=1e-6)
+    assert len([line for line in lines.splitlines() if line and "import" not in line]) == 9
+
+
+def test_recipe_and_checkpoint_give_the_training_again(pair, tmp_path, command):
+    config, here = pair["NF+AGC"], session()
+    file = tmp_path / "weights.safetensors"
+    run_id, result, _ = run_training(config, here, role="confirm", arm="NF+AGC", save=str(file))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(config))
+    for name in list(zoo.MODELS):  # as in a process that has not heard of it
+        if ":" in name:
+            del zoo.MODELS[name]
+    assert parse_config({}, str(recipe)) == config
+    code, said, _ = command("train", recipe)
+    assert code == 0 and run_id[:8] in said  # it is the same training, found in the store
+    model = load_checkpoint(file, own_network._built(config))
+    inputs = own_network._Batches(config, 1).inputs
+    assert evaluate(model, inputs.val())[1] == result.metrics["val_acc"]
+
+
+def test_a_worker_of_its_own_trains_it(pair):
+    from workbench.lab import units
+
+    config = pair["NF+AGC"].to_dict()
+    for name in list(zoo.MODELS):
+        if ":" in name:
+            del zoo.MODELS[name]
+    said = units.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
+    assert '"outcome": "complete"' in said
+
+
+def test_recipe_lines_and_weights_lie_in_the_folder_and_in_the_run(pair, tmp_path):
+    store = Store()
+    run = store.open_notebook("own_network", "own_network.ipynb", {}, "full", "by hand", {})
+    said = own_outcome.keep(pair["NF+AGC"], Session(store, "own_network", run_id=run), tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"recipe.yaml", "loop.py"}
+    assert set(store.artifacts(run)) == {"own_network/recipe.yaml", "own_network/loop.py"}
+    assert "./run train FILE" in said
+
+
+def table(nf, bn=None, failed=0.0):
+    rows = [{"arm": "NF+AGC", "seed": i, "test_acc": a, "clip": 0.02} for i, a in enumerate(nf)]
+    rows += [{"arm": "BN", "seed": i, "test_acc": a, "clip": None} for i, a in enumerate(bn or [])]
+    return pd.DataFrame(rows).assign(lr=0.4, batch_size=64, weights=None, failed=failed)
+
+
+TRIALS = pd.DataFrame(
+    {
+        "arm": ["NF+AGC"] * 3 + ["BN"],
+        "state": ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"],
+        "outcome": ["complete", "complete", "pruned", "complete"],
+        "clip": [0.01, 0.04, 0.3, None],
+        "val_acc": [0.9, 0.89, 0.2, 0.9],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("nf", "bn", "holds"),
+    [([0.90, 0.91, 0.92], [0.901, 0.911, 0.921], True), ([0.90, 0.91, 0.92], [0.93, 0.94, 0.951], False), ([0.9, 0.8, 0.95], [0.9, 0.9, 0.9], None)],
+)  # fmt: skip
+def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
+    verdict = own_outcome.own_verdict(TRIALS, table(nf, bn))
+    assert verdict.holds is holds
+    assert verdict.effect.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
+    assert "Thresholds from 0.01 to 0.04 were within 2% of the best (2 of 3 trials)" in verdict.sentence
+
+
+def test_a_verdict_without_a_control_or_without_a_training():
+    assert own_outcome.own_verdict(TRIALS, table([0.5, 0.6])).holds is None
+    nothing = own_outcome.own_verdict(TRIALS, table([], [0.9]))
+    assert nothing.holds is None and "lower the learning rates" in nothing.sentence
+    assert own_outcome.own_verdict(TRIALS, pd.DataFrame()).effect.n == 0
+
+
+@pytest.mark.slow
+def test_the_notebook_from_a_folder_and_a_file_to_the_recipe(own, image_folder, command):
+    shutil.move(image_folder, own / "pictures")
+    arguments = {"data": "pictures", "model": "my_net.py:build", "image_size": 12, "batch_size": 8, "steps": 8, "trials": 2, "confirm_seeds": [1, 2]}  # fmt: skip
+    asked = [text for name, value in arguments.items() for text in ("-p", f"{name}={value}")]
+    code, said, errors = command("study", "own_network", "--quick", *asked)
+    assert code == 0, said + errors
+    (folder,) = (own.parent / "mlruns" / "own_network").iterdir()
+    assert {f.name for f in folder.iterdir()} == {"recipe.yaml", "loop.py", "weights.safetensors"}
+    assert parse_config({}, str(folder / "recipe.yaml")).model == "normfree:mine/my_net.py:build"
