@@ -113,7 +113,9 @@ def test_failures_count_and_trials_cut_short_do_not():
 def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
     two = rows({"config_id": "a", "val_acc": HIGH}, {"config_id": "a", "val_acc": LOW, "code": "other"})
     assert list(compare(two).table.seeds) == [3, 3]
-    again = pd.concat([rows({"config_id": "a", "val_acc": HIGH}), rows({"config_id": "a", "val_acc": LOW})])
+    again = pd.concat(
+        [rows({"config_id": "a", "val_acc": HIGH}), rows({"config_id": "a", "val_acc": LOW, "run_id": ["x", "y", "z"]})]
+    )
     found = compare(again)
     assert list(found.table.seeds) == [3] and found.table["mean"][0] == pytest.approx(0.82)  # the newest come first
     assert "3 trainings are repetitions" in " ".join(found.notes)

@@ -186,8 +186,6 @@ def differences(by_seed: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray, 
         error = np.sqrt(np.where(paired, paired_variance / pairs, squared))
         middle = np.where(paired, paired_mean, mean[one] - mean)
         half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    alone = (n < 2) | (n[one] < 2)
-    half = np.where(alone, np.nan, half)
     return middle, middle - half, middle + half, paired
 
 
