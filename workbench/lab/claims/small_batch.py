@@ -107,6 +107,8 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
         axes[2].plot(x, rows.lr, lw=1.2, **look)
     axes[0].plot([], [], "x", ms=9, color="black", label="a seed failed")
     axes[0].set(title="accuracy at an equal number of images", ylabel="test accuracy, %")
+    low, high = axes[0].get_ylim()
+    axes[0].set(ylim=(max(0, low), min(100, high)))  # of two seeds an interval goes beyond all accuracies
     reference = table.batch_size.max()
     axes[1].axhline(0, color="0.3", lw=0.8)
     axes[1].set(title=f"change from batch {reference}", ylabel="test accuracy, points")
