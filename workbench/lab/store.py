@@ -506,6 +506,7 @@ def _in_words(result: TrainResult) -> str:
     """A training's description."""
     config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
     clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
+    clip = f"clipping by the global norm {config.clip_norm:g}" if config.clip_norm is not None else clip
     length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs:g} epochs"
     said = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
     said += f"{length}, seed {config.seed}: {result.outcome}"
