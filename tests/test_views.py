@@ -47,9 +47,30 @@ def test_the_columns_are_names_that_a_training_has_and_the_filters_work(root):
             assert view["groupBy"]["groupByKeys"][0]["groupByData"] in run.data.tags
 
 
-def test_studies_have_no_views_of_trainings_and_no_page_asks_for_its_kind():
-    assert not [k for k in experiment_tags("studies") if "sharedViewState" in k]
+def test_studies_have_views_of_their_own_and_no_page_asks_for_its_kind():
+    assert [k for k in experiment_tags("studies-quick") if "sharedViewState" in k] == [
+        "mlflow.sharedViewState.verdicts"
+    ]
     assert experiment_tags("studies")["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_an_experiments_description_links_its_views_in_its_first_line(root):
+    store = Store()
+    for name, number in store._experiments.items():
+        first, *rest = store.client.get_experiment(number).tags["mlflow.note.content"].splitlines()
+        views = [k.removeprefix("mlflow.sharedViewState.") for k in experiment_tags(name) if "sharedViewState" in k]
+        assert [f"[{view}]({page('', number, view)})" in first for view in views] == [True] * len(views)
+        assert ("never evidence" in first) == name.endswith("-quick") and len(rest) == 1 + len(views)
+
+
+def test_a_training_says_in_words_what_it_is(root):
+    store = Store()
+    tags = store.get(log_training(store)).data.tags
+    assert tags["mlflow.note.content"] == (
+        "nf_resnet_tiny on mnist5k, batch 64, peak learning rate 0.4, clipping threshold 0.04, 4 steps, seed 2: "
+        "complete, validation accuracy 90.00%."
+    )
+    assert tags["configuration"] == f"NF+AGC B64 lr0.4 c0.04 {tags['config_id']}"
 
 
 def test_an_address_opens_a_view():

@@ -14,10 +14,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-ARMS = ["NF+AGC", "NF", "BN", "NF without scaled WS", "GN", "NF+norm clipping", "BN+AGC"]
-COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", 7), strict=True))
+ARMS = ["NF+AGC", "NF", "BN", "NF without scaled WS", "GN", "NF+norm clipping", "BN+AGC", "BN recomputed"]
+COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=True))
 CYCLE = sns.color_palette("colorblind", 8)
-MARKERS = dict(zip(ARMS, "os^DvPX", strict=True))
+MARKERS = dict(zip(ARMS, "os^DvPX<", strict=True))
 
 
 def style() -> None:

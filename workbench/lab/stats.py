@@ -99,6 +99,19 @@ def within_p(differences: Sequence[float], margin: float) -> float:
     return float(max(above, below))
 
 
+def below_p(differences: Sequence[float], bound: float) -> float:
+    """p-value of the non-inferiority test (a one-sided t-test): small where the mean of paired differences is shown to
+    lie below `bound`; NaN for fewer than two."""
+    from scipy import stats
+
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:
+        return 0.0 if values[0] < bound else 1.0
+    return float(stats.ttest_1samp(values, bound, alternative="less").pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment over a family of tests, in the given order; NaN stays and counts as no test."""
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))

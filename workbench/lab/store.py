@@ -37,6 +37,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.errors import WorkbenchError, of_the_disk
@@ -84,6 +85,20 @@ def _many_writers(uri: str) -> None:
             database.execute("pragma journal_mode = wal")
 
 
+def _made_whole(uri: str) -> None:
+    """Makes the sqlite file where there is none, whole or not at all: who is killed while its tables are made leaves a
+    file beside it, which the next one makes anew."""
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    part = file.with_name(f".part-{file.name}")
+    for left in file.parent.glob(f"{part.name}*"):
+        left.unlink()
+    made = SqlAlchemyStore(f"sqlite:///{part}", (runs_folder() / "artifacts").as_uri())
+    made.engine.dispose()
+    part.replace(file)
+
+
 def refuse_unusable(uri: str) -> None:
     """Raises: WorkbenchError for a server that does not answer, for which MLflow would wait minutes, and for a database
     that another MLflow made."""
@@ -122,6 +137,7 @@ class Store:
         try:
             with filelock.FileLock(runs_folder() / ".store.lock"):
                 refuse_unusable(self.uri)
+                _made_whole(self.uri)
                 self.client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
@@ -139,9 +155,16 @@ class Store:
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
         if found is not None:
+            if "mlflow.note.content" not in found.tags:  # who made it was killed before it could say what it is
+                self._describe_experiment(name, found.experiment_id)
             return found.experiment_id
         location = (runs_folder() / "artifacts" / name).as_uri() if is_database(self.uri) else None
-        return self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
+        made = self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
+        self._describe_experiment(name, made)
+        return made
+
+    def _describe_experiment(self, name: str, experiment_id: str) -> None:
+        self.client.set_experiment_tag(experiment_id, "mlflow.note.content", views.description(name, experiment_id))
 
     def experiment_id(self, kind: str, mode: str) -> str:
         """The id of the experiment that holds runs of `kind` (studies, trainings) in `mode` (full, quick)."""
@@ -294,6 +317,7 @@ class Store:
             tags={
                 "key": key,
                 "config_id": config_id(config),
+                "configuration": views.configuration(arm, config.name, config_id(config)),
                 "arm": arm,
                 "role": role,
                 "mode": mode,
@@ -353,6 +377,7 @@ class Store:
                     "code": result.code,
                     "data": result.data_digest,
                     "device": result.device,
+                    "mlflow.note.content": _in_words(result),
                     **({"cause": result.cause} if result.cause else {}),
                 }.items()
             ],
@@ -425,7 +450,9 @@ class Store:
     def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
         """The address, once the UI runs (a server has its own), at which these runs stand side by side."""
         runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
-        query = f"workflowType=machine_learning&runs=[{runs}]&experiments=[%22{experiment}%22]"
+        query = (
+            f"runs=[{runs}]&experiments=[%22{experiment}%22]&workflowType=machine_learning"  # the page wants runs first
+        )
         return f"{self._pages(port)}/#/compare-runs?{query}"
 
     def _pages(self, port: int) -> str:
@@ -473,6 +500,22 @@ def is_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _in_words(result: TrainResult) -> str:
+    """A training's description."""
+    config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
+    clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
+    length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs:g} epochs"
+    said = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
+    said += f"{length}, seed {config.seed}: {result.outcome}"
+    if result.cause:
+        said += f" ({result.cause})"
+    elif accuracy is not None:
+        said += f", {'test' if 'test_acc' in result.metrics else 'validation'} accuracy {accuracy:.2%}"
+    if result.outcome == "complete" and result.metrics.get("failed"):
+        said += "; failed by the failure rule: its training loss is above 0.8 ln(classes)"
+    return f"{said}."
 
 
 def _owner_tags() -> dict[str, str]:

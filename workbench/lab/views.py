@@ -64,7 +64,13 @@ TRAININGS = {
         search="metrics.failed = 1",
         ascending=True,
     ),
-    "seeds": _view("metrics.`val_acc`", [*_metric("val_acc", "failed", "train_loss"), *_WHO], group_by="config_id"),
+    "seeds": _view("metrics.`val_acc`", [*_metric("val_acc", "failed", "train_loss"), *_WHO], group_by="configuration"),
+}
+STUDIES = {
+    "verdicts": _view(
+        "attributes.start_time",
+        [*_metric("holds", "effect", "effect_low", "effect_high", "effect_n"), *_tag("verdict", "effect")],
+    )
 }
 
 
@@ -90,21 +96,48 @@ CHECKS = {
 }
 
 
+VIEWS = {"studies": STUDIES, "trainings": TRAININGS, "evaluations": EVALUATIONS, "checks": CHECKS}
+ABOUT = {
+    "studies": "One run is one execution of a notebook: its verdict, figures, table and report.",
+    "trainings": "One run is one training.",
+    "evaluations": "One run is one network with weights over one set of images.",
+    "checks": "One run is one pre-flight: what a network does to signals before its first step.",
+}
+SAYS = {
+    "verdicts": "what was asked, and what came out",
+    "leaderboard": "complete trainings, the highest validation accuracy first",
+    "batch-size": "from small batches to large",
+    "search": "trials of searches over threshold and rate",
+    "failures": "what failed by the failure rule, and why",
+    "seeds": "grouped by configuration: means over seeds",
+    "accuracy": "top-1 and top-5 beside the published ones",
+}
+
+
 def experiment_tags(experiment: str) -> dict[str, str]:
     """The tags a new experiment is made with: its kind, a description, and the views."""
     tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks
-    quick = " Quick runs: demonstrations, never evidence." if experiment.endswith("-quick") else ""
-    if experiment.startswith("studies"):
-        about = f"One run is one execution of a notebook: its verdict, figures, table and report.{quick}"
-        return tags | {"mlflow.note.content": about}
-    if experiment == "evaluations":
-        tags["mlflow.note.content"] = "One run is one network with weights over one set of images."
-        return tags | _shared(EVALUATIONS)
-    if experiment == "checks":
-        tags["mlflow.note.content"] = "One run is one pre-flight: what a network does to signals before its first step."
-        return tags | _shared(CHECKS)
-    tags["mlflow.note.content"] = f"One run is one training.{quick} Ready-made views: the button above, on the right."
-    return tags | _shared(TRAININGS)
+    return tags | {"mlflow.note.content": ABOUT[_kind(experiment)]} | _shared(VIEWS[_kind(experiment)])
+
+
+def _kind(experiment: str) -> str:
+    return experiment.removesuffix("-quick")
+
+
+def description(experiment: str, experiment_id: str) -> str:
+    """What the experiment's page says on top (Markdown): what a run is and a link to each view, in the one line that
+    is seen before it is unfolded; below, what each view shows."""
+    kind = _kind(experiment)
+    quick = " Quick runs: demonstrations, never evidence." if experiment != kind else ""
+    links = " · ".join(f"[{key}]({page('', experiment_id, key)})" for key in VIEWS[kind])
+    says = "\n".join(f"- {key}: {SAYS[key]}" for key in VIEWS[kind])
+    return f"{ABOUT[kind]}{quick} Views: {links}\n\n{says}"
+
+
+def configuration(arm: str, name: str, config_id: str) -> str:
+    """What a group of seeds is called: the arm, what its trainings share of their name, and its config_id."""
+    shared = name.rpartition(" ")[0].partition(" ")[2]  # between the model and the seed
+    return f"{arm} {shared} {config_id}"
 
 
 def _shared(views: dict[str, dict]) -> dict[str, str]:

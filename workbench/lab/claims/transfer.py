@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.evidence import by_seed
-from workbench.lab.stats import paired_interval, within_p
+from workbench.lab.stats import below_p, paired_interval
 from workbench.lab.verdicts import Verdict
 
 MARGIN = 0.005  # of test accuracy
@@ -27,7 +27,7 @@ def best_points(screened: pd.DataFrame) -> pd.DataFrame:
 
 
 def predicted(screened: pd.DataFrame) -> dict[str, float]:
-    """Rate and threshold for the largest width from the others, {lr, clip}: the nearest on the grid that was searched."""
+    """Rate and threshold for the largest width, from the others: {lr, clip}, the nearest on the grid searched."""
     best = best_points(screened)
     known, width = best[best.width < best.width.max()], best.width.max()
     if len(known) > 1:
@@ -35,10 +35,8 @@ def predicted(screened: pd.DataFrame) -> dict[str, float]:
         lr = float(np.exp(height + slope * np.log(width)))
     else:
         lr = float(known.lr.iloc[0])
-    return {
-        "lr": nearest(lr, screened.lr),
-        "clip": nearest(float(np.exp(np.log(known["clip"]).median())), screened["clip"]),
-    }
+    clip = float(np.exp(np.log(known["clip"]).median()))
+    return {"lr": nearest(lr, screened.lr), "clip": nearest(clip, screened["clip"])}
 
 
 def nearest(value: float, grid: pd.Series) -> float:
@@ -56,16 +54,16 @@ def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
         loss, p = paired_interval(pairs.iloc[:, 0], pairs.iloc[:, 0]), 0.0  # one point: nothing can be lost
     else:
         loss = paired_interval(pairs["own"], pairs["predicted"])
-        p = within_p(pairs["own"] - pairs["predicted"], MARGIN)
-    holds = True if p < 0.05 or loss.high < MARGIN else False if loss.low > MARGIN else None
+        p = below_p(pairs["own"] - pairs["predicted"], MARGIN)
+    holds = True if p < 0.05 else False if loss.low > MARGIN else None
     ratio = guess["lr"] / own.lr
     within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
     each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
     relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
     sentence = (
-        f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower ones predict {guess['lr']:.3g} and "
-        f"{guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; with them it {relation} {MARGIN:.1%} of "
-        f"test accuracy ({loss:.2%})."
+        f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
+        f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; with them it {relation} {MARGIN:.1%} "
+        f"of test accuracy ({loss:.2%})."
     )
     return Verdict(sentence, holds, "test accuracy at its own point minus at the predicted one", loss, p=p)
 
@@ -86,9 +84,8 @@ def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
             over = screened[(screened["clip"] == clip) & (screened.width == width)].groupby("lr")
             mean = over.val_acc.mean()
             spread = [mean - over.val_acc.min(), over.val_acc.max() - mean]
-            ax.errorbar(
-                mean.index, mean, spread, fmt="o-", ms=4, lw=1.1, capsize=2, color=colour, label=f"width {width:g}"
-            )
+            look = {"ms": 4, "lw": 1.1, "capsize": 2, "color": colour, "label": f"width {width:g}"}
+            ax.errorbar(mean.index, mean, spread, fmt="o-", **look)
             failed = over.failed.max() == 1
             ax.plot(mean.index[failed], mean[failed], "x", color="#d55e00", ms=9)
         for point, style, name in ((guess, "--", "predicted"), (own, ":", "its own best")):

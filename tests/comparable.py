@@ -1,0 +1,41 @@
+"""Rows as the store's trainings give them, for the tests of comparisons."""
+
+import pandas as pd
+
+from workbench.lab.selection import COLUMNS
+from workbench.training import TrainConfig, TrainResult
+
+
+def rows(*groups: dict) -> pd.DataFrame:
+    """A row a seed for each group: {"config_id": "a", "val_acc": [0.5, 0.6], ...}; other fields as they are."""
+    found = []
+    for group in groups:
+        accuracies = group["val_acc"]
+        for seed, accuracy in enumerate(accuracies):
+            row = {"run_id": f"{group['config_id']}{seed}", "status": "FINISHED", "outcome": "complete", "arm": "NF"}
+            row |= {"role": "screen", "code": "c", "data_digest": "d", "data": "mnist5k", "device": "cpu"}
+            row |= {"batch_size": 64.0, "lr": 0.1, "failed": 0.0, "train_loss": 1.0, "samples_seen": 640.0}
+            row |= {"device_seconds": 2.0, "seed": float(seed)}
+            given = {k: v[seed] if isinstance(v, list) else v for k, v in group.items()}
+            found.append(row | given | {"val_acc": accuracy})
+    return pd.DataFrame(found).reindex(columns=list(COLUMNS)).assign(name="training", key="")
+
+
+def log(store, accuracy: float, *, arm: str = "NF", seed: int = 0, mode: str = "full", study: str | None = "mine", code="c",
+        role="screen", outcome="complete", seconds: float = 10.0, owner: str = "run", **config) -> str:  # fmt: skip
+    """A finished training in the store, with a curve of two evaluations: half the accuracy, then all of it."""
+    config = TrainConfig(**{"steps": 4, "batch_size": 64, "base_lr": 1.6} | config, seed=seed)
+    at = lambda step: {"step": step, "samples_seen": step * config.batch_size, "seconds": seconds * step / 4,
+                       "val_acc": accuracy * step / 4, "train_loss": 1.0}  # fmt: skip
+    metrics = {"val_acc": accuracy, "train_loss": 1.0, "failed": int(outcome == "diverged"), "steps_planned": 4,
+               "steps_done": 4, "samples_seen": 4 * config.batch_size, "device_seconds": seconds}  # fmt: skip
+    key = f"{arm}{seed}{config.lr}{code}{config.label_smoothing}{mode}".encode().hex().ljust(64, "0")
+    run_id = store.open_training(config, key, mode, role=role, arm=arm, owner=None)
+    history = [at(2), at(4)] if outcome == "complete" else [at(2)]
+    result = TrainResult(key, config, outcome, history, metrics, device="cpu", data_digest="d", code=code,
+                         versions={"torch": "2.13.0"})  # fmt: skip
+    store.log_rows(run_id, history)
+    store.finish_training(run_id, result)
+    if study:
+        store.tag_study(run_id, study, owner)
+    return run_id

@@ -1,0 +1,56 @@
+"""Claim 10. Evidence: times by hand from curves with known crossings; the verdict flips with them."""
+
+import pandas as pd
+import pytest
+
+from workbench.lab.claims import latency
+from workbench.lab.verdicts import Verdict
+
+COSTS = pd.DataFrame(
+    {"arm": ["BN", "NF+AGC", "BN again"], "cost": [1.0, 0.8, 1.01], "low": [1.0, 0.7, 0.95], "high": [1.0, 0.9, 1.05]}
+)
+
+
+def tables(nf_step, final=0.6, bn_step=60):
+    """BN is at the target, 0.54, at `bn_step` of 100; NF+AGC at `nf_step`, a step later for every other seed."""
+    confirmed, curves = [], []
+    for arm, first in (("BN", bn_step), ("NF+AGC", nf_step)):
+        for seed in range(6):
+            confirmed.append(
+                {"arm": arm, "seed": seed, "lr": 0.4, "test_acc": final, "steps": 100, "outcome": "complete"}
+            )
+            for step in range(10, 101, 10):
+                there = step >= first + 10 * (seed % 2)
+                curves.append({"arm": arm, "seed": seed, "step": step, "val_acc": final if there else 0.2})
+    return pd.DataFrame(confirmed), pd.DataFrame(curves)
+
+
+def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
+    found = latency.times(COSTS, *tables(40))
+    first = found[found.seed == 0].set_index("arm")
+    assert first.time["BN"] == 60 and first.time["NF+AGC"] == pytest.approx(40 * 0.8) and first.reached.all()
+
+
+def test_the_verdict_flips_with_the_crossing():
+    sooner: Verdict = latency.verdict(COSTS, *tables(30))
+    assert sooner.holds is True and sooner.effect.high < 0 and "is sooner" in sooner.sentence
+    later = latency.verdict(COSTS, *tables(90))
+    assert later.holds is False and "is later" in later.sentence
+    equal = latency.verdict(COSTS.assign(cost=1.0), *tables(60))
+    assert equal.holds is None and "not shown" in equal.sentence
+
+
+def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
+    found = latency.times(COSTS, *tables(1000))
+    never = found[found.arm == "NF+AGC"]
+    assert not never.reached.any() and (never.time == 2 * 100 * 0.8).all()
+    assert "NF+AGC 0 of 6" in latency.verdict(COSTS, *tables(1000)).sentence
+
+
+def test_the_figure_has_costs_curves_and_what_diverged():
+    confirmed, curves = tables(40)
+    confirmed.loc[0, "outcome"] = "diverged"
+    left, right = latency.figure(COSTS, confirmed, curves).axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["BN", "NF+AGC", "BN again"]
+    words = [t.get_text() for t in right.get_legend().get_texts()]
+    assert {"BN", "NF+AGC", "target", "BN: 1 diverged"} <= set(words)

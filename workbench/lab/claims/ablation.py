@@ -1,0 +1,91 @@
+"""Claim 8: what each part of an NFNet is worth, and whether it pays for its time.
+
+Source: NFNet paper, section 4 and table 2 (width pattern, second 3x3 convolution, augmentation); squeeze-excite,
+stochastic depth, skip gain and activation are the rest of the recipe. One part is left out at a time. Tables: `costs`,
+of a step, as of workbench.lab.pace.step_costs; `screened`, one row a training at equal time, with arm, lr, seed,
+outcome, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with protocol (equal time, equal steps),
+arm, seed, test_acc, outcome. The contrast, written down before the confirmation: at equal time, test accuracy of the
+whole net minus the mean of the nets with one part left out, paired by seed. The parts are one family under Holm.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.lab.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence import by_seed
+from workbench.lab.stats import difference_p, t_interval
+from workbench.lab.verdicts import Verdict
+
+WHOLE = "whole net"
+TIME, STEPS = "equal time", "equal steps"
+
+
+def summary(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row a protocol and arm: cost of a step, lr, steps, accuracy, difference to the whole net with low, high, p,
+    p_holm and p_equal, diverged, n."""
+    tables = []
+    for protocol, rows in confirmed.groupby("protocol", sort=False):
+        each = _marked(rows).groupby("arm", sort=False).agg(
+            lr=("lr", "first"), steps=("steps", "first"), accuracy=("test_acc", "mean"),
+            diverged=("diverged", "sum"), n=("seed", "size"),
+        )  # fmt: skip
+        found = effects(rows, WHOLE).drop(columns=["accuracy", "n"])
+        tables.append(each.reset_index().merge(found, on="arm", how="left").assign(protocol=protocol))
+    return pd.concat(tables, ignore_index=True).merge(costs[["arm", "cost"]], on="arm", how="left")
+
+
+def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Are the parts worth their time on average? And each?"""
+    timed = confirmed[confirmed.protocol == TIME]
+    values = by_seed(timed)
+    difference = (values[WHOLE] - values.drop(columns=WHOLE).mean(axis=1)).dropna()
+    effect = t_interval(difference)
+    holds = side(effect)
+    relation = {True: "pay for their time", False: "do not pay for their time",
+                None: "are not shown to pay for their time, or not to"}[holds]  # fmt: skip
+    said = [f"at {protocol}: {_each(rows)}" for protocol, rows in confirmed.groupby("protocol", sort=False)]
+    cost = ", ".join(f"{row.arm} {row.cost:.2f}" for row in costs.itertuples() if row.arm != WHOLE)
+    sentence = (
+        f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
+        f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step: {cost}."
+    )
+    return Verdict(sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference))
+
+
+def _each(rows: pd.DataFrame) -> str:
+    found = effects(rows, WHOLE)
+    worse = [arm for arm, p, d in zip(found.arm, found.p_holm, found.difference, strict=True) if p < 0.05 and d < 0]
+    better = [arm for arm, p, d in zip(found.arm, found.p_holm, found.difference, strict=True) if p < 0.05 and d > 0]
+    each = ", ".join(f"{arm} {points(interval_of(found, arm))}" for arm in found.arm)
+    return f"{each} (by Holm worse: {', '.join(worse) or 'none'}; better: {', '.join(better) or 'none'})"
+
+
+def _marked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(diverged=(rows.outcome == "diverged").astype(int))
+
+
+def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Accuracy beside the whole net under each protocol, and the time of a step beside it."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    names = [arm for arm in dict.fromkeys(confirmed.arm) if arm != WHOLE]
+    protocols = list(dict.fromkeys(confirmed.protocol))
+    height = 1.9 + 0.36 * len(names)
+    figure, axes = plt.subplots(
+        1, len(protocols) + 1, figsize=(3 + 3.7 * len(protocols) + 2.5, height), sharey=True, layout="constrained"
+    )
+    for ax, protocol in zip(axes, protocols, strict=False):
+        rows = confirmed[confirmed.protocol == protocol]
+        draw(ax, _marked(rows), WHOLE, names, mark="diverged")
+        ax.set(title=protocol)
+    cost = costs.set_index("arm").reindex(names)
+    bounds = np.clip([cost.cost - cost.low, cost.high - cost.cost], 0, None)
+    axes[-1].errorbar(cost.cost, range(len(names)), xerr=bounds, fmt="D", ms=5, capsize=3, lw=1.2, color="0.3")
+    axes[-1].axvline(1, color="0.3", lw=0.8)
+    axes[-1].set(title="cost", xlabel="time of a step over the whole net's")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    return figure

@@ -1,0 +1,102 @@
+"""Claim 10: without normalization a network of the same size is sooner at an accuracy than with BatchNorm.
+
+Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a step at equal accuracy). Every arm tunes
+its rate alike; the time of a training is its steps times the measured time of a step, so a busy machine falls on all
+arms alike. The target, written down before: nine tenths of BN's mean validation accuracy at the end. The contrast: the
+time to the target, NF+AGC over BN, in doublings, paired by seed. A seed that never gets there counts with twice the
+time of its whole training. Tables: `costs` of a step as of workbench.lab.pace.step_costs, BN first and once more as
+control; `confirmed` (arm, lr, seed, test_acc, steps); `curves` (arm, seed, step, val_acc).
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.lab.stats import accuracy_interval, difference_p, t_interval
+from workbench.lab.store import Store
+from workbench.lab.verdicts import Verdict
+
+SHARE = 0.9  # of BN's accuracy at the end
+CONTROL = "BN again"
+
+
+def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """The validation accuracy over the steps of these trainings, as the store has it: arm, seed, step, val_acc."""
+    found = [
+        store.read_table(row.run_id, "history")[["step", "val_acc"]].assign(arm=row.arm, seed=row.seed)
+        for row in confirmed.itertuples()
+        if row.outcome != "diverged"
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def times(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """One row a training: arm, seed, reached (whether it got to the target), and time to it, in steps of BN."""
+    cost = costs.set_index("arm").cost
+    target = _target(curves)
+    rows = []
+    for training in confirmed.itertuples():
+        own = curves[(curves.arm == training.arm) & (curves.seed == training.seed)].sort_values("step")
+        there = own[own.val_acc >= target]
+        steps = there.step.iloc[0] if len(there) else 2 * training.steps
+        rows.append(
+            {"arm": training.arm, "seed": training.seed, "reached": len(there) > 0, "time": steps * cost[training.arm]}
+        )
+    return pd.DataFrame(rows)
+
+
+def _target(curves: pd.DataFrame) -> float:
+    last = curves[curves.arm == "BN"].sort_values("step").groupby("seed").tail(1)
+    return SHARE * float(last.val_acc.mean())
+
+
+def verdict(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Verdict:
+    """Is NF+AGC sooner at the target than BN?"""
+    found = times(costs, confirmed, curves)
+    by_arm = found.pivot_table(index="seed", columns="arm", values="time")
+    doublings = np.log2(by_arm["NF+AGC"] / by_arm["BN"]).dropna()
+    effect, p = t_interval(doublings), difference_p(doublings)
+    holds = None if not p < 0.05 else bool(effect.mean < 0)
+    relation = {True: "is sooner", False: "is later", None: "is not shown to be sooner or later"}[holds]
+    steps = ", ".join(f"{row.arm} {row.cost:.2f} ({row.low:.2f}..{row.high:.2f})" for row in costs.itertuples())
+    reached = ", ".join(f"{arm} {int(t.reached.sum())} of {len(t)}" for arm, t in found.groupby("arm", sort=False))
+    accuracies = {arm: (accuracy_interval(t.test_acc), t.lr.iloc[0]) for arm, t in confirmed.groupby("arm", sort=False)}
+    ends = ", ".join(f"{arm} {accuracy:.1%} at {lr:.3g}" for arm, (accuracy, lr) in accuracies.items())
+    sentence = (
+        f"NF+AGC {relation} at {_target(curves):.1%} validation accuracy than BN of the same shape: "
+        f"{2**effect.mean:.2f} times its time; the target was reached by {reached}. Time of a step over BN's: {steps}. "
+        f"Test accuracy at the end: {ends}."
+    )
+    return Verdict(sentence, holds, "doublings of the time to accuracy, NF+AGC over BN", effect, p=p)
+
+
+def figure(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Left: time of a step beside BN's, median and range over rounds. Right: accuracy over time, mean and 95 %
+    interval over seeds, with the target."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=[1, 1.5])
+    bounds = np.clip([costs.cost - costs.low, costs.high - costs.cost], 0, None)
+    left.errorbar(costs.cost, range(len(costs)), xerr=bounds, fmt="D", ms=5, capsize=3, lw=1.2, color="0.3")
+    left.axvline(1, color="0.6", lw=0.8)
+    left.set_yticks(range(len(costs)), costs.arm)
+    left.invert_yaxis()
+    left.set(xlabel="time of a step over BN's", title="a step, forward, backward and update")
+    cost = costs.set_index("arm").cost
+    for i, (arm, rows) in enumerate(curves.groupby("arm", sort=False)):
+        look, over = plots.look_of(arm, i), rows.groupby("step").val_acc
+        intervals = [accuracy_interval(v) for _, v in over]
+        x = np.array(list(over.groups)) * cost[arm]
+        right.plot(x, [v.mean for v in intervals], f"{look['fmt']}-", color=look["color"], ms=4, lw=1.2, label=arm)
+        ends = ([v.low for v in intervals], [v.high for v in intervals])
+        right.fill_between(x, *ends, color=look["color"], alpha=0.15, lw=0)
+    right.axhline(_target(curves), color="0.4", ls="--", lw=1, label="target")
+    lost = confirmed[confirmed.outcome == "diverged"]
+    for arm, rows in lost.groupby("arm"):
+        right.plot([], [], "x", color="#d55e00", label=f"{arm}: {len(rows)} diverged")
+    right.set(xlabel="time, in steps of BN", ylabel="validation accuracy", title="time to accuracy")
+    right.legend(frameon=False, fontsize="small")
+    return figure

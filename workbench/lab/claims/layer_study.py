@@ -1,0 +1,107 @@
+"""Claim 4: never clip the final linear layer; all stages must be clipped; the first convolution may be left out.
+
+Source: NFNet paper, section 4.1 (NF-ResNets at batch 4096, threshold 0.01, rate 1.6). Tables: `screened`,
+one row a training, with arm, lr, seed, failed, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with
+arm, seed, test_acc, failed. The contrast, written down before the confirmation: test accuracy with the head clipped,
+too, minus that of the paper's choice, paired by seed. The rest is one family under Holm; the first convolution is also
+tested for equality within 0.5 points.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.lab.effects import draw, effects, interval_of, points, side
+from workbench.lab.verdicts import Verdict
+
+PAPER = "all but the head"
+HEAD = "head, too"
+FIRST = "without first conv"
+STAGE = "without stage {}"
+VECTORS = "without vectors"
+NONE = "no clipping"
+
+
+def arms(clip: float, stages: list[int]) -> dict[str, dict]:
+    """What is clipped in each arm, as fields of a TrainConfig; stages count from 1."""
+    left_out = {FIRST: "first_conv", **{STAGE.format(n): f"stage{n}" for n in stages}, VECTORS: "vectors"}
+    return {
+        PAPER: {"clip": clip},
+        HEAD: {"clip": clip, "clip_head": True},
+        **{arm: {"clip": clip, "clip_exempt": [part]} for arm, part in left_out.items()},
+        NONE: {"clip": None},
+    }
+
+
+def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm: lr (its best rate), accuracy, difference to the paper's arm with low, high, p, p_holm and
+    p_equal, failed and n of the confirmation, largest_stable rate and margin, that in doublings above the paper's."""
+    found = effects(confirmed, PAPER)
+    over = confirmed.groupby("arm", sort=False)
+    each = over.agg(lr=("lr", "first"), accuracy=("test_acc", "mean"), failed=("failed", "sum"), n=("seed", "size"))
+    stable = largest_stable(screened)
+    each = each.assign(largest_stable=stable, margin=np.log2(stable / stable.get(PAPER, math.nan)))
+    return each.reset_index().merge(found.drop(columns=["accuracy", "n"]), on="arm", how="left")
+
+
+def largest_stable(screened: pd.DataFrame) -> pd.Series:
+    """By arm the largest rate at which no training failed; NaN where one failed at each."""
+    clean = screened.groupby(["arm", "lr"], sort=False).failed.max().reset_index()
+    found = clean[clean.failed == 0].groupby("arm").lr.max()
+    return found.reindex(list(dict.fromkeys(screened.arm)))
+
+
+def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Does clipping the head cost accuracy? And what of the other layers?"""
+    found = effects(confirmed, PAPER)
+    head = interval_of(found, HEAD)
+    better = side(head)
+    holds = None if better is None else not better
+    relation = {True: "costs accuracy", False: "gains accuracy", None: "is not shown to change accuracy"}[holds]
+    sentence = f"Clipping the classifier's weight, too, {relation}: {points(head)}"
+    rows, margins = found.set_index("arm"), summary(screened, confirmed).set_index("arm").margin
+    if FIRST in rows.index:
+        equal = rows.p_equal[FIRST] < 0.05
+        said = "is equal within 0.5 points" if equal else "is not shown to be equal within 0.5 points"
+        sentence += f"; the first convolution left out {said} ({points(interval_of(found, FIRST))})"
+    for arm in rows.index.drop([HEAD, FIRST], errors="ignore"):
+        sentence += f"; {arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
+    stable = ", ".join(f"{arm} {_doublings(margins[arm])}" for arm in rows.index)
+    base = largest_stable(screened)[PAPER]
+    sentence += f". Largest rate at which no training failed in screening: {base:.3g} for the paper's choice; {stable}."
+    return Verdict(sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]))
+
+
+def _doublings(margin: float) -> str:
+    return "none" if math.isnan(margin) else "the same" if margin == 0 else f"{margin:+.1f} doublings"
+
+
+def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Left: accuracy beside the paper's choice, each arm at its own best rate. Right: which rates each arm stands."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    names = list(dict.fromkeys(screened.arm))
+    height = 1.9 + 0.38 * len(names)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), sharey=True, layout="constrained")
+    draw(left, confirmed, PAPER, names)
+    left.set(title="accuracy, each at its best rate")
+
+    cells = screened.groupby(["arm", "lr"]).agg(failed=("failed", "max"), val_acc=("val_acc", "mean")).reset_index()
+    cells["y"] = cells.arm.map(names.index)
+    alive, lost = cells[cells.failed == 0], cells[cells.failed == 1]
+    shown = right.scatter(alive.lr, alive.y, c=100 * alive.val_acc, cmap="viridis", s=60, edgecolors="none")
+    right.scatter(lost.lr, lost.y, marker="x", s=45, color="#d55e00", label="a screening seed failed")
+    for y, best in enumerate(confirmed.groupby("arm").lr.first().reindex(names)):
+        right.plot(best, y, "o", ms=12, mfc="none", mec="0.3", label="rate that was confirmed" if y == 0 else None)
+    right.set(xscale="log", xlabel="peak learning rate", title="screening")
+    right.set_xticks(sorted(screened.lr.unique()), [f"{lr:g}" for lr in sorted(screened.lr.unique())])
+    right.xaxis.set_minor_locator(plt.NullLocator())
+    figure.colorbar(shown, ax=right, label="validation accuracy, %")
+    handles = [h + g for h, g in zip(*(ax.get_legend_handles_labels() for ax in (left, right)), strict=True)]
+    figure.legend(*handles, frameon=False, ncols=6, loc="outside lower center", fontsize="small")
+    return figure

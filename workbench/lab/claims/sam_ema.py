@@ -1,0 +1,94 @@
+"""Claim 9: what sharpness-aware minimisation (SAM) and the average of the weights (EMA) add at equal device seconds.
+
+Source: NFNet paper, section 4 (EMA; SAM on a fifth of the batch). Tables: `costs`, of a step, as of
+workbench.lab.pace.step_costs; `screened` and `confirmed`, one row a training and arm (plain, EMA, SAM, SAM+EMA), with
+lr, seed, steps, failed, val_acc, device_seconds; `confirmed` also test_acc, each arm at its own best rate on fresh
+seeds. An average and its source are one training read twice; with SAM there are fewer steps, by the measured cost.
+The contrast, written down before the confirmation: test accuracy of SAM+EMA minus plain, paired by seed.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.lab.effects import draw, effects, interval_of, points, side
+from workbench.lab.stats import t_interval
+from workbench.lab.verdicts import Verdict
+
+AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # the arm, and what it is called when its average is read
+ARMS = ["plain", "EMA", "SAM", "SAM+EMA"]
+
+
+def decay(steps: int, share: float) -> float:
+    """The average's decay with a horizon of this share of the steps: 1 - 1 / (share * steps)."""
+    return 1 - 1 / max(1.0, share * steps)
+
+
+def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm: lr (its best rate), steps, device_seconds and accuracy (means), failed, n, and the difference to
+    plain with low, high, p, p_holm and p_equal."""
+    each = confirmed.groupby("arm", sort=False).agg(
+        lr=("lr", "first"), steps=("steps", "first"), device_seconds=("device_seconds", "mean"),
+        accuracy=("test_acc", "mean"), failed=("failed", "sum"), n=("seed", "size"),
+    )  # fmt: skip
+    found = effects(confirmed, "plain", ARMS).drop(columns=["accuracy", "n"])
+    return each.reindex([arm for arm in ARMS if arm in each.index]).reset_index().merge(found, on="arm", how="left")
+
+
+def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Do both together add accuracy at equal time? And each?"""
+    found = effects(confirmed, "plain", ARMS)
+    both = interval_of(found, "SAM+EMA")
+    holds = side(both)
+    relation = {True: "add accuracy", False: "cost accuracy", None: "are not shown to change accuracy"}[holds]
+    rows = found.set_index("arm")
+    each = "; ".join(
+        f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g}"
+        f"{', equal within 0.5 points' if rows.p_equal[arm] < 0.05 else ''})"
+        for arm in rows.index.drop("SAM+EMA")
+    )
+    cost = costs.set_index("arm").cost["SAM"]
+    seconds = confirmed.groupby("arm").device_seconds.mean()
+    steps = confirmed.groupby("arm").steps.first()
+    sentence = (
+        f"At equal time SAM and EMA together {relation}: {points(both)}. Alone: {each}. A step with SAM costs "
+        f"{cost:.2f} of a plain one, so that SAM has {steps['SAM']} steps for {steps['plain']}; it took "
+        f"{seconds['SAM'] / seconds['plain']:.2f} of the seconds."
+    )
+    return Verdict(sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]))
+
+
+def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Accuracy beside the plain training; over the seconds that each took; and over the rate in screening."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    names = [arm for arm in ARMS if arm in set(confirmed.arm)]
+    look = {arm: {"color": plots.CYCLE[i], "marker": "os^D"[i]} for i, arm in enumerate(ARMS)}
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9), layout="constrained", width_ratios=[1.3, 1, 1])
+    draw(axes[0], confirmed, "plain", names)
+    axes[0].set(title="accuracy beside plain")
+    for i, arm in enumerate(names):
+        rows = confirmed[confirmed.arm == arm]
+        mean, x = t_interval(100 * rows.test_acc), rows.device_seconds.mean() * 1.02**i  # side by side
+        half = np.nan_to_num([[mean.mean - mean.low], [mean.high - mean.mean]])
+        axes[1].errorbar(x, mean.mean, half, ms=6, capsize=3, lw=0, elinewidth=1.2, label=arm, **look[arm])
+        if rows.failed.any():
+            axes[1].plot(x, mean.mean, "x", ms=11, color="black", zorder=5)
+        over = screened[screened.arm == arm].groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
+        axes[2].plot(over.index, 100 * over.val_acc, lw=1.2, ms=5, **look[arm])
+        lost = over[over.failed > 0]
+        axes[2].plot(lost.index, 100 * lost.val_acc, "x", ms=10, color="black", zorder=5)
+    low, high = axes[1].get_ylim()
+    within = max(0, low), min(100, high)  # of two seeds an interval goes beyond all accuracies
+    axes[1].set(xlim=(0, 1.15 * axes[1].get_xlim()[1]), ylim=within, title="what it cost",
+                xlabel="device seconds of a training", ylabel="test accuracy, %")  # fmt: skip
+    axes[2].set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy, %", title="screening")
+    plots.plain_log_ticks(axes[2].xaxis)
+    axes[2].plot([], [], "x", ms=9, color="black", label="a training failed")
+    axes[1].legend(frameon=False, fontsize="small", loc="lower left")
+    axes[2].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    return figure

@@ -1,0 +1,166 @@
+"""Figures of a comparison: learning curves with bands over seeds, and parallel coordinates. A table in, a figure out.
+
+Failed trainings are drawn and marked, never dropped; colours and dashes are safe for the colour-blind.
+"""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from workbench.errors import WorkbenchError
+from workbench.lab.compare import Comparison, words
+from workbench.lab.compare_show import LABELS, as_text
+from workbench.lab.plots import plt, style
+
+SUFFIXES = (".png", ".svg", ".pdf")
+MOST = 12  # groups in one figure that an eye can tell apart
+DASHES = ("-", "--", ":")
+FAILED = "#d55e00"  # vermilion
+AXES = {"samples_seen": "training images seen", "seconds": "device seconds", "step": "step"}
+NOT_SAID = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
+
+
+def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_seen") -> Figure:
+    """Mean validation accuracy over `x` (samples_seen, seconds, step), a line a group, the band from the lowest to the
+    highest seed. Seeds that failed are thin lines of their own, with a cross where they ended.
+
+    `curves` as of `selection.curves`. Only the first `MOST` groups are drawn, and the title says so.
+    """
+    style()
+    figure, ax = plt.subplots(figsize=(8.0, 6.0), layout="constrained")
+    shown = found.table.index[:MOST]
+    names = _names(found)
+    points = curves.merge(
+        found.rows[
+            ["run_id", "group", "failed", "val_acc", "failed_at_step", "samples_seen", "device_seconds", "outcome"]
+        ],
+        on="run_id",
+        suffixes=("", "_last"),
+    )
+    colours = sns.color_palette("colorblind", 10)
+    any_failed = False
+    for place, group in enumerate(shown):
+        look = {"color": colours[place % 10], "ls": DASHES[place // 10]}
+        of_it = points[points.group == group]
+        kept = of_it[of_it.failed != 1].groupby("step")
+        if len(kept):
+            along = kept[x].mean()
+            ax.fill_between(along, kept.val_acc.min(), kept.val_acc.max(), color=look["color"], alpha=0.18, lw=0)
+        ax.plot(*((along, kept.val_acc.mean()) if len(kept) else ([], [])), lw=1.6, label=names[group], **look)
+        for row in found.rows[(found.rows.group == group) & (found.rows.failed == 1)].itertuples():
+            line = of_it[of_it.run_id == row.run_id]
+            ax.plot(line[x], line.val_acc, lw=0.7, alpha=0.8, **look)
+            end = {"samples_seen": row.samples_seen, "seconds": row.device_seconds, "step": row.failed_at_step}[x]
+            last = line[x].max() if row.outcome == "complete" else end
+            ax.plot([last], [row.val_acc], "x", color=look["color"], ms=7, mew=1.6, zorder=5)
+            any_failed = True
+    if any_failed:
+        ax.plot([], [], "x", color="0.3", ms=7, mew=1.6, ls="none", label="a seed failed here")
+    more = f", best {len(shown)} of {len(found.table)} groups" if len(shown) < len(found.table) else ""
+    ax.set(
+        xlabel=AXES[x],
+        ylabel="validation accuracy",
+        title=f"mean of the seeds that did not fail, band: lowest to highest{more}",
+    )
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=2)
+    return figure
+
+
+def parallel_figure(found: Comparison) -> Figure:
+    """Parallel coordinates: an axis for each parameter that varies, the last for the accuracy; a line a training,
+    coloured by accuracy. Failed trainings are dashed, with a cross at their accuracy."""
+    style()
+    rows = found.rows.reset_index(drop=True)
+    last = found.table.columns.get_loc("seeds")
+    columns = [c for c in found.table.columns[2:last] if c in rows and rows[c].nunique(dropna=False) > 1]
+    columns = columns or [c for c in ("arm", "lr") if c in rows]
+    places, ticks = zip(*(_axis(rows[c], c) for c in columns), strict=True)
+    low, high = rows.accuracy.min(), rows.accuracy.max()
+    reach = (high - low) or 1.0
+    places = np.column_stack([*places, (rows.accuracy - low) / reach])
+    figure, ax = plt.subplots(figsize=(2.2 + 1.7 * len(columns), 4.4), layout="constrained")
+    colours = sns.color_palette("viridis", as_cmap=True)
+    across = np.arange(places.shape[1])
+    nudge = np.random.default_rng(0).uniform(-0.025, 0.025, places.shape)  # lines over one another stay visible
+    nudge[:, -1] = 0
+    for i in np.argsort(rows.accuracy.to_numpy()):
+        failed = rows.failed[i] == 1
+        look = {"color": FAILED, "ls": "--", "lw": 0.9} if failed else {"color": colours(places[i, -1]), "lw": 1.1}
+        ax.plot(across, places[i] + nudge[i], alpha=0.75, zorder=3 if failed else 2, **look)
+        if failed:
+            ax.plot(across[-1], places[i, -1], "x", color=FAILED, ms=7, mew=1.6, clip_on=False, zorder=5)
+    share = np.linspace(0, 1, 5)
+    for k, marks in enumerate([*ticks, list(zip(share, [f"{low + s * reach:.1%}" for s in share], strict=True))]):
+        ax.axvline(k, color="0.6", lw=0.8, zorder=1)
+        for height, text in marks:
+            ax.annotate(
+                text,
+                (k, height),
+                (4, 0),
+                textcoords="offset points",
+                fontsize="small",
+                va="center",
+                bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7},
+                zorder=6,
+            )
+    if (rows.failed == 1).any():
+        ax.plot([], [], "x--", color=FAILED, lw=0.9, label="failed")
+        figure.legend(frameon=False, loc="outside lower center")
+    ax.set_xticks(across, [*(LABELS.get(c, c).replace("_", " ") for c in columns), words(found.metric)])
+    ax.set(yticks=[], xlim=(-0.1, across[-1] + 0.35), ylim=(-0.05, 1.05))
+    sns.despine(ax=ax, left=True, bottom=True)
+    return figure
+
+
+def save(figure: Figure, file: str) -> None:
+    """Writes a figure as its file's name says. Raises: WorkbenchError for another kind than `SUFFIXES`."""
+    check_file(file)
+    figure.savefig(file, dpi=160, bbox_inches="tight")
+    plt.close(figure)
+
+
+def shown(figure: Figure) -> Figure:
+    """The figure for a notebook, which would show an open one twice."""
+    plt.close(figure)
+    return figure
+
+
+def check_file(file: str) -> None:
+    """Refuses, before anything is read, a file that is no figure."""
+    if not file.lower().endswith(SUFFIXES):
+        raise WorkbenchError(f"the figure {file} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+
+
+def _names(found: Comparison) -> dict[int, str]:
+    """What a person calls each group: what varies among them, and how often seeds failed."""
+    text = as_text(found)
+    text = text[[c for c in text if c not in NOT_SAID and c != words(found.metric)]]
+    varied = [c for c in text if text[c].nunique() > 1] or ["arm"]
+    said = {}
+    for row, (group, counts) in zip(text[varied].to_dict("records"), found.table.iterrows(), strict=True):
+        parts = [value if name in ("arm", "model") else f"{name} {value}" for name, value in row.items() if value]
+        failed = f", {counts.failed} of {counts.seeds} failed" if counts.failed else f" (n = {counts.seeds})"
+        said[group] = ", ".join(parts) + failed
+    return said
+
+
+def _axis(values: pd.Series, name: str) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Where each value stands on its axis, 0 to 1, and the marks (height, text): words evenly, numbers by their
+    logarithm, what is missing at the foot."""
+    if values.dtype == object or not pd.api.types.is_numeric_dtype(values):
+        texts = values.map(str)
+        known = sorted(texts.unique(), reverse=True)
+        at = {text: i / max(1, len(known) - 1) for i, text in enumerate(known)}
+        return texts.map(at).to_numpy(float), [(height, text) for text, height in at.items()]
+    logs = np.log10(values) if (values.dropna() > 0).all() else values.astype(float)
+    low, high = logs.min(), logs.max()
+    foot = 0.12 if values.isna().any() else 0.0
+    scale = lambda v: foot + (1 - foot) * ((v - low) / (high - low) if high > low else 0.5 + 0 * v)
+    marks = sorted(values.dropna().unique())
+    if len(marks) > 8:
+        marks = [marks[i] for i in np.linspace(0, len(marks) - 1, 6).round().astype(int)]
+    shown = [(float(scale(np.log10(m) if (values.dropna() > 0).all() else m)), f"{m:.3g}") for m in marks]
+    return scale(logs).fillna(0.0).to_numpy(), [*([(0.0, "none")] if foot else []), *shown]

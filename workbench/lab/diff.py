@@ -1,0 +1,231 @@
+"""What differs between two trainings, two groups of seeds, or two executions of a notebook.
+
+`diff(store, a, b)` takes run ids, their beginnings, or a group's `config_id`, as `workbench compare` prints it.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError, unknown
+from workbench.lab import selection
+from workbench.lab.compare import concerns, words
+from workbench.lab.stats import Interval, paired_interval, t_interval
+from workbench.lab.store import Store
+
+MODES = ("full", "quick")
+NOT_COMPARED = ("seed", "device", "workers", "progress")  # the seed is a row of its own, the others compute nothing
+RESULTS = ("val_acc", "test_acc", "train_loss", "failed", "device_seconds", "images_per_second", "samples_seen")
+RESULTS += ("clipped_share", "peak_memory")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side: `kind` is training, group or execution; `runs` are the store's, one for each seed of a group."""
+
+    name: str
+    kind: str
+    mode: str
+    runs: list
+
+    def rows(self) -> pd.DataFrame:
+        """The trainings as `selection.table` has them."""
+        return selection.table(self.runs)
+
+
+@dataclass(frozen=True)
+class Diff:
+    """`settings`: what differs in configuration, code, data, device and versions, or a notebook's parameters; `results`
+    side by side; both have the columns what, a, b. `seeds`: seed, a, b and difference of those that the groups share;
+    `interval` is that difference's, a minus b. `warnings` as of `compare.concerns`."""
+
+    a: Side
+    b: Side
+    settings: pd.DataFrame
+    results: pd.DataFrame
+    seeds: pd.DataFrame | None = None
+    metric: str = "val_acc"
+    interval: Interval | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def diff(store: Store, a: str, b: str) -> Diff:
+    """Sets two runs, groups or executions side by side. Raises: WorkbenchError for a name that the store does not have
+    or that means several, and for a training beside an execution."""
+    left, right = resolve(store, a), resolve(store, b)
+    if (left.kind == "execution") != (right.kind == "execution"):
+        raise WorkbenchError(
+            f"{a} is {_a(left.kind)} and {b} {_a(right.kind)}: give two trainings, or two executions of notebooks."
+        )
+    return _executions(store, left, right) if left.kind == "execution" else _trainings(store, left, right)
+
+
+def resolve(store: Store, text: str) -> Side:
+    """The training, execution or group that a text names: a run id, the beginning of one, or a config_id."""
+    found: dict[tuple[str, str, str], list] = {}
+    if selection.is_beginning(text):
+        for mode in MODES:
+            group = store.search(
+                "trainings", mode, f"tags.config_id = '{text.lower()}' and attributes.status = 'FINISHED'"
+            )
+            if group:
+                found[f"group {text}", "group", mode] = group
+            for experiment, kind in (("trainings", "training"), ("studies", "execution")):
+                for run in store.search(experiment, mode, f"attributes.run_id ILIKE '{text}%'"):
+                    found[run.info.run_id, kind, mode] = [run]
+    if not found:
+        ids = [
+            run.info.run_id for mode in MODES for kind in ("trainings", "studies") for run in store.search(kind, mode)
+        ]
+        raise unknown("run or group of seeds", text, ids)
+    if len(found) > 1:
+        shown = ", ".join(f"{name} ({kind})" for name, kind, _ in list(found)[:5])
+        raise WorkbenchError(f"{text} means {len(found)} things: {shown}: give more of the run id.")
+    ((name, kind, mode), runs) = next(iter(found.items()))
+    return Side(name, kind, mode, runs)
+
+
+def _trainings(store: Store, a: Side, b: Side) -> Diff:
+    for side in (a, b):
+        if side.runs[0].info.status != "FINISHED":
+            cause = side.runs[0].data.tags.get("cause", "it may still run")
+            raise WorkbenchError(
+                f"run {side.name} is {side.runs[0].info.status} ({cause}): it has no result to compare."
+            )
+    rows = [_one_a_seed(side.rows()) for side in (a, b)]
+    configs = [selection.configuration(store, of_it.run_id.iloc[0]) for of_it in rows]
+    for config in configs:
+        for name in NOT_COMPARED:
+            config.pop(name, None)
+    told = [_provenance(store, side, of_it) for side, of_it in zip((a, b), rows, strict=True)]
+    settings = _differing(*configs, told[0], told[1])
+    results = _beside(*(_results(side.runs, of_it) for side, of_it in zip((a, b), rows, strict=True)))
+    tested = all(of_it.test_acc.notna().all() for of_it in rows)
+    metric = "test_acc" if tested else "val_acc"
+    seeds, interval = None, None
+    if "group" in (a.kind, b.kind):
+        by_seed = [of_it.set_index("seed")[metric] for of_it in rows]
+        shared = sorted(set(by_seed[0].index) & set(by_seed[1].index))
+        seeds = pd.DataFrame({"seed": shared, "a": by_seed[0][shared].array, "b": by_seed[1][shared].array})
+        seeds["difference"] = seeds.a - seeds.b
+        interval = paired_interval(seeds.a, seeds.b)
+    return Diff(a, b, settings, results, seeds, metric, interval, tuple(concerns(pd.concat(rows))))
+
+
+def _one_a_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The newest code's trainings of a group, the newest of each seed."""
+    newest = rows[(rows.code == rows.code.iloc[0]) & (rows.data_digest == rows.data_digest.iloc[0])]
+    return newest.drop_duplicates("seed").sort_values("seed")
+
+
+def _provenance(store: Store, side: Side, rows: pd.DataFrame) -> dict:
+    result = json.loads(store.read_text(rows.run_id.iloc[0], "result.json"))
+    seeds = ", ".join(f"{seed:g}" for seed in rows.seed)
+    versions = {f"version of {name}": value for name, value in result["versions"].items()}
+    device = ", ".join(sorted(set(rows.device)))
+    return {
+        "seed": seeds,
+        "peak lr": rows.lr.iloc[0],
+        "arm": rows.arm.iloc[0],
+        "role": rows.role.iloc[0],
+        "mode": side.mode,
+        "code": rows.code.iloc[0],
+        "data digest": rows.data_digest.iloc[0],
+        "device": device,
+        **versions,
+    }
+
+
+def _results(runs: list, rows: pd.DataFrame) -> dict:
+    """The final metrics: of one training as they are, of a group as mean and interval."""
+    of_it = [run for run in runs if run.info.run_id in set(rows.run_id)]
+    outcomes = rows.outcome.value_counts()
+    found = {"outcome": ", ".join(f"{n} {o}" for o, n in outcomes.items()) if len(rows) > 1 else rows.outcome.iloc[0]}
+    for name in RESULTS:
+        values = [run.data.metrics[name] for run in of_it if name in run.data.metrics]
+        if name == "failed" and len(rows) > 1:
+            found[name] = f"{sum(values):.0f} of {len(rows)}"
+        elif values:
+            found[name] = f"{t_interval(values):.4g}" if len(rows) > 1 else values[0]
+    return found
+
+
+def _executions(store: Store, a: Side, b: Side) -> Diff:
+    runs = [side.runs[0] for side in (a, b)]
+    keys = ("study", "mode", "by", "mlflow.source.git.commit", "python", "torch")
+    told = []
+    for run in runs:
+        named = {k.removeprefix("mlflow.source."): v for k, v in run.data.tags.items() if k in keys}
+        told.append(named | {k: v[:16] for k, v in run.data.tags.items() if k.startswith("key.")})
+    results = []
+    for run in runs:
+        holds = {1.0: "holds", 0.0: "does not hold"}.get(run.data.metrics.get("holds"), "not decided")
+        results.append(
+            {
+                "status": run.info.status,
+                "claim": holds,
+                "verdict": run.data.tags.get("verdict", "none"),
+                "effect": run.data.tags.get("effect", "none"),
+            }
+        )
+    return Diff(a, b, _differing(*(run.data.params for run in runs), *told), _beside(*results))
+
+
+def _differing(a: dict, b: dict, told_a: dict, told_b: dict) -> pd.DataFrame:
+    """What differs: the configuration first, then where it comes from."""
+    both = _beside(dict(a), dict(b)), _beside(told_a, told_b)
+    table = pd.concat(both, ignore_index=True)
+    return table[[x != y for x, y in zip(table.a, table.b, strict=True)]].reset_index(drop=True)
+
+
+def _beside(a: dict, b: dict) -> pd.DataFrame:
+    names = [*a, *(name for name in b if name not in a)]
+    return pd.DataFrame([{"what": n, "a": _text(a, n), "b": _text(b, n)} for n in names], columns=["what", "a", "b"])
+
+
+def _text(values: dict, name: str) -> str:
+    value = values.get(name, "")
+    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _a(kind: str) -> str:
+    return {"training": "a training", "group": "a group of seeds", "execution": "a notebook's execution"}[kind]
+
+
+def show(found: Diff, console) -> None:
+    """Prints both tables, the seeds and their difference."""
+    from rich.table import Table
+
+    def heading(side: Side) -> str:
+        name = side.runs[0].info.run_name
+        return f"{side.name} ({len(side.runs)} trainings)" if side.kind == "group" else f"{name}\n{side.name[:8]}"
+
+    for warning in found.warnings:
+        console.print(f"[bold yellow]Warning:[/] {warning}", highlight=False)
+    for title, table in (("what differs", found.settings), ("results", found.results)):
+        printed = Table(box=None, pad_edge=False, header_style="bold")
+        for name in (title, heading(found.a), heading(found.b)):
+            printed.add_column(name, overflow="fold")
+        for row in table.itertuples(index=False):
+            printed.add_row(*row)
+        console.print(printed, highlight=False, markup=False)
+        if table.empty:
+            console.print("nothing", highlight=False)
+        console.print()
+    if found.interval is not None:
+        console.print(sentence(found), highlight=False, soft_wrap=True)
+
+
+def sentence(found: Diff) -> str:
+    """The paired difference of two groups in words."""
+    if found.interval.n == 0:
+        return "They share no seed: there are no pairs to compare."
+    seeds = ", ".join(f"{seed:g}" for seed in found.seeds.seed)
+    said = f"{words(found.metric)}, first minus second, over {found.interval.n} shared seeds ({seeds}): "
+    if math.isnan(found.interval.low):
+        return f"{said}{100 * found.interval.mean:+.2f} points; one pair has no interval, so they are not ranked."
+    bounds = f"[{100 * found.interval.low:+.2f}, {100 * found.interval.high:+.2f}]"
+    tie = found.interval.low <= 0 <= found.interval.high
+    return f"{said}{100 * found.interval.mean:+.2f} points {bounds}{': a tie' if tie else ''}."

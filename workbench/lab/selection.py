@@ -1,0 +1,161 @@
+"""Which trainings are compared: picked from the store by study, tag, filter, role or run id, as one tidy table.
+
+Nothing but the store's own columns is read here; the curves, a file of each training, only where they are asked for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError, unknown
+from workbench.lab.store import UNREACHABLE, Store, is_away
+
+ROLES = ("screen", "search", "confirm")
+TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
+TEXTS = ("model", "data")  # parameters that are words
+NUMBERS = ("batch_size", "lr", "clip", "weight_decay", "steps", "epochs", "width", "seed")
+METRICS = ("val_acc", "test_acc", "train_loss", "failed", "failed_at_step", "samples_seen", "device_seconds")
+COLUMNS = ("run_id", "name", "status", *TAGS, "data_digest", *TEXTS, *NUMBERS, *METRICS)
+CURVE = ("run_id", "step", "samples_seen", "seconds", "val_acc")
+FIELD = re.compile(r"\b(metrics?|params?|parameters?|tags?)\.(`[^`]+`|\"[^\"]+\"|[\w.\-/]+)")
+
+
+def pick(
+    store: Store,
+    what: Iterable[str] = (),
+    *,
+    tags: dict[str, str] | None = None,
+    filter: str | None = None,
+    role: str | None = None,
+    mode: str = "full",
+) -> pd.DataFrame:
+    """One row a training: run_id, name, status, its tags, parameters and final metrics (`COLUMNS`), newest first.
+
+    `what` names studies, or trainings by the beginning of their run ids; nothing: all of them. `filter` is MLflow's,
+    such as "params.batch_size = '256' and metrics.val_acc > 0.5". Raises: WorkbenchError for a name that the store does
+    not have, a filter that cannot be read, and where nothing is left.
+    """
+    if role is not None and role not in ROLES:
+        raise unknown("role", role, ROLES)
+    for name, value in (tags or {}).items():
+        if "`" in name or "'" in value:
+            raise WorkbenchError(f"the tag {name}={value} may hold no quotes: use --filter.")
+    terms = [f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items()]
+    terms += [f"tags.role = '{role}'"] if role else []
+    terms += [filter.strip()] if filter and filter.strip() else []
+    found = {}
+    for one in list(what) or [None]:
+        of_it = [] if one is None else [_study_term(one)]
+        runs = _search(store, mode, [*of_it, *terms])
+        if not runs and one is not None and not _search(store, mode, of_it):
+            runs = _search(store, mode, [_beginning(store, one, mode), *terms])
+        found |= {run.info.run_id: run for run in runs}
+    if not found:
+        raise _nothing(store, mode, tags or {}, terms)
+    return table(found.values())
+
+
+def table(runs: Iterable) -> pd.DataFrame:
+    """The store's runs of trainings as a tidy table; a parameter or metric that a run does not have is NaN."""
+    rows = []
+    for run in runs:
+        tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+        row = {"run_id": run.info.run_id, "name": run.info.run_name, "status": run.info.status}
+        row |= {name: tags.get(name, missing) for name, missing in TAGS.items()}
+        row |= {"data_digest": tags.get("data", "")} | {name: params.get(name, "") for name in TEXTS}
+        row |= {name: params.get(name) for name in NUMBERS} | {name: metrics.get(name) for name in METRICS}
+        rows.append(row)
+    found = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name in (*NUMBERS, *METRICS):
+        found[name] = pd.to_numeric(found[name], errors="coerce").astype(float)
+    return found
+
+
+def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    """The evaluations of these trainings, a row each: run_id, step, samples_seen, seconds, val_acc. Reads a file of
+    each; one that diverged before its first evaluation has no row."""
+    rows = []
+    for run_id in tqdm(run_ids, desc="curves", unit="run", leave=False, disable=None):
+        for row in json.loads(store.read_text(run_id, "result.json"))["history"]:
+            rows.append({"run_id": run_id} | {name: row.get(name) for name in CURVE[1:]})
+    return pd.DataFrame(rows, columns=list(CURVE))
+
+
+def configuration(store: Store, run_id: str) -> dict:
+    """A training's whole configuration, flat: the network's arguments stand as model_args.<name>."""
+    config = json.loads(store.read_text(run_id, "config.json"))
+    arguments = config.pop("model_args", None) or {}
+    return config | {f"model_args.{name}": value for name, value in arguments.items()}
+
+
+def is_beginning(text: str) -> bool:
+    """Whether a text can be the beginning of a run id."""
+    return bool(text) and set(text.lower()) <= set("0123456789abcdef")
+
+
+def studies(store: Store, mode: str = "full") -> list[str]:
+    """The studies that the store has executions of."""
+    return sorted({run.data.tags.get("study", "") for run in store.search("studies", mode)} - {""})
+
+
+def _study_term(name: str) -> str:
+    if "`" in name:
+        raise WorkbenchError(f"the study {name} may hold no quotes.")
+    return f"tags.`study.{name}` LIKE '%'"
+
+
+def _beginning(store: Store, text: str, mode: str) -> str:
+    """The filter of the one training whose run id begins so; refused with the nearest study where there is none."""
+    term = f"attributes.run_id ILIKE '{text}%'"
+    runs = store.search("trainings", mode, term) if is_beginning(text) else []
+    if len(runs) > 1:
+        raise WorkbenchError(f"{len(runs)} trainings begin with {text}: give more of the run id.")
+    if not runs:
+        known = studies(store, mode)
+        other = "quick" if mode == "full" else "full"
+        if text in studies(store, other):
+            cure = "--quick compares those" if other == "quick" else "leave --quick out to compare those"
+            raise WorkbenchError(f"study '{text}' has only {other} trainings in the store: {cure}.")
+        if not known:
+            raise _nothing(store, mode, {}, [])
+        raise unknown("study or training", text, known)
+    return term
+
+
+def _search(store: Store, mode: str, terms: list[str]) -> list:
+    text = " and ".join(terms)
+    try:
+        return store.search("trainings", mode, text)
+    except UNREACHABLE as error:
+        if is_away(error) or not terms:
+            raise
+        cause = str(error).removeprefix("INVALID_PARAMETER_VALUE: ").splitlines()[0]
+        raise WorkbenchError(
+            f"cannot read the filter {terms[-1]} ({cause}): write it as \"params.batch_size = '256' and "
+            'metrics.val_acc > 0.5"; there is `and`, and no `or`.'
+        ) from None
+
+
+def _nothing(store: Store, mode: str, tags: dict[str, str], terms: list[str]) -> WorkbenchError:
+    """Why nothing was found: an empty store, a name that no training has, or a value."""
+    runs = store.search("trainings", mode)
+    which = "quick trainings" if mode == "quick" else "trainings"
+    if not runs:
+        return WorkbenchError(
+            f"the store has no {which} yet: `workbench study large_batch{' --quick' if mode == 'quick' else ''}` "
+            "makes some."
+        )
+    for name, value in tags.items():
+        values = {run.data.tags[name] for run in runs if name in run.data.tags}
+        if values and value not in values:
+            return unknown(f"value of the tag {name}", value, values)
+    parts = {"metric": "metrics", "param": "params", "tag": "tags"}
+    for kind, quoted in FIELD.findall(" ".join(terms)):
+        kind, name = next(part for part in parts if kind.startswith(part)), quoted.strip('`"')
+        known = {name for run in runs for name in getattr(run.data, parts[kind])}
+        if name not in known:
+            return unknown(kind, name, known)
+    return WorkbenchError(f"none of {len(runs)} {which} matches {' and '.join(terms)}: widen the selection.")
