@@ -146,6 +146,20 @@ def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, own
     assert key() != before
 
 
+def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_change(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(own)])
+    monkeypatch.chdir(tmp_path)
+
+    def slope():
+        torch.manual_seed(0)
+        return zoo.create_model(own_models.enter("mine/my_net.py:build"), 2).eval()(torch.ones(1, 3, 8, 8))
+
+    before = slope()
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    assert not torch.equal(slope(), before)
+    assert str(own) not in sys.path
+
+
 def test_a_recipe_of_other_code_is_refused(pair, own):
     (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
     with pytest.raises(WorkbenchError, match=r"has changed: `source` \(=.*Take it out"):
