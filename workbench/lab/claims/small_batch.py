@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.lab.effects import points, side
 from workbench.lab.evidence import by_seed
-from workbench.lab.stats import Interval, difference_p, holm, t_interval
+from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, t_interval
 from workbench.lab.verdicts import Verdict
 
 RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken anew
@@ -34,7 +34,10 @@ def changes(confirmed: pd.DataFrame) -> pd.DataFrame:
         cells = confirmed[confirmed.arm == arm]
         values = by_seed(cells, "batch_size")
         for batch in values.columns:
-            accuracy, difference = t_interval(values[batch].dropna()), (values[batch] - values[reference]).dropna()
+            accuracy, difference = (
+                accuracy_interval(values[batch].dropna()),
+                (values[batch] - values[reference]).dropna(),
+            )
             change = t_interval(difference)
             at = cells[cells.batch_size == batch]
             rows.append(
@@ -107,8 +110,6 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
         axes[2].plot(x, rows.lr, lw=1.2, **look)
     axes[0].plot([], [], "x", ms=9, color="black", label="a seed failed")
     axes[0].set(title="accuracy at an equal number of images", ylabel="test accuracy, %")
-    low, high = axes[0].get_ylim()
-    axes[0].set(ylim=(max(0, low), min(100, high)))  # of two seeds an interval goes beyond all accuracies
     reference = table.batch_size.max()
     axes[1].axhline(0, color="0.3", lw=0.8)
     axes[1].set(title=f"change from batch {reference}", ylabel="test accuracy, points")
