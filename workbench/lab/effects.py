@@ -82,4 +82,6 @@ def draw(ax, confirmed: pd.DataFrame, against: str, arms: list[str], mark: str =
     ax.plot([], [], "x", ms=6, color="#d55e00", label=f"a seed {mark}")
     ax.errorbar([], [], xerr=[], fmt="s", ms=5, capsize=3, color=plots.CYCLE[0], label="mean, 95 % interval")
     ax.set_yticks(range(len(arms)), arms)
-    ax.set(ylim=(len(arms) - 0.5, -0.5), xlabel=f"test accuracy minus that of “{against}”, points")
+    low, high = ax.get_xlim()
+    within = max(-100, low), min(100, high)  # of two seeds an interval goes beyond all accuracies
+    ax.set(ylim=(len(arms) - 0.5, -0.5), xlim=within, xlabel=f"test accuracy minus that of “{against}”, points")

@@ -1,10 +1,10 @@
 """What a training step costs of one configuration beside another's, and how many steps are equal time.
 
-The steps are those of `train`, timed from inside; the configurations take turns, and ratios are of one round, so that
-what else the machine does falls on all of them. Only the ratio is to be trusted.
+The steps are those of `train`, timed from inside; the configurations take turns, in an order drawn anew each round, so
+that what else the machine does falls on all of them. Only the ratio is to be trusted.
 """
 
-import statistics
+import random
 import time
 from collections.abc import Mapping
 
@@ -18,19 +18,21 @@ GRAIN = 0.05  # shares of the steps are rounded to this, so that a new measureme
 
 
 def step_costs(configs: Mapping[str, TrainConfig], rounds: int = 5, steps: int = 6) -> pd.DataFrame:
-    """One row a configuration: arm, cost (the median over rounds of its seconds a step over the first's), low and high
-    (least and greatest), seconds (median). On a CPU with one thread the seconds are the process's own."""
-    seen = {arm: [] for arm in configs}
-    for _ in range(rounds):
-        for arm, config in configs.items():
-            seen[arm].append(_seconds_a_step(config, steps))
-    first = next(iter(seen.values()))
-    rows = []
-    for arm, seconds in seen.items():
-        ratios = [a / b for a, b in zip(seconds, first, strict=True)]
-        cost, middle = statistics.median(ratios), statistics.median(seconds)
-        rows.append({"arm": arm, "cost": cost, "low": min(ratios), "high": max(ratios), "seconds": middle})
-    return pd.DataFrame(rows)
+    """One row a configuration: arm, cost of a step (over the first's), low and high (its least and greatest round),
+    seconds (median). On a CPU with one thread the seconds are the process's own.
+
+    A round's seconds are taken over their mean, and of these shares the median over rounds is compared: one slow turn
+    of the first does not make all others cheap.
+    """
+    order, rng, rows = list(configs), random.Random(0), []
+    for turn in range(rounds):
+        rng.shuffle(order)
+        rows += [{"turn": turn, "arm": arm, "seconds": _seconds_a_step(configs[arm], steps)} for arm in order]
+    seen = pd.DataFrame(rows).pivot(index="turn", columns="arm", values="seconds")[list(configs)]
+    shares = seen.div(seen.mean(axis=1), axis=0)
+    shares /= shares.iloc[:, 0].median()
+    columns = {"cost": shares.median(), "low": shares.min(), "high": shares.max(), "seconds": seen.median()}
+    return pd.DataFrame(columns).rename_axis("arm").reset_index()
 
 
 def matched_steps(steps: int, cost: float) -> int:

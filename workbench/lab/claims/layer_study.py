@@ -99,7 +99,8 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     for y, best in enumerate(confirmed.groupby("arm").lr.first().reindex(names)):
         right.plot(best, y, "o", ms=12, mfc="none", mec="0.3", label="rate that was confirmed" if y == 0 else None)
     right.set(xscale="log", xlabel="peak learning rate", title="screening")
-    plots.plain_log_ticks(right.xaxis)
+    right.set_xticks(sorted(screened.lr.unique()), [f"{lr:g}" for lr in sorted(screened.lr.unique())])
+    right.xaxis.set_minor_locator(plt.NullLocator())
     figure.colorbar(shown, ax=right, label="validation accuracy, %")
     handles = [h + g for h, g in zip(*(ax.get_legend_handles_labels() for ax in (left, right)), strict=True)]
     figure.legend(*handles, frameon=False, ncols=6, loc="outside lower center", fontsize="small")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.lab.effects import points, side
 from workbench.lab.evidence import by_seed
-from workbench.lab.stats import Interval, difference_p, holm, t_interval
+from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, t_interval
 from workbench.lab.verdicts import Verdict
 
 RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken anew
@@ -34,7 +34,10 @@ def changes(confirmed: pd.DataFrame) -> pd.DataFrame:
         cells = confirmed[confirmed.arm == arm]
         values = by_seed(cells, "batch_size")
         for batch in values.columns:
-            accuracy, difference = t_interval(values[batch].dropna()), (values[batch] - values[reference]).dropna()
+            accuracy, difference = (
+                accuracy_interval(values[batch].dropna()),
+                (values[batch] - values[reference]).dropna(),
+            )
             change = t_interval(difference)
             at = cells[cells.batch_size == batch]
             rows.append(
