@@ -1,8 +1,9 @@
 """A store of 2,000 trainings and 40 notebook executions: how long what everybody waits for takes, in seconds.
 
 One run of each kind is written through the store's own methods; the others are copies of its rows and files, each with
-its own id, key and seed, as writing them all in the usual way would take many minutes. Prints a table, and fails where
-something takes more of the process's own time than it may (the wall clock of a shared machine is not to be trusted).
+its own id, key, seed and, for eight at a time, configuration, as writing them all in the usual way would take many
+minutes. Prints a table, and fails where something takes more of the process's own time than it may (the wall clock of a
+shared machine is not to be trusted).
 
     python benchmarks/large_store.py [--runs 2000] [--root DIR, kept]
 """
@@ -21,6 +22,7 @@ import uuid
 from pathlib import Path
 
 from workbench.lab import Study
+from workbench.lab.compare import from_store
 from workbench.lab.doctor import examine
 from workbench.lab.launcher import execution_key, plan
 from workbench.lab.store import Store, runs_folder
@@ -29,6 +31,7 @@ from workbench.training import TrainConfig, TrainResult
 STUDY = "large_batch"
 EXECUTIONS = 40
 POINTS = 30  # of each curve
+SEEDS = 8  # of a configuration
 MAY_TAKE = 2.0  # seconds
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics")
 CURVES = ("epoch", "samples_seen", "lr", "train_loss", "val_loss", "val_acc", "clipped_share", "ratio_p99")
@@ -76,8 +79,10 @@ def multiply(database: sqlite3.Connection, experiment: str, run_id: str, times: 
                 f"insert into {table} ({names}) select {copied} from {table} where run_uuid = :old",
                 {"new": new, "old": run_id},
             )
-        own = {"new": new, "key": key_of(number), "seed": str(number)}
+        group = f"{number // SEEDS:08x}"
+        own = {"new": new, "key": key_of(number), "seed": str(number % SEEDS), "group": group}
         database.execute("update tags set value = :key where run_uuid = :new and key = 'key'", own)
+        database.execute("update tags set value = :group where run_uuid = :new and key = 'config_id'", own)
         database.execute("update params set value = :seed where run_uuid = :new and key = 'seed'", own)
         shutil.copytree(folder / run_id, folder / new)
 
@@ -114,6 +119,7 @@ def measured(runs: int) -> dict[str, tuple[float, float]]:
         "find a training": seconds(lambda: store.find_training(key_of(7), "full")),
         "miss a training": seconds(lambda: store.find_training("none", "full")),
         "plan a study": seconds(lambda: plan([study], store, quick=False)),
+        "compare a study": seconds(lambda: from_store(store, [STUDY])),
         "close_orphans": seconds(store.close_orphans),
         "doctor": seconds(lambda: list(examine()), times=1),
     }

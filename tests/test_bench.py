@@ -146,4 +146,4 @@ def test_a_readme_without_marks_is_left_alone(tmp_path):
 def test_the_readmes_table_is_the_kept_rows():
     text = (CHECKOUT / "README.md").read_text()
     table = bench.table(CHECKOUT / "docs" / "results" / "benchmarks")
-    assert f"{bench.BEGIN}\n{table}\n{bench.END}" in text
+    assert f"<!-- benchmarks -->\n{table}\n<!-- /benchmarks -->" in text

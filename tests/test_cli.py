@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CHECKOUT
 
-COMMANDS = ["study", "train", "evaluate", "models", "doctor", "ui", "lab"]
+COMMANDS = ["study", "train", "evaluate", "compare", "diff", "models", "doctor", "ui", "lab"]
 OF_MODELS = ["list", "convert", "download", "export"]
 
 

@@ -1,12 +1,14 @@
 """Comparisons. Evidence: intervals by hand and by scipy's own tests, ties and warnings on tables made for them, and the
 command on a small store as a user sees it."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 from comparable import log, rows
+from conftest import CHECKOUT
 from scipy import stats
 
 from workbench.errors import WorkbenchError
@@ -14,6 +16,7 @@ from workbench.lab import Store, selection
 from workbench.lab.compare import at_equal_compute, compare, concerns, differences, from_store
 from workbench.lab.compare_figures import curves_figure, parallel_figure
 from workbench.lab.compare_show import as_text
+from workbench.lab.notebook import execute
 
 HIGH = [0.80, 0.82, 0.84]
 NEAR = [0.79, 0.82, 0.83]  # HIGH minus 1, 0 and 1 points
@@ -110,7 +113,9 @@ def test_failures_count_and_trials_cut_short_do_not():
 def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
     two = rows({"config_id": "a", "val_acc": HIGH}, {"config_id": "a", "val_acc": LOW, "code": "other"})
     assert list(compare(two).table.seeds) == [3, 3]
-    again = pd.concat([rows({"config_id": "a", "val_acc": HIGH}), rows({"config_id": "a", "val_acc": LOW})])
+    again = pd.concat(
+        [rows({"config_id": "a", "val_acc": HIGH}), rows({"config_id": "a", "val_acc": LOW, "run_id": ["x", "y", "z"]})]
+    )
     found = compare(again)
     assert list(found.table.seeds) == [3] and found.table["mean"][0] == pytest.approx(0.82)  # the newest come first
     assert "3 trainings are repetitions" in " ".join(found.notes)
@@ -258,6 +263,19 @@ def test_the_command(store, command, tmp_path):
     assert list(table["mean"]) == pytest.approx([0.81, 0.8, 0.1]) and list(table.failed) == [0, 0, 3]
     assert all("<svg" in file.read_text() for file in files.values())
     assert "failed" in files["parallel"].read_text() and "3 of 3 failed" in files["curves"].read_text()
+
+
+def test_the_notebook_shows_the_same_and_says_of_an_empty_store_what_to_run(store, another_root, tmp_path):
+    source = CHECKOUT / "notebooks" / "compare_runs.ipynb"
+    execute(source, tmp_path / "out.ipynb", {"what": ["mine"], "csv": str(tmp_path / "t.csv")})
+    page = (tmp_path / "out.html").read_text()
+    assert "NF+AGC" in page and "81.00%" in page and "#/compare-runs?" in page
+    outputs = [o for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 3
+    another_root()
+    execute(source, tmp_path / "empty.ipynb", {})
+    assert "the store has no trainings yet: `workbench study" in (tmp_path / "empty.html").read_text()
 
 
 def test_mistakes_on_the_command_line_end_with_2_and_a_sentence(store, command):

@@ -45,7 +45,8 @@ def test_notebooks_are_clean_and_shaped_alike(file):
     assert all(word in text for word in ("**Question.**", "**Why it matters.**", "**What would change our mind.**"))
     assert "**Caveats.**" in "".join(cells[-1]["source"])
     assert cells[1]["metadata"]["tags"] == ["parameters"]
-    assert "session.verdict(" in "".join(code[-1]["source"])
+    of_a_study = any(f"notebook: {file.name}" in study.read_text() for study in (CHECKOUT / "studies").glob("*.yaml"))
+    assert ("session.verdict(" in "".join(code[-1]["source"])) == of_a_study  # the others are tools
     for line in "".join(cells[1]["source"]).splitlines():
         assert "  # " in line, f"a knob without a comment: {line}"
 

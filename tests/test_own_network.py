@@ -23,6 +23,7 @@ from workbench.lab.store import Store
 from workbench.lab.trainings import run_training
 from workbench.models import zoo
 from workbench.models.checkpoints import load_checkpoint
+from workbench.probes.noise import NoiseScale
 from workbench.training import train, training_key
 from workbench.training.loop import evaluate
 
@@ -143,6 +144,20 @@ def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, own
     assert key() == before
     (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
     assert key() != before
+
+
+def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_change(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(own)])
+    monkeypatch.chdir(tmp_path)
+
+    def slope():
+        torch.manual_seed(0)
+        return zoo.create_model(own_models.enter("mine/my_net.py:build"), 2).eval()(torch.ones(1, 3, 8, 8))
+
+    before = slope()
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    assert not torch.equal(slope(), before)
+    assert str(own) not in sys.path
 
 
 def test_a_recipe_of_other_code_is_refused(pair, own):
@@ -330,6 +345,18 @@ def test_a_verdict_without_a_control_or_without_a_training():
     nothing = own_outcome.own_verdict(TRIALS, table([], [0.9]))
     assert nothing.holds is None and "lower the learning rates" in nothing.sentence
     assert own_outcome.own_verdict(TRIALS, pd.DataFrame()).effect.n == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "said"),
+    [(900.0, (500.0, 2000.0), "is 900 images [500, 2000]: larger batches still save steps"),
+     (900.0, (500.0, math.inf), "is at least 500 images: larger batches still save steps"),
+     (20.0, (10.0, 40.0), "is 20 images [10, 40]: larger batches buy little"),
+     (90.0, (40.0, 200.0), "this batch is about where"), (90.0, (10.0, math.inf), "could not be told: the interval has no upper end")],
+)  # fmt: skip
+def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, said):
+    noise = NoiseScale(noise_scale=scale, grad_sq=1.0, trace=scale, interval=interval, batch=64, batches=8)
+    assert said in own_outcome.own_verdict(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).sentence
 
 
 @pytest.mark.slow

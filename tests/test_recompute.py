@@ -4,6 +4,7 @@ adjustment can take a verdict back."""
 import json
 
 import pytest
+from conftest import CHECKOUT
 from test_claims import by_product, by_rate, outcomes
 
 from workbench.errors import WorkbenchError
@@ -11,7 +12,7 @@ from workbench.lab import Store
 from workbench.lab.claims import stability_boundary
 from workbench.lab.claims.recompute import export, judged, results_folder
 from workbench.lab.claims.registry import CLAIMS, claims
-from workbench.lab.claims.show import as_table
+from workbench.lab.claims.show import as_markdown, as_table
 from workbench.lab.study import Study
 
 
@@ -84,3 +85,10 @@ def test_every_claim_has_its_study_and_the_committed_tables_are_judged():
     index = json.loads((results_folder() / "runs.json").read_text())
     assert all(index[one.claim.study]["run"] for one in found)
     assert found[0].verdict.holds is True  # signal propagation, as in LOG.md
+
+
+def test_the_table_in_the_readme_is_that_of_the_committed_results():
+    found = as_markdown(judged(claims(), where="docs"))
+    assert (
+        f"<!-- claims -->\n{found}\n<!-- /claims -->" in (CHECKOUT / "README.md").read_text()
+    )  # ./run claims --export

@@ -3,7 +3,10 @@
 import gc
 import math
 import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -245,3 +248,33 @@ def test_postgresql_is_reached_with_the_driver_that_the_extra_brings():
     assert with_driver("postgresql://me@host/runs") == "postgresql+psycopg2://me@host/runs"
     for uri in ("postgresql+psycopg://me@host/runs", "sqlite:////tmp/x.db", "http://host:5000"):
         assert with_driver(uri) == uri
+
+
+KILLED = """
+import os, sys
+import mlflow.store.db.utils as utils
+import workbench.lab.store as store
+before = utils._upgrade_db
+
+def killed(engine):  # the tables are made, the migrations have begun
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create table webhooks (id integer)")
+    os._exit(9)
+
+utils._upgrade_db = killed
+store.Store()
+"""
+
+
+def test_who_is_killed_while_the_database_is_made_leaves_none(tmp_path, monkeypatch):
+    """Found by the crash harness: half of the tables in the file, and no store could be opened again."""
+    (tmp_path / ".workbench").touch()
+    monkeypatch.setenv("WORKBENCH_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, env=os.environ.copy())
+    assert done.returncode == 9, done.stderr[-1000:]
+    runs = tmp_path / "mlruns"
+    assert (runs / ".part-mlflow.db").exists() and not (runs / "mlflow.db").exists()
+    store = Store()
+    assert store.search("studies", "full") == []
+    assert not list(runs.glob(".part-*"))

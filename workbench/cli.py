@@ -578,17 +578,19 @@ def claims(
         str, typer.Option("--from", help="auto, store or docs: the newest full runs, or the committed tables.")
     ] = "auto",
     export: Annotated[
-        bool, typer.Option("--export", help="Write the tables that were judged to docs/results, to be committed.")
+        bool,
+        typer.Option("--export", help="Write the store's tables to docs/results, and the verdicts into the README."),
     ] = False,
     csv: Annotated[Optional[str], typer.Option(help="Write the verdicts to this file, too.")] = None,
 ) -> None:
     """Judge the paper's claims anew, from the tables that the studies left; p-values adjusted over them (Holm)."""
     from rich.console import Console
 
+    from workbench.lab.bench import write_readme
     from workbench.lab.claims.recompute import export as write
     from workbench.lab.claims.recompute import judged, results_folder
     from workbench.lab.claims.registry import claims as chosen
-    from workbench.lab.claims.show import as_table, show_claims
+    from workbench.lab.claims.show import as_markdown, as_table, show_claims
 
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
@@ -596,8 +598,12 @@ def claims(
     show_claims(found, Console())
     if csv:
         as_table(found).to_csv(csv, index=False)
-    for file in write(found, results_folder()) if export else ():
-        print(f"written: {file}")
+    if export:
+        for file in write(found, results_folder()):
+            print(f"written: {file}")
+        readme = results_folder().parent.parent / "README.md"
+        write_readme(readme, as_markdown(judged(chosen(), where="docs")), "claims")
+        print(f"written: the table in {readme}")
 
 
 @app.command()

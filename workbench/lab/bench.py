@@ -11,7 +11,6 @@ from workbench.paths import root
 
 # In benchmarks/, but no comparisons with a peer.
 HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_clip", "large_store"}
-BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 
 def names() -> list[str]:
@@ -88,13 +87,14 @@ def _spread(spread: dict) -> str:
     return f"{spread['median']:.2f} ({spread['low']:.2f}..{spread['high']:.2f})"
 
 
-def write_readme(file: Path, text: str) -> None:
-    """Puts the table between its marks in the README.
+def write_readme(file: Path, text: str, what: str = "benchmarks") -> None:
+    """Puts the table between its marks in the README, `<!-- what -->` and `<!-- /what -->`.
 
     Raises: WorkbenchError where the marks are not there.
     """
+    begin, end = f"<!-- {what} -->", f"<!-- /{what} -->"
     whole = file.read_text()
-    if BEGIN not in whole or END not in whole:
-        raise WorkbenchError(f"{file} has no lines {BEGIN} and {END}, between which the table goes.")
-    before, _, rest = whole.partition(BEGIN)
-    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    if begin not in whole or end not in whole:
+        raise WorkbenchError(f"{file} has no lines {begin} and {end}, between which the table goes.")
+    before, _, rest = whole.partition(begin)
+    file.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")

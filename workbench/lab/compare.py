@@ -15,12 +15,21 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab import selection
-from workbench.lab.stats import t_interval
+from workbench.lab.stats import accuracy_interval
 from workbench.lab.store import Store
 
 GROUP = ["config_id", "data_digest", "code"]
 SHOWN = ["arm", "batch_size", "lr", "clip"]
-TELL_APART = ["model", "data", "width", "steps", "epochs", "weight_decay", "role"]  # shown where the others look alike
+TELL_APART = [
+    "model",
+    "data",
+    "clip_norm",
+    "width",
+    "steps",
+    "epochs",
+    "weight_decay",
+    "role",
+]  # shown where the others look alike
 COMPUTE = {"seconds": "seconds", "samples": "samples_seen"}
 LEVEL = 0.95
 MOST_READ = 60  # configurations that are read to tell equal-looking groups apart
@@ -68,6 +77,9 @@ def from_store(
     notes = ["quick trainings: a demonstration, never evidence."] if mode == "quick" else []
     if equal is None:
         found = compare(rows, apart)
+        seen = found.rows[found.rows.outcome == "complete"].samples_seen
+        if len(seen) and seen.max() > 1.01 * seen.min():
+            notes.append(f"they saw from {seen.min():,.0f} to {seen.max():,.0f} samples: --equal samples, or seconds.")
     else:
         ended = rows[rows.status == "FINISHED"]
         rows, budget = at_equal_compute(ended, selection.curves(store, ended.run_id), equal)
@@ -109,7 +121,7 @@ def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, m
     ended["group"] = ended.group.map({group: place for place, group in enumerate(order)})
     table = ranked(ended)
     table = _described(table, ended, distinguish or {})
-    return Comparison(table, ended, metric, tuple(concerns(ended)), tuple(notes + _how_to_read(table, ended)))
+    return Comparison(table, ended, metric, tuple(concerns(ended)), tuple(notes + _how_to_read(table)))
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +131,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     all seeds of the smaller one are paired by seed, others compared by Welch's interval.
     """
     over = rows.groupby("group")
-    intervals = [t_interval(values, LEVEL) for _, values in over.accuracy]
+    intervals = [accuracy_interval(values, LEVEL) for _, values in over.accuracy]
     found = pd.DataFrame(
         {
             "seeds": over.size(),
@@ -174,8 +186,6 @@ def differences(by_seed: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray, 
         error = np.sqrt(np.where(paired, paired_variance / pairs, squared))
         middle = np.where(paired, paired_mean, mean[one] - mean)
         half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    alone = (n < 2) | (n[one] < 2)
-    half = np.where(alone, np.nan, half)
     return middle, middle - half, middle + half, paired
 
 
@@ -293,7 +303,7 @@ def _described(table: pd.DataFrame, rows: pd.DataFrame, distinguish: dict[str, d
     return pd.concat([table[front], first[columns], table.drop(columns=front), first[["config_id"]]], axis=1)
 
 
-def _how_to_read(table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+def _how_to_read(table: pd.DataFrame) -> list[str]:
     notes = []
     alone = int((table.seeds < 2).sum())
     if alone == len(table):
@@ -309,7 +319,4 @@ def _how_to_read(table: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
         )
     if len(table) > 20:
         notes.append(f"each interval is at 95 % by itself: among {len(table)} groups some differ by chance.")
-    seen = rows[rows.outcome == "complete"].samples_seen
-    if len(seen) and seen.max() > 1.01 * seen.min():
-        notes.append(f"they saw from {seen.min():,.0f} to {seen.max():,.0f} samples: --equal samples, or seconds.")
     return notes

@@ -40,8 +40,8 @@ def as_text(found: Comparison) -> pd.DataFrame:
 def _minus_best(row) -> str:
     if math.isnan(row.minus_best):
         return ""
-    low, high = 100 * row.minus_best_low, 100 * row.minus_best_high
-    return f"{100 * row.minus_best:+.2f} [{low:+.2f}, {high:+.2f}]{'  tie' if row.tie else ''}"
+    mean, low, high = (round(100 * x, 2) + 0.0 for x in (row.minus_best, row.minus_best_low, row.minus_best_high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]{'  tie' if row.tie else ''}"  # + 0.0: no minus zero
 
 
 def _plain(name: str, value) -> str:

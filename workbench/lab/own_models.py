@@ -6,8 +6,11 @@ configuration, a search, a recipe. Its code is part of the name: the argument `s
 """
 
 import ast
+import contextlib
 import hashlib
 import inspect
+import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +57,7 @@ class Own:
                 "the network as it is."
             )
         sizes = sizes_taken(self.name, num_classes, in_channels)
-        with torch.device("cpu"):  # whoever asks for shapes only asks on "meta", where code of others may not run
+        with torch.device("cpu"), _importable(self.name):  # for shapes alone it is asked for on "meta"
             model = resolve.resolve_model(absolute(self.name), **sizes, **(arguments or {}))
         for name, value in (("num_classes", num_classes), ("blocks", ())):  # what a training and a file ask of ours
             if not hasattr(model, name):
@@ -141,12 +144,21 @@ def source_of(name: str) -> str:
         return ""
     name = located(name.removeprefix(NORMFREE))
     function_of(name)
+    return _digest(*_files(name))
+
+
+def _files(name: str) -> tuple[Path, list[Path]]:
+    """The folder that a located network's code is named from, and the files of it, in order."""
     where = absolute(name).rpartition(":")[0]
     file = Path(where if where.endswith(".py") else resolve._imported(where).__file__)
     top = file.parent if where.endswith(".py") else file.parents[where.count(".")]
+    return top, sorted(_imported_files(file, top))
+
+
+def _digest(top: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for found in sorted(_imported_files(file, top)):
-        digest.update(f"{found.relative_to(top)}\n{syntax_without_docstrings(found.read_text())}\n".encode())
+    for file in files:
+        digest.update(f"{file.relative_to(top)}\n{syntax_without_docstrings(file.read_text())}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -174,10 +186,33 @@ def _imported_files(file: Path, top: Path) -> set[Path]:
 def function_of(name: str):
     """The function that builds a user's network. Raises: WorkbenchError, naming the nearest, where there is none."""
     where, _, function = absolute(name).rpartition(":")
-    found = getattr(resolve._imported(where), function, None)
-    if not callable(found):
-        resolve.resolve_model(absolute(name))  # says what is wrong
+    with _importable(name):
+        found = getattr(resolve._imported(where), function, None)
+        if not callable(found):
+            resolve.resolve_model(absolute(name))  # says what is wrong
     return found
+
+
+_known: dict[str, str] = {}  # name: the digest of the code that this process has imported for it
+
+
+@contextlib.contextmanager
+def _importable(name: str) -> Iterator[None]:
+    """Within it the modules beside a user's file are found, and imported anew where they have changed, or where others
+    of their names were imported."""
+    top, files = _files(name)
+    digest = _digest(top, files)
+    for file in files:
+        module = ".".join(file.relative_to(top).with_suffix("").parts).removesuffix(".__init__")
+        other = getattr(sys.modules.get(module), "__file__", None)
+        if other is not None and (Path(other) != file or _known.get(name, digest) != digest):
+            del sys.modules[module]
+    _known[name] = digest
+    sys.path.insert(0, str(top))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(top))
 
 
 def sizes_taken(name: str, num_classes: int, in_channels: int) -> dict[str, int]:

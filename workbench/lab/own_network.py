@@ -255,7 +255,7 @@ def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Sessio
     return table.assign(test_acc=table.test_acc.fillna(table.val_acc))  # diverged: a guess, on either split
 
 
-def noise_scale(config: TrainConfig, weights: Path, batches: int = 16) -> NoiseScale | None:
+def noise_scale(config: TrainConfig, weights: Path, batches: int = 32) -> NoiseScale | None:
     """How many images a batch may have before larger ones buy little, at the end of the training (McCandlish et al.
     2018). None where the weights are not there."""
     if not weights.is_file():

@@ -1,6 +1,7 @@
 """What comes out of notebooks/own_network.ipynb: a recipe, lines for a loop of one's own, and the verdict."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -143,9 +144,16 @@ def _region(trials: pd.DataFrame) -> str:
 def _batches_said(noise: NoiseScale | None, batch_size: int) -> str:
     if noise is None:
         return ""
-    if noise.note:
-        return f" Which batch size pays could not be told: {noise.note}."
-    scale = noise.noise_scale
-    told = "larger batches still save steps" if scale > 2 * batch_size else "larger batches buy little"
     low, high = noise.interval
-    return f" The gradient noise scale at the end is {scale:.0f} images [{low:.0f}, {high:.0f}]: {told}."
+    if not noise.noise_scale > 0 or (math.isinf(high) and low < batch_size):
+        return f" Which batch size pays could not be told: {noise.note}."
+    if low > batch_size:
+        told = "larger batches still save steps"
+    elif high < 2 * batch_size:
+        told = "larger batches buy little"
+    else:
+        told = "this batch is about where larger ones buy little"
+    size = (
+        f"at least {low:.0f} images" if math.isinf(high) else f"{noise.noise_scale:.0f} images [{low:.0f}, {high:.0f}]"
+    )
+    return f" The gradient noise scale at the end is {size}: {told}."

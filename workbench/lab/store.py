@@ -37,6 +37,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.errors import WorkbenchError, of_the_disk
@@ -84,6 +85,20 @@ def _many_writers(uri: str) -> None:
             database.execute("pragma journal_mode = wal")
 
 
+def _made_whole(uri: str) -> None:
+    """Makes the sqlite file where there is none, whole or not at all: who is killed while its tables are made leaves a
+    file beside it, which the next one makes anew."""
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    part = file.with_name(f".part-{file.name}")
+    for left in file.parent.glob(f"{part.name}*"):
+        left.unlink()
+    made = SqlAlchemyStore(f"sqlite:///{part}", (runs_folder() / "artifacts").as_uri())
+    made.engine.dispose()
+    part.replace(file)
+
+
 def refuse_unusable(uri: str) -> None:
     """Raises: WorkbenchError for a server that does not answer, for which MLflow would wait minutes, and for a database
     that another MLflow made."""
@@ -122,6 +137,7 @@ class Store:
         try:
             with filelock.FileLock(runs_folder() / ".store.lock"):
                 refuse_unusable(self.uri)
+                _made_whole(self.uri)
                 self.client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
                 _many_writers(self.uri)
@@ -139,11 +155,16 @@ class Store:
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
         if found is not None:
+            if "mlflow.note.content" not in found.tags:  # who made it was killed before it could say what it is
+                self._describe_experiment(name, found.experiment_id)
             return found.experiment_id
         location = (runs_folder() / "artifacts" / name).as_uri() if is_database(self.uri) else None
         made = self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
-        self.client.set_experiment_tag(made, "mlflow.note.content", views.description(name, made))
+        self._describe_experiment(name, made)
         return made
+
+    def _describe_experiment(self, name: str, experiment_id: str) -> None:
+        self.client.set_experiment_tag(experiment_id, "mlflow.note.content", views.description(name, experiment_id))
 
     def experiment_id(self, kind: str, mode: str) -> str:
         """The id of the experiment that holds runs of `kind` (studies, trainings) in `mode` (full, quick)."""
@@ -485,6 +506,7 @@ def _in_words(result: TrainResult) -> str:
     """A training's description."""
     config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
     clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
+    clip = f"clipping by the global norm {config.clip_norm:g}" if config.clip_norm is not None else clip
     length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs:g} epochs"
     said = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
     said += f"{length}, seed {config.seed}: {result.outcome}"

@@ -67,14 +67,14 @@ def judged(claims: list[Claim], *, where: str = "auto", store: Store | None = No
 
 
 def export(found: list[Judged], folder: Path) -> list[Path]:
-    """Writes the tables of the claims that were measured, and which run they are of, as `judged` reads them again."""
+    """Writes the tables that came from the store, and which run they are of, as `judged` reads them again."""
     folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / INDEX
     index = json.loads(index_file.read_text()) if index_file.exists() else {}
     written = []
     for judged_claim in found:
         claim, evidence = judged_claim.claim, judged_claim.evidence
-        if evidence is None:
+        if evidence is None or evidence.source != "store":
             continue
         for name in claim.tables:
             file = folder / _file(claim.study, name)

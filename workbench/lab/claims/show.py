@@ -59,5 +59,23 @@ def as_table(found: list[Judged]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def as_markdown(found: list[Judged]) -> str:
+    """The table of the README: a row a claim, those that nobody has measured among them."""
+    lines = ["| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study, run |", "|---" * 8 + "|"]
+    words = {True: "**holds**", False: "**does not hold**", None: "not decided"}
+    for one in found:
+        head = f"| {one.claim.number} | {one.claim.sentence}"
+        if one.verdict is None:
+            lines.append(f"{head} | not measured | | | | | `{one.claim.study}` |")
+            continue
+        verdict, evidence = one.verdict, one.evidence
+        where = ", ".join(filter(None, (evidence.data, evidence.device)))
+        lines.append(
+            f"{head} | {words[verdict.holds]} | {verdict.effect:.3g} {verdict.effect_name} | {verdict.effect.n} | "
+            f"{_p(one.p_holm)} | {where} | `{one.claim.study}`, {evidence.run[:8]} |"
+        )
+    return "\n".join(lines)
+
+
 def _p(p: float | None) -> str:
     return "" if p is None or math.isnan(p) else f"{p:.2g}"
