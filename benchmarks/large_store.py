@@ -22,7 +22,7 @@ import uuid
 from pathlib import Path
 
 from workbench.lab import Study
-from workbench.lab.compare import from_store
+from workbench.lab.compare.table import from_store
 from workbench.lab.doctor import examine
 from workbench.lab.launcher import execution_key, plan
 from workbench.lab.store import Store, runs_folder

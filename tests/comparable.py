@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from workbench.lab.selection import COLUMNS
+from workbench.lab.compare.selection import COLUMNS
 from workbench.training import TrainConfig, TrainResult
 
 

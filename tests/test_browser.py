@@ -18,7 +18,7 @@ from conftest import CHECKOUT
 from test_servers import free_port
 
 from workbench.lab import Store, plots
-from workbench.lab.compare import from_store
+from workbench.lab.compare.table import from_store
 from workbench.lab.notebook import execute
 from workbench.lab.stats import Interval
 from workbench.lab.verdicts import Verdict

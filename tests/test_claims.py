@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.lab.boundary import shift, stable_window
 from workbench.lab.claims import stability_boundary, threshold_scaling
+from workbench.lab.evidence.boundary import shift, stable_window
 
 LRS = [0.2 * 2**i for i in range(8)]
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from workbench.lab.claims import small_batch as claim
-from workbench.lab.evidence import best_rates
+from workbench.lab.evidence.protocol import best_rates
 
 
 def tables(**loss):

@@ -12,10 +12,11 @@ from conftest import CHECKOUT
 from scipy import stats
 
 from workbench.errors import WorkbenchError
-from workbench.lab import Store, selection
-from workbench.lab.compare import at_equal_compute, compare, concerns, differences, from_store
-from workbench.lab.compare_figures import curves_figure, parallel_figure
-from workbench.lab.compare_show import as_text
+from workbench.lab import Store
+from workbench.lab.compare import selection
+from workbench.lab.compare.figures import curves_figure, parallel_figure
+from workbench.lab.compare.show import as_text
+from workbench.lab.compare.table import at_equal_compute, compare, concerns, differences, from_store
 from workbench.lab.notebook import execute
 
 HIGH = [0.80, 0.82, 0.84]

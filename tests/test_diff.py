@@ -5,7 +5,7 @@ from comparable import log
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
-from workbench.lab.diff import diff, sentence
+from workbench.lab.compare.diff import diff, sentence
 from workbench.lab.stats import Interval
 from workbench.lab.verdicts import Verdict
 from workbench.training import TrainConfig, config_id

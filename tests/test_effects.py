@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from workbench.lab.effects import draw, effects, interval_of, points, side
-from workbench.lab.readings import at_best, to_train, with_second
+from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence.readings import at_best, to_train, with_second
 from workbench.lab.stats import Interval
 
 

@@ -16,7 +16,9 @@ from torch import nn
 
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
-from workbench.lab import own_models, own_network, own_outcome
+from workbench.lab.own import models as own_models
+from workbench.lab.own import network as own_network
+from workbench.lab.own import outcome as own_outcome
 from workbench.lab.recipes import parse_config, recipe_text
 from workbench.lab.session import Session
 from workbench.lab.store import Store

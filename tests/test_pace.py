@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.lab.pace import matched_steps, step_costs
+from workbench.lab.evidence.pace import matched_steps, step_costs
 from workbench.training import TrainConfig
 
 SMALL = TrainConfig(steps=100, batch_size=16, train_size=256, progress=False, device="cpu")

@@ -361,31 +361,31 @@ def compare(
     """
     from rich.console import Console
 
-    from workbench.lab import compare_show, selection
-    from workbench.lab.compare import from_store
+    from workbench.lab.compare import selection, show
+    from workbench.lab.compare.table import from_store
     from workbench.lab.store import Store
 
     for file in filter(None, (curves, parallel)):
-        from workbench.lab.compare_figures import check_file
+        from workbench.lab.compare.figures import check_file
 
         check_file(file)
     store, mode = Store(), "quick" if quick else "full"
     wanted = _pairs(tags, "--tag", "arm=NF+AGC")
     found = from_store(store, what or [], tags=wanted, filter=only, role=role, mode=mode, equal=equal)
-    compare_show.show(found, Console(width=None if sys.stdout.isatty() else 200), top)
+    show.show(found, Console(width=None if sys.stdout.isatty() else 200), top)
     if csv is not None:
-        compare_show.to_csv(found, csv)
+        show.to_csv(found, csv)
     if curves is not None:
-        from workbench.lab.compare_figures import curves_figure, save
+        from workbench.lab.compare.figures import curves_figure, save
 
         x = "seconds" if equal == "seconds" else "samples_seen"
         save(curves_figure(found, selection.curves(store, found.rows.run_id), x), curves)
     if parallel is not None:
-        from workbench.lab.compare_figures import parallel_figure, save
+        from workbench.lab.compare.figures import parallel_figure, save
 
         save(parallel_figure(found), parallel)
     pages = "" if store.uri.startswith("http") else " (workbench ui first)"
-    print(f"In MLflow{pages}:\n  {compare_show.address(store, found, mode)}")
+    print(f"In MLflow{pages}:\n  {show.address(store, found, mode)}")
 
 
 @app.command()
@@ -401,8 +401,8 @@ def diff(
     """
     from rich.console import Console
 
-    from workbench.lab.diff import diff as set_beside
-    from workbench.lab.diff import show
+    from workbench.lab.compare.diff import diff as set_beside
+    from workbench.lab.compare.diff import show
     from workbench.lab.store import Store
 
     show(set_beside(Store(), a, b), Console(width=None if sys.stdout.isatty() else 160))

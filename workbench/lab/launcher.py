@@ -17,7 +17,7 @@ from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
 from workbench.lab.executors import Choice, Executor, Outcome, Task
 from workbench.lab.executors.choice import VARIABLE as EXECUTOR
-from workbench.lab.own_models import located, source_of
+from workbench.lab.own.models import located, source_of
 from workbench.lab.parameters import code_cells
 from workbench.lab.processes import whoami
 from workbench.lab.session import SESSION

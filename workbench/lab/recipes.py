@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab.own_models import entered
+from workbench.lab.own.models import entered
 from workbench.training import TrainConfig
 from workbench.training.presets import changed, preset
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab.own_models import entered
+from workbench.lab.own.models import entered
 from workbench.lab.record import checkpoints_folder
 from workbench.lab.store import Store
 from workbench.optim import AGC

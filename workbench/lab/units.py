@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.lab.own_models import entered
+from workbench.lab.own.models import entered
 from workbench.models.weights.files import write_whole
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints

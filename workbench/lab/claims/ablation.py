@@ -2,7 +2,7 @@
 
 Source: NFNet paper, section 4 and table 2 (width pattern, second 3x3 convolution, augmentation); squeeze-excite,
 stochastic depth, skip gain and activation are the rest of the recipe. One part is left out at a time. Tables: `costs`,
-of a step, as of workbench.lab.pace.step_costs; `screened`, one row a training at equal time, with arm, lr, seed,
+of a step, as of evidence.pace; `screened`, one row a training at equal time, with arm, lr, seed,
 outcome, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with protocol (equal time, equal steps),
 arm, seed, test_acc, outcome. The contrast, written down before the confirmation: at equal time, test accuracy of the
 whole net minus the mean of the nets with one part left out, paired by seed. The parts are one family under Holm.
@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.effects import draw, effects, interval_of, points, side
-from workbench.lab.evidence import by_seed
+from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import difference_p, t_interval
 from workbench.lab.verdicts import Verdict
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from workbench.data import load_dataset
 from workbench.data.augment import normalize
-from workbench.lab.evidence import by_seed
+from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import t_interval, within_p
 from workbench.lab.verdicts import Verdict
 from workbench.models import create_model

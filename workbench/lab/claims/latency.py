@@ -4,7 +4,7 @@ Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a st
 its rate alike; the time of a training is its steps times the measured time of a step, so a busy machine falls on all
 arms alike. The target, written down before: nine tenths of BN's mean validation accuracy at the end. The contrast: the
 time to the target, NF+AGC over BN, in doublings, paired by seed. A seed that never gets there counts with twice the
-time of its whole training. Tables: `costs` of a step as of workbench.lab.pace.step_costs, BN first and once more as
+time of its whole training. Tables: `costs` of a step as of evidence.pace, BN first and once more as
 control; `confirmed` (arm, lr, seed, test_acc, steps); `curves` (arm, seed, step, val_acc).
 """
 

@@ -1,7 +1,7 @@
 """Claim 9: what sharpness-aware minimisation (SAM) and the average of the weights (EMA) add at equal device seconds.
 
 Source: NFNet paper, section 4 (EMA; SAM on a fifth of the batch). Tables: `costs`, of a step, as of
-workbench.lab.pace.step_costs; `screened` and `confirmed`, one row a training and arm (plain, EMA, SAM, SAM+EMA), with
+evidence.pace; `screened` and `confirmed`, one row a training and arm (plain, EMA, SAM, SAM+EMA), with
 lr, seed, steps, failed, val_acc, device_seconds; `confirmed` also test_acc, each arm at its own best rate on fresh
 seeds. An average and its source are one training read twice; with SAM there are fewer steps, by the measured cost.
 The contrast, written down before the confirmation: test accuracy of SAM+EMA minus plain, paired by seed.
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
 from workbench.lab.stats import accuracy_interval
 from workbench.lab.verdicts import Verdict
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.effects import points, side
-from workbench.lab.evidence import by_seed
+from workbench.lab.evidence.effects import points, side
+from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, t_interval
 from workbench.lab.verdicts import Verdict
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.boundary import Window, shift, stable_window
+from workbench.lab.evidence.boundary import Window, shift, stable_window
 from workbench.lab.stats import share_interval
 from workbench.lab.verdicts import Verdict
 

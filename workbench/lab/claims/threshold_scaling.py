@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
+from workbench.lab.evidence.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
 from workbench.lab.stats import Interval, t_interval
 from workbench.lab.verdicts import Verdict
 

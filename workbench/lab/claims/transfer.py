@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence import by_seed
+from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import below_p, paired_interval
 from workbench.lab.verdicts import Verdict
 

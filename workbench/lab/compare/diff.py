@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab import selection
-from workbench.lab.compare import concerns, words
+from workbench.lab.compare import selection
+from workbench.lab.compare.table import concerns, words
 from workbench.lab.stats import Interval, paired_interval, t_interval
 from workbench.lab.store import Store
 

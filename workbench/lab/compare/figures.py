@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from workbench.errors import WorkbenchError
-from workbench.lab.compare import Comparison, words
-from workbench.lab.compare_show import LABELS, as_text
+from workbench.lab.compare.show import LABELS, as_text
+from workbench.lab.compare.table import Comparison, words
 from workbench.lab.plots import plt, style
 
 SUFFIXES = (".png", ".svg", ".pdf")

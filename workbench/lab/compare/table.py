@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab import selection
+from workbench.lab.compare import selection
 from workbench.lab.stats import accuracy_interval
 from workbench.lab.store import Store
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.data import Dataset
-from workbench.lab.own_models import NORMFREE, sizes_taken
-from workbench.lab.own_network import BN, NF
+from workbench.lab.own.models import NORMFREE, sizes_taken
+from workbench.lab.own.network import BN, NF
 from workbench.lab.recipes import recipe_text
 from workbench.lab.session import Session
 from workbench.lab.stats import Interval, paired_interval, t_interval

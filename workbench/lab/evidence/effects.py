@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from workbench.lab.evidence import by_seed
+from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import Interval, difference_p, holm, paired_interval, t_interval, within_p
 
 EQUAL = 0.005  # accuracy: differences within half a point count as none

@@ -1,7 +1,7 @@
 """BatchNorm out of a user's network, on the user's images: which threshold, which rate, and what it costs.
 
 The steps of notebooks/own_network.ipynb, each a function of the one before. The network is one of the library's by
-name, with its twin of the same skeleton, or a user's own (see own_models.py), with what `normfree` makes of it. From
+name, with its twin of the same skeleton, or a user's own (see models.py), with what `normfree` makes of it. From
 then on both are configurations as all others: searched, trained and kept by the same code.
 """
 
@@ -18,7 +18,7 @@ from workbench.data import Dataset
 from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab import events
-from workbench.lab.own_models import NORMFREE, enter, entered
+from workbench.lab.own.models import NORMFREE, enter, entered
 from workbench.lab.parameters import Range
 from workbench.lab.session import Session
 from workbench.lab.trainings import Arm, check, run_all, run_training

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from workbench.lab.compare import Comparison, words
+from workbench.lab.compare.table import Comparison, words
 from workbench.lab.store import Store
 
 LABELS = {"batch_size": "batch", "lr": "peak lr", "weight_decay": "weight decay", "data_digest": "data bytes"}
