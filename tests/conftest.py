@@ -21,7 +21,11 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the slow set, too")
 
 
+FIRST = ("test_tour", "test_quick_studies", "test_crashes", "test_servers")  # the longest: else one process ends alone
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: not item.path.stem.startswith(FIRST))
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))

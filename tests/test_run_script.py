@@ -56,7 +56,7 @@ def test_a_finished_environment_is_used_at_once_from_anywhere(clone):
 def test_test_goes_to_pytest_with_its_arguments(clone):
     finished(clone)
     assert (
-        "called: -m pytest -n auto --maxprocesses 4 --dist loadgroup --slow -k agc"
+        "called: -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --slow -k agc"
         in run(clone, "test", "--slow", "-k", "agc").stdout
     )
     assert "called: -m pytest -s -k agc" in run(clone, "test", "-s", "-k", "agc").stdout  # the terminal is needed

@@ -14,8 +14,6 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
-pytestmark = pytest.mark.xdist_group("tour")  # one tour for all of them
-
 STUDIES = ["signal_propagation", "clipping_search", "large_batch"]
 
 
