@@ -82,7 +82,10 @@ def pages(filled):
     """The address of `workbench ui`, while it runs."""
     port = free_port()
     command = [sys.executable, "-m", "workbench.cli", "ui", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         for line in server.stdout:
             if line.startswith("The store is at"):
