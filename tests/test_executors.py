@@ -225,6 +225,17 @@ def test_the_places_of_a_machine_are_shared_by_all_executors_of_a_store(make):
     assert len(most) == 8 and max(most) == 2
 
 
+def test_who_waits_for_others_says_so_once(make, capfd):
+    first, second = make("processes", workers=1), make("processes", workers=1)
+    first.submit(task("first", "occupy", 1.5))
+    second.submit(task("second", "occupy", 0.1))
+    waiting = threading.Thread(target=all_outcomes, args=(second, []))
+    waiting.start()
+    all_outcomes(first, [])
+    waiting.join(timeout=60)
+    assert capfd.readouterr().err.count("waits for a worker: other studies of this store have all of them") == 1
+
+
 def test_workers_end_when_whoever_submitted_is_killed(root, tmp_path):
     script = (
         "from workbench.lab.executors import Choice, Task\n"

@@ -140,6 +140,8 @@ class Board:
             self._update(line, event, event["name"])
         elif kind == "training":
             self._training(line, event)
+        elif kind == "waiting":
+            self._console.print(f"  {event['message']}", highlight=False)
         elif kind == "broken":
             self._console.print(f"  [red]{event['status']}[/red]: {event['message']}", highlight=False)
         elif kind == "ended":

@@ -19,12 +19,14 @@ from pathlib import Path
 import filelock
 
 from workbench.errors import WorkbenchError
+from workbench.lab import events
 from workbench.lab.executors.base import Outcome, Resources, Task
 from workbench.lab.processes import Family, whoami
 from workbench.paths import root
 
 GRACE = 15.0  # seconds for a task to save what it has
 POLL = 0.2
+WAITS = "waits for a worker: other studies of this store have all of them"
 
 
 class _Worker:
@@ -84,6 +86,7 @@ class ProcessExecutor:
         self._waiting: deque[tuple[Task, int]] = deque()  # with the number of workers that died under it
         self._workers: list[_Worker] = []
         self._died: dict[int, int] = {}  # id of a worker: how many died under its task before
+        self._told = False
 
     def has_room(self) -> bool:
         return len(self._waiting) + len(self._busy()) < self.workers
@@ -100,10 +103,19 @@ class ProcessExecutor:
                 if outcome is not None:
                     return outcome
             if not self._busy():
-                time.sleep(POLL)  # all places are taken by other studies
+                self._say_waiting()
+                time.sleep(POLL)
             for worker in self._workers:
                 worker.family.look()
         return None
+
+    def _say_waiting(self) -> None:
+        """Once: all places are taken by other studies of the store."""
+        if not self._told:
+            self._told = True
+            events.emit(kind="waiting", message=WAITS)
+            if not events.listening():
+                print(WAITS, file=sys.stderr, flush=True)
 
     def stop(self, at_once: bool = False) -> None:
         self._waiting.clear()
