@@ -266,6 +266,7 @@ def test_the_command(store, command, tmp_path):
     assert "failed" in files["parallel"].read_text() and "3 of 3 failed" in files["curves"].read_text()
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_the_same_and_says_of_an_empty_store_what_to_run(store, another_root, tmp_path):
     source = CHECKOUT / "notebooks" / "compare_runs.ipynb"
     execute(source, tmp_path / "out.ipynb", {"what": ["mine"], "csv": str(tmp_path / "t.csv")})

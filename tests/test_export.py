@@ -107,7 +107,7 @@ def test_foreign_networks_are_refused():
 NETS = {"nf_resnet_tiny": {}, "nfnet_micro": {}, "resnet_tiny": {}, "nf_resnet26_cifar": {"se_ratio": 0.25}}
 
 
-@pytest.mark.parametrize("name", ["nfnet_micro", "resnet_tiny"])
+@pytest.mark.parametrize("name", [pytest.param("nfnet_micro", marks=pytest.mark.slow), "resnet_tiny"])
 def test_one_graph_for_compile_in_training_and_evaluation(name):
     model = moved(create_model(name, 5, stochastic_depth=0.0, **NETS[name]))
     for training in (False, True):

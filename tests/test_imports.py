@@ -77,6 +77,7 @@ def session(store):
     return Session(store, "mine", "full", run_id, by_hand=False)
 
 
+@pytest.mark.slow
 def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     root,
     image_folder,

@@ -100,7 +100,7 @@ def test_agc_acts_once_after_the_last_micro_batch(monkeypatch):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("name", ["nf_resnet_tiny", "resnet_tiny", "nfnet_micro"])
+@pytest.mark.parametrize("name", ["nf_resnet_tiny", "resnet_tiny", pytest.param("nfnet_micro", marks=pytest.mark.slow)])
 def test_it_learns(name):
     args = {} if name == "resnet_tiny" else {"skip_gain": 1.0}
     clip = None if name == "resnet_tiny" else 0.04
