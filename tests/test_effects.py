@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence.effects import draw, effects, interval_of, points
 from workbench.lab.evidence.readings import at_best, to_train, with_second
-from workbench.lab.stats import Interval
+from workbench.lab.stats import Interval, side
 
 
 def confirmed(**values):

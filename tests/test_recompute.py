@@ -6,6 +6,7 @@ import json
 import pytest
 from conftest import CHECKOUT
 from test_claims import by_product, by_rate, outcomes
+from test_claims_accumulation import GRADIENTS, trainings
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
@@ -29,7 +30,7 @@ def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path
     (found,) = judged(claims(["7"]))
     by_hand = stability_boundary.verdict(table)
     assert (found.verdict.sentence, found.verdict.p) == (by_hand.sentence, by_hand.p)
-    assert (found.evidence.run, found.evidence.data, found.evidence.device) == (run, "cifar10 (500.0 images)", "cpu")
+    assert (found.evidence.run, found.evidence.data, found.evidence.device) == (run, "cifar10 (500 images)", "cpu")
 
     export([found], results_folder())
     (again,) = judged(claims(["stability_boundary"]), where="docs")
@@ -92,3 +93,13 @@ def test_the_table_in_the_readme_is_that_of_the_committed_results():
     assert (
         f"<!-- claims -->\n{found}\n<!-- /claims -->" in (CHECKOUT / "README.md").read_text()
     )  # ./run claims --export
+
+
+def test_data_and_device_come_from_whichever_table_has_them(root):
+    store = Store()
+    run = store.open_notebook("accumulation", "accumulation.ipynb", {}, "full", "accumulation", {})
+    store.log_table(run, GRADIENTS, "gradients")
+    store.log_table(run, trainings(0.0).assign(data="cifar10", device="cpu", train_size=10000.0), "table")
+    store.close(run, "FINISHED")
+    (found,) = judged(claims(["6"]), store=store)
+    assert (found.evidence.data, found.evidence.device) == ("cifar10 (10000 images)", "cpu")

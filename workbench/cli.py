@@ -594,7 +594,8 @@ def claims(
 
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
-    found = judged(chosen(which), where=where)
+    shown = chosen(which)
+    found = [one for one in judged(chosen(), where=where) if one.claim in shown]
     show_claims(found, Console())
     if csv:
         as_table(found).to_csv(csv, index=False)

@@ -65,6 +65,11 @@ def share_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, float(found.low), float(found.high), n)
 
 
+def side(difference: Interval) -> bool | None:
+    """True for an interval above zero, False for one below; None where it holds zero, or there is none."""
+    return True if difference.low > 0 else False if difference.high < 0 else None
+
+
 def share_p(successes: int, n: int, share: float = 0.5) -> float:
     """Two-sided p-value of the exact binomial test that a share is `share`; 1 without observations."""
     from scipy import stats

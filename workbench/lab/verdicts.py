@@ -18,6 +18,7 @@ from workbench.lab.stats import (
     paired_interval,
     share_interval,
     share_p,
+    side,
     t_interval,
 )
 from workbench.probes.rules import broken_rules
@@ -155,7 +156,7 @@ def search_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
         return Verdict(f"{sentence}; no unclipped training completed.", None, "accuracy", t_interval(by_seed["NF+AGC"]))
     difference = paired_interval(by_seed["NF+AGC"], by_seed["NF"])
     plain = confirmed[confirmed.arm == "NF"].iloc[0]
-    holds = _side(difference)
+    holds = side(difference)
     relation = {True: "above", False: "below", None: "not told apart from"}[holds]
     sentence += f"; that is {relation} no clipping at its own best rate {plain.lr:.3g} ({difference:+.1%})."
     p = difference_p(by_seed["NF+AGC"] - by_seed["NF"])
@@ -216,10 +217,3 @@ def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
         lr = means.idxmax()
         parts.append(f"{arm} {accuracy_interval(t[t.lr == lr].val_acc):.1%} at {lr:.3g}")
     return f"batch {batch}: {', '.join(parts)}"
-
-
-def _side(difference: Interval) -> bool | None:
-    """True above zero, False below, None where the interval holds zero or there is none."""
-    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
-        return None
-    return difference.mean > 0

@@ -1,0 +1,1 @@
+"""The paper's claims: a file each, tables in, verdict and figure out; the registry, and every verdict again."""

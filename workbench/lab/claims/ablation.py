@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence.effects import draw, effects, interval_of, points
 from workbench.lab.evidence.protocol import by_seed
-from workbench.lab.stats import difference_p, t_interval
+from workbench.lab.stats import difference_p, side, t_interval
 from workbench.lab.verdicts import Verdict
 
 WHOLE = "whole net"

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
+from workbench.lab.evidence.effects import draw, effects, interval_of, points
+from workbench.lab.stats import side
 from workbench.lab.verdicts import Verdict
 
 PAPER = "all but the head"

@@ -1,7 +1,7 @@
 """Every verdict again, from the tables that its study left: in the store, or committed under docs/results.
 
-A claim holds, or does not, only where its p-value stays below 0.05 after Holm's adjustment over the claims that are
-looked at.
+A claim holds, or does not, only where its p-value stays below 0.05 after Holm's adjustment over all claims that were
+measured, however few are shown.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def _in_store(claim: Claim, store: Store) -> Evidence | None:
         return None
     run = runs[0]
     tables = {name: store.read_table(run.info.run_id, name) for name in claim.tables}
-    data, device = _data_and_device(tables[claim.tables[0]])
+    data, device = _data_and_device(tables)
     when = datetime.fromtimestamp(run.info.end_time / 1000, UTC).date().isoformat()
     return Evidence(tables, run.info.run_id, when, data, device, "store")
 
@@ -122,9 +122,12 @@ def _file(study: str, table: str) -> str:
     return f"{study}.csv" if table == "table" else f"{study}_{table}.csv"
 
 
-def _data_and_device(table: pd.DataFrame) -> tuple[str, str]:
+def _data_and_device(tables: dict[str, pd.DataFrame]) -> tuple[str, str]:
+    """What the rows say of themselves; tables of gradients or of costs say nothing."""
+
     def words(column: str) -> str:
-        return ", ".join(sorted(table[column].dropna().astype(str).unique())) if column in table else ""
+        values = {value for table in tables.values() if column in table for value in table[column].dropna()}
+        return ", ".join(sorted(f"{v:g}" if isinstance(v, float) else str(v) for v in values))
 
     size = words("train_size")
     return f"{words('data')}{f' ({size} images)' if size else ''}", words("device")

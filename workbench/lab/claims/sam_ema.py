@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points, side
-from workbench.lab.stats import accuracy_interval
+from workbench.lab.evidence.effects import draw, effects, interval_of, points
+from workbench.lab.stats import accuracy_interval, side
 from workbench.lab.verdicts import Verdict
 
 AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # the arm, and what it is called when its average is read

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import points, side
+from workbench.lab.evidence.effects import points
 from workbench.lab.evidence.protocol import by_seed
-from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, t_interval
+from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, side, t_interval
 from workbench.lab.verdicts import Verdict
 
 RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken anew

@@ -54,11 +54,6 @@ def points(difference: Interval) -> str:
     return f"{100 * difference.mean:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def side(difference: Interval) -> bool | None:
-    """True for an interval above zero, False for one below; None where it holds zero, or there is none."""
-    return True if difference.low > 0 else False if difference.high < 0 else None
-
-
 def draw(ax, confirmed: pd.DataFrame, against: str, arms: list[str], mark: str = "failed") -> None:
     """Each arm a line from the top: the paired differences of its seeds, crossed where a training of the pair has
     `mark` (0 or 1) set, and their mean with its 95 % interval; the margin of equality is shaded."""
