@@ -3,11 +3,15 @@ adjustment can take a verdict back."""
 
 import json
 
+import pandas as pd
 import pytest
 from conftest import CHECKOUT
 from test_claims import by_product, by_rate, outcomes
 from test_claims_accumulation import GRADIENTS, trainings
+from test_verdicts import batch_table
+from typer.testing import CliRunner
 
+from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.claims import stability_boundary
@@ -103,3 +107,15 @@ def test_data_and_device_come_from_whichever_table_has_them(root):
     store.close(run, "FINISHED")
     (found,) = judged(claims(["6"]), store=store)
     assert (found.evidence.data, found.evidence.device) == ("cifar10 (10000 images)", "cpu")
+
+
+def test_asking_for_one_claim_does_not_spare_it_the_others(root, tmp_path):
+    """Two are measured: Holm takes the smaller p-value twice, whichever is shown."""
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_product, seeds=2))
+    measured(store, "large_batch", batch_table(3, 3))
+    file = tmp_path / "claims.csv"
+    shown = CliRunner().invoke(app, ["claims", "7", "--from", "store", "--csv", str(file)])
+    assert shown.exit_code == 0, shown.output
+    (row,) = pd.read_csv(file).itertuples()
+    assert row.claim == 7 and row.p_holm == pytest.approx(2 * row.p)
