@@ -596,7 +596,7 @@ def claims(
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
     shown = chosen(which)
     found = [one for one in judged(chosen(), where=where) if one.claim in shown]
-    show_claims(found, Console())
+    show_claims(found, Console(width=None if sys.stdout.isatty() else 200))
     if csv:
         as_table(found).to_csv(csv, index=False)
     if export:
