@@ -13,6 +13,7 @@ from pathlib import Path
 import dill
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import SHARED_DATA
 from torch import nn
@@ -478,6 +479,16 @@ def test_a_recipe_that_says_nothing_is_refused_in_a_sentence(tmp_path, recipe):
         {"linear.bias": torch.ones(2)}, tmp_path / "x.safetensors", {"format": "normfree-workbench/1", "recipe": recipe}
     )
     with pytest.raises(WorkbenchError, match="does not say rightly which network"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_names_code_has_none_of_it_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    recipe = json.dumps({"name": "evil.py:build", "num_classes": 2, "source": "0" * 16})
+    metadata = {"format": "normfree-workbench/1", "recipe": recipe}
+    safetensors.torch.save_file({"linear.bias": torch.ones(2)}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(WorkbenchError, match=r"is of evil\.py:build, which is no network of this library"):
         load_checkpoint(tmp_path / "x.safetensors")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from workbench.errors import WorkbenchError
+from workbench.source import syntax_without_docstrings
 from workbench.training import TrainConfig, TrainResult, config_id, training_key
-from workbench.training.config import syntax_without_docstrings
 
 BASE = TrainConfig(steps=10)
 

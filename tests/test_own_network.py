@@ -7,6 +7,7 @@ The network is two files of a user, written as other libraries write theirs; the
 
 import math
 import shutil
+import subprocess
 import sys
 
 import pandas as pd
@@ -16,7 +17,6 @@ from torch import nn
 
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
-from workbench.lab.own import models as own_models
 from workbench.lab.own import network as own_network
 from workbench.lab.own import outcome as own_outcome
 from workbench.lab.recipes import parse_config, recipe_text
@@ -25,8 +25,11 @@ from workbench.lab.store import Store
 from workbench.lab.trainings import run_training
 from workbench.models import zoo
 from workbench.models.checkpoints import load_checkpoint
+from workbench.models.own import modules, networks
 from workbench.probes.noise import NoiseScale
-from workbench.training import train, training_key
+from workbench.training import TrainConfig, train, training_key
+from workbench.training.detached.plan import Planned, write_plan
+from workbench.training.detached.records import read_records
 from workbench.training.loop import evaluate
 
 NET = """
@@ -82,17 +85,14 @@ SETTINGS = {"image_size": 12, "batch_size": 8, "steps": 6, "shift": 1, "device":
 
 @pytest.fixture
 def own(root, monkeypatch, one_thread):
-    """A folder of a user's, with the network; what is entered is taken out again."""
+    """A folder of a user's, with the network; what is imported is taken out again."""
     folder = root / "mine"
     folder.mkdir()
     (folder / "my_net.py").write_text(NET)
     (folder / "my_layers.py").write_text(LAYERS)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    before = dict(zoo.MODELS)
     yield folder
-    zoo.MODELS.clear()
-    zoo.MODELS.update(before)
     for name in ("my_net", "my_layers"):
         sys.modules.pop(name, None)
 
@@ -123,18 +123,18 @@ def test_a_file_and_function_become_two_models_that_differ_in_their_norm(pair):
 
 
 def test_the_name_is_the_same_from_every_folder(own, tmp_path, monkeypatch):
-    here = own_models.located("my_net.py:build")
+    here = modules.located("my_net.py:build")
     monkeypatch.chdir(tmp_path)
-    assert own_models.located("mine/my_net.py:build") == here == "mine/my_net.py:build"
-    assert own_models.located("some.package:build") == "some.package:build"
+    assert modules.located("mine/my_net.py:build") == here == "mine/my_net.py:build"
+    assert modules.located("some.package:build") == "some.package:build"
     shutil.copytree(own, outside := tmp_path / "elsewhere")
-    assert own_models.located(f"{outside}/my_net.py:build") == f"{outside}/my_net.py:build"
+    assert modules.located(f"{outside}/my_net.py:build") == f"{outside}/my_net.py:build"
 
 
 def test_a_module_by_its_dotted_name(own, image_folder):
     found = own_network.arms("my_net:build", data=str(image_folder), **SETTINGS)
     assert found["NF+AGC"].model == "normfree:my_net:build"
-    assert found["NF+AGC"].model_args["source"] == own_models.source_of("my_net.py:build")
+    assert found["NF+AGC"].model_args["source"] == networks.source_of("my_net.py:build")
 
 
 def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, own):
@@ -154,7 +154,7 @@ def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_cha
 
     def slope():
         torch.manual_seed(0)
-        return zoo.create_model(own_models.enter("mine/my_net.py:build"), 2).eval()(torch.ones(1, 3, 8, 8))
+        return zoo.create_model(networks.named("mine/my_net.py:build"), 2).eval()(torch.ones(1, 3, 8, 8))
 
     before = slope()
     (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
@@ -283,9 +283,6 @@ def test_recipe_and_checkpoint_give_the_training_again(pair, tmp_path, command):
     run_id, result, _ = run_training(config, here, role="confirm", arm="NF+AGC", save=str(file))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_text(config))
-    for name in list(zoo.MODELS):  # as in a process that has not heard of it
-        if ":" in name:
-            del zoo.MODELS[name]
     assert parse_config({}, str(recipe)) == config
     code, said, _ = command("train", recipe)
     assert code == 0 and run_id[:8] in said  # it is the same training, found in the store
@@ -298,11 +295,34 @@ def test_a_worker_of_its_own_trains_it(pair):
     from workbench.lab import units
 
     config = pair["NF+AGC"].to_dict()
-    for name in list(zoo.MODELS):
-        if ":" in name:
-            del zoo.MODELS[name]
     said = units.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
     assert '"outcome": "complete"' in said
+
+
+def test_a_plan_trains_it_in_a_process_that_only_reads_the_plan(pair, tmp_path):
+    config = pair["NF+AGC"].replace(progress=False)
+    planned = Planned.of(config, arm="NF+AGC")
+    plan = write_plan(tmp_path / "plan.jsonl", [planned])
+    command = [sys.executable, "-m", "workbench.training", plan, "--out", tmp_path / "out", "--device", "cpu"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    [(_, record)] = read_records(tmp_path / "out")
+    assert record.result.key == planned.key and record.result.metrics["val_acc"] == train(config).metrics["val_acc"]
+
+
+def test_a_configuration_with_its_source_is_read_where_the_file_is_gone(pair, own):
+    said = pair["NF+AGC"].to_dict()
+    (own / "my_net.py").unlink()
+    assert TrainConfig.from_dict(said) == pair["NF+AGC"]
+    with pytest.raises(WorkbenchError, match=r"there is no file .*my_net\.py"):
+        own_network._built(pair["NF+AGC"])
+
+
+def test_another_network_in_its_place_has_its_own_source(pair, own):
+    (own / "other.py").write_text(NET + "\nX = 1\n")
+    moved = pair["BN"].replace(model="other.py:build")
+    assert moved.model == "mine/other.py:build"
+    assert moved.model_args["source"] == networks.source_of("other.py:build") != pair["BN"].model_args["source"]
 
 
 def test_recipe_lines_and_weights_lie_in_the_folder_and_in_the_run(pair, tmp_path):

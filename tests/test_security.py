@@ -30,8 +30,8 @@ LOADS |= {"eval", "exec", "compile", "os.system", "os.popen", "importlib.import_
 ONLY_WITH = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 ALLOWED = {
     ("models/weights/pickles.py", "pickle._Unpickler"): "the reader that admits the few names of a dict of arrays",
-    ("models/resolve.py", "importlib.import_module"): "a user's own network, named on the command line",
-    ("models/resolve.py", "exec_module"): "the same, from a file",
+    ("models/own/modules.py", "importlib.import_module"): "a user's own network, named on the command line",
+    ("models/own/modules.py", "exec_module"): "the same, from a file",
     ("lab/executors/base.py", "importlib.import_module"): "functions of this package, named by who submits a task",
     ("lab/__init__.py", "importlib.import_module"): "the package's own modules, by a fixed list",
     ("lab/claims/registry.py", "importlib.import_module"): "the rules of the claims, by a fixed list",

@@ -14,6 +14,7 @@ from workbench.data.augment import normalize
 from workbench.errors import WorkbenchError
 from workbench.lab.recipes import parse_value
 from workbench.lab.store import Store
+from workbench.models.own.networks import is_own
 from workbench.models.resolve import resolve_model
 from workbench.models.zoo import entry
 from workbench.probes.preflight import Preflight, preflight
@@ -60,7 +61,7 @@ def check_model(
     torch.manual_seed(seed)
     model = resolve_model(name, **arguments).to(where)
     if images is None:
-        size = image_size or (FOREIGN if ":" in name else min(entry(name).train_size, LARGEST))
+        size = image_size or (FOREIGN if is_own(name) else min(entry(name).train_size, LARGEST))
         channels = wanted or arguments.get("in_channels") or first_channels(model) or 3
         images = torch.randn(batch_size, channels, size, size, generator=torch.Generator().manual_seed(seed))
     found = preflight(model, images.to(where), precision=precision, blocks=blocks)

@@ -17,14 +17,14 @@ from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
 from workbench.lab.executors import Choice, Executor, Outcome, Task
 from workbench.lab.executors.choice import VARIABLE as EXECUTOR
-from workbench.lab.own.models import located, source_of
 from workbench.lab.parameters import code_cells
 from workbench.lab.processes import whoami
 from workbench.lab.session import SESSION
 from workbench.lab.store import UNREACHABLE, Run, Store
 from workbench.lab.study import Study
+from workbench.models.own.networks import named, source_of
 from workbench.paths import root
-from workbench.training.config import source_hash
+from workbench.source import source_hash
 
 Listener = Callable[["Execution", dict], None]
 RERUN = ("failed", "stale", "all")
@@ -78,7 +78,7 @@ def plan(
             if "data" in parameters:  # the kernel works in another folder than the user
                 parameters = {**parameters, "data": canonical_name(parameters["data"])}
             if "model" in parameters:
-                parameters = {**parameters, "model": located(parameters["model"])}
+                parameters = {**parameters, "model": named(parameters["model"])}
             label = " ".join(f"{k}={parameters[k]}" for k in study.matrix) if len(executions) > 1 else ""
             execution = Execution(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()

@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab.own.models import entered
 from workbench.training import TrainConfig
 from workbench.training.presets import changed, preset
 
@@ -24,14 +23,13 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
         if name not in fields:
             raise unknown("field of TrainConfig", name, fields)
         changes[name] = _as_field(fields[name].type, text if fields[name].type is str else parse_value(name, text))
-    changes = entered(changes)
     if recipe is not None and not recipe.endswith((".yaml", ".yml")):
         return changed(preset(recipe), changes)
     values = _read_recipe(recipe) if recipe is not None else {}
     values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
     if values.get("epochs") is None and values.get("steps") is None:
         values["epochs"] = 1.0
-    return changed(TrainConfig.from_dict(entered(values)), changes)
+    return changed(TrainConfig.from_dict(values), changes)
 
 
 def parse_value(name: str, text: str) -> object:

@@ -5,7 +5,6 @@ the very same steps, on CPU bit for bit. Whether it did is checked against what 
 """
 
 import dataclasses
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab.own.models import entered
 from workbench.lab.record import checkpoints_folder
 from workbench.lab.store import Store
 from workbench.optim import AGC
@@ -260,7 +258,6 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
             f"run {run_id} is {run.info.status} ({cause}): a replay needs a training that came to an end, run it again."
         )
     text = store.read_text(run_id, "result.json")
-    entered(json.loads(text)["config"])
     return run_id, mode, TrainResult.from_json(text)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench.data import load_dataset
 from workbench.data.augment import normalize
 from workbench.errors import WorkbenchError
+from workbench.models.own.networks import is_own
 from workbench.models.resolve import resolve_model
 from workbench.models.zoo import MODELS, create_model, entry
 from workbench.probes import expected_signal, signal_propagation
@@ -85,7 +86,7 @@ def measure_signals(
     for arm, name, seed in progress(cells, "networks") if progress else cells:
         model, arguments = arms[arm]
         torch.manual_seed(seed)
-        net = resolve_model(model, **arguments) if ":" in model else create_model(model, 10, **arguments)
+        net = resolve_model(model, **arguments) if is_own(model) else create_model(model, 10, **arguments)
         x = inputs[name]
         with in_training(net):
             measured = signal_propagation(net, x, backward=True, dead=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.lab.own.models import entered
 from workbench.models.weights.files import write_whole
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
@@ -22,7 +21,7 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
     Sends ("row", row), which is answered by whether to prune, and ("table", name, table). One that ended here before,
     but was not taken, is sent again without training.
     """
-    config, folder = TrainConfig.from_dict(entered(arguments["config"])), Path(arguments["folder"])
+    config, folder = TrainConfig.from_dict(arguments["config"]), Path(arguments["folder"])
     kept = None if arguments["save"] else _kept(config, folder)
     if kept is not None:
         for row in kept.history:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
+from workbench.models.own.networks import is_own
 from workbench.models.weights.downloads import check_digest, fetch
 from workbench.models.weights.files import target_path, write_whole
 from workbench.models.weights.haiku import from_haiku, haiku_state, to_haiku
@@ -252,7 +253,7 @@ def _read_metadata(metadata: dict[str, str], file: Path) -> tuple[dict | None, b
     """The recipe, that the file is ours, and how its images are made."""
     try:
         recipe, preprocess = json.loads(metadata["recipe"]), json.loads(metadata.get("preprocess", "null"))
-        if recipe is not None:
+        if recipe is not None and not is_own(recipe["name"]):  # a file must not have code of the user's imported
             with torch.device("meta"):
                 zoo.create_model(**recipe)  # a name and arguments that this version knows
         return recipe, True, preprocess
@@ -320,6 +321,11 @@ def identify(weights: Weights) -> dict:
     Raises: WorkbenchError where there is none, saying how far the nearest is off.
     """
     if weights.recipe:
+        if is_own(weights.recipe["name"]):
+            raise WorkbenchError(
+                f"{weights.file} is of {weights.recipe['name']}, which is no network of this library: build that and "
+                "give it, load_checkpoint(file, model)."
+            )
         return weights.recipe
     if weights.named:
         raise WorkbenchError(

@@ -1,21 +1,20 @@
 """A training as pure data: the configuration that goes in, the result that comes out, and the key that names both."""
 
-import ast
 import dataclasses
 import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models import zoo
 from workbench.models.checkpoints import find
+from workbench.models.own.networks import is_own, named, source_of
 from workbench.models.weights.files import sha256
 from workbench.optim import scaled_lr
+from workbench.source import source_hash
 
 # Where a training runs, not what it computes: what cannot be read either ends it or is passed over from there.
 EXECUTION_FIELDS = ("device", "workers", "unreadable", "recompute", "progress")
@@ -100,8 +99,7 @@ class TrainConfig:
                 none = " (for none write null)" if str(value).lower() in ("none", "null", "no", "off", "") else ""
                 kind = getattr(f.type, "__name__", f.type)
                 raise WorkbenchError(f"`{f.name}` (={value!r}) must be of type {kind}{none}.")
-        if self.model not in zoo.MODELS:
-            raise unknown("model", self.model, zoo.MODELS)
+        self._name_network()
         if (self.epochs is None) == (self.steps is None):
             raise WorkbenchError(f"give exactly one of `epochs` (={self.epochs}) and `steps` (={self.steps}).")
         for name in (
@@ -174,6 +172,14 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
 
+    def _name_network(self) -> None:
+        """Checks the model's name. A user's own network is named with its code as it is now, where that is not said:
+        a configuration that says it is pure data, and stays readable when the file has changed or is gone."""
+        zoo.entry(self.model)
+        if is_own(self.model) and "source" not in self.model_args:
+            object.__setattr__(self, "model", named(self.model))
+            object.__setattr__(self, "model_args", {"source": source_of(self.model), **self.model_args})
+
     @property
     def lr(self) -> float:
         """The peak learning rate."""
@@ -186,8 +192,11 @@ class TrainConfig:
         return f"{self.model} B{self.batch_size} lr{self.lr:.3g}{clip} s{self.seed}"
 
     def replace(self, **changes) -> "TrainConfig":
-        """The same with some fields changed; unknown ones are refused."""
-        return TrainConfig.from_dict({**dataclasses.asdict(self), **changes})
+        """The same with some fields changed; unknown ones are refused. Another network has another `source`."""
+        values = self.to_dict()
+        if changes.get("model", self.model) != self.model:
+            values["model_args"].pop("source", None)
+        return TrainConfig.from_dict(values | changes)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -227,28 +236,6 @@ def _digest(value: dict) -> str:
 def code_hash() -> str:
     """A hash of the code that a training runs: a comment or a new plot makes nothing stale, a changed layer does."""
     return source_hash("models", "optim", "data", "training", leave_out="training/detached")
-
-
-@lru_cache
-def source_hash(*parts: str, leave_out: str | None = None) -> str:
-    """A hash of the syntax trees, without docstrings, of these folders of the package ("." is all of it), but for the
-    folder `leave_out`."""
-    package = Path(__file__).resolve().parent.parent
-    left_out = [package / leave_out] if leave_out else []
-    files = sorted(f for part in parts for f in (package / part).rglob("*.py") if not {*left_out} & {*f.parents})
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(package)}\n{syntax_without_docstrings(file.read_text())}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def syntax_without_docstrings(source: str) -> str:
-    """The syntax tree of Python source as text: equal for two sources that differ in comments, layout or docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
 
 
 @dataclass(frozen=True)

@@ -207,14 +207,14 @@ def changed(config: TrainConfig, changes: dict) -> TrainConfig:
 
     Raises: WorkbenchError for an unknown field or a value that it cannot take.
     """
-    values = config.to_dict()
+    freed = {}
     if {"epochs", "steps"} & set(changes):
-        values["epochs"] = values["steps"] = None
+        freed |= {"epochs": None, "steps": None}
     if "image_size" in changes:
-        values["eval_size"] = None
+        freed["eval_size"] = None
     if changes.get("stream") is False:
-        values |= dict.fromkeys(STREAMED)
-    return TrainConfig.from_dict(values | changes)
+        freed |= dict.fromkeys(STREAMED)
+    return config.replace(**freed | changes)
 
 
 def preset(text: str, **changes) -> TrainConfig:

@@ -1,7 +1,7 @@
 """BatchNorm out of a user's network, on the user's images: which threshold, which rate, and what it costs.
 
 The steps of notebooks/own_network.ipynb, each a function of the one before. The network is one of the library's by
-name, with its twin of the same skeleton, or a user's own (see models.py), with what `normfree` makes of it. From
+name, with its twin of the same skeleton, or a user's own, with what `normfree` makes of it. From
 then on both are configurations as all others: searched, trained and kept by the same code.
 """
 
@@ -18,13 +18,13 @@ from workbench.data import Dataset
 from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab import events
-from workbench.lab.own.models import NORMFREE, enter, entered
 from workbench.lab.parameters import Range
 from workbench.lab.session import Session
 from workbench.lab.trainings import Arm, check, run_all, run_training
 from workbench.lab.tuning import search
 from workbench.models import zoo
 from workbench.models.checkpoints import RELEASED, load_checkpoint
+from workbench.models.own.networks import NORMFREE, is_own, named
 from workbench.models.weights.downloads import cache_folder
 from workbench.optim import param_groups, suggest_clip
 from workbench.optim.suggest import ClipSuggestion
@@ -57,9 +57,9 @@ def arms(
     the cache; `settings` are fields of TrainConfig.
     Raises: WorkbenchError for an unknown name, data that are not there, and a network that does not fit the data.
     """
-    own = ":" in model
+    own = is_own(model)
     if own:
-        with_norm = enter(model).removeprefix(NORMFREE)
+        with_norm = named(model).removeprefix(NORMFREE)
         without = NORMFREE + with_norm
     else:
         without, with_norm = _twins(model, control)
@@ -74,7 +74,7 @@ def arms(
         weights = without if is_cached(without) else None
     nf = {"model": without, "model_args": {**args, "skip_gain": skip_gain}, "weights": None if own else weights}
     bn = {"model": with_norm, "model_args": args, "clip": None}
-    found = {NF: TrainConfig(**{**shared, **entered(nf)}), BN: TrainConfig(**{**shared, **entered(bn)})}
+    found = {NF: TrainConfig(**{**shared, **nf}), BN: TrainConfig(**{**shared, **bn})}
     for config in found.values():
         if not own:
             check(config)
@@ -84,7 +84,6 @@ def arms(
 
 def _twins(model: str, control: str | None) -> tuple[str, str]:
     """(normalizer-free, BatchNorm) of the library's, from the name of either."""
-    enter(model)
     if zoo.entry(model).build.func.norm == "batch":
         without, with_norm = f"nf_{model}", model
         if without not in zoo.MODELS:
@@ -107,7 +106,7 @@ def _check_fits(config: TrainConfig) -> None:
     """Refuses a network that does not give a number a class for the images."""
     data = source(config)
     steps_of(config, len(data.train))
-    if ":" not in config.model:
+    if not is_own(config.model):
         return
     model, (x, _) = _built(config), next(iter(_Batches(config, 1)))
     try:

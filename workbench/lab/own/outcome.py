@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from workbench.data import Dataset
-from workbench.lab.own.models import NORMFREE, sizes_taken
 from workbench.lab.own.network import BN, NF
 from workbench.lab.recipes import recipe_text
 from workbench.lab.session import Session
 from workbench.lab.stats import Interval, paired_interval, t_interval
 from workbench.lab.verdicts import Verdict
+from workbench.models.own.networks import NORMFREE, sizes_taken
 from workbench.probes.noise import NoiseScale
 from workbench.training import TrainConfig
 from workbench.training.inputs import source
