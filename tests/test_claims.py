@@ -22,7 +22,7 @@ def outcomes(boundary, batches=(128, 512), clips=(0.01, 0.04, 0.16, 0.64, None),
         accuracy = 0.1 if failed else 0.3 + 0.02 * math.log2(lr)
         rows.append(
             {"arm": "NF" if clip is None else "NF+AGC", "batch_size": batch, "clip": clip, "lr": lr, "seed": seed,
-             "failed": int(failed), "val_acc": accuracy, "run_id": f"{batch}-{clip}-{lr}-{seed}"}
+             "failed": int(failed), "outcome": "diverged" if failed else "complete", "val_acc": accuracy, "run_id": f"{batch}-{clip}-{lr}-{seed}"}
         )  # fmt: skip
     return pd.DataFrame(rows).astype({"clip": float})
 
@@ -111,6 +111,16 @@ def test_the_verdict_on_the_product_flips_with_the_exponent():
     square_root = threshold_scaling.verdict(outcomes(lambda b, c: 1.0 if c is None else max(1.0, (0.1 / c) ** 0.5 * 2)))
     assert square_root.holds is not True
     assert "does not move it measurably" in holds.sentence
+
+
+def test_divergence_is_read_beside_and_apart_from_high_losses():
+    """Half of the rate that makes a training diverge already leaves its loss too high, at the small batch alone."""
+    table = outcomes(lambda b, c: by_product(b, c) / (2 if b == 128 else 1), seeds=6)
+    diverged = outcomes(by_product, seeds=6).failed.astype(bool)
+    found = threshold_scaling.verdict(table.assign(outcome=np.where(diverged, "diverged", "complete")))
+    rule, divergence = found.sentence.split("Divergence alone")
+    assert "moves it: +1.0 [" in rule and "moves it: +" not in divergence
+    assert "k = 1.00" in divergence and "moved by +0.0 doublings" in divergence
 
 
 def test_trainings_that_fail_for_being_slow_are_left_out_of_the_upper_boundary():

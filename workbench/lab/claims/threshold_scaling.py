@@ -7,7 +7,8 @@ and threshold c is fitted by one model over all trainings:
     log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, which a large threshold is
 
 k = 1: only the product counts; k = 0: only the rate. a_B - a_B': what the batch itself does at an equal threshold.
-The contrast, written down before the confirmation: k is 1 within 0.25. Table: as of stability_boundary.
+The contrast, written down before the confirmation: k is 1 within 0.25. The same fit to divergence alone is told beside.
+Table: as of stability_boundary, with outcome.
 """
 
 import math
@@ -116,10 +117,25 @@ def verdict(table: pd.DataFrame) -> Verdict:
             f"{found.shift:+.1f} doublings (p = {found.p_no_shift:.1g}); where the rate is scaled with the batch, the "
             "threshold has to fall as the rate rises"
         )
+    sentence += f". {_by_divergence(table)}"
     best = best_thresholds(table)
     told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
-    sentence += f". Best threshold by validation accuracy at each rate: {told}."
+    sentence += f" Best threshold by validation accuracy at each rate: {told}."
     return Verdict(sentence, holds, "exponent k of the threshold", found.exponent, p=found.p_not_product)
+
+
+def _by_divergence(table: pd.DataFrame) -> str:
+    """The same fit to divergence alone, which leaves out the trainings that end with a high loss: they grow more as the
+    batch, and with it the number of images, shrinks."""
+    found = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
+    k, batches = found.exponent, sorted(found.product)
+    said = (
+        f"Divergence alone, without trainings that end with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
+    )
+    if len(batches) > 1:
+        by = found.shift
+        said += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] from batch {batches[0]} to {batches[-1]}"
+    return said + "."
 
 
 def upper_side(table: pd.DataFrame) -> pd.DataFrame:
