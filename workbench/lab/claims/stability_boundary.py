@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.evidence.boundary import Window, shift, stable_window
-from workbench.lab.stats import share_interval
 from workbench.lab.verdicts import Verdict
 
 MISFIT = 0.01  # a fit with a smaller p-value is reported as none
@@ -71,7 +70,7 @@ def _said(clip: float, window: Window) -> str:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """The share that failed over the rate, with the fitted window and its band, a panel a batch; and the largest
+    """The share that failed over the rate, with the fitted window and its 95 % band, a panel a batch; and the largest
     stable rate over the threshold."""
     import matplotlib.pyplot as plt
 
@@ -87,19 +86,18 @@ def figure(table: pd.DataFrame) -> Figure:
         rows = found[found.batch_size == batch].reset_index(drop=True)
         for (i, row), colour in zip(rows.iterrows(), colours, strict=True):
             cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
-            over = cell.groupby("lr").failed
-            shares = [share_interval(int(f.sum()), len(f)) for _, f in over]
-            mean, low, high = (np.array([getattr(s, end) for s in shares]) for end in ("mean", "low", "high"))
+            share = cell.groupby("lr").failed.mean()
             band = row.window.band
             ax.fill_between(band.lr, band.low, band.high, color=colour, alpha=0.12, lw=0)
             ax.plot(band.lr, band.share, color=colour, lw=1.4)
-            x = np.array(list(over.groups)) * 1.04 ** (i - len(rows) / 2)  # side by side
+            x = share.index * 1.04 ** (i - len(rows) / 2)  # side by side
             name = "none" if np.isnan(row["clip"]) else f"{row['clip']:g}"
-            ax.errorbar(x, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.6, color=colour, label=name)
+            ax.plot(x, share, "o", ms=4, color=colour, label=name)
         ax.set(xscale="log", title=f"batch {batch}", xlabel="peak learning rate", ylim=(-0.03, 1.03))
         plots.plain_log_ticks(ax.xaxis)
     axes[0].set_ylabel("share of trainings that failed")
-    axes[0].legend(title="threshold", frameon=False, fontsize="small")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, title="threshold", frameon=False, ncols=len(clips), loc="outside lower left")
     for batch, marker in zip(batches, "os^Dv", strict=False):
         rows = found[(found.batch_size == batch)].reset_index(drop=True)
         largest = [w.largest for w in rows.window]

@@ -129,12 +129,10 @@ def _by_divergence(table: pd.DataFrame) -> str:
     batch, and with it the number of images, shrinks."""
     found = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
     k, batches = found.exponent, sorted(found.product)
-    said = (
-        f"Divergence alone, without trainings that end with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
-    )
+    said = f"Divergence alone, without what ends with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
     if len(batches) > 1:
-        by = found.shift
-        said += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] from batch {batches[0]} to {batches[-1]}"
+        by, ends = found.shift, f"from batch {batches[0]} to {batches[-1]}"
+        said += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] {ends}"
     return said + "."
 
 
