@@ -1,0 +1,110 @@
+"""The networks, and their weights."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from workbench.cli.app import Listing, app
+from workbench.errors import WorkbenchError, unknown
+
+models_commands = ("list", "activations", "convert", "download", "export")
+models = typer.Typer(
+    cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True
+)
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.g. 'nfnet_f*'.")] = "*") -> None:
+    """The networks: parameters, image sizes, and multiply-accumulates at the test size, by forward and as published."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm import tqdm
+
+    from workbench.models import create_model, list_models
+    from workbench.models.checkpoints import RELEASED
+    from workbench.models.counting import forward_macs, published_macs
+    from workbench.models.zoo import entry
+
+    names = list_models(pattern)
+    if not names:
+        raise unknown("model", pattern, [*list_models(), *models_commands])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("parameters", "train px", "test px", "GMAC, forward", "GMAC, published", "norm", "weights")
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("norm", "weights") else "right", no_wrap=True)
+    for name in tqdm(names, desc="counting", leave=False, disable=not sys.stderr.isatty()):
+        with torch.device("meta"):
+            model = create_model(name)
+        row, published = entry(name), published_macs(model, entry(name).test_size)
+        table.add_row(
+            name,
+            f"{sum(p.numel() for p in model.parameters()):,}",
+            str(row.train_size),
+            str(row.test_size),
+            _giga(forward_macs(model, row.test_size)),
+            _giga(published) if published else "",
+            model.norm,
+            RELEASED[name].file_name if name in RELEASED else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+
+
+@models.command("activations")
+def models_activations() -> None:
+    """The activations and their gamma, 1 / std g(z): the authors' constant beside the exact one."""
+    from workbench.models.activations import gamma_table
+
+    shown = gamma_table()
+    print(shown.to_string(index=False, formatters={"difference": "{:+.4%}".format}, float_format="%.9g", na_rep="-"))
+
+
+@models.command("convert")
+def models_convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or a released model's name.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Ends in .safetensors, .pth, or .npz (as released).")],
+    layout: Annotated[str, typer.Option(help="workbench, or timm: names and shapes as timm loads them.")] = "workbench",
+) -> None:
+    """Read weights in any layout and write them in another; nothing in IN is executed."""
+    from workbench.models.checkpoints import convert
+
+    model = convert(source, target, layout=layout)
+    print(f"{target}: {model.recipe['name']}, {model.num_classes} classes")
+
+
+@models.command("download")
+def models_download(
+    name: Annotated[str, typer.Argument(help="A model with released weights, see `workbench models`.")],
+) -> None:
+    """Fetch released weights into the cache, checked by their hash; an interrupted download is continued."""
+    from workbench.models.checkpoints import find
+
+    print(find(name))
+
+
+@models.command("export")
+def models_export(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or a released model's name.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Ends in .onnx, or in .pt2 for torch.export.")],
+    fold: Annotated[bool, typer.Option(help="Fold weight standardisation and its constants into the weights.")] = True,
+) -> None:
+    """Write a network with weights as ONNX or torch.export; batch and image size stay free."""
+    from pathlib import Path
+
+    if Path(target).suffix not in (".onnx", ".pt2"):
+        raise WorkbenchError(f"{target} must end in .onnx or .pt2.")
+    from workbench.models import export
+    from workbench.models.checkpoints import load_checkpoint
+
+    model = load_checkpoint(source)
+    name = model.recipe["name"]
+    model = export.fold(model) if fold else model
+    (export.export_onnx if target.endswith(".onnx") else export.export_pt2)(model, target)
+    print(f"{target}: {name}{', folded' if fold else ''}")
+
+
+def _giga(macs: float) -> str:
+    return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
