@@ -51,9 +51,9 @@ class BrokenOff(Exception):
 
 def broken_off(folder, at, monkeypatch, save):
     """Trains with a checkpoint at every step, and breaks off in step `at`."""
-    from workbench.training import loop
+    from workbench.training import gradients
 
-    original, seen = loop.SAM.descend, []
+    original, seen = gradients.SAM.descend, []
 
     def descend(self):
         seen.append(1)
@@ -61,7 +61,7 @@ def broken_off(folder, at, monkeypatch, save):
             raise BrokenOff
         original(self)
 
-    monkeypatch.setattr(loop.SAM, "descend", descend)
+    monkeypatch.setattr(gradients.SAM, "descend", descend)
     with pytest.raises(BrokenOff):
         train(CONFIG, checkpoints=Checkpoints(folder, every_steps=1), save=save)
     monkeypatch.undo()

@@ -73,7 +73,7 @@ def test_each_arm_leaves_out_what_it_says():
     """Among the parameter groups of the network itself."""
     from workbench.data import load_dataset
     from workbench.training import TrainConfig
-    from workbench.training.loop import groups_of, initial_model
+    from workbench.training.setup import groups_of, initial_model
 
     data = load_dataset("mnist5k")
     exempt = {}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.training import TrainConfig, TrainResult, train
+from workbench.training import TrainConfig, TrainResult, setup, train
 from workbench.training import loop as loop_module
 from workbench.training.cause import gradient_norms, largest_ratios
 from workbench.training.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ WILD = QUICK.replace(clip=None, base_lr=600.0, warmup=0.2)
 @pytest.fixture
 def planted(monkeypatch):
     """Hands every new network to `plant`, and keeps the last."""
-    kept, original = {}, loop_module.create_model
+    kept, original = {}, setup.create_model
 
     def with_plant(plant):
         def make(*args, **kwargs):
@@ -42,7 +42,7 @@ def planted(monkeypatch):
             plant(kept["model"])
             return kept["model"]
 
-        monkeypatch.setattr(loop_module, "create_model", make)
+        monkeypatch.setattr(setup, "create_model", make)
         return kept
 
     return with_plant

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.checkpoints import save_checkpoint
-from workbench.training import TrainConfig, train
+from workbench.training import TrainConfig, setup, train
 from workbench.training import loop as loop_module
+from workbench.training.gradients import first_samples
 from workbench.training.inputs import batches
-from workbench.training.loop import first_samples, pick_device, steps_of, with_statistics_of
 from workbench.training.precision import Bfloat16Copies
+from workbench.training.scoring import with_statistics_of
+from workbench.training.setup import pick_device, steps_of
 from workbench.training.watch import Curvature
 
 QUICK = TrainConfig(
@@ -37,13 +39,13 @@ QUICK = TrainConfig(
 def final_weights(config, monkeypatch):
     """Trains and returns (result, state dict): `train` itself gives data only."""
     kept = {}
-    original = loop_module.create_model
+    original = setup.create_model
 
     def keep(*args, **kwargs):
         kept["model"] = original(*args, **kwargs)
         return kept["model"]
 
-    monkeypatch.setattr(loop_module, "create_model", keep)
+    monkeypatch.setattr(setup, "create_model", keep)
     result = train(config)
     monkeypatch.undo()
     return result, kept["model"].state_dict()
@@ -432,8 +434,8 @@ def test_clipping_by_the_whole_norm_bounds_the_first_update(monkeypatch):
         before.update({name: p.detach().clone() for name, p in model.named_parameters()})
 
     kept = {}
-    original = loop_module.create_model
-    monkeypatch.setattr(loop_module, "create_model", lambda *a, **k: kept.setdefault("model", original(*a, **k)))
+    original = setup.create_model
+    monkeypatch.setattr(setup, "create_model", lambda *a, **k: kept.setdefault("model", original(*a, **k)))
     result = train(config, observe=seen)
     moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in kept["model"].named_parameters()])
     assert result.history[-1]["grad_norm"] > 0.1  # before clipping

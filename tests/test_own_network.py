@@ -30,7 +30,7 @@ from workbench.probes.noise import NoiseScale
 from workbench.training import TrainConfig, train, training_key
 from workbench.training.detached.plan import Planned, write_plan
 from workbench.training.detached.records import read_records
-from workbench.training.loop import evaluate
+from workbench.training.scoring import evaluate
 
 NET = """
 import torch.nn.functional as F

@@ -9,8 +9,8 @@ from workbench.lab.recipes import parse_config, recipe_text
 from workbench.models import create_model
 from workbench.optim import warmup_cosine
 from workbench.training import TrainConfig
-from workbench.training.loop import steps_of
 from workbench.training.presets import PRESETS, cifar, finetune, paper_nf_regnet, paper_nf_resnet, paper_nfnet, preset
+from workbench.training.setup import steps_of
 
 IMAGENET = 1_281_167
 

@@ -37,7 +37,7 @@ def bench(
     if readme:
         benchmarks.write_readme(root() / "README.md", benchmarks.table(benchmarks.results_folder()))
         return
-    from workbench.training.loop import pick_device
+    from workbench.training.setup import pick_device
 
     pick_device(device)
     failed = benchmarks.run(names or [], device, rounds, lambda line: print(line, flush=True))

@@ -19,7 +19,7 @@ from workbench.models.resolve import resolve_model
 from workbench.models.zoo import entry
 from workbench.probes.preflight import Preflight, preflight
 from workbench.probes.shared import first_channels
-from workbench.training.loop import pick_device
+from workbench.training.setup import pick_device
 
 LARGEST = 128  # pixels a side of noise, where nothing else is asked for: larger images show the same
 FOREIGN = 64

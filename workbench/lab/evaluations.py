@@ -15,7 +15,7 @@ from workbench.models.checkpoints import find, load_into, read_weights
 from workbench.models.weights.files import sha256
 from workbench.models.zoo import create_model, entry
 from workbench.training.evaluation import class_indices, evaluate_images
-from workbench.training.loop import pick_device
+from workbench.training.setup import pick_device
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from workbench.training.cause import largest_ratios
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import code_hash
 from workbench.training.inputs import source_digest
-from workbench.training.loop import groups_of
+from workbench.training.setup import groups_of
 
 SEEN_AFTER = {"cpu": 0}  # steps in which a training sees that it diverged
 SEEN_AFTER_ELSEWHERE = 10

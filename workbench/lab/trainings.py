@@ -22,7 +22,7 @@ from workbench.training import TrainConfig, TrainResult, train
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.distributed import World, joined
 from workbench.training.inputs import source
-from workbench.training.loop import initial_model, pick_device, steps_of
+from workbench.training.setup import initial_model, pick_device, steps_of
 
 POLL = 0.5  # seconds between looks at a training that another process is at
 

@@ -4,17 +4,14 @@ Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradien
 last micro-batch.
 """
 
-import contextlib
-import copy
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,30 +19,25 @@ from workbench.data import Dataset
 from workbench.data.augment import seed_for
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
-from workbench.models import create_model
-from workbench.models.checkpoints import load_checkpoint, save_checkpoint
-from workbench.models.once import standardized_once
-from workbench.models.recompute import recomputed_activations
-from workbench.optim import AGC, EMA, SAM, param_groups, warmup_cosine
-from workbench.optim.groups import classifier_weight
-from workbench.optim.sam import sub_batch
+from workbench.models.checkpoints import save_checkpoint
+from workbench.optim import AGC, EMA, warmup_cosine
 from workbench.training.cause import cause_of_evaluation, cause_of_step, gradient_norms
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import (
     DIVERGED_SHARE,
-    FAILURE_SHARE,
     TrainConfig,
     TrainResult,
     code_hash,
     training_key,
 )
-from workbench.training.distributed import World, joined, unsynchronised
-from workbench.training.inputs import Batch, Inputs, Part, source
+from workbench.training.distributed import World, joined
+from workbench.training.gradients import Gradients
+from workbench.training.inputs import Inputs, source
 from workbench.training.precision import Bfloat16Copies
+from workbench.training.scoring import evaluate, few_images, final_metrics, scores_at_end
+from workbench.training.setup import groups_of, initial_model, pick_device, steps_of
 from workbench.training.streamed import StreamedInputs
 from workbench.training.watch import Curvature, LossWatch, Signals, Telemetry
-
-WHERE = ("step", "epoch", "samples_seen", "lr", "seconds")  # of a history row: where the training is, not how it does
 
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
@@ -116,46 +108,18 @@ def _train(
     optimizer = torch.optim.SGD(groups, **sgd, fused=True)
     agc = AGC(optimizer, config.clip, config.clip_eps) if config.clip is not None else None
     ema = EMA(model, config.ema) if config.ema is not None else None
-    sam = SAM(model.parameters(), config.sam_rho) if config.sam_rho is not None else None
     schedule = warmup_cosine(optimizer, config.warmup * total_steps, total_steps, config.final_lr / config.lr)
 
+    gradients = Gradients(model, net, config, world, device)
     inputs = (StreamedInputs if config.stream else Inputs)(config, data, world, device)
     n = len(inputs.train)
     eval_every = config.eval_every or max(1, min(n // config.batch_size, total_steps // 4))
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     watch = LossWatch(limit=DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
     telemetry = Telemetry(config.telemetry_every)
     signals = Signals(config.signal_every if world.first else None, model, lambda: few_images(inputs.val(), 64))
     curvature = Curvature(
         config.curvature_every if world.first else None, model, lambda: few_images(inputs.val(), 256), config.momentum
     )
-
-    def backward(x: Tensor, y: Tensor, share: float) -> Tensor:
-        """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
-        with autocast, recomputed_activations(model) if config.recompute else contextlib.nullcontext():
-            logits = net(x).float()
-        (F.cross_entropy(logits, y, label_smoothing=config.label_smoothing) * share).backward()
-        return F.cross_entropy(logits.detach(), y) * share
-
-    # DDP waits for every parameter's gradient within one backward; copies are made anew in every forward.
-    share_weights = world.size == 1 and config.precision != "bfloat16_copies"
-
-    def gradients(parts: list[Part]) -> Tensor:
-        """Leaves the gradient of the batch that these are parts of, and returns its loss ()."""
-        optimizer.zero_grad(set_to_none=True)
-        if sam is not None:
-            with unsynchronised(net, True):  # each process climbs by its own gradient, as in the paper
-                for x, y, share in first_samples(parts):
-                    backward(x, y, share)
-            sam.ascend()
-        loss = torch.zeros((), device=device)  # cross-entropy without smoothing, what is reported
-        with standardized_once(model) if share_weights and len(parts) > 1 else contextlib.nullcontext():
-            for part in parts:
-                with unsynchronised(net, not part.last):
-                    loss += backward(*part.made(), part.share * world.size) / world.size  # gradients are averaged
-        if sam is not None:
-            sam.descend()
-        return world.total(loss)
 
     parameters = list(model.parameters())
     history: list[dict] = []
@@ -272,16 +236,9 @@ def _train(
             tables(name, table[table.step < step] if outcome == "diverged" else table)
 
     seconds = time.perf_counter() - started
-    metrics = _final_metrics(history, outcome, step, len(data.classes))
-    if config.precise_bn is not None and outcome == "complete":
-        precise = with_statistics_of(model, inputs.plain(config.precise_bn))
-        metrics["precise_val_acc"] = evaluate(precise, inputs.val())[1]
-        if config.evaluate_test:
-            metrics["precise_test_acc"] = evaluate(precise, inputs.test())[1]
-    if config.evaluate_test and outcome == "complete":
-        metrics["test_acc"] = evaluate(model, inputs.test())[1]
-        if ema is not None:
-            metrics["ema_test_acc"] = evaluate(ema.model, inputs.test())[1]
+    metrics = final_metrics(history, outcome, step, len(data.classes))
+    if outcome == "complete":
+        metrics |= scores_at_end(model, ema, config, inputs)
     if inputs.unreadable:
         metrics["images_skipped"] = len(inputs.unreadable)
     metrics |= {
@@ -310,117 +267,7 @@ def _train(
     )
 
 
-def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module:
-    """The network that a training starts from: drawn, or with the weights that it names; where those have another
-    number of classes, the classifier is drawn.
-
-    Raises: WorkbenchError for weights of another network.
-    """
-    if config.weights is None:
-        return create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args)
-    shape = {"num_classes": len(data.classes), "in_channels": data.channels}
-    model = load_checkpoint(config.weights, progress=config.progress, **shape, **config.model_args)
-    if model.recipe["name"] != config.model:
-        raise WorkbenchError(
-            f"`weights` (={config.weights}) are of {model.recipe['name']}, but `model` is {config.model}: set one to "
-            "fit the other."
-        )
-    return model
-
-
-def groups_of(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Who is decayed and who is clipped in this training."""
-    overrides = {pattern: {"clip": None} for pattern in config.clip_exempt}
-    if config.clip_head:
-        overrides[classifier_weight(model)] = {"clip": config.clip}
-    return param_groups(model, config.weight_decay, config.clip, overrides)
-
-
-def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """A copy whose BatchNorms hold the mean statistics of these batches, in place of their moving averages.
-
-    Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm" (precise BatchNorm).
-    """
-    model = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn(batches, model)
-    return model
-
-
 def _save_weights(model: nn.Module, ema: EMA | None, file: str | Path, preprocess: dict) -> None:
     file = save_checkpoint(model, file, preprocess)
     if ema is not None:
         save_checkpoint(ema.model, file.with_suffix(".ema.safetensors"), preprocess)
-
-
-def first_samples(parts: list[Part]) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The first fifth of the samples of these parts: images, targets, and shares that sum to one."""
-    n = left = sub_batch(sum(map(len, parts)))
-    for part in parts:
-        take = min(left, len(part))
-        if take == 0:
-            return
-        x, y = part.made()
-        yield x[:take], y[:take], take / n
-        left -= take
-
-
-def _final_metrics(history: list[dict], outcome: str, step: int, classes: int) -> dict[str, float]:
-    """The last row's values; a diverged training counts as guessing, and has no loss."""
-    if outcome == "diverged":
-        return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step}
-    last = {name: value for name, value in history[-1].items() if name not in WHERE}
-    return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
-
-
-def few_images(batches: Iterable[Batch], n: int) -> Batch:
-    """The first images of the first batch."""
-    x, y = next(iter(batches))
-    return x[:n], y[:n]
-
-
-def steps_of(config: TrainConfig, n: int) -> int:
-    """How many steps `config` takes on `n` training images, of which it may take only the first `train_size`."""
-    n = min(n, config.train_size or n)
-    if config.batch_size > n:
-        raise WorkbenchError(
-            f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n})."
-        )
-    return config.steps or max(1, int(config.epochs * n / config.batch_size + 1e-9))
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
-    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode and float32; its own mode is put back."""
-    training = model.training
-    model.eval()
-    loss, correct, n = 0.0, 0, 0
-    with standardized_once(model):
-        for x, y in batches:
-            logits = model(x)
-            loss += F.cross_entropy(logits, y, reduction="sum").item()
-            correct += (logits.argmax(1) == y).sum().item()
-            n += len(y)
-    model.train(training)
-    if n == 0:
-        raise WorkbenchError("none of the images to evaluate on can be read: look at the lines above.")
-    return loss / n, correct / n
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one; a device that is not there is refused."""
-    if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise WorkbenchError(f"`device` (={name}) must be auto, cpu, cuda, cuda:N or mps.") from error
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
-        device.type, 0
-    )
-    if (device.index or 0) >= found:
-        raise WorkbenchError(
-            f"`device` (={name}) is not on this machine, which has {found} of type {device.type}: use device=auto."
-        )
-    return device

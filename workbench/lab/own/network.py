@@ -34,7 +34,7 @@ from workbench.probes.preflight import Preflight, preflight
 from workbench.training import TrainConfig
 from workbench.training.distributed import World
 from workbench.training.inputs import Inputs, source
-from workbench.training.loop import initial_model, pick_device, steps_of
+from workbench.training.setup import initial_model, pick_device, steps_of
 
 NF, BN = "NF+AGC", "BN"
 

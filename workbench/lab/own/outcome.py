@@ -18,7 +18,7 @@ from workbench.models.own.networks import NORMFREE, sizes_taken
 from workbench.probes.noise import NoiseScale
 from workbench.training import TrainConfig
 from workbench.training.inputs import source
-from workbench.training.loop import steps_of
+from workbench.training.setup import steps_of
 
 WEIGHTS = "weights.safetensors"
 MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it

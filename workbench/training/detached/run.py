@@ -31,7 +31,7 @@ from workbench.training.detached.results import Results
 from workbench.training.detached.worker import Seat, Task, Worker, cores, seats
 from workbench.training.distributed import World
 from workbench.training.inputs import source, source_digest
-from workbench.training.loop import initial_model, steps_of
+from workbench.training.setup import initial_model, steps_of
 
 ATTEMPTS = 2  # of a training whose process is killed
 TICK = 0.1  # seconds between looks at signals and clocks
