@@ -130,5 +130,5 @@ def figure(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Figure:
     right.axhspan(-100 * MARGIN, 100 * MARGIN, color="0.85", lw=0, zorder=0, label="equal: within the margin")
     right.set_xticks(range(len(differences)), list(differences))
     right.set(xlim=(-0.6, len(differences) - 0.4), ylabel="points", title="test accuracy, accumulated minus at once")
-    right.legend(frameon=False, fontsize="small")
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, loc="outside lower right")
     return figure
