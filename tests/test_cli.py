@@ -36,6 +36,15 @@ def test_help_is_there_at_once_without_torch_or_mlflow():
     assert min(seconds) < 0.5
 
 
+@pytest.mark.parametrize("arguments", [("compare",), ("diff", "a", "b")])
+def test_who_only_reads_the_store_does_without_torch(root, arguments):
+    """It takes as long to import as MLflow."""
+    code = f"import sys; sys.argv = ['workbench', *{arguments!r}]\nfrom workbench import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'optuna', 'papermill') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", [*COMMANDS, *(f"models {c}" for c in OF_MODELS)])
 def test_every_command_has_help(name, command):
     code, said, _ = command(*name.split(), "--help")

@@ -22,6 +22,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Read when MLflow is imported. Neither the server nor the client shall call home.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -45,7 +46,9 @@ from workbench.lab import views
 from workbench.lab.database import Database, as_path, is_database, with_driver, without_password
 from workbench.lab.processes import is_alive, whoami
 from workbench.paths import root
-from workbench.training import TrainConfig, TrainResult, config_id
+
+if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads the store does without
+    from workbench.training import TrainConfig, TrainResult
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it writes there, it raises too
@@ -289,8 +292,10 @@ class Store:
             return False
         return True
 
-    def find_training(self, key: str, mode: str) -> tuple[str, TrainResult] | None:
+    def find_training(self, key: str, mode: str) -> "tuple[str, TrainResult] | None":
         """The run id and result of a finished training with this key, complete or diverged."""
+        from workbench.training import TrainResult
+
         found = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         for run in found:
             if run.data.tags.get("outcome") in REUSABLE:
@@ -299,7 +304,7 @@ class Store:
 
     def open_training(
         self,
-        config: TrainConfig,
+        config: "TrainConfig",
         key: str,
         mode: str,
         *,
@@ -310,6 +315,8 @@ class Store:
     ) -> str:
         """A RUNNING run for a training that is about to start, or did at `started` (seconds since 1970) elsewhere;
         `owner` is the notebook run that asked for it."""
+        from workbench.training import config_id
+
         run = self.client.create_run(
             self.experiment_id("trainings", mode),
             start_time=_milliseconds(started),
@@ -338,7 +345,7 @@ class Store:
             points += _points(curves, row["step"], row.get("time"))
         self._log(run_id, points)
 
-    def finish_training(self, run_id: str, result: TrainResult, ended: float | None = None) -> None:
+    def finish_training(self, run_id: str, result: "TrainResult", ended: float | None = None) -> None:
         """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
         from workbench.models import zoo
 
@@ -502,7 +509,7 @@ def is_away(error: BaseException | None) -> bool:
     return False
 
 
-def _in_words(result: TrainResult) -> str:
+def _in_words(result: "TrainResult") -> str:
     """A training's description."""
     config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
     clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
