@@ -167,26 +167,37 @@ def _outside(exponent: Interval) -> bool:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Left: which trainings fail, over rate and threshold, with the fitted boundary. Right: the failed share over the
-    rate, and over rate x threshold, where the thresholds fall on one curve if the product is what counts."""
+    """Above: which trainings fail, over rate and threshold, with the fitted boundary. Below: the failed share over the
+    rate, over rate x threshold, and over rate x threshold^k at the fitted k: where the thresholds fall on one curve,
+    that is what counts."""
     import matplotlib.pyplot as plt
 
     from workbench.lab import plots
 
     plots.style()
     found, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
-    clips = sorted(c for c in table["clip"].unique() if not np.isnan(c))
-    figure, axes = plt.subplots(1, len(batches) + 2, figsize=(3.9 * (len(batches) + 2), 3.9), layout="constrained")
-    thresholds = np.geomspace(min(clips) / 2, max(clips) * 2, 200)
-    for ax, batch in zip(axes, batches, strict=False):
+    figure = plt.figure(figsize=(12, 8), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    _maps(above, table, found, batches)
+    _shares(below, table, found, batches)
+    return figure
+
+
+def _maps(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> None:
+    from workbench.lab import plots
+
+    k = found.exponent.mean
+    clips = table["clip"].dropna()
+    thresholds = np.geomspace(clips.min() / 2, clips.max() * 2, 200)
+    axes = figure.subplots(1, len(batches), squeeze=False)[0]
+    for ax, batch in zip(axes, batches, strict=True):
         rows = table[(table.batch_size == batch) & table["clip"].notna()]
         cells = rows.groupby(["lr", "clip"]).agg(failed=("failed", "mean"), val_acc=("val_acc", "mean")).reset_index()
-        ok = cells[cells.failed < 1]
+        ok, some = cells[cells.failed < 1], cells[cells.failed > 0]
         points = ax.scatter(ok.lr, ok["clip"], c=ok.val_acc, cmap="viridis", s=60, edgecolors="none")
-        some = cells[cells.failed > 0]
         ax.scatter(some.lr, some["clip"], marker="x", s=45, color="#d55e00", label="a seed failed")
-        bound = np.maximum(found.unclipped[batch], found.product[batch] * thresholds**-found.exponent.mean)
-        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {found.exponent.mean:.2f}")
+        bound = np.maximum(found.unclipped[batch], found.product[batch] * thresholds**-k)
+        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}")
         ax.axvline(found.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
         ax.set(xscale="log", yscale="log", xlabel="peak learning rate", title=f"batch {batch}",
                xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4), ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
@@ -194,23 +205,29 @@ def figure(table: pd.DataFrame) -> Figure:
             plots.plain_log_ticks(axis)
         figure.colorbar(points, ax=ax, label="validation accuracy")
     axes[0].set_ylabel("clipping threshold")
-    colours = plots.graded(len(clips))
-    for ax, column in zip(axes[-2:], ("rate", "rate x threshold"), strict=True):
-        for clip, colour in zip(clips, colours, strict=False):
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+
+
+def _shares(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> None:
+    from workbench.lab import plots
+
+    k = found.exponent.mean
+    clips = sorted(table["clip"].dropna().unique())
+    axes = figure.subplots(1, 3, sharey=True)
+    over = {"learning rate": 0.0, "rate x threshold": 1.0, f"rate x threshold$^{{{k:.2f}}}$ (fitted)": k}
+    for ax, (name, power) in zip(axes, over.items(), strict=True):
+        for clip, colour in zip(clips, plots.graded(len(clips)), strict=True):
             for batch, marker in zip(batches, "os^Dv", strict=False):
-                binds = found.product[batch] * clip**-found.exponent.mean > found.unclipped[batch]
+                binds = found.product[batch] * clip**-k > found.unclipped[batch]
                 rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
-                share = rows.failed.groupby(rows.lr * (1 if column == "rate" else clip)).mean()
+                share = rows.failed.groupby(rows.lr * clip**power).mean()
                 ax.plot(share.index, share, f"{marker}{'-' if binds else ':'}", ms=4, lw=1 if binds else 0.6,
                         color=colour if binds else "0.75", label=f"{clip:g}, batch {batch}")  # fmt: skip
-        ax.set(xscale="log", xlabel=f"peak {column}", ylim=(-0.03, 1.03), title=f"over the {column}")
+        ax.set(xscale="log", xlabel=f"peak {name}", ylim=(-0.03, 1.03))
         plots.plain_log_ticks(ax.xaxis)
-    axes[-2].set(ylabel="share of trainings that failed")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower left")
-    title = "threshold (gray: too large to bind)"
-    handles = axes[-1].get_legend_handles_labels()
-    figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower right", fontsize="small")
-    return figure
+    axes[0].set(ylabel="share of trainings that failed")
+    handles, title = axes[0].get_legend_handles_labels(), "threshold (gray: too large to bind)"
+    figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower center", fontsize="small")
 
 
 def accuracy_at_best(table: pd.DataFrame) -> pd.DataFrame:
