@@ -6,6 +6,7 @@ import pytest
 from test_verdicts import confirmed, signal_table, trials
 
 from workbench.lab import plots
+from workbench.lab.claims import clipping_search, large_batch, signal_propagation
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def no_window(monkeypatch):
 
 def test_signal_figure_has_four_named_panels_and_a_line_for_the_theory():
     table = signal_table(1.0).assign(residual_var=1.0, expected_residual_var=1.0, expected_mean_sq=0.0)
-    figure = plots.signal_figure(table)
+    figure = signal_propagation.figure(table)
     assert [ax.get_title() for ax in figure.axes] == [
         "average squared channel mean",
         "average channel variance",
@@ -35,14 +36,14 @@ def test_signal_figure_has_four_named_panels_and_a_line_for_the_theory():
 def test_effects_are_a_column_a_factor_and_a_line_a_value():
     one = signal_table(1.0)[lambda t: t.arm == "NF"]
     arms = [one.assign(arm=arm) for arm in ("width = 1", "width = 2", "alpha = 0.2")]
-    figure = plots.effects_figure(pd.concat(arms))
+    figure = signal_propagation.effects_figure(pd.concat(arms))
     assert [ax.get_title() for ax in figure.axes[:4]] == ["width", "alpha", "", ""]
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["1", "2"]
 
 
 def test_inputs_stand_side_by_side_with_what_is_expected_of_each():
     noise = signal_table(1.0)[lambda t: t.arm == "NF"].assign(arm="nf_resnet26_cifar")
-    figure = plots.inputs_figure(pd.concat([noise, noise.assign(input="images", expected_var=0.3)]))
+    figure = signal_propagation.inputs_figure(pd.concat([noise, noise.assign(input="images", expected_var=0.3)]))
     (ax,) = figure.axes
     dashed = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
     assert dashed == [1.0, 0.3] and ax.get_title() == "nf_resnet26_cifar"
@@ -79,7 +80,7 @@ def test_curvature_figure_shows_the_limit_and_leaves_out_what_is_infinite():
 
 
 def test_search_figure_shows_diverged_trials_and_every_seed():
-    figure = plots.search_figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
+    figure = clipping_search.figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
     crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]
     assert len(crosses[0].get_offsets()) == 1
     seeds = sum(len(line.get_xdata()) for line in figure.axes[4].lines if line.get_alpha() == 0.6)
@@ -88,14 +89,14 @@ def test_search_figure_shows_diverged_trials_and_every_seed():
 
 def test_search_figure_has_a_slice_a_parameter_with_every_trial():
     shown = trials()
-    figure = plots.search_figure(shown, confirmed(0.1), {})
+    figure = clipping_search.figure(shown, confirmed(0.1), {})
     for ax, rows, column in ((figure.axes[1], shown[shown.arm == "NF+AGC"], "clip"), (figure.axes[2], shown, "lr")):
         points = [point[0] for found in ax.collections for point in found.get_offsets().tolist()]
         assert sorted(points) == sorted(rows[column].tolist())
 
 
 def test_search_figure_without_importance_says_so():
-    figure = plots.search_figure(trials(), confirmed(0.1), {})
+    figure = clipping_search.figure(trials(), confirmed(0.1), {})
     assert any("too few trials" in t.get_text() for t in figure.axes[3].texts)
 
 
@@ -104,7 +105,7 @@ def test_batch_figure_marks_failures_and_has_a_column_a_batch():
         {"arm": arm, "batch_size": b, "lr": lr, "seed": s, "val_acc": 0.5, "failed": int(arm == "NF" and lr > 1)}
         for arm in ("BN", "NF", "NF+AGC") for b in (64, 256) for lr in (0.4, 1.6) for s in (0, 1)
     ]  # fmt: skip
-    figure = plots.batch_figure(pd.DataFrame(rows))
+    figure = large_batch.figure(pd.DataFrame(rows))
     tops = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in tops] == ["batch 64", "batch 256"]
     crosses = [line for line in tops[0].lines if line.get_marker() == "x" and len(line.get_xdata())]

@@ -3,6 +3,7 @@ adjustment can take a verdict back."""
 
 import json
 
+import matplotlib.image as mpimg
 import pandas as pd
 import pytest
 from conftest import CHECKOUT
@@ -37,6 +38,7 @@ def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path
     assert (found.evidence.run, found.evidence.data, found.evidence.device) == (run, "cifar10 (500 images)", "cpu")
 
     export([found], results_folder())
+    assert mpimg.imread(root / "docs" / "figures" / "stability_boundary.png").std() > 0.01  # something is drawn
     (again,) = judged(claims(["stability_boundary"]), where="docs")
     assert again.verdict.sentence == found.verdict.sentence and again.evidence.source == "docs/results"
     assert again.evidence.run == run

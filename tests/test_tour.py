@@ -123,11 +123,11 @@ def test_the_report_reads_offline(store, name):
 
 
 def test_the_verdict_is_the_function_of_the_stored_table(store, tmp_path):
-    from workbench.lab.verdicts import large_batch_verdict
+    from workbench.lab.claims import large_batch
 
     run = by_study(store)["large_batch"]
     file = store.client.download_artifacts(run.info.run_id, "tables/table.parquet", str(tmp_path))
-    assert large_batch_verdict(pd.read_parquet(file)).sentence == run.data.tags["verdict"]
+    assert large_batch.verdict(pd.read_parquet(file)).sentence == run.data.tags["verdict"]
 
 
 def test_two_studies_that_share_a_training_both_list_it(store):

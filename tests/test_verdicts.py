@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from workbench.lab.verdicts import large_batch_verdict, search_verdict, signal_verdict
+from workbench.lab.claims import clipping_search, large_batch, signal_propagation
 
 
 def signal_table(factor):
@@ -21,7 +21,7 @@ def signal_table(factor):
 
 
 def test_signal_propagation_holds_inside_the_tolerance_and_not_outside():
-    good, bad = signal_verdict(signal_table(1.02)), signal_verdict(signal_table(1.5))
+    good, bad = signal_propagation.verdict(signal_table(1.02)), signal_propagation.verdict(signal_table(1.5))
     assert good.holds is True and "stays within 15%" in good.sentence
     assert bad.holds is False and "leaves 15%" in bad.sentence
     assert good.effect.mean == pytest.approx(0.021)
@@ -31,7 +31,7 @@ def test_signal_propagation_holds_inside_the_tolerance_and_not_outside():
 def test_images_are_told_but_decide_nothing():
     table = signal_table(1.02)
     images = table.assign(input="images", var=0.3, expected_var=0.1)
-    verdict = signal_verdict(pd.concat([table, images], ignore_index=True))
+    verdict = signal_propagation.verdict(pd.concat([table, images], ignore_index=True))
     assert (
         verdict.holds is True and "ends at variance 0.3" in verdict.sentence and "0.1 is expected" in verdict.sentence
     )
@@ -40,16 +40,19 @@ def test_images_are_told_but_decide_nothing():
 def test_a_network_without_a_theory_is_judged_by_the_rules():
     table = signal_table(1.0)
     own = table[table.arm == "BN"].assign(arm="my_nets:net", expected_var=float("nan"), mean_sq=0.1)
-    sound = signal_verdict(own)
+    sound = signal_propagation.verdict(own)
     assert sound.holds is True and "There is no theory for my_nets:net" in sound.sentence and "100%" in sound.sentence
     doubling = own.assign(var=2.0**own.block)
-    assert signal_verdict(doubling).holds is False and "(broken: grows)" in signal_verdict(doubling).sentence
+    assert (
+        signal_propagation.verdict(doubling).holds is False
+        and "(broken: grows)" in signal_propagation.verdict(doubling).sentence
+    )
 
 
 def test_a_wide_interval_decides_nothing():
     table = signal_table(1.0)
     table.loc[(table.seed == 2) & (table.arm == "NF"), "var"] *= 1.25
-    assert signal_verdict(table).holds is None
+    assert signal_propagation.verdict(table).holds is None
 
 
 def trials():
@@ -70,7 +73,7 @@ def confirmed(difference, noise=0.001):
 
 def test_the_search_follows_the_confirmation():
     above, below, tie = (
-        search_verdict(trials(), confirmed(d, n)) for d, n in ((0.1, 0.001), (-0.1, 0.001), (0.0, 0.2))
+        clipping_search.verdict(trials(), confirmed(d, n)) for d, n in ((0.1, 0.001), (-0.1, 0.001), (0.0, 0.2))
     )
     assert above.holds is True and "above no clipping" in above.sentence
     assert below.holds is False and "below no clipping" in below.sentence
@@ -79,7 +82,7 @@ def test_the_search_follows_the_confirmation():
 
 
 def test_a_search_in_which_nothing_clipped_completed_says_so():
-    assert search_verdict(trials(), confirmed(0.1)[lambda t: t.arm == "NF"]).holds is None
+    assert clipping_search.verdict(trials(), confirmed(0.1)[lambda t: t.arm == "NF"]).holds is None
 
 
 def batch_table(nf_fails, agc_fails, cells=6):
@@ -92,7 +95,7 @@ def batch_table(nf_fails, agc_fails, cells=6):
 
 
 def test_large_batch_counts_the_discordant_cells():
-    for_agc, against, neither = (large_batch_verdict(batch_table(*n)) for n in ((6, 0), (0, 6), (0, 0)))
+    for_agc, against, neither = (large_batch.verdict(batch_table(*n)) for n in ((6, 0), (0, 6), (0, 0)))
     assert for_agc.holds is True and "In 6 of the 6 cells" in for_agc.sentence
     assert against.holds is False and "In 0 of the 6 cells" in against.sentence
     assert neither.holds is None and neither.effect.n == 0
@@ -100,7 +103,7 @@ def test_large_batch_counts_the_discordant_cells():
 
 
 def test_a_stamp_leads_the_text_and_metrics_are_numbers():
-    verdict = large_batch_verdict(batch_table(6, 0)).stamped("DEMO")
+    verdict = large_batch.verdict(batch_table(6, 0)).stamped("DEMO")
     assert str(verdict).startswith("**DEMO** **Holds.**")
     assert verdict.metrics()["holds"] == 1
     assert verdict.metrics()["effect_n"] == 6
@@ -113,7 +116,7 @@ def test_the_papers_protocol_scales_the_rate_and_leaves_out_the_worst_seed():
         for batch, lr, accuracy in ((64, 0.4, 0.5), (64, 1.6, 0.4), (256, 0.4, 0.6), (256, 1.6, 0.3))
         for seed in range(5)
     ]
-    verdict = large_batch_verdict(pd.DataFrame(rows))
+    verdict = large_batch.verdict(pd.DataFrame(rows))
     assert (
         "batch 256: NF 32.5% at 1.6, NF+AGC 32.5% at 1.6" in verdict.sentence
     )  # 0.4 x 256 / 64; of 30 to 34 % the last four

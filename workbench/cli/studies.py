@@ -107,7 +107,10 @@ def claims(
     ] = "auto",
     export: Annotated[
         bool,
-        typer.Option("--export", help="Write the store's tables to docs/results, and the verdicts into the README."),
+        typer.Option(
+            "--export",
+            help="Write the store's tables to docs/results, their figures to docs/figures, and the verdicts into the README.",
+        ),
     ] = False,
     csv: Annotated[Optional[str], typer.Option(help="Write the verdicts to this file, too.")] = None,
 ) -> None:

@@ -55,68 +55,6 @@ SIGNALS = {
 }
 
 
-def signal_figure(table: pd.DataFrame) -> Figure:
-    """Signal propagation on noise: the statistics over depth, forward and backward; points with the range over
-    initialisations, dashed lines the theory."""
-    style()
-    figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.8), layout="constrained")
-    shown = table[table.input == "noise"]
-    for ax, (column, title) in zip(axes, SIGNALS.items(), strict=True):
-        for i, arm in enumerate(arms_or_names(shown)):
-            look = look_of(arm, i)
-            _over_depth(ax, shown[shown.arm == arm], column, arm, **look)
-        _depth_axis(ax, shown, column)
-        ax.set(title=title)
-    if shown.expected_var.notna().any():
-        axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
-    return figure
-
-
-def effects_figure(table: pd.DataFrame) -> Figure:
-    """What moves signal propagation: a column a factor, the trunk's variance above, the gradient's below; a line a
-    value, dashed the theory. Arms are named "factor = value"."""
-    style()
-    factors = list(dict.fromkeys(arm.partition(" = ")[0] for arm in table.arm))
-    width = 1 + 2.6 * len(factors)
-    figure, axes = plt.subplots(2, len(factors), figsize=(width, 5.8), layout="constrained", squeeze=False)
-    for (top, bottom), factor in zip(axes.T, factors, strict=True):
-        arms = [arm for arm in dict.fromkeys(table.arm) if arm.partition(" = ")[0] == factor]
-        colours = sns.color_palette("viridis", len(arms) + 1)
-        for arm, colour in zip(arms, colours, strict=False):
-            rows = table[table.arm == arm]
-            label = arm.partition(" = ")[2]
-            for ax, column in ((top, "var"), (bottom, "grad_var")):
-                _over_depth(ax, rows, column, label, color=colour, fmt=".")
-        for ax, column in ((top, "var"), (bottom, "grad_var")):
-            _depth_axis(ax, table[table.arm.isin(arms)], column)
-        top.set(title=factor.replace("_", " "), xlabel="")
-        top.legend(frameon=False, fontsize="x-small", ncols=2)
-    axes[0, 0].set_ylabel("variance of the trunk")
-    axes[1, 0].set_ylabel("variance of the gradient")
-    return figure
-
-
-def inputs_figure(table: pd.DataFrame) -> Figure:
-    """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
-    style()
-    arms = arms_or_names(table)
-    figure, axes = plt.subplots(
-        1, len(arms), figsize=(1 + 3.4 * len(arms), 3.4), layout="constrained", sharey=True, squeeze=False
-    )
-    colours = dict(zip(("noise", "images"), sns.color_palette("colorblind", 8)[5:8:2], strict=True))
-    for ax, arm in zip(axes[0], arms, strict=True):
-        rows = table[table.arm == arm]
-        for name, colour in colours.items():
-            _over_depth(ax, rows[rows.input == name], "var", name, color=colour, fmt="o" if name == "noise" else "s")
-        _depth_axis(ax, rows, "var")
-        ax.set(title=arm)
-    axes[0, 0].set_ylabel("variance of the trunk")
-    axes[0, 0].plot([], [], "--", color="0.4", lw=1, label="expected of that input")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
-    return figure
-
-
 def check_figure(table: pd.DataFrame) -> Figure:
     """A pre-flight: the trunk's variance, the branch's and the gradient's over depth, what is expected dashed, faults
     crossed. Columns: block, stage, var, residual_var, grad_var, verdict, and expected ones where there is a theory."""
@@ -130,7 +68,7 @@ def check_figure(table: pd.DataFrame) -> Figure:
             ax.plot(table.block, table[f"expected_{column}"], "--", lw=1, color="0.4", label="theory, of noise")
         ax.plot(bad.block, bad[column], "x", ms=9, color=COLOURS["NF without scaled WS"], label="fault")
         if len(shown):
-            _depth_axis(ax, table, column)
+            depth_axis(ax, table, column)
         ax.set(title=SIGNALS[column], xlabel="residual block (0 = stem)")
     axes[0].legend(frameon=False, fontsize="small")
     return figure
@@ -148,7 +86,7 @@ def look_of(arm: str, i: int) -> dict:
     return {"color": sns.color_palette("colorblind", 10)[4 + i % 6], "fmt": "o"}
 
 
-def _over_depth(ax, rows: pd.DataFrame, column: str, label: str, *, color, fmt: str) -> None:
+def over_depth(ax, rows: pd.DataFrame, column: str, label: str, *, color, fmt: str) -> None:
     """Mean over initialisations with their range, and the theory as a dashed line."""
     rows = rows[rows[column].notna()]
     over = rows.groupby("block")[column]
@@ -160,7 +98,7 @@ def _over_depth(ax, rows: pd.DataFrame, column: str, label: str, *, color, fmt: 
         ax.plot(theory.index, theory, "--", color=color, lw=1)
 
 
-def _depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
+def depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
     """Blocks along, stages marked, logarithms up, where the squared mean starts at zero."""
     for first in rows[rows.block > 0].groupby("stage").block.min().iloc[1:]:
         ax.axvline(first - 0.5, color="0.85", lw=0.8, zorder=0)
@@ -274,136 +212,4 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
         ax.set(title=name + (f"\nfirst to go: {first[name][0]}" if name in first else ""), xlabel="step", ylabel="")
     label = "log10 of the largest gradient-to-weight ratio"
     figure.colorbar(axes[-1].collections[0], ax=list(axes[1:]), label=label, fraction=0.03, aspect=40)
-    return figure
-
-
-def search_figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
-    """The search: where it looked and how that went, slices over threshold and rate, importance, and the confirmation
-    on fresh seeds."""
-    style()
-    figure, axes = plt.subplots(1, 5, figsize=(17, 3.8), layout="constrained", width_ratios=[1.3, 1, 1, 0.7, 0.7])
-    agc = trials[trials.arm == "NF+AGC"]
-    done, pruned, diverged = (agc[agc.outcome == o] for o in ("complete", "pruned", "diverged"))
-
-    ax = axes[0]
-    points = ax.scatter(
-        done.lr, done["clip"], c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none"
-    )
-    ax.scatter(pruned.lr, pruned["clip"], marker="v", s=40, facecolors="none", edgecolors="0.4", label="pruned")
-    ax.scatter(diverged.lr, diverged["clip"], marker="x", s=45, color="#d55e00", label="diverged")
-    ax.set(
-        xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials with AGC"
-    )
-    for axis in (ax.xaxis, ax.yaxis):
-        plain_log_ticks(axis)
-    figure.colorbar(points, ax=ax, label="validation accuracy")
-    ax.legend(frameon=False, fontsize="small", loc="best")
-
-    _slice(axes[1], agc, "clip", "NF+AGC")
-    plain = trials[(trials.arm == "NF") & (trials.outcome == "complete")]
-    if not plain.empty:
-        axes[1].axhline(plain.val_acc.max(), color=COLOURS["NF"], ls="--", lw=1, label="best without clipping")
-    axes[1].set(xlabel="clipping threshold", ylabel="validation accuracy", title="slice: threshold")
-    axes[1].legend(frameon=False, fontsize="small")
-    for arm in arms_of(trials):
-        _slice(axes[2], trials[trials.arm == arm], "lr", arm)
-    axes[2].set(xlabel="peak learning rate", title="slice: rate")
-    axes[2].sharey(axes[1])
-    axes[2].legend(frameon=False, fontsize="small")
-
-    ax = axes[3]
-    names = {"clip": "threshold", "base_lr": "learning\nrate"}
-    ax.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
-    ax.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
-    if not importance:
-        ax.text(0.5, 0.5, "too few trials", ha="center", transform=ax.transAxes, color="0.4")
-        ax.set_yticks([])
-
-    ax = axes[4]
-    _seeds(ax, confirmed)
-    ax.set(title="fresh seeds")
-    return figure
-
-
-def _slice(ax, trials: pd.DataFrame, column: str, arm: str) -> None:
-    """Accuracy over one parameter, whatever the others were; pruned and diverged trials are marked."""
-    marks = {"complete": {"s": 30}, "pruned": {"marker": "v", "s": 30}, "diverged": {"marker": "x", "s": 35}}
-    for outcome, mark in marks.items():
-        rows = trials[trials.outcome == outcome]
-        hollow = {"facecolors": "none", "edgecolors": COLOURS[arm]} if outcome == "pruned" else {"color": COLOURS[arm]}
-        if len(rows):
-            ax.scatter(rows[column], rows.val_acc, label=f"{arm}, {outcome}", **mark, **hollow)
-    ax.set_xscale("log")
-    plain_log_ticks(ax.xaxis)
-    ax.tick_params(axis="x", rotation=45)
-
-
-def _seeds(ax, rows: pd.DataFrame) -> None:
-    """Each seed as a point, failures as crosses, the mean with its 95 % t-interval beside them."""
-    from workbench.lab.stats import t_interval
-
-    for i, arm in enumerate(arms_of(rows)):
-        t = rows[rows.arm == arm]
-        ok, failed = t[t.failed == 0], t[t.failed == 1]
-        ax.plot(np.full(len(ok), i), ok.val_acc, MARKERS[arm], color=COLOURS[arm], alpha=0.6)
-        ax.plot(np.full(len(failed), i), failed.val_acc, "x", color=COLOURS[arm])
-        interval = t_interval(t.val_acc)
-        if not np.isnan(interval.low):
-            ax.errorbar(
-                i + 0.2,
-                interval.mean,
-                [[interval.mean - interval.low], [interval.high - interval.mean]],
-                fmt="_",
-                color="black",
-                capsize=3,
-            )
-    ax.set_xticks(range(len(arms_of(rows))), arms_of(rows))
-    ax.set(xlim=(-0.5, len(arms_of(rows)) - 0.3), ylabel="validation accuracy")
-
-
-def batch_figure(table: pd.DataFrame) -> Figure:
-    """Accuracy and failure over the peak learning rate, one column a batch size; mean and 95 % t-interval over
-    seeds."""
-    from workbench.lab.stats import share_interval, t_interval
-
-    style()
-    sizes = sorted(table.batch_size.unique())
-    figure, axes = plt.subplots(
-        2,
-        len(sizes),
-        figsize=(1.5 + 3.6 * len(sizes), 5.6),
-        layout="constrained",
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        height_ratios=[2, 1],
-    )
-    for column, size in enumerate(sizes):
-        top, bottom = axes[:, column]
-        arms = arms_of(table)
-        for offset, arm in zip(0.03 * (np.arange(len(arms)) - (len(arms) - 1) / 2), arms, strict=True):
-            rows = table[(table.batch_size == size) & (table.arm == arm)]
-            over = rows.groupby("lr")
-            x = np.array(sorted(rows.lr.unique())) * 10**offset
-            intervals = [t_interval(t.val_acc) for _, t in over]
-            mean = np.array([i.mean for i in intervals])
-            half = np.nan_to_num([i.high - i.mean for i in intervals])
-            top.errorbar(x, mean, half, marker=MARKERS[arm], color=COLOURS[arm], capsize=3, lw=1.2, label=arm)
-            lost = np.array([t.failed.any() for _, t in over])
-            top.plot(x[lost], mean[lost], "x", color="black", ms=10, zorder=5)
-            shares = [share_interval(int(t.failed.sum()), len(t)) for _, t in over]
-            share = np.array([s.mean for s in shares])
-            bounds = [share - [s.low for s in shares], [s.high for s in shares] - share]
-            bottom.errorbar(
-                x, share, np.clip(bounds, 0, None), marker=MARKERS[arm], color=COLOURS[arm], capsize=2, lw=1, ls=":"
-            )
-        top.set(xscale="log", title=f"batch {size}")
-        bottom.set(xlabel="peak learning rate", ylim=(-0.05, 1.05))
-        bottom.set_xticks(sorted(table.lr.unique()), [f"{v:.3g}" for v in sorted(table.lr.unique())])
-        bottom.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].set_ylim(0, min(1.0, axes[0, 0].get_ylim()[1]))
-    axes[1, 0].set_ylabel("share failed")
-    axes[0, 0].plot([], [], "x", color="black", ms=8, ls="none", label="a seed failed")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
     return figure

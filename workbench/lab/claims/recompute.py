@@ -67,8 +67,11 @@ def judged(claims: list[Claim], *, where: str = "auto", store: Store | None = No
 
 
 def export(found: list[Judged], folder: Path) -> list[Path]:
-    """Writes the tables that came from the store, and which run they are of, as `judged` reads them again."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the tables that came from the store, and which run they are of, as `judged` reads them again; and their
+    figures, into the folder `figures` beside."""
+    figures = folder.parent / "figures"
+    for place in (folder, figures):
+        place.mkdir(parents=True, exist_ok=True)
     index_file = folder / INDEX
     index = json.loads(index_file.read_text()) if index_file.exists() else {}
     written = []
@@ -80,6 +83,9 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
             file = folder / _file(claim.study, name)
             evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
             written.append(file)
+        drawing = figures / f"{claim.study}.png"
+        claim.figure(evidence.tables).savefig(drawing, dpi=160, bbox_inches="tight")
+        written.append(drawing)
         index[claim.study] = {name: getattr(evidence, name) for name in ("run", "date", "data", "device")}
     index_file.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
     return [*written, index_file]
