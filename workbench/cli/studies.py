@@ -109,7 +109,7 @@ def claims(
         bool,
         typer.Option(
             "--export",
-            help="Write the store's tables to docs/results, their figures to docs/figures, and the verdicts into the README.",
+            help="Write the store's tables to docs/results, figures to docs/figures, verdicts into the README.",
         ),
     ] = False,
     csv: Annotated[Optional[str], typer.Option(help="Write the verdicts to this file, too.")] = None,
