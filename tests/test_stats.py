@@ -8,6 +8,7 @@ import pytest
 from workbench.lab.stats import (
     accuracy_interval,
     best_four_of_five,
+    beyond_p,
     difference_p,
     holm,
     paired_interval,
@@ -96,6 +97,18 @@ def test_equivalence_is_told_by_the_90_percent_interval():
         told.append(within_p(values, 0.5) < 0.05)
         assert told[-1] == (-0.5 < interval.low and interval.high < 0.5)
     assert told[0] and not told[-1]
+
+
+def test_beyond_a_margin_is_told_by_the_95_percent_interval():
+    rng = np.random.default_rng(5)
+    told = []
+    for shift in (0.0, 0.5, 0.8, -0.8, -1.5, 1.5):
+        values = rng.normal(shift, 0.5, 12)
+        interval = t_interval(values)
+        told.append(beyond_p(values, 0.5) < 0.05)
+        assert told[-1] == (interval.low > 0.5 or interval.high < -0.5)
+    assert not told[0] and told[-1] and told[-2]
+    assert beyond_p([1.0, 1.0], 0.5) == 0.0 and beyond_p([0.1, 0.1], 0.5) == 1.0 and math.isnan(beyond_p([1.0], 0.5))
 
 
 def test_a_share_by_the_exact_test():

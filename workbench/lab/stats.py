@@ -104,6 +104,20 @@ def within_p(differences: Sequence[float], margin: float) -> float:
     return float(max(above, below))
 
 
+def beyond_p(differences: Sequence[float], margin: float) -> float:
+    """p-value, two-sided, that the mean of paired differences lies outside +- margin: below 0.05 just where its 95 %
+    t-interval does; NaN for fewer than two."""
+    from scipy import stats
+
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:
+        return 0.0 if abs(values[0]) > margin else 1.0
+    values = values if values.mean() > 0 else -values
+    return min(1.0, 2 * float(stats.ttest_1samp(values, margin, alternative="greater").pvalue))
+
+
 def below_p(differences: Sequence[float], bound: float) -> float:
     """p-value of the non-inferiority test (a one-sided t-test): small where the mean of paired differences is shown to
     lie below `bound`; NaN for fewer than two."""

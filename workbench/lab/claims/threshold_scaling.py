@@ -29,7 +29,8 @@ EXPONENTS = np.linspace(-0.25, 2.0, 46)
 @dataclass(frozen=True)
 class Collapse:
     """The fitted boundary: the exponent k, the shift from the smallest to the largest batch in doublings, u and a by
-    batch at the best fit, and the p-values of k = 0, of k within 0.25 of 1 not being so, and of no shift."""
+    batch at the best fit, and the p-values of k = 0, of k away from 1 by 0.25
+    and more, of k within that, and of no shift."""
 
     exponent: Interval
     shift: Interval
@@ -37,6 +38,7 @@ class Collapse:
     product: dict[int, float]
     p_rate_alone: float
     p_not_product: float
+    p_product: float
     p_no_shift: float
 
 
@@ -60,6 +62,7 @@ def collapse(table: pd.DataFrame) -> Collapse:
     d_inside = [d for d, value in shifts.items() if value >= top - DROP]
     doubling = a[1] - a[0]
     far = [value for k, value in by_exponent.items() if abs(k - 1) > MARGIN - 1e-9]
+    near = [value for k, value in by_exponent.items() if abs(k - 1) < MARGIN + 1e-9]
     at_best = best[k_best, s_best]
     return Collapse(
         exponent=Interval(float(k_best), float(min(inside)), float(max(inside)), n),
@@ -68,6 +71,7 @@ def collapse(table: pd.DataFrame) -> Collapse:
         product={b: float(2 ** a[p.argmax()]) for b, (p, _) in zip(batches, at_best, strict=True)},
         p_rate_alone=p_of_drop(top - by_exponent[min(EXPONENTS, key=abs)]),
         p_not_product=p_of_drop(top - max(far)) / 2 if abs(k_best - 1) < MARGIN - 1e-9 else 1.0,
+        p_product=p_of_drop(top - max(near)),
         p_no_shift=p_of_drop(top - shifts[0]),
     )
 
@@ -100,7 +104,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
     table = upper_side(table)
     found = collapse(table)
-    holds = True if found.p_not_product < 0.05 else False if _outside(found.exponent) else None
+    holds = True if found.p_not_product < 0.05 else False if found.p_product < 0.05 else None
     relation = {True: "depends on rate x threshold alone", False: "does not depend on rate x threshold alone",
                 None: "is not shown to depend on rate x threshold alone"}[holds]  # fmt: skip
     batches = sorted(found.product)
@@ -121,7 +125,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     best = best_thresholds(table)
     told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
     sentence += f" Best threshold by validation accuracy at each rate: {told}."
-    return Verdict(sentence, holds, "exponent k of the threshold", found.exponent, p=found.p_not_product)
+    p = min(found.p_not_product, found.p_product)
+    return Verdict(sentence, holds, "exponent k of the threshold", found.exponent, p=p)
 
 
 def _by_divergence(table: pd.DataFrame) -> str:
@@ -160,10 +165,6 @@ def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
             parts.append(f"{'none' if np.isnan(clip) else f'{clip:g}'} at {lr:.3g}")
         said[batch] = ", ".join(parts)
     return said
-
-
-def _outside(exponent: Interval) -> bool:
-    return exponent.low > 1 + MARGIN or exponent.high < 1 - MARGIN
 
 
 def figure(table: pd.DataFrame) -> Figure:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.evidence.protocol import by_seed
-from workbench.lab.stats import below_p, paired_interval
+from workbench.lab.stats import below_p, beyond_p, paired_interval, t_interval
 from workbench.lab.verdicts import Verdict
 
 MARGIN = 0.005  # of test accuracy
@@ -51,11 +51,11 @@ def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     own = best.iloc[-1]
     pairs = by_seed(table).dropna()
     if guess["lr"] == own.lr and guess["clip"] == own["clip"]:
-        loss, p = paired_interval(pairs.iloc[:, 0], pairs.iloc[:, 0]), 0.0  # one point: nothing can be lost
+        loss, small_p, large_p = paired_interval(pairs.iloc[:, 0], pairs.iloc[:, 0]), 0.0, 1.0  # one point: no loss
     else:
-        loss = paired_interval(pairs["own"], pairs["predicted"])
-        p = below_p(pairs["own"] - pairs["predicted"], MARGIN)
-    holds = True if p < 0.05 else False if loss.low > MARGIN else None
+        difference = pairs["own"] - pairs["predicted"]
+        loss, small_p, large_p = t_interval(difference), below_p(difference, MARGIN), beyond_p(difference, MARGIN)
+    holds = True if small_p < 0.05 else False if large_p < 0.05 else None
     ratio = guess["lr"] / own.lr
     within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
     each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
@@ -65,7 +65,8 @@ def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
         f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; with them it {relation} {MARGIN:.1%} "
         f"of test accuracy ({loss:.2%})."
     )
-    return Verdict(sentence, holds, "test accuracy at its own point minus at the predicted one", loss, p=p)
+    effect_name, p = "test accuracy at its own point minus at the predicted one", min(small_p, large_p)
+    return Verdict(sentence, holds, effect_name, loss, p=p)
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
