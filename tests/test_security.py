@@ -152,6 +152,16 @@ def test_yaml_makes_no_objects(root, command, tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+def test_jupyterlab_asks_nobody_for_news(monkeypatch):
+    """As JupyterLab's server puts its page together in the environment that it is started in."""
+    from jupyterlab_server.config import get_page_config
+
+    monkeypatch.setenv("WORKBENCH_ROOT", str(CHECKOUT))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", ui.lab_environment()["JUPYTER_CONFIG_PATH"])
+    page = get_page_config([])
+    assert "@jupyterlab/apputils-extension:announcements" in page["disabledExtensions"]
+
+
 # ---- paths of a run stay in the run
 
 OUTSIDE = ["../x", "a/../../x", "/tmp/x", "..", "", "/", "~/x", "..\\x", "%2e%2e/x", "%2Ftmp/x", "file:///tmp/x"]

@@ -103,6 +103,15 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def lab_environment() -> dict[str, str]:
+    """For JupyterLab: the root, and the settings in its .jupyter, which keep it from asking the network for news."""
+    settings = [str(root() / ".jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    return os.environ | {
+        "WORKBENCH_ROOT": str(root()),
+        "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, settings)),
+    }
+
+
 def serve_lab(port: int, browser: bool) -> int:
     """Runs JupyterLab on loopback at notebooks/, with the store made before a kernel needs it."""
     check_port("127.0.0.1", port)
@@ -118,8 +127,7 @@ def serve_lab(port: int, browser: bool) -> int:
         *([] if browser else ["--no-browser"]),
         *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
     ]
-    environment = os.environ | {"WORKBENCH_ROOT": str(root())}
     try:
-        return subprocess.run(command, env=environment).returncode
+        return subprocess.run(command, env=lab_environment()).returncode
     except KeyboardInterrupt:
         return 0
