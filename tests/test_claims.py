@@ -140,3 +140,19 @@ def test_the_figures_show_failures(claim):
     words = [text.get_text() for legend in legends for text in legend.get_texts()]
     assert any("fail" in w or "none" in w for w in words)
     assert all(ax.get_xlabel() for ax in figure.axes if ax.get_label() != "<colorbar>")
+
+
+def test_the_best_thresholds_over_the_rates_are_told_in_ranges_and_without_failures():
+    accuracy = {
+        (0.2, 0.1): 0.5,
+        (0.2, 0.01): 0.4,
+        (0.4, 0.1): 0.5,
+        (0.4, 0.01): 0.45,
+        (0.8, 0.1): 0.9,
+        (0.8, 0.01): 0.3,
+    }
+    rows = [
+        {"batch_size": 64, "lr": lr, "clip": clip, "val_acc": a, "failed": int(lr * clip > 0.05)}
+        for (lr, clip), a in accuracy.items()
+    ]
+    assert threshold_scaling.best_thresholds(pd.DataFrame(rows)) == {64: "0.1 at 0.2 to 0.4, 0.01 at 0.8"}

@@ -13,6 +13,7 @@ Table: as of stability_boundary, with outcome.
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -152,17 +153,16 @@ def upper_side(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
-    """By batch: at each rate the threshold of the highest mean validation accuracy, in words."""
+    """By batch: over the rates the threshold of the highest mean validation accuracy, in words; neighbouring rates with
+    the same one are put together."""
     said: dict[int, str] = {}
-    for batch, rows in table.groupby("batch_size"):
+    for batch, rows in table[table.failed == 0].groupby("batch_size"):
+        means = rows.groupby(["lr", "clip"], dropna=False).val_acc.mean().reset_index()
+        best = means.loc[means.groupby("lr").val_acc.idxmax(), ["lr", "clip"]]
         parts = []
-        for lr, at in rows.groupby("lr"):
-            alive = at[at.failed == 0]
-            if alive.empty:
-                continue
-            means = alive.groupby("clip", dropna=False).val_acc.mean()
-            clip = means.idxmax()
-            parts.append(f"{'none' if np.isnan(clip) else f'{clip:g}'} at {lr:.3g}")
+        for clip, same in groupby(best.itertuples(), key=lambda row: "none" if np.isnan(row.clip) else f"{row.clip:g}"):
+            rates = [f"{row.lr:.3g}" for row in same]
+            parts.append(f"{clip} at {rates[0]}" + (f" to {rates[-1]}" if len(rates) > 1 else ""))
         said[batch] = ", ".join(parts)
     return said
 
