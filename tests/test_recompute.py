@@ -9,7 +9,7 @@ import pytest
 from conftest import CHECKOUT
 from test_claims import by_product, by_rate, outcomes
 from test_claims_accumulation import GRADIENTS, trainings
-from test_verdicts import batch_table
+from test_claims_large_batch import batch_table
 from typer.testing import CliRunner
 
 from workbench.cli import app

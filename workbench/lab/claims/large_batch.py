@@ -5,12 +5,16 @@ batch_size, lr, seed, val_acc, failed, outcome. The contrast: where exactly one 
 batch, rate and seed, it is the one without clipping.
 """
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.stats import accuracy_interval, best_four_of_five, share_interval, share_p, t_interval
+from workbench.lab.stats import Interval, accuracy_interval, best_four_of_five, share_interval, share_p, t_interval
 from workbench.lab.verdicts import Verdict
+
+TUNED, KEPT, SCALED = "tuned", "rate kept", "rate scaled"
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
@@ -24,39 +28,71 @@ def verdict(table: pd.DataFrame) -> Verdict:
     only_agc = int(((failed["NF"] == 0) & (failed["NF+AGC"] == 1)).sum())
     share = share_interval(only_plain, only_plain + only_agc)
     holds = None if share.n == 0 else True if share.low > 0.5 else False if share.high < 0.5 else None
-    counts = ", ".join(f"{arm} {int(t.failed.sum())} of {len(t)}" for arm, t in table.groupby("arm"))
-    best = "; ".join(_best_of_batch(batch, rows) for batch, rows in table.groupby("batch_size"))
+    counts = ", ".join(f"{arm} {int(t.failed.sum())} of {len(t)}" for arm, t in table.groupby("arm", sort=False))
     sentence = (
         f"Failed trainings: {counts}. In {only_plain} of the {share.n} cells where exactly one of the two fails, it is "
-        f"NF without clipping. Best peak rate by mean validation accuracy: {best}."
+        f"NF without clipping. Validation accuracy at the best peak rate of each arm: {_in_words(table)}."
     )
-    if scaled := _linearly_scaled(table):
-        sentence += f" By the paper's protocol, rates scaled with the batch and the worst seed left out: {scaled}."
     p = share_p(only_plain, share.n)
     return Verdict(sentence, holds, "share of discordant cells in which only the unclipped net fails", share, p=p)
 
 
-def _linearly_scaled(table: pd.DataFrame) -> str:
-    """By the paper's protocol: each arm's best rate at the smallest batch, scaled linearly, and the mean accuracy
-    without the worst seed; where the scaled rates are on the grid."""
-    smallest, largest = table.batch_size.min(), table.batch_size.max()
-    parts = []
-    for arm, rows in table.groupby("arm"):
-        best = rows[rows.batch_size == smallest].groupby("lr").val_acc.mean().idxmax()
-        scaled = rows[(rows.batch_size == largest) & np.isclose(rows.lr, best * largest / smallest)]
-        if len(scaled) > 1 and smallest < largest:
-            failed = f", {int(scaled.failed.sum())} failed" if scaled.failed.any() else ""
-            parts.append(f"{arm} {best_four_of_five(scaled.val_acc):.1%} at {scaled.lr.iloc[0]:.3g}{failed}")
-    return f"batch {largest}: {', '.join(parts)}" if parts else ""
+def protocols(table: pd.DataFrame) -> pd.DataFrame:
+    """Each arm at each batch by three ways to choose its rate. Columns: batch_size, protocol, arm, lr, accuracy
+    (validation; mean over all seeds) with low and high, best_four_of_five (the paper's way, without the worst seed),
+    n, failed.
+
+    `tuned`: the arm's best rate at that batch, by mean accuracy. `rate kept` and `rate scaled` carry its best rate at
+    the smallest batch over to a larger one, as it is or in proportion to the batch (the paper's way, section 4.1);
+    only where that rate is on the grid.
+    """
+    sizes, arms = sorted(table.batch_size.unique()), table.arm.unique()
+    rows = []
+    for batch, protocol, arm in product(sizes, (TUNED, KEPT, SCALED), arms):
+        if protocol != TUNED and batch == sizes[0]:
+            continue
+        best = {size: _best_rate(table[(table.arm == arm) & (table.batch_size == size)]) for size in (sizes[0], batch)}
+        lr = {TUNED: best[batch], KEPT: best[sizes[0]], SCALED: best[sizes[0]] * batch / sizes[0]}[protocol]
+        at = table[(table.arm == arm) & (table.batch_size == batch) & np.isclose(table.lr, lr)]
+        if len(at):
+            mean = accuracy_interval(at.val_acc)
+            rows.append(
+                {
+                    "batch_size": batch,
+                    "protocol": protocol,
+                    "arm": arm,
+                    "lr": lr,
+                    "accuracy": mean.mean,
+                    "low": mean.low,
+                    "high": mean.high,
+                    "best_four_of_five": best_four_of_five(at.val_acc),
+                    "n": len(at),
+                    "failed": int(at.failed.sum()),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
-def _best_of_batch(batch: int, rows: pd.DataFrame) -> str:
+def _best_rate(trainings: pd.DataFrame) -> float:
+    return float(trainings.groupby("lr").val_acc.mean().idxmax())
+
+
+def _in_words(table: pd.DataFrame) -> str:
     parts = []
-    for arm, t in rows.groupby("arm"):
-        means = t.groupby("lr").val_acc.mean()
-        lr = means.idxmax()
-        parts.append(f"{arm} {accuracy_interval(t[t.lr == lr].val_acc):.1%} at {lr:.3g}")
-    return f"batch {batch}: {', '.join(parts)}"
+    for (batch, protocol), rows in protocols(table).groupby(["batch_size", "protocol"], sort=False):
+        paper = protocol == SCALED  # the paper scales the rate and leaves the worst seed out
+        arms = ", ".join(
+            f"{row.arm} {row.best_four_of_five if paper else Interval(row.accuracy, row.low, row.high, row.n):.1%} "
+            f"at {row.lr:.3g}" + (f" ({row.failed} of {row.n} failed)" if row.failed else "")
+            for row in rows.itertuples()
+        )
+        kind = {
+            TUNED: "",
+            KEPT: ", the rate of the smallest batch",
+            SCALED: ", that rate scaled, the worst seed left out",
+        }
+        parts.append(f"batch {batch}{kind[protocol]}: {arms}")
+    return "; ".join(parts)
 
 
 def figure(table: pd.DataFrame) -> Figure:
