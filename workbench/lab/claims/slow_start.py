@@ -1,10 +1,11 @@
 """What do zero skip gains cost a short run, and is it clipping that holds them down?
 
 Not one of the paper's claims, but a trap in testing them: a skip gain starts at 0, and AGC takes the norm of its
-weights as at least eps = 1e-3, so that at threshold 0.01 its gradient is at most 1e-5 (NFNet paper, sections 2 and 4.1;
-the authors clip gains and biases like weights). Tables: `screened`, one row a training, with arm, lr, seed, failed, val_acc;
-`confirmed`, each arm at its own best rate on fresh seeds, with arm, seed, test_acc, failed. The contrast, written down
-before the confirmation: test accuracy with the skip gains not clipped minus that of the paper's choice, paired by seed.
+weights as at least eps = 1e-3, so that at threshold 0.01 its gradient is at most 1e-5 (NFNet paper, sections 2 and
+4.1; the authors clip gains and biases like weights). Tables: `screened`, one row a training, with arm, lr, seed,
+failed, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with arm, seed, test_acc, failed. The
+contrast, written down before the confirmation: test accuracy with the skip gains not clipped minus that of the
+paper's choice, paired by seed.
 """
 
 import pandas as pd
