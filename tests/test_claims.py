@@ -156,3 +156,16 @@ def test_the_best_thresholds_over_the_rates_are_told_in_ranges_and_without_failu
         for (lr, clip), a in accuracy.items()
     ]
     assert threshold_scaling.best_thresholds(pd.DataFrame(rows)) == {64: "0.1 at 0.2 to 0.4, 0.01 at 0.8"}
+
+
+def test_the_best_threshold_by_both_protocols():
+    """At batch 512 0.1 is best at the kept rate 0.2, as at batch 128; scaled to 0.8 only 0.01 is left."""
+    best = {(128, 0.2): 0.1, (128, 0.8): 0.01, (512, 0.2): 0.1, (512, 0.8): 0.01}
+    rows = [
+        {"batch_size": batch, "lr": lr, "clip": clip, "seed": seed,
+         "val_acc": (0.5 if lr == 0.2 else 0.4) - 0.2 * (clip != best[batch, lr])}
+        for (batch, lr), clip, seed in product(best, (0.01, 0.1, np.nan), (0, 1))
+    ]  # fmt: skip
+    found = threshold_scaling.by_protocol(pd.DataFrame(rows)).set_index(["batch_size", "protocol"])
+    assert found["clip"].to_dict() == {(128, "tuned"): 0.1, (512, "tuned"): 0.1, (512, "rate scaled"): 0.01}
+    assert found.lr[512, "rate scaled"] == 0.8 and found.val_acc[512, "tuned"] == 0.5

@@ -103,7 +103,7 @@ def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
 
 def verdict(table: pd.DataFrame) -> Verdict:
     """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
-    table = upper_side(table)
+    whole, table = table, upper_side(table)
     found = collapse(table)
     holds = True if found.p_not_product < 0.05 else False if found.p_product < 0.05 else None
     relation = {True: "depends on rate x threshold alone", False: "does not depend on rate x threshold alone",
@@ -125,7 +125,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     sentence += f". {_by_divergence(table)}"
     best = best_thresholds(table)
     told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
-    sentence += f" Best threshold by validation accuracy at each rate: {told}."
+    sentence += f" Best threshold by validation accuracy at each rate: {told}. {_protocols_in_words(whole)}"
     p = min(found.p_not_product, found.p_product)
     return Verdict(sentence, holds, "exponent k of the threshold", found.exponent, p=p)
 
@@ -165,6 +165,37 @@ def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
             parts.append(f"{clip} at {rates[0]}" + (f" to {rates[-1]}" if len(rates) > 1 else ""))
         said[batch] = ", ".join(parts)
     return said
+
+
+def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
+    """The best threshold of each batch by two protocols. Columns: batch_size, protocol, lr, clip, val_acc (mean over
+    seeds).
+
+    `tuned`: rate and threshold are the best of all. `rate scaled` is the paper's way (section 4.1): the best rate of
+    the smallest batch, in proportion to the batch, and the best threshold there; only where that rate is on the grid.
+    """
+    means = table.groupby(["batch_size", "lr", "clip"], dropna=False).val_acc.mean().reset_index()
+    smallest = means.batch_size.min()
+    start = means.loc[means[means.batch_size == smallest].val_acc.idxmax()]
+    rows = []
+    for batch, cells in means.groupby("batch_size"):
+        choices = {"tuned": cells}
+        if batch > smallest:
+            choices["rate scaled"] = cells[np.isclose(cells.lr, start.lr * batch / smallest, rtol=0.02)]
+        rows += [
+            {"batch_size": batch, "protocol": protocol, **found.loc[found.val_acc.idxmax(), ["lr", "clip", "val_acc"]]}
+            for protocol, found in choices.items()
+            if len(found)
+        ]
+    return pd.DataFrame(rows)
+
+
+def _protocols_in_words(table: pd.DataFrame) -> str:
+    said = []
+    for row in by_protocol(table).itertuples():
+        clip = "none" if np.isnan(row.clip) else f"{row.clip:g}"
+        said.append(f"batch {row.batch_size}, {row.protocol}: {clip} at rate {row.lr:.3g} ({row.val_acc:.1%})")
+    return f"Best threshold by both protocols, the paper's being the scaled rate: {'; '.join(said)}."
 
 
 def figure(table: pd.DataFrame) -> Figure:
