@@ -22,8 +22,10 @@ from workbench.lab.claims.show import as_markdown, as_table
 from workbench.lab.study import Study
 
 
-def measured(store, study, table, mode="full"):
-    run = store.open_notebook(study, f"{study}.ipynb", {}, mode, study, {})
+def measured(store, study, table, mode="full", tags=(), **other):
+    """A run with the parameters of the study's file, but for `other`."""
+    (parameters,) = Study.load(study).executions(quick=False)
+    run = store.open_notebook(study, f"{study}.ipynb", parameters | other, mode, study, dict(tags))
     store.log_table(run, table, "table")
     store.close(run, "FINISHED")
     return run
@@ -53,6 +55,37 @@ def test_the_newest_full_run_counts_and_a_quick_one_never(root):
     measured(store, "stability_boundary", outcomes(by_rate, seeds=2), mode="quick")
     (found,) = judged(claims(["7"]), store=store)
     assert found.evidence.run == newest and found.verdict.holds is True
+
+
+def test_a_look_with_other_settings_does_not_replace_the_run_of_the_studys_file(root):
+    store = Store()
+    as_written = measured(store, "stability_boundary", outcomes(by_product, seeds=2))
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=2), steps=20)
+    (found,) = judged(claims(["7"]), store=store)
+    assert (found.evidence.run, found.evidence.departs) == (as_written, "")
+
+
+def test_a_departure_is_told_where_there_is_nothing_else(root):
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=2), steps=30)
+    newest = measured(store, "stability_boundary", outcomes(by_rate, seeds=2), steps=20, train_size=None)
+    (found,) = judged(claims(["7"]), store=store)
+    assert (found.evidence.run, found.evidence.departs) == (newest, "train_size=none, steps=20")
+    assert "not as in the study's file: train_size=none, steps=20" in as_markdown([found])
+    shown = CliRunner().invoke(app, ["claims", "7", "--from", "store"], env={"COLUMNS": "300"})
+    assert "whose parameters are not those of stability_boundary.yaml: train_size=none, steps=20" in shown.output
+
+    export([found], results_folder())
+    (again,) = judged(claims(["7"]), where="docs")
+    assert again.evidence.departs == "train_size=none, steps=20"
+
+
+def test_a_run_by_hand_counts_only_with_the_parameters_of_the_studys_file(root):
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_product, seeds=2), tags={"by": "hand"}, steps=20)
+    assert judged(claims(["7"]), where="store", store=store)[0].evidence is None
+    run = measured(store, "stability_boundary", outcomes(by_product, seeds=2), tags={"by": "hand"})
+    assert judged(claims(["7"]), store=store)[0].evidence.run == run
 
 
 def test_what_nobody_measured_is_left_open(root):

@@ -191,7 +191,7 @@ class Store:
                 "mlflow.source.type": "NOTEBOOK",
             },
         )
-        params = [Param(k, _param(v)) for k, v in parameters.items() if v is not None]
+        params = [Param(k, as_param(v)) for k, v in parameters.items() if v is not None]
         self.client.log_batch(run.info.run_id, params=params)
         return run.info.run_id
 
@@ -376,7 +376,7 @@ class Store:
         self.log_metrics(run_id, metrics, step=result.metrics.get("steps_done", 0))
         self.client.log_batch(
             run_id,
-            params=[Param(k, _param(v)) for k, v in params.items() if v is not None],
+            params=[Param(k, as_param(v)) for k, v in params.items() if v is not None],
             tags=[
                 RunTag(k, str(v))
                 for k, v in {
@@ -408,7 +408,7 @@ class Store:
             run_name=name,
             tags={**_owner_tags(), **tags, "mlflow.source.name": source, "mlflow.source.type": "LOCAL"},
         )
-        self.client.log_batch(run.info.run_id, params=[Param(k, _param(v)) for k, v in parameters.items()])
+        self.client.log_batch(run.info.run_id, params=[Param(k, as_param(v)) for k, v in parameters.items()])
         return run.info.run_id
 
     # ---- looking back
@@ -534,5 +534,6 @@ def _milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)
 
 
-def _param(value) -> str:
+def as_param(value) -> str:
+    """How the store writes a value of a parameter."""
     return value if isinstance(value, str) else json.dumps(value)

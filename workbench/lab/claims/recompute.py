@@ -7,6 +7,7 @@ measured, however few are shown.
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +17,14 @@ import pandas as pd
 from workbench.errors import WorkbenchError
 from workbench.lab.claims.registry import Claim
 from workbench.lab.stats import holm
-from workbench.lab.store import Store
+from workbench.lab.store import Store, as_param
+from workbench.lab.study import Study
 from workbench.lab.verdicts import Verdict
 from workbench.paths import root
 
 LEVEL = 0.05
 INDEX = "runs.json"  # of the committed tables: which run each study's are of
+SAID = ("run", "date", "data", "device", "departs")  # of a run, in that index
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Evidence:
     date: str
     data: str
     device: str
+    departs: str  # parameters of the run that are not those of the study's file: "steps=120"; else empty
     source: str  # store, or the folder of the committed tables
 
 
@@ -54,6 +58,9 @@ def results_folder() -> Path:
 def judged(claims: list[Claim], *, where: str = "auto", store: Store | None = None) -> list[Judged]:
     """The claims, judged anew from the newest full run of their studies in the store, or ("docs", or where the store
     has none) from the committed tables.
+
+    Runs with the parameters of the study's file go before others, and of those by hand no other counts: a look with
+    other settings must not replace what was measured as written down.
 
     Raises: WorkbenchError for a committed table that cannot be read.
     """
@@ -86,7 +93,7 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
         drawing = figures / f"{claim.study}.png"
         claim.figure(evidence.tables).savefig(drawing, dpi=160, bbox_inches="tight")
         written.append(drawing)
-        index[claim.study] = {name: getattr(evidence, name) for name in ("run", "date", "data", "device")}
+        index[claim.study] = {name: getattr(evidence, name) for name in SAID}
     index_file.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
     return [*written, index_file]
 
@@ -101,13 +108,34 @@ def _find(claim: Claim, where: str, store: Store | None) -> Evidence | None:
 
 def _in_store(claim: Claim, store: Store) -> Evidence | None:
     runs = store.search("studies", "full", f"tags.study = '{claim.study}' and attributes.status = 'FINISHED'")
-    if not runs:
+    study = Study.load(claim.study)
+    told = [(run, departures(study, run.data.params)) for run in runs]
+    told = [(run, departs) for run, departs in told if not departs or run.data.tags.get("by") != "hand"]
+    if not told:
         return None
-    run = runs[0]
+    run, departs = min(told, key=lambda one: bool(one[1]))  # of equals the first, which is the newest
     tables = {name: store.read_table(run.info.run_id, name) for name in claim.tables}
     data, device = _data_and_device(tables)
     when = datetime.fromtimestamp(run.info.end_time / 1000, UTC).date().isoformat()
-    return Evidence(tables, run.info.run_id, when, data, device, "store")
+    return Evidence(tables, run.info.run_id, when, data, device, departs, "store")
+
+
+def departures(study: Study, params: Mapping[str, str]) -> str:
+    """Where a run's parameters, as the store has them, are not those of the study's file: "steps=120, clip=none" in
+    the notebook's order, beside the nearest of its executions; empty where they are. A parameter that the notebook has
+    got since counts as its default."""
+    defaults = {name: knob.default for name, knob in study.knobs().items()}
+    found = []
+    for wanted in study.executions(quick=False):
+        other = []
+        for name, value in wanted.items():
+            was = params.get(name)
+            if was is None and value is not None and value != defaults[name]:
+                other.append(f"{name}=none")
+            elif was is not None and name != "device" and was != as_param(value):
+                other.append(f"{name}={was}")
+        found.append(other)
+    return ", ".join(min(found, key=len))
 
 
 def _committed(claim: Claim) -> Evidence | None:
@@ -120,7 +148,7 @@ def _committed(claim: Claim) -> Evidence | None:
         index = json.loads((folder / INDEX).read_text()).get(claim.study, {}) if (folder / INDEX).exists() else {}
     except (OSError, ValueError) as error:
         raise WorkbenchError(f"the committed table of {claim.study} cannot be read ({error}).") from error
-    said = {name: index.get(name, "") for name in ("run", "date", "data", "device")}
+    said = {name: index.get(name, "") for name in SAID}
     return Evidence(tables, **said, source=str(folder.relative_to(root())))
 
 

@@ -40,11 +40,14 @@ def show_claims(found: list[Judged], console: Console) -> None:
             name = f"[bold]{one.claim.number}, {one.claim.study}[/bold]"
             console.print(f"\n{name}: {one.verdict.sentence}", highlight=False)
             console.print(f"    effect: {one.verdict.effect_name}", style="dim", highlight=False)
+            if one.evidence.departs:
+                told = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
+                console.print(told, style="yellow", highlight=False)
 
 
 def as_table(found: list[Judged]) -> pd.DataFrame:
     """One row a claim that was measured: claim, study, holds, effect with bounds, n, p, p_holm, data, device,
-    run, date, sentence."""
+    run, date, departs, sentence."""
     rows = []
     for one in found:
         if one.verdict is None:
@@ -54,7 +57,7 @@ def as_table(found: list[Judged]) -> pd.DataFrame:
             {"claim": one.claim.number, "study": one.claim.study, "holds": verdict.holds, "effect": verdict.effect.mean,
              "low": verdict.effect.low, "high": verdict.effect.high, "n": verdict.effect.n, "p": verdict.p,
              "p_holm": one.p_holm, "data": evidence.data, "device": evidence.device, "run": evidence.run,
-             "date": evidence.date, "sentence": verdict.sentence}
+             "date": evidence.date, "departs": evidence.departs, "sentence": verdict.sentence}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -69,7 +72,8 @@ def as_markdown(found: list[Judged]) -> str:
             lines.append(f"{head} | not measured | | | | | `{one.claim.study}` |")
             continue
         verdict, evidence = one.verdict, one.evidence
-        where = ", ".join(filter(None, (evidence.data, evidence.device)))
+        departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
+        where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
         lines.append(
             f"{head} | {words[verdict.holds]} | {verdict.effect:.3g} {verdict.effect_name} | {verdict.effect.n} | "
             f"{_p(one.p_holm)} | {where} | `{one.claim.study}`, {evidence.run[:8]} |"
