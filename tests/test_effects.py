@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points
+from workbench.lab.evidence.effects import draw, effects, interval_of
 from workbench.lab.evidence.readings import at_best, to_train, with_second
-from workbench.lab.stats import Interval, side
 
 
 def confirmed(**values):
@@ -41,13 +40,6 @@ def test_p_values_are_those_of_the_paired_tests_and_holm_multiplies_the_smallest
 def test_only_pairs_of_one_seed_count():
     found = effects(confirmed(a=[0.1, 0.2, 0.9], b=[0.2, 0.4]), "a")
     assert found.n[0] == 2 and found.difference[0] == pytest.approx(0.15)
-
-
-def test_differences_are_said_in_points_and_take_sides_only_when_the_interval_does():
-    assert points(Interval(0.012, 0.001, 0.023, 8)) == "+1.2 points [+0.1, +2.3]"
-    assert "no interval" in points(Interval(0.012, np.nan, np.nan, 1))
-    assert side(Interval(0.1, 0.01, 0.2, 8)) is True and side(Interval(-0.1, -0.2, -0.01, 8)) is False
-    assert side(Interval(0.1, -0.01, 0.2, 8)) is None and side(Interval(0.1, np.nan, np.nan, 1)) is None
 
 
 def test_a_failed_seed_is_crossed_and_stays_in_the_mean():

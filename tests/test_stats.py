@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from workbench.lab.stats import (
+    Interval,
     accuracy_interval,
     best_four_of_five,
     beyond_p,
     difference_p,
     holm,
     paired_interval,
+    points,
     share_interval,
     share_p,
+    side,
     t_interval,
     within_p,
 )
@@ -115,3 +118,14 @@ def test_a_share_by_the_exact_test():
     """9 of 10 against one half: 2 (1 + 10) / 1024."""
     assert share_p(9, 10) == pytest.approx(22 / 1024)
     assert share_p(0, 0) == 1.0
+
+
+def test_differences_of_accuracies_are_told_in_points():
+    assert points(Interval(-0.0687, -0.086, -0.0514, 8)) == "-6.9 points [-8.6, -5.1]"
+    assert points(Interval(0.00159, 0.000442, 0.00273, 8)) == "+0.16 points [+0.04, +0.27]"
+    assert points(Interval(-0.012, float("nan"), float("nan"), 1)) == "-1.2 points (n = 1, no interval)"
+
+
+def test_an_interval_takes_a_side_only_where_it_leaves_zero_out():
+    assert side(Interval(0.1, 0.01, 0.2, 8)) is True and side(Interval(-0.1, -0.2, -0.01, 8)) is False
+    assert side(Interval(0.1, -0.01, 0.2, 8)) is None and side(Interval(0.1, float("nan"), float("nan"), 1)) is None

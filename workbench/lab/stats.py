@@ -24,6 +24,16 @@ class Interval:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
+def points(difference: Interval) -> str:
+    """A difference of accuracies in words: `-1.2 points [-2.0, -0.4]`; with two decimals where all is below a point."""
+    ends = [v for v in (difference.mean, difference.low, difference.high) if not math.isnan(v)]
+    digits = 2 if ends and max(map(abs, ends)) < 0.01 else 1
+    if math.isnan(difference.low):
+        return f"{100 * difference.mean:+.{digits}f} points (n = {difference.n}, no interval)"
+    low, high = (f"{100 * bound:+.{digits}f}" for bound in (difference.low, difference.high))
+    return f"{100 * difference.mean:+.{digits}f} points [{low}, {high}]"
+
+
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean and Student-t interval of independent observations, such as seeds; one observation has no interval."""
     from scipy import stats

@@ -6,7 +6,7 @@ The functions that compute them are in workbench.lab.claims, a file a question.
 import dataclasses
 from dataclasses import dataclass
 
-from workbench.lab.stats import Interval
+from workbench.lab.stats import Interval, points
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,16 @@ class Verdict:
     effect: Interval
     stamp: str = ""
     p: float | None = None  # of the contrast that decides, where it is a test
+    in_points: bool = False  # the effect is a difference of accuracies, told in points
+
+    @property
+    def effect_value(self) -> str:
+        return points(self.effect) if self.in_points else f"{self.effect:.3g}"
 
     @property
     def effect_text(self) -> str:
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        return f"{self.effect_name} = {self.effect:.3g}, n = {self.effect.n}{p}"
+        return f"{self.effect_name} = {self.effect_value}, n = {self.effect.n}{p}"
 
     def stamped(self, stamp: str) -> "Verdict":
         return dataclasses.replace(self, stamp=stamp)

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points
+from workbench.lab.evidence.effects import draw, effects, interval_of
 from workbench.lab.evidence.protocol import by_seed
-from workbench.lab.stats import difference_p, side, t_interval
+from workbench.lab.stats import difference_p, points, side, t_interval
 from workbench.lab.verdicts import Verdict
 
 WHOLE = "whole net"
@@ -50,7 +50,9 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
         f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
         f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step: {cost}."
     )
-    return Verdict(sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference))
+    return Verdict(
+        sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference), in_points=True
+    )
 
 
 def _each(rows: pd.DataFrame) -> str:

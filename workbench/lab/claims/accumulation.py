@@ -85,7 +85,9 @@ def verdict(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
         f"{f'; {others}' if others else ''}. Largest relative difference of the gradient: {exact}. With BatchNorm an "
         "accumulated batch is ghost BatchNorm: each part is normalised by itself, and another function is trained."
     )
-    return Verdict(sentence, holds, "test accuracy, accumulated minus at once", effect, p=min(equal_p, other_p))
+    return Verdict(
+        sentence, holds, "test accuracy, accumulated minus at once", effect, p=min(equal_p, other_p), in_points=True
+    )
 
 
 def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:

@@ -47,7 +47,7 @@ def verdict(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     relation = {True: "above", False: "below", None: "not told apart from"}[holds]
     sentence += f"; that is {relation} no clipping at its own best rate {plain.lr:.3g} ({difference:+.1%})."
     p = difference_p(by_seed["NF+AGC"] - by_seed["NF"])
-    return Verdict(sentence, holds, "accuracy with AGC minus without", difference, p=p)
+    return Verdict(sentence, holds, "accuracy with AGC minus without", difference, p=p, in_points=True)
 
 
 def _good_region(trials: pd.DataFrame) -> str:

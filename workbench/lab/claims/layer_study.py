@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import effects, interval_of, points
+from workbench.lab.evidence.effects import effects, interval_of
 from workbench.lab.evidence.panels import effects_and_rates
-from workbench.lab.stats import side
+from workbench.lab.stats import points, side
 from workbench.lab.verdicts import Verdict
 
 PAPER = "all but the head"
@@ -73,7 +73,9 @@ def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     stable = ", ".join(f"{arm} {_doublings(margins[arm])}" for arm in rows.index)
     base = largest_stable(screened)[PAPER]
     sentence += f". Largest rate at which no training failed in screening: {base:.3g} for the paper's choice; {stable}."
-    return Verdict(sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]))
+    return Verdict(
+        sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]), in_points=True
+    )
 
 
 def _doublings(margin: float) -> str:

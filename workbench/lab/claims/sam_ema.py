@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of, points
-from workbench.lab.stats import accuracy_interval, side
+from workbench.lab.evidence.effects import draw, effects, interval_of
+from workbench.lab.stats import accuracy_interval, points, side
 from workbench.lab.verdicts import Verdict
 
 AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # the arm, and what it is called when its average is read
@@ -55,7 +55,9 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
         f"{cost:.2f} of a plain one, so that SAM has {steps['SAM']} steps for {steps['plain']}; it took "
         f"{seconds['SAM'] / seconds['plain']:.2f} of the seconds."
     )
-    return Verdict(sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]))
+    return Verdict(
+        sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]), in_points=True
+    )
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

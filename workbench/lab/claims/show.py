@@ -26,7 +26,7 @@ def show_claims(found: list[Judged], console: Console) -> None:
             str(one.claim.number),
             one.claim.sentence,
             ANSWERS[verdict.holds],
-            f"{verdict.effect:.3g}",
+            verdict.effect_value,
             str(verdict.effect.n),
             _p(verdict.p),
             _p(one.p_holm),
@@ -75,7 +75,7 @@ def as_markdown(found: list[Judged]) -> str:
         departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
         where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
         lines.append(
-            f"{head} | {words[verdict.holds]} | {verdict.effect:.3g} {verdict.effect_name} | {verdict.effect.n} | "
+            f"{head} | {words[verdict.holds]} | {verdict.effect_value} {verdict.effect_name} | {verdict.effect.n} | "
             f"{_p(one.p_holm)} | {where} | `{one.claim.study}`, {evidence.run[:8]} |"
         )
     return "\n".join(lines)

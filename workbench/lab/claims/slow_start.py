@@ -11,9 +11,9 @@ paper's choice, paired by seed.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import effects, interval_of, points
+from workbench.lab.evidence.effects import effects, interval_of
 from workbench.lab.evidence.panels import effects_and_rates
-from workbench.lab.stats import side
+from workbench.lab.stats import points, side
 from workbench.lab.verdicts import Verdict
 
 PAPER = "paper's: from 0, clipped"
@@ -57,7 +57,14 @@ def verdict(confirmed: pd.DataFrame) -> Verdict:
         f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})" for arm in rows.index.drop(GAINS)
     )
     sentence = f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}."
-    return Verdict(sentence, holds, "accuracy with skip gains not clipped minus with", gains, p=float(rows.p[GAINS]))
+    return Verdict(
+        sentence,
+        holds,
+        "accuracy with skip gains not clipped minus with",
+        gains,
+        p=float(rows.p[GAINS]),
+        in_points=True,
+    )
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

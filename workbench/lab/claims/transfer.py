@@ -66,7 +66,7 @@ def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
         f"of test accuracy ({loss:.2%})."
     )
     effect_name, p = "test accuracy at its own point minus at the predicted one", min(small_p, large_p)
-    return Verdict(sentence, holds, effect_name, loss, p=p)
+    return Verdict(sentence, holds, effect_name, loss, p=p, in_points=True)
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:

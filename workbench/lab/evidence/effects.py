@@ -47,13 +47,6 @@ def interval_of(found: pd.DataFrame, arm: str) -> Interval:
     return Interval(row.difference, row.low, row.high, int(row.n))
 
 
-def points(difference: Interval) -> str:
-    """A difference of accuracies in words: `-1.2 points [-2.0, -0.4]`."""
-    if np.isnan(difference.low):
-        return f"{100 * difference.mean:+.1f} points (n = {difference.n}, no interval)"
-    return f"{100 * difference.mean:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-
-
 def draw(ax, confirmed: pd.DataFrame, against: str, arms: list[str], mark: str = "failed") -> None:
     """Each arm a line from the top: the paired differences of its seeds, crossed where a training of the pair has
     `mark` (0 or 1) set, and their mean with its 95 % interval; the margin of equality is shaded."""

@@ -129,7 +129,9 @@ def own_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame, noise: NoiseScale
         sentence += f"; with it, at its own best rate {bn.lr:.2g}, {t_interval(by_seed[BN]):.1%}. That is {relation}"
     failed = ", ".join(f"{arm} {int(t.failed.sum())} of {len(t)}" for arm, t in confirmed.groupby("arm"))
     sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}"
-    return Verdict(f"{sentence}{_batches_said(noise, int(nf.batch_size))}", holds, name, effect)
+    return Verdict(
+        f"{sentence}{_batches_said(noise, int(nf.batch_size))}", holds, name, effect, in_points=BN in by_seed
+    )
 
 
 def _region(trials: pd.DataFrame) -> str:
