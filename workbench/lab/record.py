@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.lab import events, units
+from workbench.lab import events, leftovers, units
 from workbench.lab.executors import Outcome, Task
 from workbench.lab.session import Session
 from workbench.lab.store import UNREACHABLE, Store, runs_folder
@@ -90,6 +90,7 @@ class Record:
 
     def begin(self, *, here: bool) -> Task:
         """Opens the run, and returns the task that trains; `here` is this process, with its terminal and its GPUs."""
+        leftovers.diverged_bytes()  # refuse it now, not when the training is over
         config, session = self.wanted.config, self._session
         self._run = session.store.open_training(
             config, self.key, session.mode, role=self._role, arm=self.wanted.arm, owner=session.run_id
@@ -119,7 +120,7 @@ class Record:
                 f"the store is out of reach ({str(error).splitlines()[0]}); the result is kept, start again to log it"
             )
             return Done(self.wanted, self._run, error=lost)
-        units.forget(self.folder, keep_checkpoints=result.outcome == "diverged")
+        leftovers.settle(self.folder, diverged=result.outcome == "diverged")
         self._lock.release()
         return self._done(self._run, result, reused=False)
 

@@ -58,15 +58,6 @@ def checkpoint_seconds() -> float:
         raise WorkbenchError(f"WORKBENCH_CHECKPOINT_SECONDS (={text}) must be a number.") from error
 
 
-def forget(folder: Path, *, keep_checkpoints: bool) -> None:
-    """Removes what lies there once the store has the result; the checkpoints before a divergence may stay."""
-    if not keep_checkpoints:
-        Checkpoints(folder).remove()
-        return
-    for file in (*folder.glob("*.parquet"), folder / RESULT):
-        file.unlink(missing_ok=True)
-
-
 def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:
     try:
         result = TrainResult.from_json((folder / RESULT).read_text())
