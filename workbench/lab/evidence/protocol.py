@@ -23,20 +23,49 @@ def screen(
     training: Training,
     session: Session,
     cells: Iterable[Mapping] = ({},),
+    extend: int = 0,
 ) -> pd.DataFrame:
     """Trains every arm at every rate, in every cell (e.g. {"batch_size": 64}): the rows of `run_all` with the cells'
-    columns."""
-    wanted = [(cell, arm, lr, seed) for cell in cells for arm in arms for lr in lrs for seed in seeds]
-    return _run(wanted, training, session, "screen")
+    columns.
+
+    Where an arm is best at an end of a cell's rates, all arms of that cell train at one rate more beyond that end, a
+    step of the grid away; `extend` times at each end, at most. One rate alone is no grid, and stays alone.
+    Raises: WorkbenchError for an `extend` below 0.
+    """
+    if extend < 0:
+        raise WorkbenchError(f"`extend` (={extend}) must be at least 0.")
+    arms, cells = list(arms), list(cells)
+    grids = [sorted({float(lr) for lr in lrs}) for _ in cells]
+    table, wanted, missing = pd.DataFrame(), [], [list(lrs) for _ in cells]
+    for _ in range(extend + 1):
+        new = [(i, arm, lr, s) for i, rates in enumerate(missing) for arm in arms for lr in rates for s in seeds]
+        trained = _run([(cells[i], *rest) for i, *rest in new], training, session, "screen")
+        table, wanted = pd.concat([table, trained], ignore_index=True), wanted + new
+        tried = pd.DataFrame(wanted, columns=["cell", "arm", "lr", "seed"]).assign(val_acc=table.val_acc)
+        best = best_rates(tried, by=["cell"]).groupby("cell").lr.agg(set)
+        missing = [_beyond(grid, best[i]) for i, grid in enumerate(grids)]
+        if not any(missing):
+            break
+        grids = [sorted([*grid, *rates]) for grid, rates in zip(grids, missing, strict=True)]
+    return table
+
+
+def _beyond(grid: list[float], best: set[float]) -> list[float]:
+    """The rates a step beyond those ends of the grid that are best for an arm."""
+    if len(grid) < 2:
+        return []
+    ends = [(grid[0], grid[1]), (grid[-1], grid[-2])]
+    return [float(f"{end**2 / neighbour:.4g}") for end, neighbour in ends if end in best]
 
 
 def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """One row an arm and cell: the rate `lr` of the highest mean validation accuracy, that mean as `val_acc`, and
-    `at_edge`: whether it is the lowest or highest that was tried, so that a better one may lie outside."""
+    `at_edge`: whether it is the lowest or highest that was tried there, so that a better one may lie outside."""
     means = screened.groupby([*by, "arm", "lr"], sort=False).val_acc.mean().reset_index()
-    best = means.loc[means.groupby([*by, "arm"], sort=False).val_acc.idxmax()].reset_index(drop=True)
-    lrs = screened.lr
-    return best.assign(at_edge=best.lr.isin([lrs.min(), lrs.max()]) & (lrs.nunique() > 1))
+    over = means.groupby([*by, "arm"], sort=False)
+    lowest, highest = over.lr.transform("min"), over.lr.transform("max")
+    means["at_edge"] = ((means.lr == lowest) | (means.lr == highest)) & (lowest < highest)
+    return means.loc[over.val_acc.idxmax()].reset_index(drop=True)
 
 
 def confirm(

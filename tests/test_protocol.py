@@ -1,0 +1,76 @@
+"""How evidence is made. Evidence: accuracies that peak at a known rate, and which rates were trained to find it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.lab.evidence import protocol
+
+
+@pytest.fixture
+def peak(monkeypatch):
+    """Trainings whose accuracy falls with the distance to 2 to the `peak[arm]`; the batch moves it. What runs is
+    configurations in, rows out, as `run_all`."""
+    at = {}
+
+    def run_all(arms, session, role):
+        rows = [
+            {"arm": a.name, "lr": a.config.lr, "seed": a.config.seed,
+             "val_acc": 0.9 - 0.1 * abs(np.log2(a.config.lr / a.config.batch) - at[a.name])}
+            for a in arms
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    monkeypatch.setattr(protocol, "run_all", run_all)
+    monkeypatch.setattr(protocol, "Arm", lambda name, config: SimpleNamespace(name=name, config=config))
+    return at
+
+
+def training(arm, lr, seed, batch=1):
+    return SimpleNamespace(lr=lr * batch, seed=seed, batch=batch)  # the grid may be of a rate that is scaled
+
+
+def screened(peak, lrs, extend, cells=({},), **at):
+    peak.update(at)
+    return protocol.screen(list(at), lrs, [0, 1], training, None, cells, extend=extend)
+
+
+def test_a_best_rate_inside_the_grid_adds_none(peak):
+    table = screened(peak, [0.5, 1, 2], 2, a=0, b=0)
+    assert sorted(table.lr.unique()) == [0.5, 1, 2] and len(table) == 12
+
+
+def test_a_best_rate_at_an_end_adds_a_step_for_every_arm_until_it_is_inside(peak):
+    table = screened(peak, [1, 2, 4], 3, a=0, b=1)  # a is best at 1, the lowest
+    assert sorted(table.lr.unique()) == [0.5, 1, 2, 4]
+    assert table.groupby(["arm", "lr"]).size().tolist() == [2] * 8  # b, too, with both seeds
+    assert not protocol.best_rates(table).at_edge.any()
+
+
+def test_both_ends_grow_and_no_further_than_was_asked(peak):
+    table = screened(peak, [1, 2, 4], 2, a=-5, b=3)
+    assert sorted(table.lr.unique()) == [0.25, 0.5, 1, 2, 4, 8, 16]
+    best = protocol.best_rates(table).set_index("arm")
+    assert best.lr.to_dict() == {"a": 0.25, "b": 8} and best.at_edge.to_dict() == {"a": True, "b": False}
+
+
+def test_each_cell_has_its_own_ends_and_the_rate_asked_for_counts(peak):
+    """Scaled by the batch 64 the rates are others than the grid's; its best is inside, that of batch 1 is not."""
+    cells = [{"batch": 1}, {"batch": 64}]
+    peak["a"] = 1
+    moved = lambda arm, lr, seed, batch: SimpleNamespace(lr=lr * batch, seed=seed, batch=batch if batch > 1 else 4)
+    table = protocol.screen(["a"], [1, 2, 4], [0], moved, None, cells, extend=1)
+    assert sorted(table[table.batch == 1].lr) == [1, 2, 4, 8]
+    assert sorted(table[table.batch == 64].lr) == [64, 128, 256]
+
+
+def test_one_rate_is_no_grid(peak):
+    assert screened(peak, [1], 2, a=5).lr.tolist() == [1, 1]
+
+
+def test_a_seed_that_would_choose_and_confirm_is_refused():
+    with pytest.raises(WorkbenchError, match="both choose and confirm"):
+        protocol.refuse_shared([0, 1], [1, 2])
