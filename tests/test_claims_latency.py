@@ -25,6 +25,11 @@ def tables(nf_step, final=0.6, bn_step=60):
     return pd.DataFrame(confirmed), pd.DataFrame(curves)
 
 
+def screened(best=0.4):
+    """BN's accuracy over three rates; the highest at `best`."""
+    return pd.DataFrame({"arm": "BN", "lr": lr, "val_acc": 0.6 if lr == best else 0.5} for lr in (0.2, 0.4, 0.8))
+
+
 def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
     found = latency.times(COSTS, *tables(40))
     first = found[found.seed == 0].set_index("arm")
@@ -32,11 +37,11 @@ def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
 
 
 def test_the_verdict_flips_with_the_crossing():
-    sooner: Verdict = latency.verdict(COSTS, *tables(30))
+    sooner: Verdict = latency.verdict(COSTS, screened(), *tables(30))
     assert sooner.holds is True and sooner.effect.high < 0 and "is sooner" in sooner.sentence
-    later = latency.verdict(COSTS, *tables(90))
+    later = latency.verdict(COSTS, screened(), *tables(90))
     assert later.holds is False and "is later" in later.sentence
-    equal = latency.verdict(COSTS.assign(cost=1.0), *tables(60))
+    equal = latency.verdict(COSTS.assign(cost=1.0), screened(), *tables(60))
     assert equal.holds is None and "not shown" in equal.sentence
 
 
@@ -44,13 +49,19 @@ def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
     found = latency.times(COSTS, *tables(1000))
     never = found[found.arm == "NF+AGC"]
     assert not never.reached.any() and (never.time == 2 * 100 * 0.8).all()
-    assert "NF+AGC 0 of 6" in latency.verdict(COSTS, *tables(1000)).sentence
+    assert "NF+AGC 0 of 6" in latency.verdict(COSTS, screened(), *tables(1000)).sentence
 
 
 def test_the_figure_has_costs_curves_and_what_diverged():
     confirmed, curves = tables(40)
     confirmed.loc[0, "outcome"] = "diverged"
-    left, right = latency.figure(COSTS, confirmed, curves).axes
+    left, right = latency.figure(COSTS, screened(), confirmed, curves).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["BN", "NF+AGC", "BN again"]
     words = [t.get_text() for t in right.get_legend().get_texts()]
     assert {"BN", "NF+AGC", "target", "BN: 1 diverged"} <= set(words)
+
+
+def test_a_rate_at_the_end_of_the_grid_is_told():
+    assert "may lie beyond" not in latency.verdict(COSTS, screened(), *tables(90)).sentence
+    told = latency.verdict(COSTS, screened(best=0.2), *tables(90)).sentence
+    assert told.endswith("BN is best at the last rate that was tried, so a better one may lie beyond.")

@@ -21,6 +21,10 @@ def confirmed(gain, spread=0.002):
     )
 
 
+def screened():
+    return pd.DataFrame({"arm": slow_start.PAPER, "lr": lr, "val_acc": 0.5 - abs(lr - 1.6)} for lr in (0.8, 1.6, 3.2))
+
+
 def test_each_arm_clips_what_its_name_says():
     unclipped = {}
     for arm, fields in slow_start.arms(0.01, [0.1]).items():
@@ -49,7 +53,9 @@ def test_a_clipped_skip_gain_at_zero_gets_a_gradient_of_a_hundred_thousandth():
 
 
 def test_the_verdict_flips_with_the_table():
-    gains, costs, unclear = (slow_start.verdict(confirmed(*how)) for how in ((0.03,), (-0.03,), (0.001, 0.02)))
+    gains, costs, unclear = (
+        slow_start.verdict(screened(), confirmed(*how)) for how in ((0.03,), (-0.03,), (0.001, 0.02))
+    )
     assert gains.holds is True and "gains accuracy: +3.0 points" in gains.sentence and gains.p < 0.01
     assert costs.holds is False and unclear.holds is None
     assert f"{slow_start.ONE} +10.0 points" in gains.sentence

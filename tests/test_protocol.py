@@ -74,3 +74,14 @@ def test_one_rate_is_no_grid(peak):
 def test_a_seed_that_would_choose_and_confirm_is_refused():
     with pytest.raises(WorkbenchError, match="both choose and confirm"):
         protocol.refuse_shared([0, 1], [1, 2])
+
+
+def test_arms_at_an_end_are_named_with_their_cell():
+    rows = [
+        {"arm": arm, "batch_size": batch, "lr": lr, "val_acc": -abs(lr - best)}
+        for arm, batch, best in (("BN", 4, 1), ("NF", 4, 2), ("BN", 64, 2), ("NF", 64, 4))
+        for lr in (1, 2, 4)
+    ]
+    told = protocol.edges_told(pd.DataFrame(rows), by=["batch_size"])
+    assert told.startswith(" BN at batch_size 4, NF at batch_size 64 are best at the last rates that were tried")
+    assert protocol.edges_told(pd.DataFrame(rows[3:6]), by=["batch_size"]) == ""

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.evidence.effects import draw, effects, interval_of
-from workbench.lab.evidence.protocol import by_seed
+from workbench.lab.evidence.protocol import by_seed, edges_told
 from workbench.lab.stats import difference_p, points, side, t_interval
 from workbench.lab.verdicts import Verdict
 
@@ -50,6 +50,7 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
         f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
         f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step: {cost}."
     )
+    sentence += edges_told(screened)
     return Verdict(
         sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference), in_points=True
     )

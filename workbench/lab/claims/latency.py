@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.lab.evidence.protocol import edges_told
 from workbench.lab.stats import accuracy_interval, difference_p, t_interval
 from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
@@ -50,7 +51,7 @@ def _target(curves: pd.DataFrame) -> float:
     return SHARE * float(last.val_acc.mean())
 
 
-def verdict(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Verdict:
+def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Verdict:
     """Is NF+AGC sooner at the target than BN?"""
     found = times(costs, confirmed, curves)
     by_arm = found.pivot_table(index="seed", columns="arm", values="time")
@@ -67,10 +68,11 @@ def verdict(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) 
         f"{2**effect.mean:.2f} times its time; the target was reached by {reached}. Time of a step over BN's: {steps}. "
         f"Test accuracy at the end: {ends}."
     )
+    sentence += edges_told(screened)
     return Verdict(sentence, holds, "doublings of the time to accuracy, NF+AGC over BN", effect, p=p)
 
 
-def figure(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Left: time of a step beside BN's, median and range over rounds. Right: accuracy over time, mean and 95 %
     interval over seeds, with the target."""
     import matplotlib.pyplot as plt

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from workbench.lab.evidence.effects import effects, interval_of
 from workbench.lab.evidence.panels import effects_and_rates
+from workbench.lab.evidence.protocol import edges_told
 from workbench.lab.stats import points, side
 from workbench.lab.verdicts import Verdict
 
@@ -73,6 +74,7 @@ def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     stable = ", ".join(f"{arm} {_doublings(margins[arm])}" for arm in rows.index)
     base = largest_stable(screened)[PAPER]
     sentence += f". Largest rate at which no training failed in screening: {base:.3g} for the paper's choice; {stable}."
+    sentence += edges_told(screened)
     return Verdict(
         sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]), in_points=True
     )

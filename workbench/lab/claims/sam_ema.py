@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.evidence.effects import draw, effects, interval_of
+from workbench.lab.evidence.protocol import edges_told
 from workbench.lab.stats import accuracy_interval, points, side
 from workbench.lab.verdicts import Verdict
 
@@ -55,6 +56,7 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
         f"{cost:.2f} of a plain one, so that SAM has {steps['SAM']} steps for {steps['plain']}; it took "
         f"{seconds['SAM'] / seconds['plain']:.2f} of the seconds."
     )
+    sentence += edges_told(screened)
     return Verdict(
         sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]), in_points=True
     )

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from workbench.lab.evidence.effects import effects, interval_of
 from workbench.lab.evidence.panels import effects_and_rates
+from workbench.lab.evidence.protocol import edges_told
 from workbench.lab.stats import points, side
 from workbench.lab.verdicts import Verdict
 
@@ -46,7 +47,7 @@ def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
     return each.reset_index().merge(found, on="arm", how="left")
 
 
-def verdict(confirmed: pd.DataFrame) -> Verdict:
+def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
     found = effects(confirmed, PAPER)
     gains = interval_of(found, GAINS)
@@ -56,7 +57,9 @@ def verdict(confirmed: pd.DataFrame) -> Verdict:
     others = "; ".join(
         f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})" for arm in rows.index.drop(GAINS)
     )
-    sentence = f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}."
+    sentence = (
+        f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}.{edges_told(screened)}"
+    )
     return Verdict(
         sentence,
         holds,

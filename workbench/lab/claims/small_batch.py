@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.protocol import by_seed
+from workbench.lab.evidence.protocol import by_seed, edges_told
 from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, points, side, t_interval
 from workbench.lab.verdicts import Verdict
 
@@ -83,6 +83,7 @@ def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     failed = {arm: (int(t.failed.sum()), len(t)) for arm, t in confirmed.groupby("arm", sort=False)}
     said = ", ".join(f"{arm} {n} of {of}" for arm, (n, of) in failed.items() if n)
     sentence += f". Failed on fresh seeds: {said}." if said else ". None failed on fresh seeds."
+    sentence += edges_told(screened, by=["batch_size"])
     return Verdict(
         sentence, holds, "loss of BN minus loss of NF+AGC", effect, p=difference_p(difference), in_points=True
     )
