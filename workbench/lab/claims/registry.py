@@ -51,7 +51,7 @@ CLAIMS = (
     ),
     Claim(
         4,
-        "Never clip the classifier; all stages must be clipped; the first convolution may be left out",
+        "Never clip the classifier (of the paper's other choices, stages and first convolution, the lab book tells)",
         "layer_study",
         ("screened", "confirmed"),
     ),
