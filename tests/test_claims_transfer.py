@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from workbench.lab.claims import transfer
 
@@ -21,12 +22,15 @@ def screened(best_lr):
     return pd.DataFrame(rows)
 
 
-def confirmed(loss, spread=0.001):
+def confirmed(loss, spread=0.001, others=-0.02):
+    """Eight seeds at the predicted point and its rivals; its own best is above it by `loss`, the others by `others`."""
     rows = []
     for seed in range(8):
-        rows.append({"arm": "own", "seed": seed, "test_acc": 0.6 + 0.01 * seed})
-        rows.append({"arm": "predicted", "seed": seed, "test_acc": 0.6 + 0.01 * seed - loss + spread * (-1) ** seed})
-    return pd.DataFrame(rows)
+        rows.append({"arm": "predicted", "seed": seed, "test_acc": 0.6 + 0.01 * seed})
+        for arm, more in (("half the rate", others), ("twice the rate", others), ("own best", loss)):
+            noise = spread * (-1) ** seed
+            rows.append({"arm": arm, "seed": seed, "test_acc": 0.6 + 0.01 * seed + more + noise})
+    return pd.DataFrame(rows).assign(lr=0.8, clip=0.04, failed=0)
 
 
 def test_an_optimum_that_does_not_move_and_one_that_halves_are_predicted():
@@ -36,21 +40,40 @@ def test_an_optimum_that_does_not_move_and_one_that_halves_are_predicted():
     assert best.lr.tolist() == [1.6, 0.8, 0.4]
 
 
+def test_the_rivals_are_the_neighbours_and_its_own_best():
+    still = transfer.points_to_confirm(screened(lambda width: 0.8))
+    assert still.arm.tolist() == ["predicted", "half the rate", "twice the rate", "threshold / 4", "threshold x 4"]
+    assert still.lr.tolist() == [0.8, 0.4, 1.6, 0.8, 0.8] and still["clip"].tolist() == [0.04, 0.04, 0.04, 0.01, 0.16]
+    assert set(still.width) == {2.0}
+    moved = transfer.points_to_confirm(screened(lambda width: 3.2 if width == 2 else 0.4))
+    assert moved.iloc[-1][["arm", "lr", "clip"]].tolist() == ["own best", 3.2, 0.04]
+
+
 def test_the_verdict_flips_with_the_loss():
     moving = screened(lambda width: 1.6 if width == 2 else 0.4)  # a jump that no line through the others foresees
     small, large, unclear = (transfer.verdict(moving, confirmed(*how)) for how in ((0.001,), (0.03,), (0.005, 0.01)))
     assert (
         small.holds is True
-        and "loses less than 0.5%" in small.sentence
+        and "loses less than 0.5 points" in small.sentence
         and "not within a factor of 2" in small.sentence
     )
-    assert large.holds is False and large.effect.mean == pytest.approx(0.03)
+    assert large.holds is False and large.effect.mean == pytest.approx(0.03) and "(own best)" in large.effect_name
     assert unclear.holds is None and "is not shown to lose less" in unclear.sentence
 
 
-def test_the_same_point_cannot_lose():
-    verdict = transfer.verdict(screened(lambda width: 0.8), confirmed(0.0))
-    assert verdict.holds is True and "within a factor of 2 of its own rate" in verdict.sentence
+def test_all_rivals_must_be_shown_not_to_be_better():
+    """Its own best is no better, but half the rate is not told apart from it by half a point."""
+    still = screened(lambda width: 0.8)
+    assert transfer.verdict(still, confirmed(0.0)).holds is True
+    assert transfer.verdict(still, confirmed(0.0, spread=0.01, others=0.004)).holds is None
+    assert "within a factor of 2 of its own rate" in transfer.verdict(still, confirmed(0.0)).sentence
+
+
+def test_a_refutation_pays_for_the_number_of_rivals():
+    """By hand: the p-value of the worst of three rivals, two-sided, times three."""
+    found = transfer.verdict(screened(lambda width: 0.8), confirmed(0.02, spread=0.012))
+    loss = np.array([0.02 + 0.012 * (-1) ** seed for seed in range(8)])
+    assert found.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
 
 
 def test_the_figure_has_a_panel_a_threshold_and_marks_failures():
