@@ -2,6 +2,7 @@
 adjustment can take a verdict back."""
 
 import json
+import re
 
 import matplotlib.image as mpimg
 import pandas as pd
@@ -132,6 +133,8 @@ def test_the_table_in_the_readme_is_that_of_the_committed_results():
     assert (
         f"<!-- claims -->\n{found}\n<!-- /claims -->" in (CHECKOUT / "README.md").read_text()
     )  # ./run claims --export
+    for file in re.findall(r"\]\((docs/figures/\w+\.png)\)", found):
+        assert (CHECKOUT / file).is_file()
 
 
 def test_data_and_device_come_from_whichever_table_has_them(root):

@@ -63,8 +63,11 @@ def as_table(found: list[Judged]) -> pd.DataFrame:
 
 
 def as_markdown(found: list[Judged]) -> str:
-    """The table of the README: a row a claim, those that nobody has measured among them."""
-    lines = ["| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study, run |", "|---" * 8 + "|"]
+    """The table of the README: a row a claim, those that nobody has measured among them; each links its figure."""
+    lines = [
+        "| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study's figure, run |",
+        "|---" * 8 + "|",
+    ]
     words = {True: "**holds**", False: "**does not hold**", None: "not decided"}
     for one in found:
         head = f"| {one.claim.number} | {one.claim.sentence}"
@@ -74,9 +77,10 @@ def as_markdown(found: list[Judged]) -> str:
         verdict, evidence = one.verdict, one.evidence
         departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
         where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
+        figure = f"[{one.claim.study}](docs/figures/{one.claim.study}.png)"
         lines.append(
             f"{head} | {words[verdict.holds]} | {verdict.effect_value} {verdict.effect_name} | {verdict.effect.n} | "
-            f"{_p(one.p_holm)} | {where} | `{one.claim.study}`, {evidence.run[:8]} |"
+            f"{_p(one.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
         )
     return "\n".join(lines)
 
