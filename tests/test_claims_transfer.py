@@ -76,7 +76,11 @@ def test_a_refutation_pays_for_the_number_of_rivals():
     assert found.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
 
 
-def test_the_figure_has_a_panel_a_threshold_and_marks_failures():
+def test_the_figure_has_a_panel_a_threshold_and_one_of_rivals_and_marks_failures():
     figure = transfer.figure(screened(lambda width: 0.8), confirmed(0.0))
-    assert [ax.get_title() for ax in figure.axes] == ["threshold 0.01", "threshold 0.04"]
-    assert "a seed failed" in [text.get_text() for text in figure.legends[0].get_texts()]
+    above, below = figure.subfigs
+    assert [ax.get_title() for ax in above.axes] == ["threshold 0.01", "threshold 0.04"]
+    told = [text.get_text() for text in above.legends[0].get_texts()]
+    assert "a seed failed" in told and "width 2, predicted, and its own best" in told
+    rivals = [label.get_text() for label in below.axes[0].get_yticklabels()]
+    assert rivals == ["half the rate", "twice the rate", "own best"]

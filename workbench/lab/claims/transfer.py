@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.lab.evidence.effects import draw
 from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import Interval, below_p, beyond_p, points, t_interval
 from workbench.lab.verdicts import Verdict
@@ -118,16 +119,33 @@ def _loss(row) -> Interval:
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Validation accuracy over the rate, a panel a threshold, a line a width; crosses where a seed failed."""
+    """Above: validation accuracy over the rate, a panel a threshold, a line a width; crosses where a seed failed.
+    Below: test accuracy of the rivals beside the predicted point of the largest width, paired by seed."""
     import matplotlib.pyplot as plt
 
     from workbench.lab import plots
 
     plots.style()
-    clips, widths = sorted(screened["clip"].unique()), sorted(screened.width.unique())
-    size = (1.5 + 3.3 * len(clips), 3.8)
-    figure, axes = plt.subplots(1, len(clips), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    clips, arms = sorted(screened["clip"].unique()), list(dict.fromkeys(table.arm))
+    height = 1.1 + 0.36 * len(arms)
+    figure = plt.figure(figsize=(1.5 + 3.3 * len(clips), 4.2 + height), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[4.2, height])
+    _screening(above, screened, clips)
+    ax = below.subplots()
+    draw(ax, table, PREDICTED, [arm for arm in arms if arm != PREDICTED])
+    below.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize="small")
+    return figure
+
+
+def _screening(figure, screened: pd.DataFrame, clips: list[float]) -> None:
+    from workbench.lab import plots
+
+    widths = sorted(screened.width.unique())
+    axes = figure.subplots(1, len(clips), sharey=True, squeeze=False)
     guess, own = predicted(screened), best_points(screened).iloc[-1]
+    marks = [(guess, "--", "predicted"), (own, ":", "its own best")]
+    if (guess["lr"], guess["clip"]) == (own.lr, own["clip"]):
+        marks = [(guess, "--", "predicted, and its own best")]
     for ax, clip in zip(axes[0], clips, strict=True):
         for width, colour in zip(widths, plots.graded(len(widths)), strict=True):
             over = screened[(screened["clip"] == clip) & (screened.width == width)].groupby("lr")
@@ -137,7 +155,7 @@ def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
             ax.errorbar(mean.index, mean, spread, fmt="o-", **look)
             failed = over.failed.max() == 1
             ax.plot(mean.index[failed], mean[failed], "x", color="#d55e00", ms=9)
-        for point, style, name in ((guess, "--", "predicted"), (own, ":", "its own best")):
+        for point, style, name in marks:
             if point["clip"] == clip:
                 ax.axvline(point["lr"], color="0.4", ls=style, lw=1, label=f"width {widths[-1]:g}, {name}")
         ax.set(xscale="log", xlabel="peak learning rate", title=f"threshold {clip:g}")
@@ -147,5 +165,4 @@ def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
     handles = {}
     for ax in axes[0]:
         handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, frameon=False, ncols=4, loc="outside lower center")
-    return figure
+    figure.legend(handles.values(), handles, frameon=False, ncols=5, loc="outside lower center", fontsize="small")
