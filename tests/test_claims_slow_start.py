@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from workbench.lab.claims import slow_start
+from workbench.lab.evidence.effects import beside
 from workbench.models import create_model
 from workbench.optim import AGC, param_groups
 from workbench.training import TrainConfig
@@ -59,4 +60,4 @@ def test_the_verdict_flips_with_the_table():
     assert gains.holds is True and "gains accuracy: +3.0 points" in gains.sentence and gains.p < 0.01
     assert costs.holds is False and unclear.holds is None
     assert f"{slow_start.ONE} +10.0 points" in gains.sentence
-    assert slow_start.summary(confirmed(0.03)).set_index("arm").accuracy[slow_start.ONE] == pytest.approx(0.5)
+    assert beside(confirmed(0.03), slow_start.PAPER).set_index("arm").accuracy[slow_start.ONE] == pytest.approx(0.5)

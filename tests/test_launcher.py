@@ -188,6 +188,18 @@ def test_the_plan_says_why(small):
         planned(rerun="stal")
 
 
+def test_a_run_by_hand_is_no_estimate(small):
+    (small / "studies" / "small.yaml").write_text("question: q\nnotebook: small.ipynb\nminutes: {full: 2}\n")
+    study, store = Study.load("small"), Store()
+
+    def estimate_after(tags):
+        store.close(store.open_notebook("small", "small.ipynb", {}, "full", "small", tags), "FINISHED")
+        return plan([study], store, quick=False)[0].seconds
+
+    assert estimate_after({"by": "hand"}) == 120.0
+    assert estimate_after({}) < 60
+
+
 def test_a_matrix_expands_into_executions(small):
     (small / "studies" / "small.yaml").write_text(
         "question: q\nnotebook: small.ipynb\nmatrix: {steps: [1, 2]}\nquick: {steps: 1}\nminutes: {full: 2}\n"

@@ -17,6 +17,7 @@ import filelock
 import psutil
 
 from workbench.lab.database import Database, as_path, is_database
+from workbench.lab.leftovers import bytes_of
 from workbench.lab.processes import Family, is_alive, is_held, strays, whoami
 from workbench.lab.session import SESSION
 from workbench.lab.store import EXPERIMENTS, Run, Store, runs_folder, tracking_uri
@@ -239,7 +240,7 @@ def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
 def _artifacts(folders: dict[str, list[Path]], known: set[str], alive: set[str]) -> Iterator[Finding]:
     strange = [f for run_id, each in folders.items() if run_id not in known for f in each]
     if strange and not known:
-        size = sum(_size(folder) for folder in strange)
+        size = sum(bytes_of(folder) for folder in strange)
         what = f"{runs_folder() / 'artifacts'} holds the files of {len(strange)} runs, and the database knows no run"
         yield Finding("files of no run", what, "was it replaced? put the old one back, or remove them", None, size)
         return
@@ -254,10 +255,10 @@ def _artifacts(folders: dict[str, list[Path]], known: set[str], alive: set[str])
 def _removal(kind: str, place: Path, why: str, lock: Path | None = None) -> Finding:
     return Finding(
         kind,
-        f"{place} {why} ({_size(place) / 2**20:.1f} MiB)",
+        f"{place} {why} ({bytes_of(place) / 2**20:.1f} MiB)",
         "remove it",
         functools.partial(_remove, place, lock),
-        _size(place),
+        bytes_of(place),
     )
 
 
@@ -280,8 +281,3 @@ def _run_folders() -> dict[str, list[Path]]:
         for folder in (runs_folder() / "artifacts" / name).glob("*/"):
             found.setdefault(folder.name, []).append(folder)
     return found
-
-
-def _size(place: Path) -> int:
-    files = place.rglob("*") if place.is_dir() else [place]
-    return sum(file.lstat().st_size for file in files if file.is_file())

@@ -137,8 +137,9 @@ def _changes(execution: Execution, run: Run) -> list[str]:
 
 
 def _estimate(execution: Execution, runs: list[Run]) -> float | None:
-    """The longest of the last runs that finished, with these parameters if there are any: others reused trainings."""
-    finished = [run for run in runs if run.info.status == "FINISHED" and run.info.end_time]
+    """The longest of the last runs that finished, with these parameters if there are any: others reused trainings.
+    A run by hand says nothing: it took as long as its user looked at it."""
+    finished = [r for r in runs if r.info.status == "FINISHED" and r.info.end_time and r.data.tags.get("by") != "hand"]
     same = [run for run in finished if run.data.tags.get("key.parameters") == execution.key["parameters"]]
     if finished:
         return max((run.info.end_time - run.info.start_time) / 1000 for run in (same or finished)[:5])

@@ -1,11 +1,10 @@
 """What a training leaves on disk once the store has its result: nothing, or, where it diverged, its checkpoints, from
 which a replay goes back to before it went wrong. Beyond WORKBENCH_DIVERGED_GIB (10) together, the oldest go."""
 
-import os
 import shutil
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.lab.environment import number
 from workbench.lab.processes import is_held
 from workbench.lab.store import runs_folder
 from workbench.training.checkpoint import Checkpoints
@@ -29,22 +28,20 @@ def settle(folder: Path, *, diverged: bool) -> None:
 
 def diverged_bytes() -> float:
     """WORKBENCH_DIVERGED_GIB in bytes: the room for the checkpoints of all diverged trainings."""
-    text = os.environ.get("WORKBENCH_DIVERGED_GIB", "10")
-    try:
-        return float(text) * 2**30
-    except ValueError as error:
-        raise WorkbenchError(f"WORKBENCH_DIVERGED_GIB (={text}) must be a number.") from error
+    return number("WORKBENCH_DIVERGED_GIB", 10) * 2**30
 
 
 def _make_room(newest: Path, limit: float) -> None:
     """Removes the folders that were marked longest ago, until the rest fits; never `newest`, nor one in use."""
     marks = sorted(newest.parent.glob(f"*/{MARK}"), key=lambda mark: mark.stat().st_mtime, reverse=True)
-    room = limit - _size(newest)
+    room = limit - bytes_of(newest)
     for folder in [mark.parent for mark in marks if mark.parent != newest]:
-        room -= _size(folder)
+        room -= bytes_of(folder)
         if room < 0 and not is_held(runs_folder() / "locks" / f"{folder.name}.lock"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def bytes_of(place: Path) -> int:
+    """The size of a file, or of all files in a folder, in bytes."""
+    files = place.rglob("*") if place.is_dir() else [place]
+    return sum(file.lstat().st_size for file in files if file.is_file())

@@ -1,12 +1,11 @@
 """What a worker does: train, and leave the result beside the checkpoints before anybody is told."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from workbench.errors import WorkbenchError
+from workbench.lab.environment import number
 from workbench.models.weights.files import write_whole
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
@@ -51,11 +50,7 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
 
 def checkpoint_seconds() -> float:
     """WORKBENCH_CHECKPOINT_SECONDS, else a minute: what a killed training loses at most."""
-    text = os.environ.get("WORKBENCH_CHECKPOINT_SECONDS", "60")
-    try:
-        return float(text)
-    except ValueError as error:
-        raise WorkbenchError(f"WORKBENCH_CHECKPOINT_SECONDS (={text}) must be a number.") from error
+    return number("WORKBENCH_CHECKPOINT_SECONDS", 60)
 
 
 def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of
+from workbench.lab.evidence.effects import beside, draw, effects, interval_of
 from workbench.lab.evidence.protocol import by_seed, edges_told
 from workbench.lab.stats import difference_p, points, side, t_interval
 from workbench.lab.verdicts import Verdict
@@ -24,14 +24,10 @@ TIME, STEPS = "equal time", "equal steps"
 def summary(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row a protocol and arm: cost of a step, lr, steps, accuracy, difference to the whole net with low, high, p,
     p_holm and p_equal, diverged, n."""
-    tables = []
-    for protocol, rows in confirmed.groupby("protocol", sort=False):
-        each = _marked(rows).groupby("arm", sort=False).agg(
-            lr=("lr", "first"), steps=("steps", "first"), accuracy=("test_acc", "mean"),
-            diverged=("diverged", "sum"), n=("seed", "size"),
-        )  # fmt: skip
-        found = effects(rows, WHOLE).drop(columns=["accuracy", "n"])
-        tables.append(each.reset_index().merge(found, on="arm", how="left").assign(protocol=protocol))
+    tables = [
+        beside(rows, WHOLE, settings=("lr", "steps"), mark="diverged").assign(protocol=protocol)
+        for protocol, rows in _marked(confirmed).groupby("protocol", sort=False)
+    ]
     return pd.concat(tables, ignore_index=True).merge(costs[["arm", "cost"]], on="arm", how="left")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import effects, interval_of
+from workbench.lab.evidence.effects import beside, effects, interval_of
 from workbench.lab.evidence.panels import effects_and_rates
 from workbench.lab.evidence.protocol import edges_told
 from workbench.lab.stats import points, side
@@ -41,12 +41,9 @@ def arms(clip: float, stages: list[int]) -> dict[str, dict]:
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row an arm: lr (its best rate), accuracy, difference to the paper's arm with low, high, p, p_holm and
     p_equal, failed and n of the confirmation, largest_stable rate and margin, that in doublings above the paper's."""
-    found = effects(confirmed, PAPER)
-    over = confirmed.groupby("arm", sort=False)
-    each = over.agg(lr=("lr", "first"), accuracy=("test_acc", "mean"), failed=("failed", "sum"), n=("seed", "size"))
     stable = largest_stable(screened)
-    each = each.assign(largest_stable=stable, margin=np.log2(stable / stable.get(PAPER, math.nan)))
-    return each.reset_index().merge(found.drop(columns=["accuracy", "n"]), on="arm", how="left")
+    rates = pd.DataFrame({"largest_stable": stable, "margin": np.log2(stable / stable.get(PAPER, math.nan))})
+    return beside(confirmed, PAPER).merge(rates, left_on="arm", right_index=True, how="left")
 
 
 def largest_stable(screened: pd.DataFrame) -> pd.Series:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw, effects, interval_of
+from workbench.lab.evidence.effects import beside, draw, effects, interval_of
 from workbench.lab.evidence.protocol import edges_told
 from workbench.lab.stats import accuracy_interval, points, side
 from workbench.lab.verdicts import Verdict
@@ -28,12 +28,9 @@ def decay(steps: int, share: float) -> float:
 def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row an arm: lr (its best rate), steps, device_seconds and accuracy (means), failed, n, and the difference to
     plain with low, high, p, p_holm and p_equal."""
-    each = confirmed.groupby("arm", sort=False).agg(
-        lr=("lr", "first"), steps=("steps", "first"), device_seconds=("device_seconds", "mean"),
-        accuracy=("test_acc", "mean"), failed=("failed", "sum"), n=("seed", "size"),
-    )  # fmt: skip
-    found = effects(confirmed, "plain", ARMS).drop(columns=["accuracy", "n"])
-    return each.reindex([arm for arm in ARMS if arm in each.index]).reset_index().merge(found, on="arm", how="left")
+    seconds = confirmed.groupby("arm").device_seconds.mean()
+    table = beside(confirmed, "plain", ARMS, settings=("lr", "steps"))
+    return table.assign(device_seconds=table.arm.map(seconds))
 
 
 def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:

@@ -38,15 +38,6 @@ def arms(clip: float, eps: list[float]) -> dict[str, dict]:
     }
 
 
-def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm: lr (its best rate), accuracy, failed of n, and the difference to the paper's choice with low,
-    high, p and p_holm."""
-    each = confirmed.groupby("arm", sort=False)
-    each = each.agg(lr=("lr", "first"), accuracy=("test_acc", "mean"), failed=("failed", "sum"), n=("seed", "size"))
-    found = effects(confirmed, PAPER)[["arm", "difference", "low", "high", "p", "p_holm"]]
-    return each.reset_index().merge(found, on="arm", how="left")
-
-
 def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
     found = effects(confirmed, PAPER)

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.effects import draw
+from workbench.lab.evidence.effects import beside, draw, effects, interval_of
 from workbench.lab.evidence.protocol import by_seed
-from workbench.lab.stats import Interval, below_p, beyond_p, points, t_interval
+from workbench.lab.stats import below_p, beyond_p, points
 from workbench.lab.verdicts import Verdict
 
 MARGIN = 0.005  # of test accuracy
@@ -67,55 +67,36 @@ def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a rival: arm, lr, clip, accuracy, failed, and what the predicted point loses against it: loss with low
-    and high (95 %, paired by seed), small_p of a loss below the margin and large_p of one beyond it."""
+    """The rows of `beside`, whose difference is what the predicted point loses against each rival, with small_p of a
+    loss below the margin and large_p of one beyond it."""
     values = by_seed(table)
-    rows = []
-    for arm, trainings in table.groupby("arm", sort=False):
-        loss = (values[arm] - values[PREDICTED]).dropna() if arm != PREDICTED else pd.Series(dtype=float)
-        interval = t_interval(loss)
-        rows.append(
-            {
-                "arm": arm,
-                "lr": trainings.lr.iloc[0],
-                "clip": trainings["clip"].iloc[0],
-                "accuracy": trainings.test_acc.mean(),
-                "failed": int(trainings.failed.sum()),
-                "loss": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "n": interval.n,
-                "small_p": below_p(loss, MARGIN),
-                "large_p": beyond_p(loss, MARGIN) if interval.mean > 0 else 1.0,
-            }
-        )
-    return pd.DataFrame(rows)
+    loss = values.sub(values[PREDICTED], axis=0).drop(columns=PREDICTED)
+    small = {arm: below_p(loss[arm].dropna(), MARGIN) for arm in loss}
+    large = {arm: beyond_p(loss[arm].dropna(), MARGIN) if loss[arm].mean() > 0 else 1.0 for arm in loss}
+    found = beside(table, PREDICTED, settings=("lr", "clip"))
+    return found.assign(small_p=found.arm.map(small), large_p=found.arm.map(large))
 
 
 def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Does the held-out width lose nothing at the rate and threshold that the narrow ones predict?"""
-    best, guess, found = best_points(screened), predicted(screened), losses(table)
-    own, rivals = best.iloc[-1], found[found.arm != PREDICTED]
+    best, guess, beside_it, found = best_points(screened), predicted(screened), losses(table), effects(table, PREDICTED)
+    own, rivals = best.iloc[-1], beside_it[beside_it.arm != PREDICTED]
     small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
     holds = True if small_p < 0.05 else False if large_p < 0.05 else None
     ratio = guess["lr"] / own.lr
     within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
     each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
     relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
-    beside = "; ".join(f"{row.arm} {points(_loss(row))}" for row in rivals.itertuples())
+    beside = "; ".join(f"{arm} {points(interval_of(found, arm))}" for arm in rivals.arm)
     sentence = (
         f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
         f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there it {relation} "
         f"{100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus that of the predicted "
         f"point: {beside}."
     )
-    nearest_rival = next(rivals.sort_values("loss", ascending=False).itertuples())
-    name = f"test accuracy of the best rival ({nearest_rival.arm}) minus at the predicted point"
-    return Verdict(sentence, holds, name, _loss(nearest_rival), p=min(small_p, large_p), in_points=True)
-
-
-def _loss(row) -> Interval:
-    return Interval(row.loss, row.low, row.high, row.n)
+    rival = rivals.loc[rivals.difference.idxmax(), "arm"]
+    name = f"test accuracy of the best rival ({rival}) minus at the predicted point"
+    return Verdict(sentence, holds, name, interval_of(found, rival), p=min(small_p, large_p), in_points=True)
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:

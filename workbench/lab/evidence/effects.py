@@ -1,6 +1,6 @@
 """Arms beside one of them: paired differences over seeds with intervals, Holm within the family, and equivalence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,23 @@ def effects(confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = 
     columns = ["arm", "accuracy", "difference", "low", "high", "n", "p", "p_equal"]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(p_holm=holm(table.p))
+
+
+def beside(
+    confirmed: pd.DataFrame,
+    against: str,
+    arms: Iterable[str] | None = None,
+    settings: Sequence[str] = ("lr",),
+    mark: str = "failed",
+) -> pd.DataFrame:
+    """One row an arm, `against` among them: its settings (columns that are alike in all its trainings), accuracy (test,
+    mean), in how many trainings `mark` is set, n trainings, and what `effects` says of the difference to `against`."""
+    told = {name: (name, "first") for name in settings} | {"accuracy": ("test_acc", "mean"), mark: (mark, "sum")}
+    each = confirmed.groupby("arm", sort=False).agg(**told, n=("seed", "size"))
+    if arms is not None:
+        each = each.reindex([arm for arm in arms if arm in each.index])
+    found = effects(confirmed, against, list(each.index)).drop(columns=["accuracy", "n"])
+    return each.reset_index().merge(found, on="arm", how="left")
 
 
 def interval_of(found: pd.DataFrame, arm: str) -> Interval:

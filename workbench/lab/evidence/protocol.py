@@ -71,15 +71,14 @@ def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 def edges_told(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
     """A sentence, with a space before it, on the arms that are best at an end of the rates; empty where none is."""
     best = best_rates(screened, by)
-    told = [
-        " ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for _, row in best[best.at_edge].iterrows()
-    ]
-    ends = (
-        "is best at the last rate that was tried, so a better one"
-        if len(told) == 1
-        else ("are best at the last rates that were tried, so better ones")
-    )
-    return f" {', '.join(told)} {ends} may lie beyond." if told else ""
+    edges = [row for _, row in best[best.at_edge].iterrows()]
+    told = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for row in edges]
+    if not told:
+        return ""
+    ends = "is best at the last rate that was tried, so a better one"
+    if len(told) > 1:
+        ends = "are best at the last rates that were tried, so better ones"
+    return f" {', '.join(told)} {ends} may lie beyond."
 
 
 def confirm(
