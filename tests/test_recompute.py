@@ -17,9 +17,10 @@ from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.claims import stability_boundary
-from workbench.lab.claims.recompute import export, judged, results_folder
+from workbench.lab.claims.recompute import departures, export, judged, results_folder
 from workbench.lab.claims.registry import CLAIMS, claims
 from workbench.lab.claims.show import as_markdown, as_table
+from workbench.lab.store import as_param
 from workbench.lab.study import Study
 
 
@@ -79,6 +80,19 @@ def test_a_departure_is_told_where_there_is_nothing_else(root):
     export([found], results_folder())
     (again,) = judged(claims(["7"]), where="docs")
     assert again.evidence.departs == "train_size=none, steps=20"
+
+
+def test_a_long_value_is_told_by_its_name_alone():
+    study = Study.load("ablation")
+    (wanted,) = study.executions(quick=False)
+    was = {name: as_param(value) for name, value in wanted.items() if value is not None}
+    assert departures(study, was) == ""
+    assert departures(study, was | {"lrs": "[0.8]", "model_args": '{"widths": [16, 32, 64, 128, 256, 512]}'}) == (
+        'model_args={"widths": [16, 32, 64, 128, 256, 512]}, lrs=[0.8]'
+    )
+    assert departures(
+        study, was | {"steps": "200", "model_args": as_param(wanted["model_args"] | {"se_ratio": 0})}
+    ) == ("model_args, steps=200")
 
 
 def test_a_run_by_hand_counts_only_with_the_parameters_of_the_studys_file(root):

@@ -24,6 +24,7 @@ from workbench.paths import root
 
 LEVEL = 0.05
 INDEX = "runs.json"  # of the committed tables: which run each study's are of
+TOLD = 40  # characters of a value
 SAID = ("run", "date", "data", "device", "departs")  # of a run, in that index
 
 
@@ -122,8 +123,8 @@ def _in_store(claim: Claim, store: Store) -> Evidence | None:
 
 def departures(study: Study, params: Mapping[str, str]) -> str:
     """Where a run's parameters, as the store has them, are not those of the study's file: "steps=120, clip=none" in
-    the notebook's order, beside the nearest of its executions; empty where they are. A parameter that the notebook has
-    got since counts as its default."""
+    the notebook's order, long values left out, beside the nearest of its executions; empty where they are. A parameter
+    that the notebook has got since counts as its default."""
     defaults = {name: knob.default for name, knob in study.knobs().items()}
     found = []
     for wanted in study.executions(quick=False):
@@ -133,7 +134,7 @@ def departures(study: Study, params: Mapping[str, str]) -> str:
             if was is None and value is not None and value != defaults[name]:
                 other.append(f"{name}=none")
             elif was is not None and name != "device" and was != as_param(value):
-                other.append(f"{name}={was}")
+                other.append(f"{name}={was}" if len(was) <= TOLD else name)
         found.append(other)
     return ", ".join(min(found, key=len))
 
