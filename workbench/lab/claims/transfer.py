@@ -79,20 +79,20 @@ def losses(table: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Does the held-out width lose nothing at the rate and threshold that the narrow ones predict?"""
-    best, guess, beside_it, found = best_points(screened), predicted(screened), losses(table), effects(table, PREDICTED)
-    own, rivals = best.iloc[-1], beside_it[beside_it.arm != PREDICTED]
+    best, guess, lost = best_points(screened), predicted(screened), losses(table)
+    own, rivals, found = best.iloc[-1], lost[lost.arm != PREDICTED], effects(table, PREDICTED)
     small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
     holds = True if small_p < 0.05 else False if large_p < 0.05 else None
     ratio = guess["lr"] / own.lr
     within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
     each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
     relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
-    beside = "; ".join(f"{arm} {points(interval_of(found, arm))}" for arm in rivals.arm)
+    loss = "; ".join(f"{arm} {points(interval_of(found, arm))}" for arm in rivals.arm)
     sentence = (
         f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
         f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there it {relation} "
         f"{100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus that of the predicted "
-        f"point: {beside}."
+        f"point: {loss}."
     )
     rival = rivals.loc[rivals.difference.idxmax(), "arm"]
     name = f"test accuracy of the best rival ({rival}) minus at the predicted point"
