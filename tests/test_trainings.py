@@ -10,7 +10,7 @@ import signal
 import psutil
 import pytest
 
-from workbench.lab import Arm, Session, Store, run_all, search, units
+from workbench.lab import Arm, Session, Store, events, run_all, search, units
 from workbench.lab import store as store_module
 from workbench.lab.trainings import Progress, Wanted, trained
 from workbench.training import TrainConfig
@@ -110,6 +110,17 @@ def test_a_killed_worker_costs_nothing_but_time(another_root):
     runs = mine.store.search("trainings", "full")
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert not points_twice(mine.store, runs)
+
+
+def test_progress_tells_the_arms_of_one_network_apart(root, monkeypatch):
+    told = []
+    monkeypatch.setattr(events, "emit", lambda **event: told.append((event["kind"], event["name"])))
+    run_all([Arm("one 3x3 conv", BASE), Arm(BASE.model, BASE.replace(seed=1))], session())
+    assert [name for kind, name in told if kind == "training"] == [
+        "one 3x3 conv, nf_resnet_tiny B16 lr0.1 s0",
+        "nf_resnet_tiny B16 lr0.1 s1",
+    ]
+    assert {name for kind, name in told if kind == "step"} == {name for kind, name in told if kind == "training"}
 
 
 def test_one_that_is_asked_for_twice_is_trained_once(root):

@@ -41,6 +41,11 @@ class Wanted:
     save: str | None = None
     about: object = None
 
+    @property
+    def name(self) -> str:
+        """What progress calls it: the arm, where that is not the network's name, and the training's name."""
+        return self.config.name if self.arm == self.config.model else f"{self.arm}, {self.config.name}"
+
 
 @dataclass(frozen=True)
 class Done:
@@ -56,7 +61,7 @@ class Done:
 class Record:
     """From `reserve` to `ended`, in this order: reserve, known, begin, ended; or `interrupted`."""
 
-    def __init__(self, wanted: Wanted, session: Session, role: str, on_row: Callable[[TrainConfig, dict], None]):
+    def __init__(self, wanted: Wanted, session: Session, role: str, on_row: Callable[[Wanted, dict], None]):
         self.wanted, self._session, self._role, self._on_row = wanted, session, role, on_row
         self.key = training_key(wanted.config, source_digest(wanted.config))
         self.folder = checkpoints_folder(session.mode, self.key)
@@ -138,7 +143,7 @@ class Record:
             if time.monotonic() - self._flushed >= FLUSH_EVERY:
                 with contextlib.suppress(*UNREACHABLE):  # they stay, for the next time
                     self._flush()
-            self._on_row(self.wanted.config, row)
+            self._on_row(self.wanted, row)
             return bool(self.wanted.watch and self.wanted.watch(row))
         with contextlib.suppress(*UNREACHABLE):
             log_measured(self._session.store, self._run, *content)

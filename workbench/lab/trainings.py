@@ -57,7 +57,7 @@ def run_all(
     with Progress("trainings", len(arms)) as progress:
         for done in trained(wanted, session, role=role, executor=executor, progress=progress):
             if done.error is not None:
-                broken.append(f"{done.wanted.config.name}: {done.error}")
+                broken.append(f"{done.wanted.name}: {done.error}")
             else:
                 where = {"device": done.result.device, "run_id": done.run_id}
                 rows[done.wanted.about] = {"arm": done.wanted.arm, **done.result.row(), **where}
@@ -89,9 +89,9 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def row(self, config: TrainConfig, row: dict) -> None:
+    def row(self, wanted: Wanted, row: dict) -> None:
         """A training got further."""
-        events.emit(kind="step", name=config.name, step=row["step"], done=self.done, total=self.total)
+        events.emit(kind="step", name=wanted.name, step=row["step"], done=self.done, total=self.total)
 
     def one(self, done: Done) -> None:
         """A training ended."""
@@ -100,7 +100,7 @@ class Progress:
         if done.result is not None:
             events.emit(
                 kind="training",
-                name=done.wanted.config.name,
+                name=done.wanted.name,
                 outcome=done.result.outcome,
                 cause=done.result.cause,
                 reused=done.reused,

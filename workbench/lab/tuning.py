@@ -155,7 +155,7 @@ class _Asking:
         trial = done.wanted.about
         if done.error is not None:
             self.study.tell(trial, state=TrialState.FAIL)
-            self.broken.append(f"{done.wanted.config.name}: {done.error}")
+            self.broken.append(f"{done.wanted.name}: {done.error}")
             return
         trial.set_user_attr("row", {"arm": done.wanted.arm, **done.result.row(), "run_id": done.run_id})
         if done.result.outcome == "pruned":
