@@ -117,8 +117,8 @@ def test_progress_tells_the_arms_of_one_network_apart(root, monkeypatch):
     monkeypatch.setattr(events, "emit", lambda **event: told.append((event["kind"], event["name"])))
     run_all([Arm("one 3x3 conv", BASE), Arm(BASE.model, BASE.replace(seed=1))], session())
     assert [name for kind, name in told if kind == "training"] == [
-        "one 3x3 conv, nf_resnet_tiny B16 lr0.1 s0",
-        "nf_resnet_tiny B16 lr0.1 s1",
+        "one 3x3 conv, nf_resnet_tiny B16 lr0.00625 c0.01 s0",
+        "nf_resnet_tiny B16 lr0.00625 c0.01 s1",
     ]
     assert {name for kind, name in told if kind == "step"} == {name for kind, name in told if kind == "training"}
 
