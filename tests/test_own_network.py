@@ -19,6 +19,7 @@ from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab.own import network as own_network
 from workbench.lab.own import outcome as own_outcome
+from workbench.lab.parameters import Range
 from workbench.lab.recipes import parse_config, recipe_text
 from workbench.lab.session import Session
 from workbench.lab.store import Store
@@ -360,6 +361,19 @@ def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
     assert verdict.holds is holds
     assert verdict.effect.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
     assert "Thresholds from 0.01 to 0.04 were within 2% of the best (2 of 3 trials)" in verdict.sentence
+
+
+def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
+    rates = {"low": 0.1, "high": 10.0, "log": True}  # two decades: the last tenth begins at 10^0.8 = 6.31
+    confirmed = table([0.9, 0.91], [0.9, 0.9])
+    of_bn = confirmed.arm == "BN"
+    confirmed["lr"], confirmed["clip"] = of_bn.map({True: 6.4, False: 6.2}), of_bn.map({True: None, False: 0.01})
+    said = own_outcome.own_verdict(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).sentence
+    assert "The best `lr` 6.4 of BN at the high end of 0.1 to 10: a better one may lie beyond" in said
+    assert "of NF+AGC" not in said
+    clips = Range(0.01, 0.16, log=True)
+    said = own_outcome.own_verdict(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
+    assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in said and "`lr`" not in said
 
 
 def test_a_verdict_without_a_control_or_without_a_training():

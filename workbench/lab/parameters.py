@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import math
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,16 @@ class Range:
             raise WorkbenchError(
                 f"a range needs low (={self.low}) below high (={self.high}), and low above 0 when log is true."
             )
+
+    @classmethod
+    def of(cls, value: "Range | dict") -> "Range":
+        """A range as it is or as a dictionary of its fields."""
+        return value if isinstance(value, cls) else cls(**value)
+
+    def share_below(self, value: float) -> float:
+        """How much of the range lies below a value, on its scale: 0 at `low`, 1 at `high`."""
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return (value - low) / (high - low)
 
 
 TYPES = {"Range": Range | dict, "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}

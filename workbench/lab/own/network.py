@@ -230,7 +230,7 @@ def middle(value: float | dict | Range) -> float:
     """The middle of a range, on its scale; a number is its own."""
     if isinstance(value, int | float):
         return float(value)
-    r = value if isinstance(value, Range) else Range(**value)
+    r = Range.of(value)
     return float(np.sqrt(r.low * r.high)) if r.log else (r.low + r.high) / 2
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from workbench.data import Dataset
 from workbench.lab.own.network import BN, NF
+from workbench.lab.parameters import Range
 from workbench.lab.recipes import recipe_text
 from workbench.lab.session import Session
 from workbench.lab.stats import Interval, paired_interval, t_interval
@@ -23,6 +24,7 @@ from workbench.training.setup import steps_of
 WEIGHTS = "weights.safetensors"
 MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it
 GOOD = 0.02  # validation accuracy below the best that still counts as good
+END = 0.1  # of a range, on its scale, that counts as its end
 
 
 def pasted(config: TrainConfig) -> str:
@@ -99,11 +101,17 @@ def keep(config: TrainConfig, session: Session, folder: Path) -> str:
     return "\n".join(f"{file}: {said[file.name]}" for file in files)
 
 
-def own_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame, noise: NoiseScale | None = None) -> Verdict:
+def own_verdict(
+    trials: pd.DataFrame,
+    confirmed: pd.DataFrame,
+    noise: NoiseScale | None = None,
+    ranges: Mapping[str, float | dict | Range] | None = None,
+) -> Verdict:
     """Is the network without BatchNorm as good as with it, within the margin, each at its own best rate?
 
     `trials`: arm, state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, test_acc, failed, lr, clip, batch_size,
-    weights; the seeds are paired.
+    weights; the seeds are paired. `ranges`: where `lr` and `clip` were searched, so that a best value near an end is
+    told.
     """
     if confirmed.empty or NF not in set(confirmed.arm):
         nothing = Interval(np.nan, np.nan, np.nan, 0)
@@ -128,7 +136,7 @@ def own_verdict(trials: pd.DataFrame, confirmed: pd.DataFrame, noise: NoiseScale
         }[holds]
         sentence += f"; with it, at its own best rate {bn.lr:.2g}, {t_interval(by_seed[BN]):.1%}. That is {relation}"
     failed = ", ".join(f"{arm} {int(t.failed.sum())} of {len(t)}" for arm, t in confirmed.groupby("arm"))
-    sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}"
+    sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}{_ends_told(confirmed, ranges or {})}"
     return Verdict(
         f"{sentence}{_batches_said(noise, int(nf.batch_size))}", holds, name, effect, in_points=BN in by_seed
     )
@@ -141,6 +149,22 @@ def _region(trials: pd.DataFrame) -> str:
         f"Thresholds from {good['clip'].min():.2g} to {good['clip'].max():.2g} were within {GOOD:.0%} of the best "
         f"({len(good)} of {int((trials.arm == NF).sum())} trials)."
     )
+
+
+def _ends_told(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Range]) -> str:
+    """A sentence on the best values that lie in the first or last tenth of their range; empty where none does."""
+    told = []
+    for name, given in ranges.items():
+        if isinstance(given, int | float):
+            continue
+        searched = Range.of(given)
+        for arm, rows in confirmed.dropna(subset=name).groupby("arm"):
+            value = rows[name].iloc[0]
+            share = searched.share_below(value)
+            if min(share, 1 - share) <= END:
+                end = "low" if share < 0.5 else "high"
+                told.append(f"`{name}` {value:.2g} of {arm} at the {end} end of {searched.low:g} to {searched.high:g}")
+    return f" The best {', '.join(told)}: a better one may lie beyond, search further there." if told else ""
 
 
 def _batches_said(noise: NoiseScale | None, batch_size: int) -> str:
