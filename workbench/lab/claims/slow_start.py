@@ -43,7 +43,7 @@ def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     found = effects(confirmed, PAPER)
     gains = interval_of(found, GAINS)
     holds = side(gains)
-    relation = {True: "gains accuracy", False: "costs accuracy", None: "is not shown to change accuracy"}[holds]
+    relation = {True: "raises accuracy", False: "lowers accuracy", None: "is not shown to change accuracy"}[holds]
     rows = found.set_index("arm")
     others = "; ".join(
         f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})" for arm in rows.index.drop(GAINS)
