@@ -57,7 +57,7 @@ def test_the_verdict_flips_with_the_table():
     gains, costs, unclear = (
         slow_start.verdict(screened(), confirmed(*how)) for how in ((0.03,), (-0.03,), (0.001, 0.02))
     )
-    assert gains.holds is True and "gains accuracy: +3.0 points" in gains.sentence and gains.p < 0.01
+    assert gains.holds is True and "raises accuracy: +3.0 points" in gains.sentence and gains.p < 0.01
     assert costs.holds is False and unclear.holds is None
     assert f"{slow_start.ONE} +10.0 points" in gains.sentence
     assert beside(confirmed(0.03), slow_start.PAPER).set_index("arm").accuracy[slow_start.ONE] == pytest.approx(0.5)
