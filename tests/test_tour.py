@@ -68,7 +68,7 @@ def test_a_second_tour_trains_nothing_and_is_quick(tour, store):
 def test_the_output_has_a_plan_divergences_a_line_a_study_and_the_address(tour):
     output = tour[1].replace("\n", " ")
     assert "3 to run, 0 reused; about" in output
-    assert "diverged: nf_resnet_tiny B64" in output
+    assert "diverged: NF, nf_resnet_tiny B64" in output
     for name in STUDIES:
         assert f"{name}: DEMO" in output
     assert "#/compare-runs?" in output
