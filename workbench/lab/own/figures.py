@@ -61,7 +61,8 @@ def own_figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
 
     for i, arm in enumerate(_arms(confirmed)):
         _over_seeds(seeds, i, confirmed[confirmed.arm == arm], arm)
-    seeds.set_xticks(range(len(_arms(confirmed))), [NAMES[arm].replace(" B", "\nB") for arm in _arms(confirmed)])
+    short = [NAMES[arm].partition(",")[0].replace(" ", "\n") for arm in _arms(confirmed)]
+    seeds.set_xticks(range(len(short)), short)
     seeds.set(xlim=(-0.5, len(_arms(confirmed)) - 0.2), ylabel="test accuracy", title="best of each, fresh seeds")
     return figure
 
