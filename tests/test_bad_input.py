@@ -229,6 +229,7 @@ CASES = [
     ("study {bad}/syntax_notebook.yaml", ["syntax_notebook.ipynb, parameters cell"]),
     ("study {bad}/kind_notebook.yaml", ["the annotation `print(1)` must be made of"]),
     ("study large_batch -p seeds=3", ["`seeds` (=3) must be of type"]),
+    ("study latency -p clips=[]", ["`clips` (=[]) must have at least one entry", "[0.01, 0.16]"]),
     ("study large_batch --quick -p data={bad}/nowhere", ["nowhere"]),
     # the other commands
     ("check {bad}/file:net", ["cannot import"]),

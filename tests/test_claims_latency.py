@@ -65,3 +65,15 @@ def test_a_rate_at_the_end_of_the_grid_is_told():
     assert "may lie beyond" not in latency.verdict(COSTS, screened(), *tables(90)).sentence
     told = latency.verdict(COSTS, screened(best=0.2), *tables(90)).sentence
     assert told.endswith("BN is best at the last rate that was tried, so a better one may lie beyond.")
+
+
+def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not():
+    named = lambda table: table.replace({"arm": {"NF+AGC": "NF+AGC at 0.16"}})
+    confirmed, curves = (named(t) for t in tables(30))
+    slow = [{"arm": "NF+AGC at 0.01", "lr": lr, "val_acc": lr} for lr in (0.2, 0.4)]
+    all_screened = pd.concat([screened(), pd.DataFrame(slow)])
+    found = latency.verdict(named(COSTS), all_screened, confirmed, curves)
+    assert found.holds is True and found.sentence.startswith("NF+AGC at 0.16 is sooner")
+    assert "may lie beyond" not in found.sentence, "NF+AGC at 0.01, best at its last rate, is not confirmed"
+    plain = latency.verdict(COSTS, screened(), *tables(30))
+    assert found.effect == plain.effect

@@ -70,7 +70,7 @@ def test_texts_become_values(knobs, name, text, value):
     [("trials", "many", "must be of type int: for example 8"), ("clip", "1e-3", r"YAML reads 1e-3 as text: write 0\.001"),
      ("clip", {"low": 1.0, "hihg": 2.0}, "unknown key of the range `clip` 'hihg': did you mean 'high'"),
      ("clip", {"low": 2.0, "high": 1.0}, "a range needs low"), ("clip", {"low": 1.0}, r"`clip\.high` \(=None\) must be a number"),
-     ("seeds", 3, r"must be of type list\[int\]"), ("trials", 2.5, "must be of type int"), ("data", 5, "must be of type str")],
+     ("seeds", 3, r"must be of type list\[int\]"), ("seeds", [], r"`seeds` \(=\[\]\) must have at least one entry: for example \[0, 1\]"), ("trials", 2.5, "must be of type int"), ("data", 5, "must be of type str")],
 )  # fmt: skip
 def test_values_that_do_not_fit_are_refused_with_the_cure(knobs, name, value, message):
     with pytest.raises(WorkbenchError, match=message):

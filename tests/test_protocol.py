@@ -85,3 +85,17 @@ def test_arms_at_an_end_are_named_with_their_cell():
     told = protocol.edges_told(pd.DataFrame(rows), by=["batch_size"])
     assert told.startswith(" BN at batch_size 4, NF at batch_size 64 are best at the last rates that were tried")
     assert protocol.edges_told(pd.DataFrame(rows[3:6]), by=["batch_size"]) == ""
+
+
+def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():
+    rows = [
+        {"arm": arm, "batch_size": batch, "lr": 0.4, "val_acc": accuracy}
+        for batch, arm, accuracy in (
+            (4, "NF", 0.5), (4, "NF+AGC at 0.01", 0.3), (4, "NF+AGC at 0.16", 0.4),
+            (64, "NF", 0.2), (64, "NF+AGC at 0.01", 0.6), (64, "NF+AGC at 0.16", 0.1),
+        )
+    ]  # fmt: skip
+    left = protocol.best_settings(pd.DataFrame(rows), by=["batch_size"])
+    assert left.arm.tolist() == ["NF", "NF+AGC at 0.16", "NF", "NF+AGC at 0.01"]
+    without = protocol.best_settings(pd.DataFrame(rows)[["arm", "val_acc"]])
+    assert without.arm.tolist() == ["NF", "NF+AGC at 0.01"], "where nothing tells cells apart"

@@ -50,11 +50,16 @@ class Parameter:
     comment: str
 
     def check(self, value: Any) -> Any:
-        """The value as the annotation has it. Raises: WorkbenchError where it does not fit."""
+        """The value as the annotation has it. Raises: WorkbenchError where it does not fit, and for an empty list
+        where the default names something."""
         from pydantic import TypeAdapter, ValidationError
 
         if isinstance(value, dict) and "Range" in self.annotation:
             return _checked_range(self.name, value)
+        if value == [] and self.default:
+            raise WorkbenchError(
+                f"parameter `{self.name}` (=[]) must have at least one entry: for example {self.default!r}."
+            )
         try:
             return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
         except ValidationError:

@@ -1,18 +1,20 @@
 """Claim 10: without normalization a network of the same size is sooner at an accuracy than with BatchNorm.
 
 Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a step at equal accuracy). Every arm tunes
-its rate alike; the time of a training is its steps times the measured time of a step, so a busy machine falls on all
-arms alike. The target, written down before: nine tenths of BN's mean validation accuracy at the end. The contrast: the
-time to the target, NF+AGC over BN, in doublings, paired by seed. A seed that never gets there counts with twice the
-time of its whole training. Tables: `costs` of a step as of evidence.pace, BN first and once more as
-control; `confirmed` (arm, lr, seed, test_acc, steps); `curves` (arm, seed, step, val_acc).
+its rate alike, NF+AGC at each of several thresholds, as the paper does; of these the one best on the validation split
+is confirmed, under a name that tells it ("NF+AGC at 0.04"). The time of a training is its steps times the measured
+time of a step, so a busy machine falls on all arms alike. The target, written down before: nine tenths of BN's mean
+validation accuracy at the end. The contrast: the time to the target, NF+AGC over BN, in doublings, paired by seed. A
+seed that never gets there counts with twice the time of its whole training. Tables: `costs` of a step as of
+evidence.pace, BN first and once more as control; `confirmed` (arm, lr, seed, test_acc, steps); `curves` (arm, seed,
+step, val_acc).
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.protocol import edges_told
+from workbench.lab.evidence.protocol import arm_of, edges_told
 from workbench.lab.stats import accuracy_interval, difference_p, t_interval
 from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
@@ -55,7 +57,8 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
     """Is NF+AGC sooner at the target than BN?"""
     found = times(costs, confirmed, curves)
     by_arm = found.pivot_table(index="seed", columns="arm", values="time")
-    doublings = np.log2(by_arm["NF+AGC"] / by_arm["BN"]).dropna()
+    clipped = next(arm for arm in by_arm if arm_of(arm) == "NF+AGC")
+    doublings = np.log2(by_arm[clipped] / by_arm["BN"]).dropna()
     effect, p = t_interval(doublings), difference_p(doublings)
     holds = None if not p < 0.05 else bool(effect.mean < 0)
     relation = {True: "is sooner", False: "is later", None: "is not shown to be sooner or later"}[holds]
@@ -64,11 +67,11 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
     accuracies = {arm: (accuracy_interval(t.test_acc), t.lr.iloc[0]) for arm, t in confirmed.groupby("arm", sort=False)}
     ends = ", ".join(f"{arm} {accuracy:.1%} at {lr:.3g}" for arm, (accuracy, lr) in accuracies.items())
     sentence = (
-        f"NF+AGC {relation} at {_target(curves):.1%} validation accuracy than BN of the same shape: "
+        f"{clipped} {relation} at {_target(curves):.1%} validation accuracy than BN of the same shape: "
         f"{2**effect.mean:.2f} times its time; the target was reached by {reached}. Time of a step over BN's: {steps}. "
         f"Test accuracy at the end: {ends}."
     )
-    sentence += edges_told(screened)
+    sentence += edges_told(screened[screened.arm.isin(by_arm.columns)])
     return Verdict(sentence, holds, "doublings of the time to accuracy, NF+AGC over BN", effect, p=p)
 
 
@@ -89,7 +92,7 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame,
     left.set(xlabel="time of a step over BN's", title="a step, forward, backward and update")
     cost = costs.set_index("arm").cost
     for i, (arm, rows) in enumerate(curves.groupby("arm", sort=False)):
-        look, over = plots.look_of(arm, i), rows.groupby("step").val_acc
+        look, over = plots.look_of(arm_of(arm), i), rows.groupby("step").val_acc
         intervals = [accuracy_interval(v) for _, v in over]
         x = np.array(list(over.groups)) * cost[arm]
         right.plot(x, [v.mean for v in intervals], f"{look['fmt']}-", color=look["color"], ms=4, lw=1.2, label=arm)

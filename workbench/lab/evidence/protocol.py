@@ -68,6 +68,18 @@ def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     return means.loc[over.val_acc.idxmax()].reset_index(drop=True)
 
 
+def arm_of(name: str) -> str:
+    """The arm of a name that may tell a threshold, too: "NF+AGC at 0.04" is a setting of "NF+AGC"."""
+    return name.partition(" at ")[0]
+
+
+def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of `best_rates`, of several settings of an arm (see `arm_of`) only that of the highest validation
+    accuracy in each cell."""
+    over = best.assign(of=best.arm.map(arm_of)).groupby([*by, "of"], sort=False)
+    return best.loc[over.val_acc.idxmax()].reset_index(drop=True)
+
+
 def edges_told(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
     """A sentence, with a space before it, on the arms that are best at an end of the rates; empty where none is."""
     best = best_rates(screened, by)
