@@ -71,7 +71,7 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
         f"{2**effect.mean:.2f} times its time; the target was reached by {reached}. Time of a step over BN's: {steps}. "
         f"Test accuracy at the end: {ends}."
     )
-    sentence += edges_told(screened[screened.arm.isin(by_arm.columns)])
+    sentence += edges_told(screened)
     return Verdict(sentence, holds, "doublings of the time to accuracy, NF+AGC over BN", effect, p=p)
 
 

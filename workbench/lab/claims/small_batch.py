@@ -1,9 +1,10 @@
 """Claim 5: at small batches a normalizer-free network keeps its accuracy, and a BatchNorm network loses it.
 
 Source: Brock et al. 2021a, the precursor paper: at batch 4 on ImageNet 69.9 % against 55.7 %. Tables: one row a
-training, with arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, lr (here the peak rate per 256 images), seed,
-failed, val_acc; `confirmed` also test_acc, each arm and batch at its own best rate on fresh seeds. "BN recomputed" is
-the same training evaluated with statistics of training images, taken anew at its end.
+training, with arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, clip, lr (here the peak rate per 256 images), seed,
+failed, val_acc; in `screened` each of several thresholds is a setting of NF+AGC ("NF+AGC at 0.04"). `confirmed` has
+also test_acc, each arm and batch at its own best rate, and NF+AGC at the best threshold, on fresh seeds. "BN
+recomputed" is the same training evaluated with statistics of training images, taken anew at its end.
 The contrast, written down before the confirmation: (test accuracy of NF+AGC at the smallest batch minus at the largest)
 minus the same of BN, paired by seed.
 """
@@ -80,6 +81,9 @@ def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     if RECOMPUTED["BN"] in set(confirmed.arm):
         anew = t_interval(contrast(confirmed, "NF+AGC", RECOMPUTED["BN"]))
         sentence += f". Beside BN with its statistics taken anew: {points(anew)}"
+    thresholds = confirmed[confirmed.arm == "NF+AGC"].groupby("batch_size")["clip"].first()
+    told = ", ".join(f"{clip:g} at batch {batch}" for batch, clip in thresholds.items())
+    sentence += f". NF+AGC's threshold is {told}"
     failed = {arm: (int(t.failed.sum()), len(t)) for arm, t in confirmed.groupby("arm", sort=False)}
     said = ", ".join(f"{arm} {n} of {of}" for arm, (n, of) in failed.items() if n)
     sentence += f". Failed on fresh seeds: {said}." if said else ". None failed on fresh seeds."

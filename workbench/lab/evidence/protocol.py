@@ -81,8 +81,9 @@ def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def edges_told(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
-    """A sentence, with a space before it, on the arms that are best at an end of the rates; empty where none is."""
-    best = best_rates(screened, by)
+    """A sentence, with a space before it, on the arms, each at its best setting, that are best at an end of the rates;
+    empty where none is."""
+    best = best_settings(best_rates(screened, by), by)
     edges = [row for _, row in best[best.at_edge].iterrows()]
     told = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for row in edges]
     if not told:
