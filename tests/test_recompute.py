@@ -95,6 +95,13 @@ def test_a_long_value_is_told_by_its_name_alone():
     ) == ("model_args, steps=200")
 
 
+def test_a_parameter_that_the_notebook_has_no_more_is_a_departure():
+    study = Study.load("small_batch")
+    (wanted,) = study.executions(quick=False)
+    was = {name: as_param(value) for name, value in wanted.items() if value is not None and name != "clips"}
+    assert departures(study, was | {"clip": "0.04"}) == "clip=0.04"
+
+
 def test_a_run_by_hand_counts_only_with_the_parameters_of_the_studys_file(root):
     store = Store()
     measured(store, "stability_boundary", outcomes(by_product, seeds=2), tags={"by": "hand"}, steps=20)

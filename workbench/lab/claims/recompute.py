@@ -124,7 +124,7 @@ def _in_store(claim: Claim, store: Store) -> Evidence | None:
 def departures(study: Study, params: Mapping[str, str]) -> str:
     """Where a run's parameters, as the store has them, are not those of the study's file: "steps=120, clip=none" in
     the notebook's order, long values left out, beside the nearest of its executions; empty where they are. A parameter
-    that the notebook has got since counts as its default."""
+    that the notebook has got since counts as its default; one that it has no more is told as it was."""
     defaults = {name: knob.default for name, knob in study.knobs().items()}
     found = []
     for wanted in study.executions(quick=False):
@@ -134,9 +134,13 @@ def departures(study: Study, params: Mapping[str, str]) -> str:
             if was is None and value is not None and value != defaults[name]:
                 other.append(f"{name}=none")
             elif was is not None and name != "device" and was != as_param(value):
-                other.append(f"{name}={was}" if len(was) <= TOLD else name)
-        found.append(other)
+                other.append(_told(name, was))
+        found.append(other + [_told(name, was) for name, was in params.items() if name not in wanted])
     return ", ".join(min(found, key=len))
+
+
+def _told(name: str, value: str) -> str:
+    return f"{name}={value}" if len(value) <= TOLD else name
 
 
 def _committed(claim: Claim) -> Evidence | None:
