@@ -158,6 +158,18 @@ def test_the_best_thresholds_over_the_rates_are_told_in_ranges_and_without_failu
     assert threshold_scaling.best_thresholds(pd.DataFrame(rows)) == {64: "0.1 at 0.2 to 0.4, 0.01 at 0.8"}
 
 
+def test_a_threshold_that_is_best_below_its_own_best_rate_counts_there():
+    """Threshold 0.1 is best at 0.8 and not of the fit below; at 0.2 it is the best there all the same."""
+    accuracy = {(0.2, 0.1): 0.6, (0.2, 0.01): 0.4, (0.8, 0.1): 0.7, (0.8, 0.01): 0.3, (3.2, 0.1): 0.1, (3.2, 0.01): 0.2}
+    rows = [
+        {"batch_size": 64, "lr": lr, "clip": clip, "seed": seed, "val_acc": a, "failed": int(lr == 3.2),
+         "outcome": "complete"}
+        for (lr, clip), a in accuracy.items() for seed in (0, 1)
+    ]  # fmt: skip
+    told = threshold_scaling.verdict(pd.DataFrame(rows)).sentence
+    assert "by validation accuracy: batch 64: 0.1 at 0.2 to 0.8." in told
+
+
 def test_the_best_threshold_by_both_protocols():
     """At batch 512 0.1 is best at the kept rate 0.2, as at batch 128; scaled to 0.8 only 0.01 is left."""
     best = {(128, 0.2): 0.1, (128, 0.8): 0.01, (512, 0.2): 0.1, (512, 0.8): 0.01}

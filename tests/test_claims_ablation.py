@@ -38,7 +38,7 @@ def test_a_part_may_be_worth_it_at_equal_steps_only():
     sentence = claim.verdict(*tables(steps=(-0.03, 0.0))).sentence
     timed, stepped = sentence.partition("at equal steps")[::2]
     assert "worse: none" in timed and "worse: one 3x3 conv;" in stepped
-    assert "one 3x3 conv 0.70" in sentence
+    assert "one 3x3 conv 0.70 (1.00)" in sentence  # as many steps as the whole net: matched as if they cost the same
 
 
 def test_the_summary_has_a_row_a_protocol_and_arm_with_its_cost():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.lab.claims import accumulation
+from workbench.lab.evidence.protocol import scored
 from workbench.models import create_model
 
 ARMS = {
@@ -60,6 +61,14 @@ def test_equal_within_the_margin_holds_and_a_difference_beyond_it_does_not():
     noisy = accumulation.verdict(GRADIENTS, trainings(0.0, spread=0.02))
     assert noisy.holds is None and "not shown to be equal" in noisy.sentence
     assert "BN +1.00%" in equal.sentence and equal.effect.mean == pytest.approx(0.0005)
+
+
+def test_an_accumulated_training_that_diverges_is_a_difference_and_not_left_out():
+    table = trainings(0.0005).assign(outcome="complete", val_acc=0.5)
+    lost = (table.arm == "NF+AGC") & table.micro_batch.notna() & (table.seed < 5)
+    table.loc[lost, ["test_acc", "val_acc", "outcome"]] = None, 0.1, "diverged"
+    found = accumulation.verdict(GRADIENTS, scored(table))
+    assert found.effect.n == 8 and found.holds is not True
 
 
 def test_the_figure_shows_the_margin_and_every_seed():

@@ -15,7 +15,15 @@ def batch_table(nf_fails, agc_fails, cells=6):
     return pd.DataFrame(rows)
 
 
-def test_large_batch_counts_the_discordant_cells():
+def test_many_cells_of_a_few_seeds_are_a_few_seeds():
+    """Ten rates, of which clipping saves every one: ten cells a seed, and no more evidence than the seeds."""
+    grid = pd.concat([batch_table(5, 0, cells=5).assign(lr=lr) for lr in range(1, 11)])
+    found = large_batch.verdict(grid)
+    assert found.holds is None and found.p == pytest.approx(2 / 2**5) and "In 50 of the 50 cells" in found.sentence
+    assert found.effect.n == 5 and found.effect.low < 0.5
+
+
+def test_large_batch_counts_the_seeds_and_their_cells():
     for_agc, against, neither = (large_batch.verdict(batch_table(*n)) for n in ((6, 0), (0, 6), (0, 0)))
     assert for_agc.holds is True and "In 6 of the 6 cells" in for_agc.sentence
     assert against.holds is False and "In 0 of the 6 cells" in against.sentence

@@ -17,8 +17,9 @@ def tables(nf_step, final=0.6, bn_step=60):
     for arm, first in (("BN", bn_step), ("NF+AGC", nf_step)):
         for seed in range(6):
             confirmed.append(
-                {"arm": arm, "seed": seed, "lr": 0.4, "test_acc": final, "steps": 100, "outcome": "complete"}
-            )
+                {"arm": arm, "seed": seed, "lr": 0.4, "val_acc": final, "test_acc": final, "steps": 100,
+                 "outcome": "complete"}
+            )  # fmt: skip
             for step in range(10, 101, 10):
                 there = step >= first + 10 * (seed % 2)
                 curves.append({"arm": arm, "seed": seed, "step": step, "val_acc": final if there else 0.2})
@@ -39,10 +40,28 @@ def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
 def test_the_verdict_flips_with_the_crossing():
     sooner: Verdict = latency.verdict(COSTS, screened(), *tables(30))
     assert sooner.holds is True and sooner.effect.high < 0 and "is sooner" in sooner.sentence
-    later = latency.verdict(COSTS, screened(), *tables(90))
+    later = latency.verdict(COSTS, screened(), *tables(90, bn_step=50))
     assert later.holds is False and "is later" in later.sentence
-    equal = latency.verdict(COSTS.assign(cost=1.0), screened(), *tables(60))
+    equal = latency.verdict(COSTS.assign(cost=1.0, low=1.0, high=1.0), screened(), *tables(60))
     assert equal.holds is None and "not shown" in equal.sentence
+
+
+def test_a_side_that_depends_on_which_round_measured_the_step_is_not_decided():
+    """As many steps: only the time of a step tells the two apart, and that is between 0.9 and 1.1 of BN's."""
+    at = lambda low, high: COSTS.assign(cost=[1.0, 0.95, 1.0], low=[1.0, low, 1.0], high=[1.0, high, 1.0])
+    assert latency.verdict(at(0.9, 1.1), screened(), *tables(60)).holds is None
+    told = latency.verdict(at(0.9, 0.97), screened(), *tables(60))
+    assert told.holds is True and told.p == pytest.approx(2 / 2**6)  # no spread over six seeds: the sign test
+
+
+def test_a_bn_that_diverges_gives_no_target():
+    confirmed, curves = tables(30)
+    lost = (confirmed.arm == "BN") & (confirmed.seed < 5)
+    confirmed.loc[lost, ["val_acc", "test_acc", "outcome"]] = 0.1, 0.1, "diverged"
+    kept = curves[~((curves.arm == "BN") & (curves.seed < 5))]
+    found = latency.verdict(COSTS, screened(), confirmed, kept)
+    assert found.holds is None and "BN itself rarely gets there" in found.sentence
+    assert f"at {0.9 * (5 * 0.1 + 0.6) / 6:.1%} validation accuracy" in found.sentence
 
 
 def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
@@ -74,6 +93,7 @@ def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not()
     all_screened = pd.concat([screened(), screened().assign(arm="NF+AGC at 0.16"), pd.DataFrame(slow)])
     found = latency.verdict(named(COSTS), all_screened, confirmed, curves)
     assert found.holds is True and found.sentence.startswith("NF+AGC at 0.16 is sooner")
-    assert "may lie beyond" not in found.sentence
+    ends = "NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
+    assert found.sentence.endswith(ends) and "last rate" not in found.sentence
     plain = latency.verdict(COSTS, screened(), *tables(30))
     assert found.effect == plain.effect

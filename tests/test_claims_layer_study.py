@@ -52,10 +52,20 @@ def test_the_margin_of_stability_is_in_doublings_and_none_where_every_rate_faile
     assert f"{stage} -2.0 doublings" in sentence and f"{lost} none" in sentence and f"{claim.HEAD} the same" in sentence
 
 
-def test_holm_covers_the_family():
+def test_a_largest_rate_that_is_the_last_one_tried_says_at_least():
+    stage = claim.STAGE.format(1)
+    told = claim.verdict(*tables({arm: 3.2 for arm in ARMS} | {stage: 0.8})).sentence
+    assert "failed in screening: 3.2, the last that was tried, for the paper's choice" in told
+    assert f"{stage} -2.0 doublings or more" in told and f"{claim.HEAD} as far as was tried" in told
+
+
+def test_holm_covers_the_family_which_the_contrast_is_not_of():
     screened, confirmed = tables(head=-0.02, stage1=-0.02)
-    table = claim.summary(screened, confirmed)
-    assert ((table.p_holm >= table.p) | table.p.isna()).all() and table.p_holm.notna().sum() == len(ARMS) - 1
+    table = claim.summary(screened, confirmed).set_index("arm")
+    family = table.drop([claim.PAPER, claim.HEAD])
+    assert np.isnan(table.p_holm[claim.HEAD]) and family.p_holm.notna().all()
+    stage = claim.STAGE.format(1)
+    assert family.p_holm[stage] == pytest.approx(len(family) * table.p[stage])
 
 
 def test_the_figure_crosses_what_failed():

@@ -37,7 +37,9 @@ def test_each_alone_is_said_with_holm_and_equality():
     ema, sam = alone.partition("; ")[::2]
     assert ema.startswith("EMA +2") and "equal" not in ema
     assert sam.startswith("SAM ") and "equal within 0.5 points" in sam.partition(")")[0]
-    assert "costs 1.25 of a plain one" in sentence and "160 steps for 200" in sentence
+    assert "160 steps for 200, which is equal time where a step costs 1.25 of a plain one" in sentence
+    other = claim.verdict(COSTS.assign(cost=[1.0, 1.1]), *tables()[1:]).sentence  # matched by 1.25 all the same
+    assert "costs 1.25 of a plain one; measured here it costs 1.10" in other
 
 
 def test_the_horizon_is_a_share_of_the_run():

@@ -40,6 +40,13 @@ def test_an_optimum_that_does_not_move_and_one_that_halves_are_predicted():
     assert best.lr.tolist() == [1.6, 0.8, 0.4]
 
 
+def test_an_optimum_at_an_end_of_what_was_tried_is_told():
+    ends = lambda best: transfer.verdict(screened(best), confirmed(-0.02)).sentence.partition("point: ")[2]
+    assert "At width 1, 2 the best rate is at an end" in ends(lambda width: 0.2 if width > 0.5 else 0.8)
+    assert "best rate is at an end" not in ends(lambda width: 0.8)
+    assert "At width 0.5, 1, 2 the best threshold is at an end" in ends(lambda width: 0.8)  # of two either is
+
+
 def test_the_rivals_are_the_neighbours_and_its_own_best():
     still = transfer.points_to_confirm(screened(lambda width: 0.8))
     assert still.arm.tolist() == ["predicted", "half the rate", "twice the rate", "threshold / 4", "threshold x 4"]

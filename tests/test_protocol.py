@@ -87,6 +87,16 @@ def test_arms_at_an_end_are_named_with_their_cell():
     assert protocol.edges_told(pd.DataFrame(rows[3:6]), by=["batch_size"]) == ""
 
 
+def test_a_setting_at_an_end_of_its_arms_settings_is_named():
+    def told(best):
+        rows = [{"arm": f"NF+AGC at {c:g}", "lr": lr, "val_acc": -abs(lr - 2) - (c != best)}
+                for c in (0.01, 0.04, 0.16) for lr in (1, 2, 4)]  # fmt: skip
+        return protocol.edges_told(pd.DataFrame(rows))
+
+    assert told(0.16) == " NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
+    assert told(0.01).startswith(" NF+AGC at 0.01 is best at the last threshold") and told(0.04) == ""
+
+
 def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():
     rows = [
         {"arm": arm, "batch_size": batch, "lr": 0.4, "val_acc": accuracy}

@@ -126,7 +126,9 @@ def test_holms_adjustment_can_take_a_verdict_back(root, monkeypatch):
     one = judged(claims(["7"]), store=store)[0]
     assert one.verdict.holds is True and one.p_holm == 2 * one.verdict.p
     monkeypatch.setattr(recompute, "holm", lambda p_values: [0.06 for _ in p_values])
-    assert judged(claims(["7"]), store=store)[0].verdict.holds is None
+    taken_back = judged(claims(["7"]), store=store)[0].verdict
+    assert taken_back.holds is None
+    assert taken_back.sentence.endswith("Yet not decided: p = 0.06 after Holm's adjustment over the claims.")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from workbench.lab.stats import (
     Interval,
     accuracy_interval,
+    below_p,
     best_four_of_five,
     beyond_p,
     difference_p,
@@ -86,7 +87,7 @@ def test_a_difference_is_told_by_its_interval():
         values = rng.normal(shift, 1, 8)
         interval = t_interval(values)
         assert (difference_p(values) < 0.05) == (interval.low > 0 or interval.high < 0)
-    assert difference_p([0.1, 0.1, 0.1]) == 0.0 and difference_p([0.0, 0.0]) == 1.0
+    assert difference_p([0.0, 0.0]) == 1.0
     assert math.isnan(difference_p([1.0]))
 
 
@@ -111,13 +112,28 @@ def test_beyond_a_margin_is_told_by_the_95_percent_interval():
         told.append(beyond_p(values, 0.5) < 0.05)
         assert told[-1] == (interval.low > 0.5 or interval.high < -0.5)
     assert not told[0] and told[-1] and told[-2]
-    assert beyond_p([1.0, 1.0], 0.5) == 0.0 and beyond_p([0.1, 0.1], 0.5) == 1.0 and math.isnan(beyond_p([1.0], 0.5))
+    assert math.isnan(beyond_p([1.0], 0.5))
+
+
+def test_differences_that_are_all_alike_are_judged_by_the_sign_test():
+    """Three seeds of one sign: 2 / 2^3 two-sided, 1 / 2^3 one-sided. No spread is no certainty."""
+    alike = [0.1, 0.1, 0.1]
+    assert difference_p(alike) == pytest.approx(0.25)
+    assert beyond_p(alike, 0.05) == pytest.approx(0.25) and beyond_p(alike, 0.5) == 1.0
+    assert within_p(alike, 0.5) == pytest.approx(0.125) and within_p(alike, 0.05) == 1.0
+    assert below_p(alike, 0.5) == pytest.approx(0.125) and below_p(alike, 0.05) == 1.0
 
 
 def test_a_share_by_the_exact_test():
     """9 of 10 against one half: 2 (1 + 10) / 1024."""
     assert share_p(9, 10) == pytest.approx(22 / 1024)
     assert share_p(0, 0) == 1.0
+
+
+def test_the_exact_interval_is_one_with_the_exact_test():
+    """It leaves out one half just where the test says p < 0.05: 6 of 6, not 5 of 5, whose lower end is 0.025^(1/5)."""
+    assert share_interval(5, 5, method="exact").low == pytest.approx(0.025**0.2)
+    assert share_p(5, 5) > 0.05 and share_p(6, 6) < 0.05 and share_interval(6, 6, method="exact").low > 0.5
 
 
 def test_differences_of_accuracies_are_told_in_points():

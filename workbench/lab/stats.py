@@ -65,13 +65,14 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
     return t_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level)
 
 
-def share_interval(successes: int, n: int, level: float = 0.95) -> Interval:
-    """A share and its Wilson interval; (NaN, 0, 1) without observations."""
+def share_interval(successes: int, n: int, level: float = 0.95, method: str = "wilson") -> Interval:
+    """A share and its interval, Wilson's or the one of the exact test (method "exact", Clopper and Pearson 1934);
+    (NaN, 0, 1) without observations."""
     from scipy import stats
 
     if n == 0:
         return Interval(math.nan, 0.0, 1.0, 0)
-    found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+    found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method=method)
     return Interval(successes / n, float(found.low), float(found.high), n)
 
 
@@ -88,14 +89,15 @@ def share_p(successes: int, n: int, share: float = 0.5) -> float:
 
 
 def difference_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of Student's t-test that the mean of paired differences is 0; NaN for fewer than two."""
+    """Two-sided p-value of Student's t-test that the mean of paired differences is 0, of the sign test where all are
+    alike, for then the t-test has no scale to go by; NaN for fewer than two."""
     from scipy import stats
 
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return math.nan
-    if np.ptp(values) == 0:  # no spread: the test has no scale to go by
-        return 1.0 if values[0] == 0 else 0.0
+    if np.ptp(values) == 0:
+        return 1.0 if values[0] == 0 else share_p(len(values), len(values))
     return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
@@ -108,7 +110,7 @@ def within_p(differences: Sequence[float], margin: float) -> float:
     if len(values) < 2:
         return math.nan
     if np.ptp(values) == 0:
-        return 0.0 if abs(values[0]) < margin else 1.0
+        return 0.5 ** len(values) if abs(values[0]) < margin else 1.0  # the sign test, one-sided
     above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(values, margin, alternative="less").pvalue
     return float(max(above, below))
@@ -123,7 +125,7 @@ def beyond_p(differences: Sequence[float], margin: float) -> float:
     if len(values) < 2:
         return math.nan
     if np.ptp(values) == 0:
-        return 0.0 if abs(values[0]) > margin else 1.0
+        return share_p(len(values), len(values)) if abs(values[0]) > margin else 1.0
     values = values if values.mean() > 0 else -values
     return min(1.0, 2 * float(stats.ttest_1samp(values, margin, alternative="greater").pvalue))
 
@@ -137,7 +139,7 @@ def below_p(differences: Sequence[float], bound: float) -> float:
     if len(values) < 2:
         return math.nan
     if np.ptp(values) == 0:
-        return 0.0 if values[0] < bound else 1.0
+        return 0.5 ** len(values) if values[0] < bound else 1.0
     return float(stats.ttest_1samp(values, bound, alternative="less").pvalue)
 
 

@@ -31,6 +31,12 @@ def summary(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).merge(costs[["arm", "cost"]], on="arm", how="left")
 
 
+def matched_cost(confirmed: pd.DataFrame) -> pd.Series:
+    """By arm the time of a step, over the whole net's, at which its steps are equal time: measured here, or before."""
+    steps = confirmed[confirmed.protocol == TIME].groupby("arm", sort=False).steps.first()
+    return steps[WHOLE] / steps
+
+
 def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Are the parts worth their time on average? And each?"""
     timed = confirmed[confirmed.protocol == TIME]
@@ -41,10 +47,14 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
     relation = {True: "pay for their time", False: "do not pay for their time",
                 None: "are not shown to pay for their time, or not to"}[holds]  # fmt: skip
     said = [f"at {protocol}: {_each(rows)}" for protocol, rows in confirmed.groupby("protocol", sort=False)]
-    cost = ", ".join(f"{row.arm} {row.cost:.2f}" for row in costs.itertuples() if row.arm != WHOLE)
+    matched = matched_cost(confirmed)
+    cost = ", ".join(
+        f"{row.arm} {row.cost:.2f} ({matched[row.arm]:.2f})" for row in costs.itertuples() if row.arm != WHOLE
+    )
     sentence = (
         f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
-        f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step: {cost}."
+        f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step, as measured here (and as matched "
+        f"by the steps): {cost}."
     )
     sentence += edges_told(screened)
     return Verdict(
@@ -65,7 +75,8 @@ def _marked(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Accuracy beside the whole net under each protocol, and the time of a step beside it."""
+    """Accuracy beside the whole net under each protocol, and the time of a step beside it, with the one that the steps
+    are matched by."""
     import matplotlib.pyplot as plt
 
     from workbench.lab import plots
@@ -83,8 +94,12 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame)
         ax.set(title=protocol)
     cost = costs.set_index("arm").reindex(names)
     bounds = np.clip([cost.cost - cost.low, cost.high - cost.cost], 0, None)
-    axes[-1].errorbar(cost.cost, range(len(names)), xerr=bounds, fmt="D", ms=5, capsize=3, lw=1.2, color="0.3")
+    look = {"fmt": "D", "ms": 5, "capsize": 3, "lw": 1.2, "color": "0.3"}
+    axes[-1].errorbar(cost.cost, range(len(names)), xerr=bounds, label="measured in this run", **look)
+    matched = matched_cost(confirmed).reindex(names)
+    axes[-1].plot(matched, range(len(names)), "o", ms=9, mfc="none", color=plots.CYCLE[0], label="matched by the steps")
     axes[-1].axvline(1, color="0.3", lw=0.8)
     axes[-1].set(title="cost", xlabel="time of a step over the whole net's")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    handles = [a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in (axes[0], axes[-1])), strict=True)]
+    figure.legend(*handles, frameon=False, ncols=6, loc="outside lower center")
     return figure

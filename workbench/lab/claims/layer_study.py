@@ -40,10 +40,12 @@ def arms(clip: float, stages: list[int]) -> dict[str, dict]:
 
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row an arm: lr (its best rate), accuracy, difference to the paper's arm with low, high, p, p_holm and
-    p_equal, failed and n of the confirmation, largest_stable rate and margin, that in doublings above the paper's."""
+    p_equal, failed and n of the confirmation, largest_stable rate, whether it is the last that was tried (`open`, for
+    it may stand more), and margin, in doublings above the paper's."""
     stable = largest_stable(screened)
-    rates = pd.DataFrame({"largest_stable": stable, "margin": np.log2(stable / stable.get(PAPER, math.nan))})
-    return beside(confirmed, PAPER).merge(rates, left_on="arm", right_index=True, how="left")
+    rates = pd.DataFrame({"largest_stable": stable, "open": stable == screened.lr.max(),
+                          "margin": np.log2(stable / stable.get(PAPER, math.nan))})  # fmt: skip
+    return beside(confirmed, PAPER, contrast=HEAD).merge(rates, left_on="arm", right_index=True, how="left")
 
 
 def largest_stable(screened: pd.DataFrame) -> pd.Series:
@@ -55,30 +57,37 @@ def largest_stable(screened: pd.DataFrame) -> pd.Series:
 
 def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does clipping the head cost accuracy? And what of the other layers?"""
-    found = effects(confirmed, PAPER)
+    found = effects(confirmed, PAPER, contrast=HEAD)
     head = interval_of(found, HEAD)
     better = side(head)
     holds = None if better is None else not better
     relation = {True: "costs accuracy", False: "gains accuracy", None: "is not shown to change accuracy"}[holds]
     sentence = f"Clipping the classifier's weight, too, {relation}: {points(head)}"
-    rows, margins = found.set_index("arm"), summary(screened, confirmed).set_index("arm").margin
+    rows, each = found.set_index("arm"), summary(screened, confirmed).set_index("arm")
     if FIRST in rows.index:
         equal = rows.p_equal[FIRST] < 0.05
         said = "is equal within 0.5 points" if equal else "is not shown to be equal within 0.5 points"
-        sentence += f"; the first convolution left out {said} ({points(interval_of(found, FIRST))})"
+        change = f"{points(interval_of(found, FIRST))}, Holm p = {rows.p_holm[FIRST]:.2g}"
+        sentence += f"; the first convolution left out {said} ({change})"
     for arm in rows.index.drop([HEAD, FIRST], errors="ignore"):
         sentence += f"; {arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
-    stable = ", ".join(f"{arm} {_doublings(margins[arm])}" for arm in rows.index)
-    base = largest_stable(screened)[PAPER]
-    sentence += f". Largest rate at which no training failed in screening: {base:.3g} for the paper's choice; {stable}."
+    base = each.loc[PAPER]
+    stable = ", ".join(f"{arm} {_doublings(each.loc[arm], base)}" for arm in rows.index)
+    beyond = ", the last that was tried, for the paper's choice" if base.open else " for the paper's choice"
+    sentence += f". Largest rate at which no training failed in screening: {base.largest_stable:.3g}{beyond}; {stable}."
     sentence += edges_told(screened)
     return Verdict(
         sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]), in_points=True
     )
 
 
-def _doublings(margin: float) -> str:
-    return "none" if math.isnan(margin) else "the same" if margin == 0 else f"{margin:+.1f} doublings"
+def _doublings(arm: pd.Series, base: pd.Series) -> str:
+    """An arm's margin; where a largest rate is the last that was tried, the truth lies further out."""
+    if math.isnan(arm.margin):
+        return "none"
+    if arm.margin == 0:
+        return "as far as was tried" if base.open else "the same"
+    return f"{arm.margin:+.1f} doublings{' or more' if base.open or arm.open else ''}"
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

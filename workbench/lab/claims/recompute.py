@@ -173,7 +173,8 @@ def _data_and_device(tables: dict[str, pd.DataFrame]) -> tuple[str, str]:
 
 
 def _adjusted(verdict: Verdict, p_holm: float) -> Verdict:
-    """The verdict, undecided where Holm's adjustment takes its p-value above the level."""
-    if verdict.holds is not None and p_holm >= LEVEL:
-        return dataclasses.replace(verdict, holds=None)
-    return verdict
+    """The verdict, undecided where Holm's adjustment takes its p-value above the level, or where it has none."""
+    if verdict.holds is None or p_holm < LEVEL:
+        return verdict
+    why = "it has no p-value" if math.isnan(p_holm) else f"p = {p_holm:.2g} after Holm's adjustment over the claims"
+    return dataclasses.replace(verdict, holds=None, sentence=f"{verdict.sentence} Yet not decided: {why}.")

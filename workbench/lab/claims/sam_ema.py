@@ -29,13 +29,13 @@ def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row an arm: lr (its best rate), steps, device_seconds and accuracy (means), failed, n, and the difference to
     plain with low, high, p, p_holm and p_equal."""
     seconds = confirmed.groupby("arm").device_seconds.mean()
-    table = beside(confirmed, "plain", ARMS, settings=("lr", "steps"))
+    table = beside(confirmed, "plain", ARMS, settings=("lr", "steps"), contrast="SAM+EMA")
     return table.assign(device_seconds=table.arm.map(seconds))
 
 
 def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Do both together add accuracy at equal time? And each?"""
-    found = effects(confirmed, "plain", ARMS)
+    found = effects(confirmed, "plain", ARMS, contrast="SAM+EMA")
     both = interval_of(found, "SAM+EMA")
     holds = side(both)
     relation = {True: "add accuracy", False: "cost accuracy", None: "are not shown to change accuracy"}[holds]
@@ -49,9 +49,10 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
     seconds = confirmed.groupby("arm").device_seconds.mean()
     steps = confirmed.groupby("arm").steps.first()
     sentence = (
-        f"At equal time SAM and EMA together {relation}: {points(both)}. Alone: {each}. A step with SAM costs "
-        f"{cost:.2f} of a plain one, so that SAM has {steps['SAM']} steps for {steps['plain']}; it took "
-        f"{seconds['SAM'] / seconds['plain']:.2f} of the seconds."
+        f"At equal time SAM and EMA together {relation}: {points(both)}. Alone: {each}. SAM has {steps['SAM']} steps "
+        f"for {steps['plain']}, which is equal time where a step costs {steps['plain'] / steps['SAM']:.2f} of a plain "
+        f"one; measured here it costs {cost:.2f}, and the trainings took {seconds['SAM'] / seconds['plain']:.2f} of "
+        "the seconds."
     )
     sentence += edges_told(screened)
     return Verdict(

@@ -40,7 +40,7 @@ def arms(clip: float, eps: list[float]) -> dict[str, dict]:
 
 def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
-    found = effects(confirmed, PAPER)
+    found = effects(confirmed, PAPER, contrast=GAINS)
     gains = interval_of(found, GAINS)
     holds = side(gains)
     relation = {True: "raises accuracy", False: "lowers accuracy", None: "is not shown to change accuracy"}[holds]

@@ -1,8 +1,8 @@
 """Claim 7: adaptive gradient clipping raises the largest learning rate at which a normalizer-free network trains.
 
 Source: NFNet paper, section 4.1. Table: one row a training, with arm (NF, NF+AGC), batch_size, lr, clip, seed, failed.
-The contrast, written down before the confirmation: the largest stable rate with the smallest threshold against that
-without clipping, at the largest batch, in doublings.
+The contrast, written down before the run, in which nothing else is chosen: the largest stable rate with the smallest
+threshold against that without clipping, at the largest batch, in doublings.
 """
 
 import numpy as np
@@ -62,7 +62,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     )
     if misfits:
         sentence += f" In {misfits} of {len(found)} cells no window of rates describes the outcomes."
-    return Verdict(sentence, holds, "doublings of the largest stable rate through clipping", raised, p=p)
+    name = f"doublings of the largest stable rate through clipping (n: trainings, of {table.seed.nunique()} seeds)"
+    return Verdict(sentence, holds, name, raised, p=p)
 
 
 def _said(clip: float, window: Window) -> str:

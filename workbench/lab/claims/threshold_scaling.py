@@ -123,11 +123,14 @@ def verdict(table: pd.DataFrame) -> Verdict:
             "threshold has to fall as the rate rises"
         )
     sentence += f". {_by_divergence(table)}"
-    best = best_thresholds(table)
+    best = best_thresholds(whole)
     told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
-    sentence += f" Best threshold by validation accuracy at each rate: {told}. {_protocols_in_words(whole)}"
+    sentence += (
+        f" Best threshold of those trained at each rate, by validation accuracy: {told}. {_protocols_in_words(whole)}"
+    )
     p = min(found.p_not_product, found.p_product)
-    return Verdict(sentence, holds, "exponent k of the threshold", found.exponent, p=p)
+    name = f"exponent k of the threshold (n: trainings, of {table.seed.nunique()} seeds)"
+    return Verdict(sentence, holds, name, found.exponent, p=p)
 
 
 def _by_divergence(table: pd.DataFrame) -> str:
@@ -153,8 +156,8 @@ def upper_side(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
-    """By batch: over the rates the threshold of the highest mean validation accuracy, in words; neighbouring rates with
-    the same one are put together."""
+    """By batch: over the rates the threshold of the highest mean validation accuracy, of those that were trained there
+    and did not fail, in words; neighbouring rates with the same one are put together."""
     said: dict[int, str] = {}
     for batch, rows in table[table.failed == 0].groupby("batch_size"):
         means = rows.groupby(["lr", "clip"], dropna=False).val_acc.mean().reset_index()

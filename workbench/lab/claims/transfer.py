@@ -66,6 +66,17 @@ def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(width=own.width)
 
 
+def _ends_told(screened: pd.DataFrame, best: pd.DataFrame) -> str:
+    """A sentence, with a space before it, on the widths whose best rate or threshold is the first or last tried."""
+    told = ""
+    for name, what in (("lr", "rate"), ("clip", "threshold")):
+        ends = {screened[name].min(), screened[name].max()}
+        at = [f"{row.width:g}" for _, row in best.iterrows() if row[name] in ends and len(ends) > 1]
+        if at:
+            told += f" At width {', '.join(at)} the best {what} is at an end of those tried, so it may lie beyond."
+    return told
+
+
 def losses(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `beside`, whose difference is what the predicted point loses against each rival, with small_p of a
     loss below the margin and large_p of one beyond it."""
@@ -92,7 +103,7 @@ def verdict(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
         f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
         f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there it {relation} "
         f"{100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus that of the predicted "
-        f"point: {loss}."
+        f"point: {loss}.{_ends_told(screened, best)}"
     )
     rival = rivals.loc[rivals.difference.idxmax(), "arm"]
     name = f"test accuracy of the best rival ({rival}) minus at the predicted point"

@@ -11,11 +11,14 @@ from workbench.lab.stats import Interval, difference_p, holm, paired_interval, t
 EQUAL = 0.005  # accuracy: differences within half a point count as none
 
 
-def effects(confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = None, margin=EQUAL) -> pd.DataFrame:
+def effects(
+    confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = None, margin=EQUAL, contrast: str | None = None
+) -> pd.DataFrame:
     """One row an arm but `against`: accuracy (test, mean), difference to `against` with low and high (95 %), n, p and
     p_holm of no difference, and p_equal of a difference beyond the margin.
 
-    Columns of `confirmed`: arm, seed, test_acc. `arms` in their order; None: as they come.
+    Columns of `confirmed`: arm, seed, test_acc. `arms` in their order; None: as they come. The arm that a claim's
+    `contrast` is about is adjusted over the claims, so it is not of the family here, and its p_holm NaN.
     """
     values = by_seed(confirmed)
     wanted = [arm for arm in (arms or dict.fromkeys(confirmed.arm)) if arm != against and arm in values]
@@ -38,7 +41,7 @@ def effects(confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = 
         )
     columns = ["arm", "accuracy", "difference", "low", "high", "n", "p", "p_equal"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(p_holm=holm(table.p))
+    return table.assign(p_holm=holm(table.p.where(table.arm != contrast)))
 
 
 def beside(
@@ -47,6 +50,7 @@ def beside(
     arms: Iterable[str] | None = None,
     settings: Sequence[str] = ("lr",),
     mark: str = "failed",
+    contrast: str | None = None,
 ) -> pd.DataFrame:
     """One row an arm, `against` among them: its settings (columns that are alike in all its trainings), accuracy (test,
     mean), in how many trainings `mark` is set, n trainings, and what `effects` says of the difference to `against`."""
@@ -54,7 +58,7 @@ def beside(
     each = confirmed.groupby("arm", sort=False).agg(**told, n=("seed", "size"))
     if arms is not None:
         each = each.reindex([arm for arm in arms if arm in each.index])
-    found = effects(confirmed, against, list(each.index)).drop(columns=["accuracy", "n"])
+    found = effects(confirmed, against, list(each.index), contrast=contrast).drop(columns=["accuracy", "n"])
     return each.reset_index().merge(found, on="arm", how="left")
 
 

@@ -81,16 +81,23 @@ def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def edges_told(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
-    """A sentence, with a space before it, on the arms, each at its best setting, that are best at an end of the rates;
-    empty where none is."""
+    """Sentences, each with a space before it, on the arms, each at its best setting, that are best at an end of the
+    rates, or of their settings; empty where none is."""
     best = best_settings(best_rates(screened, by), by)
-    edges = [row for _, row in best[best.at_edge].iterrows()]
-    told = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for row in edges]
+    values = {}  # of the settings of each arm
+    for name in screened.arm.unique():
+        values.setdefault(arm_of(name), set()).update(map(float, name.split(" at ")[1:]))
+    ends = {f"{arm} at {end:g}" for arm, of in values.items() if len(of) > 1 for end in (min(of), max(of))}
+    return _ends_told(best[best.at_edge], by, "rate") + _ends_told(best[best.arm.isin(ends)], by, "threshold")
+
+
+def _ends_told(edges: pd.DataFrame, by: Sequence[str], what: str) -> str:
+    told = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for _, row in edges.iterrows()]
     if not told:
         return ""
-    ends = "is best at the last rate that was tried, so a better one"
+    ends = f"is best at the last {what} that was tried, so a better one"
     if len(told) > 1:
-        ends = "are best at the last rates that were tried, so better ones"
+        ends = f"are best at the last {what}s that were tried, so better ones"
     return f" {', '.join(told)} {ends} may lie beyond."
 
 
@@ -109,7 +116,11 @@ def confirm(
     def with_test(arm: str, lr: float, seed: int, **cell) -> TrainConfig:
         return training(arm, lr, seed, **cell).replace(evaluate_test=True)
 
-    table = _run(wanted, with_test, session, "confirm")
+    return scored(_run(wanted, with_test, session, "confirm"))
+
+
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `test_acc` of a training that diverged, too: guessing."""
     guessing = table.val_acc.where(table.outcome == "diverged")
     return table.assign(test_acc=table.test_acc.fillna(guessing) if "test_acc" in table else guessing)
 
