@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import CHECKOUT
 
+from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.database import Database
 from workbench.lab.processes import is_alive, whoami
@@ -175,7 +176,7 @@ def test_halves_of_checkpoints_and_of_uploads_go(root, doctor):
     assert mended.splitlines()[-1].split() == ["halves", "3", "3", "2.0"]
 
 
-def test_files_of_no_run_go_and_those_in_the_trash_stay(root, doctor):
+def test_files_of_no_run_are_set_aside_and_those_in_the_trash_stay(root, doctor):
     store = Store()
     deleted = training(store)
     store.client.delete_run(deleted)
@@ -187,9 +188,31 @@ def test_files_of_no_run_go_and_those_in_the_trash_stay(root, doctor):
         (place / "artifacts" / "result.json").write_text("{}")
     found, _ = doctor()
     assert f"{places[0]} belongs to no run" in found
-    assert not places[0].exists()
+    aside = root / "mlruns" / "set-aside" / "trainings" / ("f" * 32) / "artifacts" / "result.json"
+    assert not places[0].exists() and aside.read_text() == "{}"
     assert places[1].exists()  # of an experiment that is not ours
     assert (root / "mlruns" / "artifacts" / "trainings" / deleted).is_dir()
+
+
+def test_the_files_of_another_store_in_this_root_are_not_lost(root, monkeypatch, command, tmp_path):
+    first = training(Store())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    second = training(Store())
+    assert command("doctor", "--fix")[0] == 0
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Store().find_training("k" * 64, "full")[0] == first
+    command("doctor", "--fix")
+    assert (root / "mlruns" / "set-aside" / "trainings" / second / "artifacts" / "result.json").is_file()
+
+
+def test_searches_that_cannot_be_read_are_told(root, monkeypatch, command):
+    (root / "mlruns" / "optuna.db").write_text("no database")
+    code, said, _ = command("doctor")
+    assert code == 1 and "file is not a database): move the file away" in said
+    (root / "mlruns" / "optuna.db").unlink()
+    monkeypatch.setenv("WORKBENCH_OPTUNA_STORAGE", "postgresql+psycopg2://nobody:secret@127.0.0.1:1/x")
+    code, said, _ = command("doctor")
+    assert code == 1 and "the searches are out of reach" in said and "secret" not in said
 
 
 def test_when_the_database_was_replaced_no_files_are_removed(root, command):
@@ -255,6 +278,8 @@ def test_a_copy_is_given_its_own_place_only_when_told(root, tmp_path, monkeypatc
     training(Store())
     new = moved_store(root, tmp_path, monkeypatch, keep=True)
     before = state(new)
+    with pytest.raises(WorkbenchError, match=r"was moved or copied.*doctor --fix"):
+        Store()  # it would write into the other one
     code, said, _ = command("doctor", "--fix")
     assert code == 1 and "there is a store there too: say --moved" in said
     assert state(new) == before
@@ -269,7 +294,7 @@ def test_a_moved_database_without_its_files_loses_no_result(root, tmp_path, monk
     shutil.move(new / "mlruns" / "artifacts", tmp_path / "left behind")
     code, said, _ = command("doctor", "--fix")
     assert code == 1 and "bring its folder artifacts/ here too" in said
-    assert Store().status(run_id) == "FINISHED"
+    assert Store(anywhere=True).status(run_id) == "FINISHED"
 
 
 def test_a_store_is_not_moved_under_a_run_that_goes_on(root, tmp_path, monkeypatch, command):

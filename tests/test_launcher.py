@@ -19,6 +19,7 @@ from test_notebook import notebook
 from workbench.errors import WorkbenchError
 from workbench.lab import Store, Study, run_study
 from workbench.lab.launcher import execution_key, plan
+from workbench.lab.processes import whoami
 
 CELLS = (
     "from workbench.lab import open_session, run_all\nfrom workbench.lab.stats import t_interval\nfrom workbench.lab.verdicts import Verdict\n"
@@ -182,6 +183,8 @@ def test_the_plan_says_why(small):
     assert planned() == ("run", "interrupted", f"run {run_id[:8]}")
     run_id = left("RUNNING")
     assert planned() == ("leave", "running", f"run {run_id[:8]}, in another process")
+    store.set_tags(run_id, process="/".join([*whoami().split("/")[:-2], "999999", "1"]))  # one that is no more
+    assert planned() == ("run", "interrupted", f"run {run_id[:8]}: its process ended before it did")
     left("FINISHED")
     assert planned()[:2] == ("reuse", "finished") and planned(rerun="all")[0] == "run"
     with pytest.raises(WorkbenchError, match="unknown choice for --rerun 'stal': did you mean 'stale'"):

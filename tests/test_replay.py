@@ -184,6 +184,16 @@ def test_a_replay_that_is_not_the_recorded_training_says_where(root, monkeypatch
     assert store.get(found.run_id).data.tags["outcome"] == "not as recorded"
 
 
+def test_a_replay_that_diverges_before_its_steps_says_so(root, monkeypatch):
+    from workbench.training import loop
+
+    run_id, result = trained(WILD)
+    end = int(result.metrics["failed_at_step"])
+    monkeypatch.setattr(loop, "DIVERGED_SHARE", 0.0)  # other code: it ends at the first loss it looks at
+    with pytest.raises(WorkbenchError, match=rf"is not the training.*before the steps {end - 1} to {end}.*--back"):
+        replay(run_id, back=2)
+
+
 def test_the_comparison_looks_at_every_number_and_at_the_cause():
     result = train(WILD)
     assert compared(result, result.history, result, done=0)[0]

@@ -41,6 +41,11 @@ def test_by_hand_the_verdict_finishes_the_run(by_hand):
     assert run.data.tags["mlflow.note.content"].startswith("**Holds.** x was 3.")
 
 
+def test_by_hand_an_error_after_the_verdict_is_the_users_own(by_hand):
+    (run,) = by_hand(VERDICT, "1 / 0", fails=True)
+    assert run.info.status == "FINISHED"
+
+
 def test_by_hand_an_error_in_a_cell_fails_the_run(by_hand):
     (run,) = by_hand("1 / 0", fails=True)
     assert run.info.status == "FAILED"

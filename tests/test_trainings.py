@@ -6,13 +6,15 @@ import json
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
 
+from workbench.errors import WorkbenchError
 from workbench.lab import Arm, Session, Store, events, run_all, search, units
 from workbench.lab import store as store_module
-from workbench.lab.trainings import Progress, Wanted, trained
+from workbench.lab.trainings import Progress, Wanted, run_training, trained
 from workbench.training import TrainConfig
 
 BASE = TrainConfig(
@@ -213,7 +215,23 @@ def test_one_that_breaks_stops_no_other_and_keeps_its_traceback(root, monkeypatc
         run_all(arms(3), session())
     runs = {run.info.status: run for run in Store().search("trainings", "full")}
     assert set(runs) == {"FINISHED", "FAILED"}
-    assert "MemoryError" in Store().read_text(runs["FAILED"].info.run_id, "error.txt")
+    failed = runs["FAILED"].info.run_id
+    assert "MemoryError" in Store().read_text(failed, "error.txt")
+    with pytest.raises(
+        WorkbenchError, match=r"the training broke: .*\(test_trainings.py, line \d+\); run .* error.txt"
+    ):
+        run_training(arms(3)[1].config, session(), role="screen", arm="a")
+
+
+def test_a_finished_training_whose_result_is_lost_is_trained_again(root):
+    (first,) = run_all(arms(1), session()).run_id
+    store = Store()
+    result = Path(store.get(first).info.artifact_uri.removeprefix("file://")) / "result.json"
+    result.unlink()
+    with pytest.raises(WorkbenchError, match=r"has no result.json that can be read: `./run doctor`"):
+        store.read_text(first, "result.json")
+    (again,) = run_all(arms(1), session()).run_id
+    assert again != first
 
 
 def test_a_search_in_processes_suggests_nothing_twice_and_misses_no_slot(root):

@@ -49,6 +49,10 @@ def compare(
     from workbench.lab.compare.table import from_store
     from workbench.lab.store import Store
 
+    if csv is not None:
+        from workbench.models.weights.files import target_path
+
+        target_path(csv, (".csv",))
     for file in filter(None, (curves, parallel)):
         from workbench.lab.compare.figures import check_file
 

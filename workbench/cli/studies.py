@@ -65,10 +65,14 @@ def study(
     from workbench.lab.executors import Choice
 
     choice = Choice.of(executor, workers, gpus, threads)
+    if plan_file is not None:
+        from workbench.models.weights.files import target_path
+
+        target_path(plan_file, (".jsonl",))
 
     from workbench.lab.study import Study, all_studies
 
-    studies = [Study.load(spec) for spec in (specs or all_studies())]
+    studies = list({study.name: study for study in map(Study.load, specs or all_studies())}.values())
     if tour:
         studies = sorted((s for s in studies if s.tour), key=lambda s: s.minutes.get("quick", 99))
     overrides = pairs(parameters)
@@ -125,11 +129,16 @@ def claims(
 
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
+    if csv:
+        from workbench.models.weights.files import target_path, write_whole
+
+        target = target_path(csv, (".csv",))
     shown = chosen(which)
     found = [one for one in judged(chosen(), where=where) if one.claim in shown]
     show_claims(found, Console(width=None if sys.stdout.isatty() else 200))
     if csv:
-        as_table(found).to_csv(csv, index=False)
+        table = as_table(found)
+        write_whole(target, lambda part: table.to_csv(part, index=False))
     if export:
         for file in write(found, results_folder()):
             print(f"written: {file}")

@@ -2,7 +2,8 @@
 
 A check yields findings, and a finding mends nothing until it is told to; so the dry run and the mending take the same
 way. Nothing that a living process uses is touched: its runs, and the checkpoints and trials under a lock that it holds.
-Lock files stay: one that nobody holds does no harm, and removing one can.
+Lock files stay: one that nobody holds does no harm, and removing one can. What may be all there is of a result is
+not removed but set aside.
 """
 
 import functools
@@ -16,14 +17,16 @@ from pathlib import Path
 import filelock
 import psutil
 
+from workbench.errors import WorkbenchError
 from workbench.lab.database import Database, as_path, is_database
 from workbench.lab.leftovers import bytes_of
 from workbench.lab.processes import Family, is_alive, is_held, strays, whoami
 from workbench.lab.session import SESSION
-from workbench.lab.store import EXPERIMENTS, Run, Store, runs_folder, tracking_uri
+from workbench.lab.store import EXPERIMENTS, Run, Store, default_uri, runs_folder, tracking_uri
 from workbench.paths import root
 
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
+ASIDE = "set-aside"  # under mlruns/: the files that belong to no run
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def examine(moved: bool = False) -> Iterator[Finding]:
         )
     file = Database(tracking_uri()).file if is_database(tracking_uri()) else None
     if file is None or file.is_file():  # else there is no store yet, and a look makes none
-        yield from _store(Store(), file is not None, identities, moved)
+        yield from _store(Store(anywhere=True), file is not None, identities, moved)
     yield from _trials()
 
 
@@ -100,7 +103,8 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
             yield from _points(database, runs, alive)
         if local:
             yield from _checkpoints(runs)
-            yield from _artifacts(folders, database.run_ids(), alive)
+            if tracking_uri() == default_uri():  # another store cannot know whose files these are
+                yield from _artifacts(folders, database.run_ids(), alive)
     finally:
         if database is not None:
             database.close()
@@ -187,11 +191,14 @@ def _lives(run: Run, lost: set[str]) -> bool:
 
 
 def _trials() -> Iterator[Finding]:
-    if not (runs_folder() / "optuna.db").is_file():
-        return
     from workbench.lab.tuning import abandoned_trials, give_up_trial
 
-    for search, number in abandoned_trials():
+    try:
+        abandoned = abandoned_trials()
+    except WorkbenchError as error:
+        yield Finding("searches", f"the searches are out of reach: {error}", "look at it by hand")
+        return
+    for search, number in abandoned:
         yield Finding(
             "trials",
             f"trial {number} of the search '{search}' says RUNNING though nobody runs it",
@@ -245,7 +252,9 @@ def _artifacts(folders: dict[str, list[Path]], known: set[str], alive: set[str])
         yield Finding("files of no run", what, "was it replaced? put the old one back, or remove them", None, size)
         return
     for folder in strange:
-        yield _removal("files of no run", folder, "belongs to no run")
+        what = f"{folder} belongs to no run ({bytes_of(folder) / 2**20:.1f} MiB)"
+        mend = functools.partial(_set_aside, folder)
+        yield Finding("files of no run", what, f"put it into {runs_folder() / ASIDE}, for you to remove", mend)
     for run_id, each in folders.items():
         if run_id in known - alive:
             for file in sorted(file for folder in each for file in folder.rglob(UPLOADING)):
@@ -260,6 +269,13 @@ def _removal(kind: str, place: Path, why: str, lock: Path | None = None) -> Find
         functools.partial(_remove, place, lock),
         bytes_of(place),
     )
+
+
+def _set_aside(folder: Path) -> None:
+    """Of another database that shares this root they may be all there is of a run."""
+    place = runs_folder() / ASIDE / folder.parent.name / folder.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, place)
 
 
 def _remove(place: Path, lock: Path | None) -> None:

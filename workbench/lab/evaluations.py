@@ -120,7 +120,7 @@ def evaluate(
     store.log_metrics(run_id, metrics)
     store.set_tags(run_id, outcome="diverged" if found.not_finite else "complete")
     store.close(run_id, "FINISHED")
-    return Scores(run_id, top1, top5, found.loss, found.images_per_second, row.published, found.not_finite)
+    return Scores(run_id, top1, top5, found.loss, found.images_per_second, published, found.not_finite)
 
 
 def _device_name(device: torch.device) -> str:

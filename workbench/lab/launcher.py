@@ -18,10 +18,11 @@ from workbench.errors import unknown
 from workbench.lab.executors import Choice, Executor, Outcome, Task
 from workbench.lab.executors.choice import VARIABLE as EXECUTOR
 from workbench.lab.parameters import code_cells
-from workbench.lab.processes import whoami
+from workbench.lab.processes import is_alive, whoami
 from workbench.lab.session import SESSION
 from workbench.lab.store import UNREACHABLE, Run, Store
 from workbench.lab.study import Study
+from workbench.models import zoo
 from workbench.models.own.networks import named, source_of
 from workbench.paths import root
 from workbench.source import source_hash
@@ -78,6 +79,7 @@ def plan(
             if "data" in parameters:  # the kernel works in another folder than the user
                 parameters = {**parameters, "data": canonical_name(parameters["data"])}
             if "model" in parameters:
+                zoo.entry(parameters["model"])  # refuses a name that is unknown
                 parameters = {**parameters, "model": named(parameters["model"])}
             label = " ".join(f"{k}={parameters[k]}" for k in study.matrix) if len(executions) > 1 else ""
             execution = Execution(
@@ -123,12 +125,13 @@ def _compare(execution: Execution, runs: list[Run]) -> None:
     if last.info.status == "FINISHED":
         execution.state = "stale"
         execution.why = f"{' and '.join(changes)} changed since run {last.info.run_id[:8]}"
-    elif last.info.status == "RUNNING":
+    elif last.info.status == "RUNNING" and is_alive(last.data.tags.get("process", "")):
         execution.state = "running"
         execution.why = f"run {last.info.run_id[:8]}, in another process"
     else:
         execution.state = "failed" if last.info.status == "FAILED" else "interrupted"
-        cause = last.data.tags.get("cause", "no cause known")[:100]
+        unknown_cause = "its process ended before it did" if last.info.status == "RUNNING" else "no cause known"
+        cause = last.data.tags.get("cause", unknown_cause)[:100]
         execution.why = f"run {last.info.run_id[:8]}" + (f": {cause}" if cause != execution.state else "")
 
 

@@ -60,6 +60,8 @@ class Parameter:
             raise WorkbenchError(
                 f"parameter `{self.name}` (=[]) must have at least one entry: for example {self.default!r}."
             )
+        if not all(math.isfinite(number) for number in _numbers(value)):
+            raise WorkbenchError(f"parameter `{self.name}` (={value!r}) must be finite: for example {self.default!r}.")
         try:
             return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
         except ValidationError:
@@ -83,6 +85,13 @@ class Parameter:
         return self.check(
             float(value) if isinstance(value, str) and _is_number(value) and "float" in self.annotation else value
         )
+
+
+def _numbers(value: Any) -> list[float]:
+    """The floating-point numbers in a value, its lists and its dictionaries."""
+    if isinstance(value, dict | list):
+        return [n for one in (value.values() if isinstance(value, dict) else value) for n in _numbers(one)]
+    return [value] if isinstance(value, float) else []
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:

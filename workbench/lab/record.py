@@ -6,6 +6,7 @@ that is killed between the two, loses nothing: who asks next finds them there.
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import workbench
 from workbench.lab import events, leftovers, units
 from workbench.lab.executors import Outcome, Task
 from workbench.lab.session import Session
@@ -23,6 +25,8 @@ from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
 
 FLUSH_EVERY = 5.0  # seconds between writes of rows
+LINE = re.compile(r'File "(.+?)", line (\d+)')  # of a traceback
+PACKAGE = Path(workbench.__file__).parent
 
 
 def checkpoints_folder(mode: str, key: str) -> Path:
@@ -49,13 +53,24 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of it: the run and the result, or in `error` why it broke (that it diverged is a result)."""
+    """What came of it: the run and the result, or in `error` why it broke (that it diverged is a result), with the
+    worker's traceback in `details`."""
 
     wanted: Wanted
     run_id: str | None = None
     result: TrainResult | None = None
     reused: bool = False
     error: str | None = None
+    details: str = ""
+
+    @property
+    def broken(self) -> str:
+        """The error with the line that it came from, the user's own where one is in it, and where all of it is."""
+        lines = LINE.findall(self.details)
+        own = [(file, n) for file, n in lines if not Path(file).is_relative_to(PACKAGE) and "site-packages" not in file]
+        where = "".join(f" ({Path(file).name}, line {n})" for file, n in (own or lines)[-1:])
+        kept = f"; run {self.run_id} holds the whole of it, error.txt" if self.run_id and self.details else ""
+        return f"{self.error}{where}{kept}"
 
 
 class Record:
@@ -114,7 +129,7 @@ class Record:
         if outcome.error is not None:
             stopped = outcome.error == "stopped"
             self._close("KILLED" if stopped or outcome.died else "FAILED", outcome.error, outcome.details)
-            return Done(self.wanted, self._run, error=outcome.error)
+            return Done(self.wanted, self._run, error=outcome.error, details=outcome.details)
         result = dataclasses.replace(TrainResult.from_json(outcome.value), config=self.wanted.config)
         try:
             self._flush()

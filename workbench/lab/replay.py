@@ -26,7 +26,7 @@ from workbench.training.cause import largest_ratios
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import code_hash
 from workbench.training.inputs import source_digest
-from workbench.training.setup import groups_of
+from workbench.training.setup import groups_of, pick_device
 
 SEEN_AFTER = {"cpu": 0}  # steps in which a training sees that it diverged
 SEEN_AFTER_ELSEWHERE = 10
@@ -183,6 +183,7 @@ def replay(
     original, mode, result = find_original(store, run)
     if device is None:
         device = "cpu" if result.device.startswith("cpu") else result.config.device
+    pick_device(device)
     config = result.config.replace(device=device, progress=progress)
     _check_inputs(result, original)
     if clip is not None and config.clip_norm is not None:
@@ -210,6 +211,11 @@ def replay(
         recorders = {"original": Recorder(config, start + 1, end)}
         rows, again = _run(config, rewound, recorders["original"])
         outcomes = {"original": again}
+        if recorders["original"].steps().empty:
+            raise WorkbenchError(
+                f"this is not the training that run {original} recorded: {again.cause}, before the steps "
+                f"{start + 1} to {end} that were asked for. --back {total} shows all of them."
+            )
         if clip is not None or lr is not None:
             last = min(total, end + back) if result.outcome == "diverged" else end
             recorders["fork"] = Recorder(config, start + 1, last, clip=clip, lr=lr)

@@ -151,10 +151,11 @@ def _watch_cells() -> None:
 
 
 def _after_cell(result) -> None:
-    if _open_by_hand is not None and not result.success:
-        _open_by_hand.store.close(_open_by_hand.run_id, "FAILED")
+    if not result.success:
+        _end_unfinished("FAILED")
 
 
-def _end_unfinished() -> None:
+def _end_unfinished(status: str = "KILLED") -> None:
+    """Closes the run by hand, unless its verdict has closed it: what comes after that is the user's own."""
     if _open_by_hand is not None and _open_by_hand.store.status(_open_by_hand.run_id) == "RUNNING":
-        _open_by_hand.store.close(_open_by_hand.run_id, "KILLED")
+        _open_by_hand.store.close(_open_by_hand.run_id, status)

@@ -65,7 +65,12 @@ MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the absolute sqlite file under mlruns/."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
+
+
+def default_uri() -> str:
+    """The sqlite file beside the runs' files, whatever MLFLOW_TRACKING_URI says."""
+    return f"sqlite:///{runs_folder() / 'mlflow.db'}"
 
 
 def runs_folder() -> Path:
@@ -132,10 +137,20 @@ def refuse_unusable(uri: str) -> None:
             )
 
 
+def _is_lost(run: Run, path: str) -> bool:
+    """Whether a run's file is gone; of a run whose files lie on a server nothing is known."""
+    place = run.info.artifact_uri
+    return place.startswith("file:") and not (Path(as_path(place)) / path).is_file()
+
+
 class Store:
     """Opens the store, making it first where there is none (a few seconds, once, under a lock)."""
 
-    def __init__(self, uri: str | None = None):
+    def __init__(self, uri: str | None = None, *, anywhere: bool = False):
+        """Args: `anywhere` opens one whose files are said to lie elsewhere, too, which the doctor mends.
+
+        Raises: WorkbenchError for a store that cannot be opened, or was moved or copied here.
+        """
         self.uri = uri or tracking_uri()
         try:
             with filelock.FileLock(runs_folder() / ".store.lock"):
@@ -154,6 +169,21 @@ class Store:
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
+        if not anywhere:
+            self._refuse_moved()
+
+    def _refuse_moved(self) -> None:
+        """The store under mlruns/ has its files there: of one that came from elsewhere new ones would go back."""
+        if self.uri != default_uri():
+            return
+        for name in EXPERIMENTS:
+            place = self.client.get_experiment_by_name(name).artifact_location
+            lies = Path(as_path(place)).resolve() if place.startswith("file:") else None
+            if lies is not None and lies != (runs_folder() / "artifacts" / name).resolve():
+                raise WorkbenchError(
+                    f"the store {runs_folder()} was moved or copied: it has its files at {lies.parent.parent}. "
+                    "`./run doctor --fix` gives it its new place."
+                )
 
     def _experiment(self, name: str) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
@@ -261,11 +291,17 @@ class Store:
         self.client.log_artifact(run_id, str(file), within_run(folder))
 
     def read_text(self, run_id: str, path: str) -> str:
+        """A text that a run holds. Raises: WorkbenchError where it has none of this name."""
         within_run(path)
         if self.uri.startswith("sqlite"):
             refuse_link(Path(as_path(self.get(run_id).info.artifact_uri)), path)
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+            try:
+                return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+            except (OSError, MlflowException) as error:
+                raise WorkbenchError(
+                    f"run {run_id} has no {path} that can be read: `./run doctor` says what is lost."
+                ) from error
 
     def artifacts(self, run_id: str) -> list[str]:
         """The paths of all files that a run holds."""
@@ -293,12 +329,13 @@ class Store:
         return True
 
     def find_training(self, key: str, mode: str) -> "tuple[str, TrainResult] | None":
-        """The run id and result of a finished training with this key, complete or diverged."""
+        """The run id and result of a finished training with this key, complete or diverged; one whose files are lost is
+        passed over."""
         from workbench.training import TrainResult
 
         found = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         for run in found:
-            if run.data.tags.get("outcome") in REUSABLE:
+            if run.data.tags.get("outcome") in REUSABLE and not _is_lost(run, "result.json"):
                 return run.info.run_id, TrainResult.from_json(self.read_text(run.info.run_id, "result.json"))
         return None
 

@@ -38,7 +38,9 @@ class Study(BaseModel):
         try:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise WorkbenchError(f"{file.name} is not YAML: {str(error).splitlines()[-1].strip()}.") from error
+            mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+            where = "" if mark is None else f" (line {mark.line + 1})"
+            raise WorkbenchError(f"{file.name} is not YAML: {said.splitlines()[0].strip()}{where}.") from error
         if not isinstance(content, dict):
             raise WorkbenchError(
                 f"{file.name} must hold `question:` and `notebook:`, but is "

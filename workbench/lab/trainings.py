@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from workbench.errors import WorkbenchError
 from workbench.lab import events
 from workbench.lab.executors import Choice
 from workbench.lab.record import Done, Record, Wanted
@@ -57,7 +58,7 @@ def run_all(
     with Progress("trainings", len(arms)) as progress:
         for done in trained(wanted, session, role=role, executor=executor, progress=progress):
             if done.error is not None:
-                broken.append(f"{done.wanted.name}: {done.error}")
+                broken.append(f"{done.wanted.name}: {done.broken}")
             else:
                 where = {"device": done.result.device, "run_id": done.run_id}
                 rows[done.wanted.about] = {"arm": done.wanted.arm, **done.result.row(), **where}
@@ -186,12 +187,12 @@ def run_training(
     config: TrainConfig, session: Session, *, role: str, arm: str, save: str | None = None
 ) -> tuple[str, TrainResult, bool]:
     """One training as a run of the store, in this process: (run id, result, whether it was reused). Under torchrun the
-    first process calls this, the others `help_training`. Raises: RuntimeError for one that broke."""
+    first process calls this, the others `help_training`. Raises: WorkbenchError for one that broke."""
     world = World.from_environment()
     with joined(world), Progress("trainings", 1) as progress:
         (done,) = trained([Wanted(config, arm, save=save)], session, role=role, executor="inline", progress=progress)
     if done.error is not None:
-        raise RuntimeError(done.error)
+        raise WorkbenchError(f"the training broke: {done.broken}.")
     return done.run_id, done.result, done.reused
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.data.augment import seed_for
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab.database import with_driver, without_password
 from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
@@ -155,7 +155,7 @@ class _Asking:
         trial = done.wanted.about
         if done.error is not None:
             self.study.tell(trial, state=TrialState.FAIL)
-            self.broken.append(f"{done.wanted.name}: {done.error}")
+            self.broken.append(f"{done.wanted.name}: {done.broken}")
             return
         trial.set_user_attr("row", {"arm": done.wanted.arm, **done.result.row(), "run_id": done.run_id})
         if done.result.outcome == "pruned":
@@ -188,13 +188,13 @@ def _storage() -> optuna.storages.RDBStorage:
         try:
             return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
+            cure = "start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"
             if uri.startswith("sqlite"):
-                raise
+                if of_the_disk(error):
+                    raise
+                cure = "move the file away and a new one is made; trainings are kept, and found again"
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise WorkbenchError(
-                f"cannot open the database {without_password(uri)} ({cause}): start its server, or correct "
-                "WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/."
-            ) from error
+            raise WorkbenchError(f"cannot open the database {without_password(uri)} ({cause}): {cure}.") from error
 
 
 def _open(name: str) -> optuna.Study:

@@ -97,6 +97,10 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise WorkbenchError(
+                f"the host {host} is not known ({error.strerror}): name another with --host."
+            ) from error
         except OSError as error:
             raise WorkbenchError(
                 f"port {port} on {host} cannot be used ({error.strerror}): choose another with --port {port + 1}."

@@ -3,6 +3,8 @@
 Failed trainings are drawn and marked, never dropped; colours and dashes are safe for the colour-blind.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,6 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab.compare.show import LABELS, as_text
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.plots import plt, style
+from workbench.models.weights.files import target_path, write_whole
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST = 12  # groups in one figure that an eye can tell apart
@@ -118,7 +121,7 @@ def parallel_figure(found: Comparison) -> Figure:
 def save(figure: Figure, file: str) -> None:
     """Writes a figure as its file's name says. Raises: WorkbenchError for another kind than `SUFFIXES`."""
     check_file(file)
-    figure.savefig(file, dpi=160, bbox_inches="tight")
+    write_whole(Path(file).expanduser(), lambda part: figure.savefig(part, dpi=160, bbox_inches="tight"))
     plt.close(figure)
 
 
@@ -129,9 +132,10 @@ def shown(figure: Figure) -> Figure:
 
 
 def check_file(file: str) -> None:
-    """Refuses, before anything is read, a file that is no figure."""
+    """Refuses, before anything is read, a file that is no figure, or cannot be one."""
     if not file.lower().endswith(SUFFIXES):
         raise WorkbenchError(f"the figure {file} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+    target_path(file, (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)))
 
 
 def _names(found: Comparison) -> dict[int, str]:

@@ -112,7 +112,8 @@ def _beginning(store: Store, text: str, mode: str) -> str:
     term = f"attributes.run_id ILIKE '{text}%'"
     runs = store.search("trainings", mode, term) if is_beginning(text) else []
     if len(runs) > 1:
-        raise WorkbenchError(f"{len(runs)} trainings begin with {text}: give more of the run id.")
+        shown = ", ".join(sorted(run.info.run_id for run in runs)[:5])
+        raise WorkbenchError(f"{len(runs)} trainings begin with {text} ({shown}): give more of the run id.")
     if not runs:
         known = studies(store, mode)
         other = "quick" if mode == "full" else "full"

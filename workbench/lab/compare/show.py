@@ -1,6 +1,7 @@
 """A comparison as a person reads it: the printed table, the CSV file, the address of MLflow's page."""
 
 import math
+from pathlib import Path
 
 import pandas as pd
 
@@ -72,7 +73,10 @@ def show(found: Comparison, console, limit: int | None = None) -> None:
 def to_csv(found: Comparison, file: str) -> None:
     """Writes the table, plain numbers; accuracies are shares."""
     whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in found.table}
-    found.table.astype(whole).assign(metric=found.metric).to_csv(file, index=False)
+    from workbench.models.weights.files import write_whole
+
+    table = found.table.astype(whole).assign(metric=found.metric)
+    write_whole(Path(file).expanduser(), lambda part: table.to_csv(part, index=False))
 
 
 def address(store: Store, found: Comparison, mode: str = "full") -> str:
