@@ -231,6 +231,15 @@ CASES = [
     ("study large_batch -p seeds=3", ["`seeds` (=3) must be of type"]),
     ("study latency -p clips=[]", ["`clips` (=[]) must have at least one entry", "[0.01, 0.16]"]),
     ("study large_batch --quick -p data={bad}/nowhere", ["nowhere"]),
+    ("study large_batch --dry-run -p clip=nan", ["`clip` (=nan) must be finite"]),
+    ("study large_batch --dry-run -p lrs=[0.1,.inf]", ["`lrs` (=[0.1, inf]) must be finite"]),
+    ("study own_network --dry-run -p model=nf_resnet5", ["unknown model 'nf_resnet5': did you mean"]),
+    ("study large_batch --quick --plan {bad}/empty", ["must end in .jsonl"]),
+    # files to write, before anything is read
+    ("compare nothing --csv {bad}/empty", ["empty must end in .csv"]),
+    ("compare nothing --csv {bad}/file/t.csv", ["cannot write", "choose another place"]),
+    ("compare nothing --curves {bad}/file/c.png", ["cannot write", "choose another place"]),
+    ("claims --csv {bad}/file/t.csv", ["cannot write", "choose another place"]),
     # the other commands
     ("check {bad}/file:net", ["cannot import"]),
     ("check {bad}/nowhere.py:net", ["there is no file"]),
@@ -243,7 +252,7 @@ CASES = [
     ("doctor --fixx", ["--fixx"]),
     ("doctor now", ["now"]),
     ("ui --port 70000", ["port 70000", "65535"]),
-    ("ui --host no.such.host.invalid", ["no.such.host.invalid"]),
+    ("ui --host no.such.host.invalid", ["the host no.such.host.invalid is not known", "--host"]),
     ("lab --port 70000", ["port 70000", "65535"]),
 ]
 

@@ -2,6 +2,7 @@
 runs it, and what the store then holds.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -186,6 +187,17 @@ def test_evaluate_as_a_person_runs_it_and_what_is_kept(root, image_folder, weigh
     held = {f"metrics.`{m}`" for m in run_.data.metrics} | {f"params.`{p}`" for p in run_.data.params}
     held |= {f"tags.`{t}`" for t in run_.data.tags} | {"metrics.`published_top1`"}  # that only for released weights
     assert all(set(view["selectedColumns"]) <= held for view in EVALUATIONS.values())
+
+
+def test_the_published_accuracy_is_not_told_of_other_weights(root, image_folder, weights, command, monkeypatch):
+    from workbench.models import zoo
+
+    row = dataclasses.replace(zoo.MODELS["nf_resnet_tiny"], published=(83.6, 96.8))
+    monkeypatch.setitem(zoo.MODELS, "nf_resnet_tiny", row)
+    code, said, _ = command(
+        "evaluate", "nf_resnet_tiny", "--weights", weights[0], "--data", image_folder, "--image-size", 32
+    )
+    assert code == 0 and "top-1" in said and "published" not in said
 
 
 def test_an_evaluation_that_breaks_is_marked_failed(root, image_folder, weights, command):

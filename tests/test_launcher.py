@@ -227,7 +227,7 @@ def test_a_matrix_expands_into_executions(small):
         ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"YAML reads 1e1 as text: write 10\.0"),
         ("question: q\nnotebook: small.ipynb\nmatrix: {steps: []}\n", "at least one value"),
         ("question: q\nnotebook: small.ipynb\nmatrix: {steps: 3}\n", "`matrix.steps`"),
-        ("question: [q\n", "is not YAML"),
+        ("question: [q\n", r"is not YAML: expected.*\(line \d\)"),
         ("", "is empty"),
         ("- a\n", "is a list"),
     ],
@@ -237,6 +237,11 @@ def test_a_mistaken_study_is_one_sentence_before_anything_runs(small, content, m
     with pytest.raises(WorkbenchError, match=message):
         run_study("small")
     assert Store().search("studies", "full") == []
+
+
+def test_a_study_that_is_named_twice_runs_once(small, command):
+    code, said, _ = command("study", "small", "studies/small.yaml", "--dry-run")
+    assert code == 0 and "1 to run, 0 reused" in said
 
 
 def test_an_unknown_study_names_the_nearest(small):
