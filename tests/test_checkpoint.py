@@ -110,6 +110,18 @@ def test_stopped_after_any_step_it_ends_in_the_same_weights_rows_and_tables(tmp_
     assert again["agc"].equals(tables["agc"])
 
 
+def test_what_is_measured_on_the_way_is_whole_after_a_stop(tmp_path):
+    """Stopped after step 3, of which the tables of steps 0 and 2 are kept, and those of step 4 come after."""
+    settings = CONFIG.replace(sam_rho=None, mix=False, steps=5, telemetry_every=2, signal_every=2, curvature_every=4)
+    whole, again, checkpoints = {}, {}, Checkpoints(tmp_path / "here")
+    train(settings, tables=lambda n, t: whole.update({n: t}))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, checkpoints=checkpoints, stop=stop_at(3))
+    train(settings, tables=lambda n, t: again.update({n: t}), checkpoints=checkpoints)
+    assert set(again) == {"agc", "signal", "curvature"} and list(again["curvature"].step) == [0, 4]
+    assert all(again[name].equals(whole[name]) for name in whole)
+
+
 def test_without_checkpoints_a_stop_is_an_interrupt_and_after_the_last_step_there_is_nothing_to_stop():
     settings = CONFIG.replace(steps=3)
     with pytest.raises(KeyboardInterrupt):

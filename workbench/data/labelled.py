@@ -64,7 +64,10 @@ def open_labelled(path: str | Path) -> Labelled:
     if path.is_file() and path.suffix == ".parquet":
         return _open_parquet(path, (path,))
     if not path.is_dir():
-        raise WorkbenchError(f"`data` (={path}) must be a folder of class folders, or a parquet file: it is not there.")
+        raise WorkbenchError(
+            f"`data` (={path}) must be a folder of class folders, or a parquet file: it "
+            f"{'is another file' if path.exists() else 'is not there'}."
+        )
     tables = tuple(sorted(path.glob("*.parquet")))
     if tables:
         return _open_parquet(path, tables)

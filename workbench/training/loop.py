@@ -130,6 +130,7 @@ def _train(
         "watch": watch,
         "telemetry": telemetry,
         "signals": signals,
+        "curvature": curvature,
     }
     stateful |= {name: part for name, part in (("agc", agc), ("ema", ema)) if part is not None}
     found = checkpoints.latest(key, model, device) if checkpoints is not None else None

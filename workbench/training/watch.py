@@ -121,14 +121,14 @@ class _Measured:
         raise NotImplementedError
 
     def state_dict(self) -> dict:
-        return {"rows": self.table().to_dict("list")}
+        return {"rows": self.table().to_dict("list") if self._tables else {}}
 
     def load_state_dict(self, state: dict) -> None:
         self._tables = [pd.DataFrame(state["rows"])] if state["rows"] else []
 
     def table(self) -> pd.DataFrame:
         """All rows so far, with the column `step`."""
-        return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame()
+        return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame(columns=["step"])
 
 
 class Signals(_Measured):
