@@ -247,4 +247,5 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     print(json.dumps(globals()[f"check_{sys.argv[1]}"](rank)))
+    torch.distributed.barrier()  # who leaves first would cut off another's last message
     torch.distributed.destroy_process_group()
