@@ -21,7 +21,7 @@ import torch
 from conftest import CHECKOUT
 
 from workbench.errors import WorkbenchError
-from workbench.models.weights.files import sha256
+from workbench.files import sha256
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training import __main__ as program
 from workbench.training.checkpoint import Checkpoints

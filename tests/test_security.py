@@ -123,8 +123,8 @@ def test_a_checkpoint_that_was_exchanged_is_not_executed(tmp_path, monkeypatch):
 
     import torch
 
+    from workbench.files import sha256
     from workbench.models import create_model
-    from workbench.models.weights.files import sha256
     from workbench.training.checkpoint import Checkpoints
 
     monkeypatch.chdir(tmp_path)

@@ -50,7 +50,7 @@ def compare(
     from workbench.lab.store import Store
 
     if csv is not None:
-        from workbench.models.weights.files import target_path
+        from workbench.files import target_path
 
         target_path(csv, (".csv",))
     for file in filter(None, (curves, parallel)):

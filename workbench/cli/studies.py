@@ -66,7 +66,7 @@ def study(
 
     choice = Choice.of(executor, workers, gpus, threads)
     if plan_file is not None:
-        from workbench.models.weights.files import target_path
+        from workbench.files import target_path
 
         target_path(plan_file, (".jsonl",))
 
@@ -130,7 +130,7 @@ def claims(
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
     if csv:
-        from workbench.models.weights.files import target_path, write_whole
+        from workbench.files import target_path, write_whole
 
         target = target_path(csv, (".csv",))
     shown = chosen(which)

@@ -44,7 +44,7 @@ def train(
     if not World.from_environment().first:
         return help_training(config)
     if save is not None:
-        from workbench.models.weights.files import target_path
+        from workbench.files import target_path
 
         target_path(save, (".safetensors",))
     console = Console()

@@ -9,10 +9,10 @@ import torch
 from workbench.data.labelled import open_labelled
 from workbench.data.preprocess import STYLES
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import sha256
 from workbench.lab.stats import Interval, share_interval
 from workbench.lab.store import Store
 from workbench.models.checkpoints import find, load_into, read_weights
-from workbench.models.weights.files import sha256
 from workbench.models.zoo import create_model, entry
 from workbench.training.evaluation import class_indices, evaluate_images
 from workbench.training.setup import pick_device

@@ -143,6 +143,16 @@ def _is_lost(run: Run, path: str) -> bool:
     return place.startswith("file:") and not (Path(as_path(place)) / path).is_file()
 
 
+def _refuse_moved(experiment: str, place: str) -> None:
+    """The store under mlruns/ has its files there: of one that came from elsewhere new ones would go back."""
+    lies = Path(as_path(place)).resolve() if place.startswith("file:") else None
+    if lies is not None and lies != (runs_folder() / "artifacts" / experiment).resolve():
+        raise WorkbenchError(
+            f"the store {runs_folder()} was moved or copied: it has its files at {lies.parent.parent}. "
+            "`./run doctor --fix` gives it its new place."
+        )
+
+
 class Store:
     """Opens the store, making it first where there is none (a few seconds, once, under a lock)."""
 
@@ -157,7 +167,7 @@ class Store:
                 refuse_unusable(self.uri)
                 _made_whole(self.uri)
                 self.client = MlflowClient(tracking_uri=with_driver(self.uri))
-                self._experiments = {name: self._experiment(name) for name in EXPERIMENTS}
+                self._experiments = {name: self._experiment(name, anywhere) for name in EXPERIMENTS}
                 _many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
             cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
@@ -169,25 +179,12 @@ class Store:
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
-        if not anywhere:
-            self._refuse_moved()
 
-    def _refuse_moved(self) -> None:
-        """The store under mlruns/ has its files there: of one that came from elsewhere new ones would go back."""
-        if self.uri != default_uri():
-            return
-        for name in EXPERIMENTS:
-            place = self.client.get_experiment_by_name(name).artifact_location
-            lies = Path(as_path(place)).resolve() if place.startswith("file:") else None
-            if lies is not None and lies != (runs_folder() / "artifacts" / name).resolve():
-                raise WorkbenchError(
-                    f"the store {runs_folder()} was moved or copied: it has its files at {lies.parent.parent}. "
-                    "`./run doctor --fix` gives it its new place."
-                )
-
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, anywhere: bool) -> str:
         found: Experiment | None = self.client.get_experiment_by_name(name)
         if found is not None:
+            if self.uri == default_uri() and not anywhere:
+                _refuse_moved(name, found.artifact_location)
             if "mlflow.note.content" not in found.tags:  # who made it was killed before it could say what it is
                 self._describe_experiment(name, found.experiment_id)
             return found.experiment_id

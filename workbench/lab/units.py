@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.files import write_whole
 from workbench.lab.environment import number
-from workbench.models.weights.files import write_whole
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.inputs import source_digest

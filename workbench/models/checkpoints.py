@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import target_path, write_whole
 from workbench.models import zoo
 from workbench.models.own.networks import is_own
 from workbench.models.weights.downloads import check_digest, fetch
-from workbench.models.weights.files import target_path, write_whole
 from workbench.models.weights.haiku import from_haiku, haiku_state, to_haiku
 from workbench.models.weights.input_channels import adapt_in_channels
 from workbench.models.weights.pickles import Tree, read_pickle

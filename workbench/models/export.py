@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from workbench.errors import WorkbenchError
+from workbench.files import target_path, write_whole
 from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
 from workbench.models.normfree.standardized_convs import Standardized
 from workbench.models.timm_nets import TimmConv2d
-from workbench.models.weights.files import target_path, write_whole
 
 # Odd after every halving: at an even size the tracer takes divisions for exact and then cannot solve its own guards.
 TRACED_AT = (97, 129)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from workbench.models.weights.files import sha256
+from workbench.files import sha256
 
 KEPT = 3
 REWIND = 32  # steps: what goes wrong now can be replayed from before it, where steps are slower than checkpoints, too

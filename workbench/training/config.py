@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import sha256
 from workbench.models import zoo
 from workbench.models.checkpoints import find
 from workbench.models.own.networks import is_own, named, source_of
-from workbench.models.weights.files import sha256
 from workbench.optim import scaled_lr
 from workbench.source import source_hash
 

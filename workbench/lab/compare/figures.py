@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from workbench.errors import WorkbenchError
+from workbench.files import target_path, write_whole
 from workbench.lab.compare.show import LABELS, as_text
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.plots import plt, style
-from workbench.models.weights.files import target_path, write_whole
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST = 12  # groups in one figure that an eye can tell apart

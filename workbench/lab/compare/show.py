@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.files import write_whole
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.store import Store
 
@@ -73,8 +74,6 @@ def show(found: Comparison, console, limit: int | None = None) -> None:
 def to_csv(found: Comparison, file: str) -> None:
     """Writes the table, plain numbers; accuracies are shares."""
     whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in found.table}
-    from workbench.models.weights.files import write_whole
-
     table = found.table.astype(whole).assign(metric=found.metric)
     write_whole(Path(file).expanduser(), lambda part: table.to_csv(part, index=False))
 

@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.models.weights.files import sha256, write_whole
+from workbench.files import sha256, write_whole
 
 LIMIT = 16 * 2**20  # bytes a file
 MANIFEST = "checkpoints.json"

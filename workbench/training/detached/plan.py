@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.models.weights.files import write_whole
+from workbench.files import write_whole
 from workbench.training.config import TrainConfig, code_hash, training_key
 from workbench.training.inputs import source_digest
 

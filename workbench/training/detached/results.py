@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import WorkbenchError
-from workbench.models.weights.files import write_whole
+from workbench.files import write_whole
 from workbench.training.config import config_id
 from workbench.training.detached.archive import LIMIT
 from workbench.training.detached.records import FINISHED, Record, numbered, read_records, table_names

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Files: where one may be written, its hash, and writing it whole or not at all."""
 
 import hashlib
 import os
