@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from workbench.data import image_folder as open_image_folder
 from workbench.data.augment import generator_for, seed_for
 from workbench.data.mixing import cutmix_boxes
-from workbench.data.preprocess import eval_image, train_crop, train_pixels
+from workbench.data.preprocess import eval_image, train_pixels
 from workbench.data.randaugment import rand_augment
 from workbench.data.streaming import EvalImages, Request, TrainImages, chunks, normalized
 from workbench.errors import WorkbenchError
@@ -78,8 +78,10 @@ def test_an_image_without_mixing_is_the_authors_train_crop(stripes):
     files = open_image_folder(str(stripes)).train
     made = TrainImages(files, 24, seed=7)[Request(5, 2, 8, own=3, partner=4)]
     with Image.open(files.paths[3]) as image:
-        wanted = train_crop(image, 24, generator_for(7, "crop", 5, 2))
-    assert torch.allclose(normalized(made.pixels[None])[0], wanted, atol=1e-5)
+        wanted = train_pixels(image, 24, generator_for(7, "crop", 5, 2)).transpose(2, 0, 1)
+    assert np.allclose(made.pixels, wanted, atol=1e-3)
+    by_hand = (wanted / 255 - [[[0.485]], [[0.456]], [[0.406]]]) / [[[0.229]], [[0.224]], [[0.225]]]  # of ImageNet
+    assert np.allclose(normalized(made.pixels[None])[0], by_hand, atol=1e-5)
     assert (made.label, made.share, made.unreadable) == (int(files.labels[3]), 1.0, ())
 
 

@@ -42,13 +42,9 @@ def whole(image: Image.Image, size: int) -> Tensor:
     return _normalized(_resize(image, size))
 
 
-def train_crop(image: Image.Image, size: int, generator: torch.Generator) -> Tensor:
-    """Train images: a random box, resized to a square, mirrored with probability 1/2."""
-    return _normalized(train_pixels(image, size, generator))
-
-
 def train_pixels(image: Image.Image, size: int, generator: torch.Generator, flip: bool = True) -> np.ndarray:
-    """The same before it is normalised: (size, size, 3) float32, from 0 to 255 but for the overshoot."""
+    """Train images: a random box, resized to a square, mirrored with probability 1/2; not yet normalised, that is
+    (size, size, 3) float32, from 0 to 255 but for the overshoot."""
     pixels = _resize(image.crop(random_box(*image.size, size, generator)), size)
     mirrored = torch.rand((), generator=generator) < 0.5
     return pixels[:, ::-1] if mirrored and flip else pixels

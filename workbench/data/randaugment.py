@@ -14,7 +14,6 @@ from workbench.errors import WorkbenchError
 GRAY = (128, 128, 128)  # what comes in from outside the image
 SCALE = 10
 LAYERS = 4
-LEVELS = {0: 5, 1: 10, 2: 10, 3: 15, 4: 15, 5: 15, 6: 15, 7: 15}  # NFNet-F0 ... F7
 
 
 def rand_augment(image: Image.Image, level: float, rng: np.random.Generator, layers: int = LAYERS) -> Image.Image:

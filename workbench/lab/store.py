@@ -222,11 +222,6 @@ class Store:
         self.client.log_batch(run.info.run_id, params=params)
         return run.info.run_id
 
-    def finished_notebook(self, key: str, mode: str) -> Run | None:
-        """The newest FINISHED execution with this key."""
-        found = self.search("studies", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
-        return found[0] if found else None
-
     def close(self, run_id: str, status: str, ended: float | None = None) -> None:
         """Sets the final status: FINISHED, FAILED or KILLED; `ended` in seconds since 1970, None: now."""
         self.client.set_terminated(run_id, status, _milliseconds(ended))
