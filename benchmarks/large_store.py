@@ -25,7 +25,8 @@ from workbench.lab import Study
 from workbench.lab.compare.table import from_store
 from workbench.lab.doctor import examine
 from workbench.lab.launcher import execution_key, plan
-from workbench.lab.store import Store, runs_folder
+from workbench.lab.place import files_of, runs_folder
+from workbench.lab.store import Store
 from workbench.training import TrainConfig, TrainResult
 
 STUDY = "large_batch"
@@ -67,7 +68,7 @@ def an_execution(store: Store) -> str:
 
 def multiply(database: sqlite3.Connection, experiment: str, run_id: str, times: int) -> None:
     """So many copies of a run: its rows in all tables and its files."""
-    folder = runs_folder() / "artifacts" / experiment
+    folder = files_of(experiment)
     for number in range(1, times + 1):
         new = uuid.uuid4().hex
         for table in TABLES:

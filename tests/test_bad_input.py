@@ -327,12 +327,12 @@ def server(answer):
 
 
 def test_a_server_that_is_no_store_or_says_nothing_is_one_sentence(refused, monkeypatch):
-    from workbench.lab import store
+    from workbench.lab import place
 
     with server(lambda request: request.send_error(404)) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert f"cannot open the store {address}" in refused("doctor")
-    monkeypatch.setattr(store, "PATIENCE", 0.3)
+    monkeypatch.setattr(place, "PATIENCE", 0.3)
     with server(lambda request: time.sleep(2)) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert "nobody answers at MLFLOW_TRACKING_URI" in refused("doctor")

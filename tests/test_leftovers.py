@@ -7,7 +7,7 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.lab.leftovers import MARK, settle
-from workbench.lab.store import runs_folder
+from workbench.lab.place import runs_folder
 
 MIB = 2**20
 

@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.database import with_driver, without_password
+from workbench.lab.place import tracking_uri
 from workbench.lab.processes import whoami
-from workbench.lab.store import tracking_uri
 from workbench.lab.ui import serve_ui
 from workbench.training import TrainConfig, TrainResult
 

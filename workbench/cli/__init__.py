@@ -54,7 +54,8 @@ def main() -> None:
 def _say_who_is_away(error: Exception) -> NoReturn:
     """Ends with exit code 1 where the store's server or a database does not answer any more, else raises the error."""
     from workbench.lab.database import without_password
-    from workbench.lab.store import is_away, tracking_uri
+    from workbench.lab.place import tracking_uri
+    from workbench.lab.store import is_away
 
     if not is_away(error):
         raise error

@@ -20,9 +20,10 @@ import psutil
 from workbench.errors import WorkbenchError
 from workbench.lab.database import Database, as_path, is_database
 from workbench.lab.leftovers import bytes_of
+from workbench.lab.place import default_uri, files_of, runs_folder, tracking_uri
 from workbench.lab.processes import Family, is_alive, is_held, strays, whoami
 from workbench.lab.session import SESSION
-from workbench.lab.store import EXPERIMENTS, Run, Store, default_uri, runs_folder, tracking_uri
+from workbench.lab.store import EXPERIMENTS, Run, Store
 from workbench.paths import root
 
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
@@ -288,12 +289,12 @@ def _remove(place: Path, lock: Path | None) -> None:
 
 def _folder(experiment: str, run_id: str) -> Path:
     """Where a run's files lie now, whatever the database says."""
-    return runs_folder() / "artifacts" / experiment / run_id / "artifacts"
+    return files_of(experiment) / run_id / "artifacts"
 
 
 def _run_folders() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for name in EXPERIMENTS:
-        for folder in (runs_folder() / "artifacts" / name).glob("*/"):
+        for folder in files_of(name).glob("*/"):
             found.setdefault(folder.name, []).append(folder)
     return found

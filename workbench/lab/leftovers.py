@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from workbench.lab.environment import number
+from workbench.lab.place import runs_folder
 from workbench.lab.processes import is_held
-from workbench.lab.store import runs_folder
 from workbench.training.checkpoint import Checkpoints
 
 MARK = "diverged"  # a file beside the checkpoints of a training that did

@@ -17,8 +17,9 @@ import pandas as pd
 import workbench
 from workbench.lab import events, leftovers, units
 from workbench.lab.executors import Outcome, Task
+from workbench.lab.place import runs_folder
 from workbench.lab.session import Session
-from workbench.lab.store import UNREACHABLE, Store, runs_folder
+from workbench.lab.store import UNREACHABLE, Store
 from workbench.training import TrainConfig, TrainResult, training_key
 from workbench.training.detached.plan import Planned
 from workbench.training.distributed import World

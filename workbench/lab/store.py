@@ -9,7 +9,6 @@ dead one can be told.
 import contextlib
 import dataclasses
 import gc
-import http.client
 import json
 import logging
 import math
@@ -17,9 +16,7 @@ import os
 import sqlite3
 import tempfile
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +41,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab import views
 from workbench.lab.database import Database, as_path, is_database, with_driver, without_password
+from workbench.lab.place import default_uri, files_of, refuse_moved, refuse_silent, runs_folder, tracking_uri
 from workbench.lab.processes import is_alive, whoami
-from workbench.paths import root
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads the store does without
     from workbench.training import TrainConfig, TrainResult
@@ -59,30 +56,7 @@ DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
 ROW_KEYS = ("step", "seconds", "time")  # of a history row, no curves
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is not there, or is full
-PATIENCE = 5.0  # seconds for a server's first answer
 MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the database
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the absolute sqlite file under mlruns/."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
-
-
-def default_uri() -> str:
-    """The sqlite file beside the runs' files, whatever MLFLOW_TRACKING_URI says."""
-    return f"sqlite:///{runs_folder() / 'mlflow.db'}"
-
-
-def runs_folder() -> Path:
-    """mlruns/ under the root, made when it is not there."""
-    folder = root() / "mlruns"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise WorkbenchError(
-            f"cannot make {folder} ({error.strerror}): choose a writable place with WORKBENCH_ROOT."
-        ) from error
-    return folder
 
 
 def _many_writers(uri: str) -> None:
@@ -111,17 +85,7 @@ def refuse_unusable(uri: str) -> None:
     """Raises: WorkbenchError for a server that does not answer, for which MLflow would wait minutes, and for a database
     that another MLflow made."""
     if uri.startswith(("http://", "https://")):
-        parts = urllib.parse.urlsplit(uri)
-        plain = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        try:
-            urllib.request.urlopen(plain, timeout=PATIENCE).close()
-        except urllib.error.HTTPError:
-            pass  # somebody answers
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise WorkbenchError(
-                f"nobody answers at MLFLOW_TRACKING_URI (={plain}) ({getattr(error, 'reason', None) or error}): start "
-                "the server, or unset the variable to use the file under mlruns/."
-            ) from error
+        refuse_silent(uri)
     elif is_database(uri):
         database = Database(uri)
         try:
@@ -141,16 +105,6 @@ def _is_lost(run: Run, path: str) -> bool:
     """Whether a run's file is gone; of a run whose files lie on a server nothing is known."""
     place = run.info.artifact_uri
     return place.startswith("file:") and not (Path(as_path(place)) / path).is_file()
-
-
-def _refuse_moved(experiment: str, place: str) -> None:
-    """The store under mlruns/ has its files there: of one that came from elsewhere new ones would go back."""
-    lies = Path(as_path(place)).resolve() if place.startswith("file:") else None
-    if lies is not None and lies != (runs_folder() / "artifacts" / experiment).resolve():
-        raise WorkbenchError(
-            f"the store {runs_folder()} was moved or copied: it has its files at {lies.parent.parent}. "
-            "`./run doctor --fix` gives it its new place."
-        )
 
 
 class Store:
@@ -184,11 +138,11 @@ class Store:
         found: Experiment | None = self.client.get_experiment_by_name(name)
         if found is not None:
             if self.uri == default_uri() and not anywhere:
-                _refuse_moved(name, found.artifact_location)
+                refuse_moved(name, found.artifact_location)
             if "mlflow.note.content" not in found.tags:  # who made it was killed before it could say what it is
                 self._describe_experiment(name, found.experiment_id)
             return found.experiment_id
-        location = (runs_folder() / "artifacts" / name).as_uri() if is_database(self.uri) else None
+        location = files_of(name).as_uri() if is_database(self.uri) else None
         made = self.client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
         self._describe_experiment(name, made)
         return made

@@ -24,10 +24,10 @@ from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab.database import with_driver, without_password
 from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
+from workbench.lab.place import runs_folder
 from workbench.lab.processes import is_held
 from workbench.lab.record import Wanted
 from workbench.lab.session import Session
-from workbench.lab.store import runs_folder
 from workbench.lab.trainings import Progress, check, trained
 from workbench.training import TrainConfig, training_key
 from workbench.training.inputs import source_digest

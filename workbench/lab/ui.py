@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from workbench.errors import WorkbenchError
 from workbench.lab.database import with_driver
-from workbench.lab.store import Store, runs_folder, tracking_uri
+from workbench.lab.place import runs_folder, tracking_uri
+from workbench.lab.store import Store
 from workbench.lab.views import TRAININGS, page
 from workbench.paths import root
 
