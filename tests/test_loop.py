@@ -172,6 +172,29 @@ def test_bfloat16_copies_train_near_float32(name, monkeypatch):
     assert result.metrics["val_loss"] != whole.metrics["val_loss"]
 
 
+RECIPE = {"ema": 0.9, "sam_rho": 0.05, "micro_batch": 32}
+
+
+@pytest.mark.parametrize(("model", "changes"), [("nf_resnet_tiny", RECIPE), ("nfnet_micro", {}), ("resnet_tiny", {})])
+def test_channels_last_trains_the_same_network(model, changes, monkeypatch):
+    """On a GPU in bfloat16; here in float32, where the two differ by rounding alone."""
+    args = {} if model == "resnet_tiny" else {"skip_gain": 1.0}
+    config = QUICK.replace(model=model, model_args=args, base_lr=0.2, steps=4, telemetry_every=1, **changes)
+    _, plain = final_weights(config, monkeypatch)
+    monkeypatch.setattr(loop_module, "layout", lambda precision, device: torch.channels_last)
+    _, last = final_weights(config, monkeypatch)
+    convolutions = [v for v in last.values() if v.ndim == 4 and min(v.shape[1], v.shape[2]) > 1]
+    assert convolutions and all(v.is_contiguous(memory_format=torch.channels_last) for v in convolutions)
+    for name, value in plain.items():
+        torch.testing.assert_close(last[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_channels_last_is_for_tensor_cores():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert setup.layout("bfloat16", gpu) == setup.layout("bfloat16_copies", gpu) == torch.channels_last
+    assert setup.layout("float32", gpu) == setup.layout("bfloat16", cpu) == torch.contiguous_format
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"micro_batch": 24, "precision": "bfloat16"}, {"precision": "bfloat16_copies"}]
 )
@@ -253,6 +276,12 @@ def test_the_gpu_trains_as_the_cpu_does():
     cpu, gpu = train(QUICK.replace(steps=4)), train(QUICK.replace(steps=4, device="cuda"))
     assert gpu.metrics["train_loss"] == pytest.approx(cpu.metrics["train_loss"], rel=1e-3)
     assert gpu.metrics["peak_memory"] > 0
+
+
+@pytest.mark.gpu
+def test_the_gpu_learns_in_bfloat16_with_channels_last():
+    found = train(QUICK.replace(device="cuda", precision="bfloat16", steps=60))
+    assert found.outcome == "complete" and found.history[-1]["train_loss"] < found.history[0]["train_loss"]
 
 
 def test_a_training_needs_only_what_stands_below_the_wall(image_folder):

@@ -35,7 +35,7 @@ from workbench.training.gradients import Gradients
 from workbench.training.inputs import Inputs, source
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.scoring import evaluate, few_images, final_metrics, scores_at_end
-from workbench.training.setup import groups_of, initial_model, pick_device, steps_of
+from workbench.training.setup import groups_of, initial_model, layout, pick_device, steps_of
 from workbench.training.streamed import StreamedInputs
 from workbench.training.watch import Curvature, LossWatch, Signals, Telemetry
 
@@ -101,7 +101,7 @@ def _train(
 ) -> TrainResult:
     started = time.perf_counter()
     torch.manual_seed(seed_for(config.seed, "init"))
-    model = initial_model(config, data).to(device)
+    model = initial_model(config, data).to(device, memory_format=layout(config.precision, device))
     net = world.wrapped(Bfloat16Copies(model) if config.precision == "bfloat16_copies" else model)
     groups = groups_of(model, config)
     sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.momentum > 0}

@@ -1,4 +1,4 @@
-"""What a training starts from: its network, its groups of parameters, its length and its device."""
+"""What a training starts from: its network, its groups of parameters, its length, its device and layout."""
 
 import torch
 from torch import nn
@@ -67,3 +67,10 @@ def pick_device(name: str) -> torch.device:
             f"`device` (={name}) is not on this machine, which has {found} of type {device.type}: use device=auto."
         )
     return device
+
+
+def layout(precision: str, device: torch.device) -> torch.memory_format:
+    """How a training's weights and maps lie in memory: channels last in bfloat16 on a GPU, whose tensor cores read them
+    so; no result but its rounding depends on it."""
+    tensor_cores = device.type == "cuda" and precision != "float32"
+    return torch.channels_last if tensor_cores else torch.contiguous_format
