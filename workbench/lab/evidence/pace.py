@@ -10,8 +10,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.training import TrainConfig, train
+from workbench.training.inputs import source
+from workbench.training.setup import initial_model
 
 WARM = 2  # steps before the clock starts
 GRAIN = 0.05  # shares of the steps are rounded to this, so that a new measurement rarely asks for new trainings
@@ -38,6 +41,17 @@ def step_costs(configs: Mapping[str, TrainConfig], rounds: int = 5, steps: int =
 def matched_steps(steps: int, cost: float) -> int:
     """How many steps of this cost take the time of `steps` of cost 1, to a twentieth of them."""
     return max(1, round(steps * max(1, round(1 / cost / GRAIN)) * GRAIN))
+
+
+def operations_an_image(config: TrainConfig) -> float:
+    """Floating-point operations of one image's share of a step, forward and backward: those of convolutions and matrix
+    products, by torch's counter."""
+    data, n = source(config), 2
+    with torch.random.fork_rng(devices=[]):
+        model = initial_model(config, data).train()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(n, *data.train.images.shape[1:])).sum().backward()
+    return counter.get_total_flops() / n
 
 
 class _Timed(Exception):
