@@ -41,7 +41,9 @@ def train(
         print(recipe_text(config), end="")
         return
     check(config)
-    if not World.from_environment().first:
+    world = World.from_environment()
+    config = config.replace(micro_batch=world.micro_batch(config.batch_size, config.micro_batch))  # what it is then
+    if not world.first:
         return help_training(config)
     if save is not None:
         from workbench.files import target_path

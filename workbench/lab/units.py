@@ -9,6 +9,7 @@ from workbench.files import write_whole
 from workbench.lab.environment import number
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
+from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
 
 RESULT = "result.json"
@@ -21,7 +22,8 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
     but was not taken, is sent again without training.
     """
     config, folder = TrainConfig.from_dict(arguments["config"]), Path(arguments["folder"])
-    kept = None if arguments["save"] else _kept(config, folder)
+    alone = World.from_environment().size == 1  # where several train together, the others wait for this one
+    kept = _kept(config, folder) if alone and not arguments["save"] else None
     if kept is not None:
         for row in kept.history:
             send(("row", row))

@@ -45,6 +45,12 @@ class World:
             return device
         return torch.device("cuda", self.local_rank)
 
+    def micro_batch(self, batch_size: int, micro_batch: int | None) -> int | None:
+        """The most images of a part when the processes share a batch; one process with parts of that size draws what
+        they draw."""
+        share = -(-batch_size // self.size)
+        return micro_batch if self.size == 1 else min(micro_batch or share, share)
+
     def part(self, index: Tensor) -> Tensor:
         """This process's part of a batch's indices."""
         return index.tensor_split(self.size)[self.rank]

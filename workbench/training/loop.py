@@ -100,6 +100,8 @@ def _train(
     observe: Observe | None,
 ) -> TrainResult:
     started = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(seed_for(config.seed, "init"))
     model = initial_model(config, data).to(device, memory_format=layout(config.precision, device))
     net = world.wrapped(Bfloat16Copies(model) if config.precision == "bfloat16_copies" else model)
@@ -246,7 +248,7 @@ def _train(
         "steps_planned": total_steps,
         "steps_done": step,
         "samples_seen": step * config.batch_size,
-        "device_seconds": seconds,
+        "device_seconds": seconds * world.size,
         "images_per_second": step * config.batch_size / seconds,
         "n_params": sum(p.numel() for p in model.parameters()),
         "depth": len(model.blocks),

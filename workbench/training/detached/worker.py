@@ -170,7 +170,6 @@ def _trained(task: Task, seat: Seat, connection: Connection) -> tuple:
     try:
         if seat.device == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
         result = train(
             on_seat(config, seat),
             lambda row: connection.send(("row", row)),
