@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
+from workbench.files import sha256
 from workbench.lab.executors import Choice, Executor, Outcome, Task
 from workbench.lab.executors.choice import VARIABLE as EXECUTOR
 from workbench.lab.parameters import code_cells
@@ -23,12 +24,15 @@ from workbench.lab.session import SESSION
 from workbench.lab.store import UNREACHABLE, Run, Store
 from workbench.lab.study import Study
 from workbench.models import zoo
-from workbench.models.own.networks import named, source_of
+from workbench.models.checkpoints import is_cached
+from workbench.models.own.networks import is_own, named, source_of
 from workbench.paths import root
 from workbench.source import source_hash
+from workbench.training.setup import pick_device
 
 Listener = Callable[["Execution", dict], None]
 RERUN = ("failed", "stale", "all")
+NETWORKS = {"model", "model_bn"}  # parameters that name one
 PARTS = ("notebook", "parameters", "code", "data")  # of what names an execution
 NOTEBOOK_RETRIES = 1  # of an execution whose worker died under it
 
@@ -76,11 +80,7 @@ def plan(
         executions = study.executions(quick=quick, overrides=overrides)
         runs = store.search("studies", mode, f"tags.study = '{study.name}'")
         for parameters in executions:
-            if "data" in parameters:  # the kernel works in another folder than the user
-                parameters = {**parameters, "data": canonical_name(parameters["data"])}
-            if "model" in parameters:
-                zoo.entry(parameters["model"])  # refuses a name that is unknown
-                parameters = {**parameters, "model": named(parameters["model"])}
+            parameters = _located(parameters)
             label = " ".join(f"{k}={parameters[k]}" for k in study.matrix) if len(executions) > 1 else ""
             execution = Execution(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
@@ -94,14 +94,42 @@ def plan(
     return found
 
 
+def _located(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The same with names that mean the same in the kernel, which works in another folder than the user.
+
+    Raises: WorkbenchError for data, a network or a device that is not there.
+    """
+    found = dict(parameters)
+    if found.get("data") is not None:
+        found["data"] = canonical_name(found["data"])
+    for name in NETWORKS & found.keys():
+        if found[name] is not None:
+            zoo.entry(found[name])
+            found[name] = named(found[name])
+    if found.get("device") is not None:
+        pick_device(found["device"])
+    if _is_file(found.get("weights")):
+        found["weights"] = str(Path(found["weights"]).expanduser().resolve())
+    if found.get("folder") is not None:
+        found["folder"] = str(Path(found["folder"]).expanduser().resolve())
+    return found
+
+
+def _is_file(name: str | None) -> bool:
+    return name is not None and Path(name).expanduser().is_file()
+
+
 def execution_key(study: Study, parameters: dict[str, Any]) -> dict[str, str]:
     """Names an execution, part by part: its notebook's code, its parameters, the workbench's code and its data."""
     parts = {
         "notebook": code_cells(study.notebook_file),
         "parameters": parameters,
-        "code": source_hash(".") + source_of(parameters.get("model", "")),
-        "data": dataset_digest(parameters["data"]) if "data" in parameters else None,
+        "code": source_hash(".") + "".join(source_of(parameters.get(name) or "") for name in sorted(NETWORKS)),
+        "data": dataset_digest(parameters["data"]) if parameters.get("data") is not None else None,
     }
+    if (weights := parameters.get("weights")) is not None:
+        cached = is_cached(parameters.get("model", "")) if weights == "released" else None
+        parts["data"] = [parts["data"], sha256(Path(weights)) if _is_file(weights) else cached]
     return {part: _hash(parts[part]) for part in PARTS}
 
 
@@ -254,7 +282,7 @@ def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener)
         SESSION: f"{run_id}|{execution.mode}|{whoami()}",
         EXECUTOR: str(choice),
     }
-    if ":" in execution.parameters.get("model", ""):  # a user's own, whose modules lie where the user works
+    if any(is_own(execution.parameters.get(name) or "") for name in NETWORKS):  # its modules lie where the user works
         environment["PYTHONPATH"] += os.pathsep + os.getcwd()
     arguments = {
         "notebook": str(execution.study.notebook_file),
@@ -299,7 +327,7 @@ def _provenance(execution: Execution) -> dict[str, str]:
         "torch": metadata.version("torch"),
         "question": execution.study.question,
     }
-    if "data" in execution.parameters:
+    if execution.parameters.get("data") is not None:
         tags["data"] = dataset_digest(execution.parameters["data"])
     if commit := _git("rev-parse", "HEAD"):
         dirty = _git("status", "--porcelain", "--", "workbench", "notebooks")

@@ -22,7 +22,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.files import target_path, write_whole
 from workbench.models import zoo
 from workbench.models.own.networks import is_own
-from workbench.models.weights.downloads import check_digest, fetch
+from workbench.models.weights.downloads import cache_folder, check_digest, fetch
 from workbench.models.weights.haiku import from_haiku, haiku_state, to_haiku
 from workbench.models.weights.input_channels import adapt_in_channels
 from workbench.models.weights.pickles import Tree, read_pickle
@@ -221,6 +221,11 @@ def find(source: str | Path, *, verify: bool = True, progress: bool = True) -> P
     if str(source) in zoo.MODELS:
         raise WorkbenchError(f"no weights of '{source}' were released; there are: {', '.join(RELEASED)}.")
     raise unknown("released model", str(source), RELEASED)
+
+
+def is_cached(model: str) -> bool:
+    """Whether the released weights of a model lie in the cache (`workbench models download` fetches them)."""
+    return model in RELEASED and (cache_folder() / RELEASED[model].file_name).is_file()
 
 
 def read_weights(file: Path) -> Weights:

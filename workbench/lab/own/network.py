@@ -23,9 +23,8 @@ from workbench.lab.session import Session
 from workbench.lab.trainings import Arm, check, run_all, run_training
 from workbench.lab.tuning import search
 from workbench.models import zoo
-from workbench.models.checkpoints import RELEASED, load_checkpoint
+from workbench.models.checkpoints import is_cached, load_checkpoint
 from workbench.models.own.networks import NORMFREE, is_own, named
-from workbench.models.weights.downloads import cache_folder
 from workbench.optim import param_groups, suggest_clip
 from workbench.optim.suggest import ClipSuggestion
 from workbench.probes import gradient_noise_scale
@@ -126,11 +125,6 @@ def _check_fits(config: TrainConfig) -> None:
         )
     if not hasattr(model.blocks, "__len__"):
         raise WorkbenchError(f"{config.model} has an attribute `blocks` without a length: give it another name.")
-
-
-def is_cached(model: str) -> bool:
-    """Whether the released weights of a model lie in the cache (`workbench models download` fetches them)."""
-    return model in RELEASED and (cache_folder() / RELEASED[model].file_name).is_file()
 
 
 # ---- the data, and the networks before their first step
@@ -244,6 +238,7 @@ def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Sessio
     fresh = [Arm(arm, config.replace(seed=s, evaluate_test=True)) for arm, config in best.items() for s in seeds]
     if NF in best and not session.planning:
         weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.unlink(missing_ok=True)  # of an earlier run in the same folder
         first = next(arm for arm in fresh if arm.label == NF)
         run_training(first.config, session, role="confirm", arm=NF, save=str(weights))
     table = run_all(fresh, session, role="confirm")
