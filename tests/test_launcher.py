@@ -20,6 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import Store, Study, run_study
 from workbench.lab.launcher import execution_key, plan
 from workbench.lab.processes import whoami
+from workbench.lab.study import distinct
 
 CELLS = (
     "from workbench.lab import open_session, run_all\nfrom workbench.lab.stats import t_interval\nfrom workbench.lab.verdicts import Verdict\n"
@@ -224,7 +225,7 @@ def test_a_matrix_expands_into_executions(small):
         ("question: q\nnotebook: smal.ipynb\n", r"did you mean 'small\.ipynb'"),
         ("question: q\nnotebook: small.ipynb\nparametres: {}\n", "did you mean 'parameters'"),
         ("question: q\nnotebook: small.ipynb\nparameters: {stepps: 1}\n", "did you mean 'steps'"),
-        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"YAML reads 1e1 as text: write 10\.0"),
+        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"YAML reads 1e1 as text: write 10\.$"),
         ("question: q\nnotebook: small.ipynb\nmatrix: {steps: []}\n", "at least one value"),
         ("question: q\nnotebook: small.ipynb\nmatrix: {steps: 3}\n", "`matrix.steps`"),
         ("question: [q\n", r"is not YAML: expected.*\(line \d\)"),
@@ -271,3 +272,57 @@ def test_on_ray_the_notebook_submits_to_the_cluster_that_it_runs_on(small, monke
     assert store.status(run_id) == "FINISHED", store.get(run_id).data.tags.get("cause")
     assert statuses(store) == (["FINISHED"], ["FINISHED"] * 4)
     assert seen == [1]
+
+
+def own(study="own_network", **given):
+    return plan([Study.load(study)], Store(), quick=True, overrides=given)[0]
+
+
+def test_other_bytes_in_a_file_of_weights_are_another_execution(root, monkeypatch):
+    monkeypatch.chdir(root)
+    weights = root / "w.safetensors"
+    weights.write_bytes(b"one")
+    first = own(weights="w.safetensors", folder="out")
+    assert first.parameters["weights"] == str(weights) and first.parameters["folder"] == str(root / "out")
+    weights.write_bytes(b"two")
+    second = own(weights="w.safetensors", folder="out")
+    assert first.key["data"] != second.key["data"] and first.key["parameters"] == second.key["parameters"]
+
+
+def test_released_weights_that_were_fetched_since_are_another_execution(root, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(root))
+    before = own(model="nfnet_f0", weights="released")
+    (root / "F0_haiku.npz").touch()
+    assert before.key["data"] != own(model="nfnet_f0", weights="released").key["data"]
+
+
+@pytest.mark.parametrize(
+    ("study", "given", "said"),
+    [
+        ("large_batch", {"model_bn": "resnet_tinny"}, "did you mean 'resnet_tiny'"),
+        ("large_batch", {"device": "cuda:9"}, "is not on this machine"),
+    ],
+)
+def test_what_the_kernel_would_refuse_is_refused_before(root, study, given, said):
+    with pytest.raises(WorkbenchError, match=said):
+        own(study, **given)
+
+
+def test_noise_alone_is_no_data(root):
+    assert own("signal_propagation", data="null").parameters["data"] is None
+
+
+def test_two_files_of_one_name_are_not_one_study(small):
+    (small / "other").mkdir()
+    (small / "other" / "small.yaml").write_text("question: Another?\nnotebook: small.ipynb\n")
+    both = ["small", small / "other" / "small.yaml"]
+    with pytest.raises(WorkbenchError, match=r"have one name, small: rename one"):
+        distinct(both)
+    assert len(distinct(["small", small / "studies" / "small.yaml"])) == 1
+
+
+@pytest.mark.parametrize("name", ["small (copy)", "it's", "a+b"])
+def test_a_file_name_that_the_store_cannot_take_is_refused(small, name):
+    (small / "studies" / f"{name}.yaml").write_text("question: Does it run?\nnotebook: small.ipynb\n")
+    with pytest.raises(WorkbenchError, match="rename it"):
+        Study.load(name)

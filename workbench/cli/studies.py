@@ -70,9 +70,9 @@ def study(
 
         target_path(plan_file, (".jsonl",))
 
-    from workbench.lab.study import Study, all_studies
+    from workbench.lab.study import all_studies, distinct
 
-    studies = list({study.name: study for study in map(Study.load, specs or all_studies())}.values())
+    studies = distinct(specs or all_studies())
     if tour:
         studies = sorted((s for s in studies if s.tour), key=lambda s: s.minutes.get("quick", 99))
     overrides = pairs(parameters)

@@ -2,6 +2,8 @@
 runs."""
 
 import itertools
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ class Study(BaseModel):
         import yaml
 
         file = find_study(spec)
+        if not re.fullmatch(r"[\w .-]+", file.stem):
+            raise WorkbenchError(
+                f"{file.name} names a study: rename it to letters, digits, spaces, dots, dashes and _ only."
+            )
         try:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -99,6 +105,16 @@ def find_study(spec: str | Path) -> Path:
         if file.is_file():
             return file
     raise unknown("study", Path(spec).stem, [f.stem for f in all_studies()])
+
+
+def distinct(specs: Iterable[str | Path]) -> list[Study]:
+    """The studies of these files or names, each file once. Raises: WorkbenchError for two files of one name, which
+    the store could not tell apart."""
+    found: dict[str, Path] = {}
+    for file in map(find_study, specs):
+        if found.setdefault(file.stem, file.resolve()) != file.resolve():
+            raise WorkbenchError(f"{found[file.stem]} and {file.resolve()} have one name, {file.stem}: rename one.")
+    return [Study.load(file) for file in found.values()]
 
 
 def all_studies() -> list[Path]:
