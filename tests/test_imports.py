@@ -275,3 +275,15 @@ def test_the_command(root, tmp_path, command):
 def test_a_folder_without_results_is_refused(root, tmp_path):
     with pytest.raises(WorkbenchError, match="must be a folder with results"):
         import_results(tmp_path, Store())
+
+
+def test_a_torn_table_is_named_and_makes_no_broken_run(root, tmp_path):
+    folder = folder_with(tmp_path, record(1), record(2), tables={"agc": pd.DataFrame({"step": [1], "ratio": [0.1]})})
+    table, store = folder / "agc.parquet", Store()
+    whole = table.read_bytes()
+    table.write_bytes(whole[: len(whole) // 2])
+    found = import_results(folder, store)
+    assert len(found.damaged) == 2 and "s1: agc.parquet cannot be read" in found.damaged[0]
+    assert not found.runs and not store.search("trainings", "full")
+    table.write_bytes(whole)  # copied again
+    assert len(import_results(folder, store).runs) == 2

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from workbench.errors import WorkbenchError
 from workbench.lab.record import log_measured
 from workbench.lab.store import REUSABLE, Store
@@ -18,7 +20,7 @@ from workbench.training.detached.records import FINISHED, Record, numbered, read
 @dataclass
 class Imported:
     """What became of a folder: the runs that were made, how many trainings the store knew, which failed on the node
-    and are not finished there since (name and cause), and which lines are damaged (place and cause)."""
+    and are not finished there since (name and cause), and which lines and tables are damaged (place and cause)."""
 
     runs: list[str] = field(default_factory=list)
     known: int = 0
@@ -59,7 +61,12 @@ def import_results(
             if store.find_training(record.result.key, record.mode) is not None:
                 found.known += 1
             else:
-                found.runs.append(_as_run(folder, record, store))
+                try:
+                    tables = tables_of(folder, record.result.key)
+                except WorkbenchError as error:
+                    found.damaged.append(f"{record.result.config.name}: {error}")
+                    continue
+                found.runs.append(_as_run(folder.name, record, tables, store))
                 found.other_code += record.result.code != code_hash()
     told(len(records), len(records))
     return found
@@ -80,17 +87,17 @@ def _contradiction(record: Record) -> str | None:
     return None
 
 
-def _as_run(folder: Path, record: Record, store: Store) -> str:
+def _as_run(folder: str, record: Record, tables: dict[str, pd.DataFrame], store: Store) -> str:
     result = record.result
     asked = {"role": record.role, "arm": record.arm, "owner": record.owner}
     run_id = store.open_training(result.config, result.key, record.mode, **asked, started=record.started)
     try:
-        store.set_tags(run_id, imported=folder.name)
+        store.set_tags(run_id, imported=folder)
         store.log_rows(run_id, result.history)
-        for name, table in tables_of(folder, result.key).items():
+        for name, table in tables.items():
             log_measured(store, run_id, name, table)
         if record.study:
-            store.tag_study(run_id, record.study, record.owner or folder.name)
+            store.tag_study(run_id, record.study, record.owner or folder)
         store.finish_training(run_id, result, record.ended)
     except BaseException as error:
         store.set_tags(run_id, outcome="failed", cause=f"not imported: {type(error).__name__}: {error}"[:500])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import WorkbenchError
@@ -77,14 +78,21 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
 
 def tables_of(folder: Path, key: str) -> dict[str, pd.DataFrame]:
     """What a training was asked to measure of itself: {name: table}, as the training gave it; columns that only other
-    trainings have are empty."""
+    trainings have are empty. Raises: WorkbenchError for a file that is damaged."""
     found = {}
     for name in table_names(folder):
-        parts = [pq.read_table(file, filters=[("key", "=", key)]) for file in numbered(folder, name, ".parquet")]
+        parts = [_rows_of(file, key) for file in numbered(folder, name, ".parquet")]
         table = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
         if len(table):
             found[name] = table.drop(columns="key")
     return found
+
+
+def _rows_of(file: Path, key: str) -> pa.Table:
+    try:
+        return pq.read_table(file, filters=[("key", "=", key)])
+    except (pa.ArrowException, OSError) as error:
+        raise WorkbenchError(f"{file.name} cannot be read ({str(error).splitlines()[0]}).") from error
 
 
 def table_names(folder: Path) -> list[str]:
