@@ -1,13 +1,19 @@
 """The command line. Evidence: run as a person would, exit codes and sentences."""
 
+import io
 import os
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CHECKOUT
+from rich.console import Console
+
+from workbench.lab.show import Board
+from workbench.training.distributed import World
 
 COMMANDS = ["study", "train", "evaluate", "compare", "diff", "models", "doctor", "ui", "lab"]
 OF_MODELS = ["list", "convert", "download", "export"]
@@ -199,3 +205,21 @@ def test_torchrun_trains_once_for_both_processes_and_the_result_is_known_afterwa
 
     (run,) = Store().search("trainings", "full")
     assert run.info.status == "FINISHED" and run.data.metrics["samples_seen"] == 64
+
+
+@pytest.mark.parametrize("message", ["cannot read [/data/x]", "the [columns] are gone", "4 [inf, inf]"])
+def test_what_looks_like_markup_is_shown_as_it_is(message):
+    console = Console(file=io.StringIO(), width=200)
+    with Board(console) as board:
+        execution = SimpleNamespace(name="a [b]")
+        board.on_event(execution, {"kind": "started"})
+        board.on_event(execution, {"kind": "broken", "status": "FAILED", "message": message})
+        board.on_event(execution, {"kind": "ended", "status": "FAILED"})
+    assert message in console.file.getvalue() and "a [b]: failed" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "found"), [(1, None, None), (1, 8, 8), (2, None, 32), (2, 64, 32), (3, 8, 8)]
+)
+def test_a_batch_that_processes_share_is_one_of_parts(size, micro, found):
+    assert World(size=size).micro_batch(64, micro) == found

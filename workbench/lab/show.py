@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,7 +25,7 @@ def show_plan(executions: list[Execution], workers: int, console: Console) -> No
     for e in executions:
         plan = f"reuse run {e.run[:8]}" if e.action == "reuse" else e.action
         why = {"finished": "finished", "new": e.why}.get(e.state, f"{e.state}: {e.why}")
-        table.add_row(e.name, e.mode, plan, why, _duration(e.seconds) if e.action == "run" else "")
+        table.add_row(escape(e.name), e.mode, plan, escape(why), _duration(e.seconds) if e.action == "run" else "")
     console.print(table)
     todo = [e for e in executions if e.action == "run"]
     known = [e.seconds for e in todo if e.seconds is not None]
@@ -127,11 +128,13 @@ class Board:
         """Shows what happened."""
         kind, name = event["kind"], execution.name
         if kind == "started":
+            if name in self._lines:  # tried again
+                self._progress.remove_task(self._lines[name].bar)
             self._lines[name] = _Line(
                 self._progress.add_task("starting a kernel", total=None, study=name), time.monotonic()
             )
             if not self._console.is_terminal:
-                self._console.print(f"{name}: started")
+                self._console.print(f"{name}: started", markup=False)
             return
         line = self._lines[name]
         if kind == "step":
@@ -141,9 +144,9 @@ class Board:
         elif kind == "training":
             self._training(line, event)
         elif kind == "waiting":
-            self._console.print(f"  {event['message']}", highlight=False)
+            self._console.print(f"  {event['message']}", markup=False, highlight=False)
         elif kind == "broken":
-            self._console.print(f"  [red]{event['status']}[/red]: {event['message']}", highlight=False)
+            self._console.print(f"  [red]{event['status']}[/red]: {escape(event['message'])}", highlight=False)
         elif kind == "ended":
             self._end(name, "" if event["status"] == "FINISHED" else event["status"].lower())
 
@@ -156,10 +159,10 @@ class Board:
         if event["outcome"] == "diverged":
             line.diverged += 1
             count = "" if self._console.is_terminal else f"{event['done']}/{event['total']} "
-            self._console.print(f"  {count}diverged: {event['name']} ({event['cause']})", highlight=False)
+            self._console.print(f"  {count}diverged: {event['name']} ({event['cause']})", markup=False, highlight=False)
         elif not self._console.is_terminal and not event["reused"]:
             self._console.print(
-                f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", highlight=False
+                f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", markup=False, highlight=False
             )
 
     def _end(self, name: str, how: str) -> None:
@@ -168,7 +171,7 @@ class Board:
         trained = f"{line.trained} trained, {line.reused} reused" if line.trained or line.reused else "measured"
         said = [how or trained, f"{line.diverged} diverged" if line.diverged else ""]
         said = ", ".join(filter(None, [*said, _duration(time.monotonic() - line.started)]))
-        self._console.print(f"{name}: {said}", highlight=False)
+        self._console.print(f"{name}: {said}", markup=False, highlight=False)
 
 
 def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
@@ -178,15 +181,16 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
     for run_id in run_ids:
         run = store.get(run_id)
         tags = run.data.tags
-        name = f"[bold]{run.info.run_name}[/bold]"
+        name = f"[bold]{escape(run.info.run_name)}[/bold]"
         if run.info.status != "FINISHED":
             all_finished = False
-            console.print(f"{name}: [red]{run.info.status}[/red]. {tags.get('cause', '')}", highlight=False)
+            console.print(f"{name}: [red]{run.info.status}[/red]. {escape(tags.get('cause', ''))}", highlight=False)
             continue
         demo = "[yellow]DEMO[/yellow] " if tags["mode"] == "quick" else ""
         holds = {1.0: "Holds.", 0.0: "Does not hold."}.get(run.data.metrics.get("holds"), "Not decided.")
-        console.print(f"{name}: {demo}{holds} {tags.get('verdict', 'no verdict')}", highlight=False)
-        console.print(f"    {tags.get('effect', '')}   run {run_id[:8]}", style="dim", highlight=False)
+        console.print(f"{name}: {demo}{holds} {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
+        said = f"    {tags.get('effect', '')}   run {run_id[:8]}"
+        console.print(said, style="dim", markup=False, highlight=False)
     if run_ids:
         mode = store.get(run_ids[0]).data.tags["mode"]
         pages = "" if store.uri.startswith("http") else " ./run ui, then"

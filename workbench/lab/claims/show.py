@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from workbench.lab.claims.recompute import Judged
@@ -26,23 +27,23 @@ def show_claims(found: list[Judged], console: Console) -> None:
             str(one.claim.number),
             one.claim.sentence,
             ANSWERS[verdict.holds],
-            verdict.effect_value,
+            escape(verdict.effect_value),
             str(verdict.effect.n),
             _p(verdict.p),
             _p(one.p_holm),
-            evidence.data,
-            evidence.device,
+            escape(evidence.data),
+            escape(evidence.device),
             f"{evidence.run[:8] or '?'} ({evidence.source})",
         )
     console.print(table)
     for one in found:
         if one.verdict is not None:
             name = f"[bold]{one.claim.number}, {one.claim.study}[/bold]"
-            console.print(f"\n{name}: {one.verdict.sentence}", highlight=False)
-            console.print(f"    effect: {one.verdict.effect_name}", style="dim", highlight=False)
+            console.print(f"\n{name}: {escape(one.verdict.sentence)}", highlight=False)
+            console.print(f"    effect: {one.verdict.effect_name}", style="dim", markup=False, highlight=False)
             if one.evidence.departs:
                 told = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
-                console.print(told, style="yellow", highlight=False)
+                console.print(told, style="yellow", markup=False, highlight=False)
 
 
 def as_table(found: list[Judged]) -> pd.DataFrame:

@@ -54,21 +54,22 @@ def _plain(name: str, value) -> str:
 
 def show(found: Comparison, console, limit: int | None = None) -> None:
     """Prints the warnings, the table (at most `limit` rows) and how to read it."""
+    from rich.markup import escape
     from rich.table import Table
 
     for warning in found.warnings:
-        console.print(f"[bold yellow]Warning:[/] {warning}", highlight=False)
+        console.print(f"[bold yellow]Warning:[/] {escape(warning)}", highlight=False)
     text, printed = as_text(found), Table(box=None, pad_edge=False, header_style="bold")
     left = {"arm", "model", "data", "role", "config"}
     for name in text:
         printed.add_column(name, justify="left" if name in left else "right", no_wrap=name not in left)
     for row in text.head(limit or len(text)).itertuples(index=False):
-        printed.add_row(*row)
+        printed.add_row(*map(escape, row))
     console.print(printed, highlight=False)
     if limit and len(text) > limit:
         console.print(f"... and {len(text) - limit} more: --top 0 shows all, --csv keeps them.", highlight=False)
     for note in found.notes:
-        console.print(note, highlight=False, style="dim", soft_wrap=True)
+        console.print(note, markup=False, highlight=False, style="dim", soft_wrap=True)
 
 
 def to_csv(found: Comparison, file: str) -> None:
