@@ -6,7 +6,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from test_notebook import notebook
 
-from workbench.lab import Store
+from workbench.errors import WorkbenchError
+from workbench.lab import Store, open_session
 
 SETUP = "from workbench.lab import open_session\nfrom workbench.lab.stats import t_interval\nfrom workbench.lab.verdicts import Verdict\nsession = open_session('mine', globals())"
 VERDICT = "session.verdict(Verdict(f'x was {x}.', True, 'x', t_interval([x])))"
@@ -71,3 +72,9 @@ def test_by_hand_a_kernel_that_is_killed_is_found_by_the_doctor(by_hand, root):
 def test_opening_again_ends_the_run_before(by_hand):
     runs = by_hand(SETUP, VERDICT)
     assert sorted(r.info.status for r in runs) == ["FINISHED", "KILLED"]
+
+
+def test_by_hand_a_value_that_no_parameter_can_have_is_refused_before_a_run_opens(root):
+    with pytest.raises(WorkbenchError, match=r"parameter `seeds` \(=range\(0, 3\)\) must be of type list"):
+        open_session("large_batch", {"seeds": range(3)})
+    assert Store().search("studies", "full") == []

@@ -131,3 +131,8 @@ def test_a_database_that_cannot_be_had_is_one_sentence(root, monkeypatch, uri):
     with pytest.raises(WorkbenchError, match=r"cannot open the database.*correct WORKBENCH_OPTUNA_STORAGE") as refused:
         run(root)
     assert "secret" not in str(refused.value)
+
+
+def test_a_start_that_names_no_axis_is_refused(root):
+    with pytest.raises(WorkbenchError, match="unknown name of a point in `start` 'lr': did you mean 'base_lr'"):
+        search(objective, SPACE, trials=1, session=session(root), start=[{"lr": 0.4}])

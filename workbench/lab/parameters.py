@@ -67,7 +67,9 @@ class Parameter:
         except ValidationError:
             cure = f"for example {self.default!r}"
             if isinstance(value, str) and _is_number(value):
-                cure = f"YAML reads {value} as text: write {float(value)!r}"
+                number = float(value)
+                whole = "float" not in self.annotation and number.is_integer()
+                cure = f"YAML reads {value} as text: write {int(number) if whole else number!r}"
             raise WorkbenchError(
                 f"parameter `{self.name}` (={value!r}) must be of type {self.annotation}: {cure}."
             ) from None
@@ -204,7 +206,6 @@ def _checked_range(name: str, value: dict) -> dict:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
-        return True
+        return math.isfinite(float(text))
     except ValueError:
         return False

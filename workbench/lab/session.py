@@ -126,7 +126,7 @@ def _open_by_hand_session(notebook: str, namespace: dict) -> Session:
     _end_unfinished()
     store = Store()
     names = read_parameters(root() / "notebooks" / f"{notebook}.ipynb")
-    parameters = {name: namespace[name] for name in names if name in namespace}
+    parameters = {name: knob.check(namespace[name]) for name, knob in names.items() if name in namespace}
     run_id = store.open_notebook(
         notebook, f"{notebook}.ipynb", parameters, "full", f"{notebook} (by hand)", {"by": "hand"}
     )

@@ -61,17 +61,20 @@ MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the
 
 def _many_writers(uri: str) -> None:
     """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
-    if uri.startswith("sqlite:///"):
-        file = uri.removeprefix("sqlite:///")
+    if (file := _sqlite_file(uri)) is not None:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
             database.execute("pragma journal_mode = wal")
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def _made_whole(uri: str) -> None:
     """Makes the sqlite file where there is none, whole or not at all: who is killed while its tables are made leaves a
     file beside it, which the next one makes anew."""
-    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    if not uri.startswith("sqlite:///") or file.exists():
+    file = _sqlite_file(uri)
+    if file is None or file.exists():
         return
     part = file.with_name(f".part-{file.name}")
     for left in file.parent.glob(f"{part.name}*"):
@@ -160,6 +163,7 @@ class Store:
         self, study: str, notebook: str, parameters: dict, mode: str, name: str, tags: dict[str, str]
     ) -> str:
         """A RUNNING run for one execution of a notebook; returns its id."""
+        params = [Param(k, as_param(v)) for k, v in parameters.items() if v is not None]
         run = self.client.create_run(
             self.experiment_id("studies", mode),
             run_name=name,
@@ -172,7 +176,6 @@ class Store:
                 "mlflow.source.type": "NOTEBOOK",
             },
         )
-        params = [Param(k, as_param(v)) for k, v in parameters.items() if v is not None]
         self.client.log_batch(run.info.run_id, params=params)
         return run.info.run_id
 
@@ -519,4 +522,4 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 def as_param(value) -> str:
     """How the store writes a value of a parameter."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict)  # a Range

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.data.augment import seed_for
-from workbench.errors import WorkbenchError, of_the_disk
+from workbench.errors import WorkbenchError, of_the_disk, unknown
 from workbench.lab.database import with_driver, without_password
 from workbench.lab.executors import Choice
 from workbench.lab.parameters import Range
@@ -74,6 +74,9 @@ def search(
     fixed = {name: float(value) for name, value in space.items() if name not in ranges}
     if trials < 1:
         raise WorkbenchError(f"`trials` (={trials}) must be at least 1.")
+    for name in {name for point in start or () for name in point}:
+        if name not in space:
+            raise unknown("name of a point in `start`", name, space)
     corner = objective(fixed | {name: r.low for name, r in ranges.items()})
     check(corner)
     identity = (

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from workbench.errors import WorkbenchError, unknown
 from workbench.training import TrainConfig, train
 from workbench.training.inputs import source
 from workbench.training.setup import initial_model
@@ -25,8 +26,10 @@ def step_costs(configs: Mapping[str, TrainConfig], rounds: int = 5, steps: int =
     seconds (median). On a CPU with one thread the seconds are the process's own.
 
     A round's seconds are taken over their mean, and of these shares the median over rounds is compared: one slow turn
-    of the first does not make all others cheap.
+    of the first does not make all others cheap. Raises: WorkbenchError for less than one round.
     """
+    if rounds < 1:
+        raise WorkbenchError(f"`rounds` (={rounds}) must be at least 1.")
     order, rng, rows = list(configs), random.Random(0), []
     for turn in range(rounds):
         rng.shuffle(order)
@@ -36,6 +39,18 @@ def step_costs(configs: Mapping[str, TrainConfig], rounds: int = 5, steps: int =
     shares /= shares.iloc[:, 0].median()
     columns = {"cost": shares.median(), "low": shares.min(), "high": shares.max(), "seconds": seen.median()}
     return pd.DataFrame(columns).rename_axis("arm").reset_index()
+
+
+def known_costs(costs: pd.DataFrame, before: Mapping[str, float]) -> dict[str, float]:
+    """The cost of a step by arm: as measured before where that is given, else as in the rows of `step_costs`.
+
+    Raises: WorkbenchError, naming the nearest, for an arm that is not among them.
+    """
+    measured = dict(zip(costs.arm, costs.cost, strict=True))
+    for arm in before:
+        if arm not in measured:
+            raise unknown("arm of `costs_before`", arm, measured)
+    return measured | dict(before)
 
 
 def matched_steps(steps: int, cost: float) -> int:
