@@ -90,9 +90,11 @@ def _spread(spread: dict) -> str:
 def write_readme(file: Path, text: str, what: str = "benchmarks") -> None:
     """Puts the table between its marks in the README, `<!-- what -->` and `<!-- /what -->`.
 
-    Raises: WorkbenchError where the marks are not there.
+    Raises: WorkbenchError where the file or the marks are not there.
     """
     begin, end = f"<!-- {what} -->", f"<!-- /{what} -->"
+    if not file.is_file():
+        raise WorkbenchError(f"there is no {file}, into which the table goes.")
     whole = file.read_text()
     if begin not in whole or end not in whole:
         raise WorkbenchError(f"{file} has no lines {begin} and {end}, between which the table goes.")

@@ -16,7 +16,7 @@ from workbench.lab.launcher import Execution, notebook_environment
 from workbench.lab.session import PLANNING, SESSION
 from workbench.lab.trainings import Missing
 from workbench.training import TrainConfig
-from workbench.training.detached.plan import Planned, write_plan
+from workbench.training.detached.plan import Planned, read_plan, write_plan
 
 
 def plan_trainings(
@@ -33,7 +33,7 @@ def plan_trainings(
             say(f"{execution.name}: {len(missing)} trainings")
             found += missing
     write_plan(file, found)
-    return found
+    return read_plan(file).trainings  # each stands in it once
 
 
 def _missing(execution: Execution) -> list[Planned]:

@@ -109,13 +109,19 @@ def _find(claim: Claim, where: str, store: Store | None) -> Evidence | None:
 
 def _in_store(claim: Claim, store: Store) -> Evidence | None:
     runs = store.search("studies", "full", f"tags.study = '{claim.study}' and attributes.status = 'FINISHED'")
+    if not runs:
+        return None
     study = Study.load(claim.study)
     told = [(run, departures(study, run.data.params)) for run in runs]
     told = [(run, departs) for run, departs in told if not departs or run.data.tags.get("by") != "hand"]
     if not told:
         return None
     run, departs = min(told, key=lambda one: bool(one[1]))  # of equals the first, which is the newest
-    tables = {name: store.read_table(run.info.run_id, name) for name in claim.tables}
+    try:
+        tables = {name: store.read_table(run.info.run_id, name) for name in claim.tables}
+    except WorkbenchError as error:
+        cure = f"`./run study {claim.study} --rerun all` makes them anew, `--from docs` takes those that are committed"
+        raise WorkbenchError(f"claim {claim.number}, {claim.study}: {error} {cure}.") from error
     data, device = _data_and_device(tables)
     when = datetime.fromtimestamp(run.info.end_time / 1000, UTC).date().isoformat()
     return Evidence(tables, run.info.run_id, when, data, device, departs, "store")
