@@ -105,6 +105,15 @@ def test_a_batch_that_moves_the_boundary_is_seen():
     assert 0.5 < found.shift.low < 2 < found.shift.high and found.p_no_shift < 0.01
 
 
+def test_batches_with_exponents_of_their_own_are_told():
+    def bound(batch, clip):
+        return 1.0 if clip is None else max(1.0, (0.1 / clip) ** (1.5 if batch == 512 else 0.5) * 2)
+
+    apart, alike = (threshold_scaling.verdict(outcomes(b, seeds=6)).sentence for b in (bound, by_product))
+    assert "at batch 512, so one exponent fits neither well" in apart
+    assert "Each batch alone has k = 1.00 [" in alike and "fits neither" not in alike
+
+
 def test_the_verdict_on_the_product_flips_with_the_exponent():
     holds = threshold_scaling.verdict(outcomes(by_product, seeds=6))
     assert holds.holds is True and holds.p < 0.05 and "depends on rate x threshold alone" in holds.sentence

@@ -127,6 +127,7 @@ def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
     [({"data_digest": "e", "data": "cifar10"}, "different data: mnist5k d (3 trainings), cifar10 e (3 trainings)"),
      ({"code": "x"}, "different code: c (3 trainings), x (3 trainings)"), ({"device": "cuda"}, "different devices: cpu"),
      ({"role": "search"}, "trials of a search are among others"),
+     ({"role": "confirm"}, "trainings that chose a setting are among those that confirm it"),
      ({"train_loss": 0.9, "failed": 1.0}, "different failure rules: on mnist5k a training loss of 0.9")],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said(change, said):

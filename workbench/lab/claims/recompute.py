@@ -25,6 +25,7 @@ from workbench.paths import root
 LEVEL = 0.05
 INDEX = "runs.json"  # of the committed tables: which run each study's are of
 TOLD = 40  # characters of a value
+UNDATED = {".svg": {"Date": None}}  # equal tables give an equal file
 SAID = ("run", "date", "data", "device", "departs")  # of a run, in that index
 
 
@@ -91,9 +92,10 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
             file = folder / _file(claim.study, name)
             evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
             written.append(file)
-        drawing = figures / f"{claim.study}.png"
-        claim.figure(evidence.tables).savefig(drawing, dpi=160, bbox_inches="tight")
-        written.append(drawing)
+        figure = claim.figure(evidence.tables)
+        for drawing in (figures / f"{claim.study}.{suffix}" for suffix in ("png", "svg")):
+            figure.savefig(drawing, dpi=160, bbox_inches="tight", metadata=UNDATED.get(drawing.suffix))
+            written.append(drawing)
         index[claim.study] = {name: getattr(evidence, name) for name in SAID}
     index_file.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
     return [*written, index_file]

@@ -36,12 +36,12 @@ class Claim:
 CLAIMS = (
     Claim(
         1,
-        "Scaled weight standardisation keeps the variance as theory says; BatchNorm's trunk grows linearly",
+        "Scaled weight standardisation keeps the variance of the trunk as theory says",
         "signal_propagation",
     ),
     Claim(
         2,
-        "Without clipping normalizer-free nets fail as batch and rate grow; with AGC they hold",
+        "Over batches and rates, normalizer-free nets fail more often without clipping than with AGC",
         "large_batch",
     ),
     Claim(
@@ -57,7 +57,7 @@ CLAIMS = (
     ),
     Claim(
         5,
-        "At batch 4 to 32 normalizer-free nets keep their accuracy, BatchNorm loses it",
+        "As the batch shrinks to 4, a normalizer-free net loses less accuracy than BatchNorm",
         "small_batch",
         ("screened", "confirmed"),
     ),

@@ -72,9 +72,9 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame)
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9), layout="constrained", width_ratios=[1.3, 1, 1])
     draw(axes[0], confirmed, "plain", names)
     axes[0].set(title="accuracy beside plain")
-    for i, arm in enumerate(names):
+    for arm in names:
         rows = confirmed[confirmed.arm == arm]
-        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean() * 1.02**i  # side by side
+        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean()
         half = 100 * np.nan_to_num([[mean.mean - mean.low], [mean.high - mean.mean]])
         axes[1].errorbar(x, 100 * mean.mean, half, ms=6, capsize=3, lw=0, elinewidth=1.2, label=arm, **look[arm])
         if rows.failed.any():

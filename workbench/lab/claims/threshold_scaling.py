@@ -122,6 +122,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
             f"{found.shift:+.1f} doublings (p = {found.p_no_shift:.1g}); where the rate is scaled with the batch, the "
             "threshold has to fall as the rate rises"
         )
+        alone = {batch: collapse(table[table.batch_size == batch]).exponent for batch in batches}
+        each = ", ".join(f"{k:.2f} at batch {batch}" for batch, k in alone.items())
+        apart = max(k.low for k in alone.values()) > min(k.high for k in alone.values())
+        sentence += f". Each batch alone has k = {each}" + (", so one exponent fits neither well" if apart else "")
     sentence += f". {_by_divergence(table)}"
     best = best_thresholds(whole)
     told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
@@ -139,6 +143,7 @@ def _by_divergence(table: pd.DataFrame) -> str:
     found = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
     k, batches = found.exponent, sorted(found.product)
     said = f"Divergence alone, without what ends with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
+    said += f" (p = {found.p_product:.1g} against the product)"
     if len(batches) > 1:
         by, ends = found.shift, f"from batch {batches[0]} to {batches[-1]}"
         said += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] {ends}"
@@ -261,7 +266,8 @@ def _shares(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) ->
         ax.set(xscale="log", xlabel=f"peak {name}", ylim=(-0.03, 1.03))
         plots.plain_log_ticks(ax.xaxis)
     axes[0].set(ylabel="share of trainings that failed")
-    handles, title = axes[0].get_legend_handles_labels(), "threshold (gray: too large to bind)"
+    idle = any(found.product[b] * c**-k <= found.unclipped[b] for b in batches for c in clips)
+    handles, title = axes[0].get_legend_handles_labels(), "threshold" + (" (gray: too large to bind)" if idle else "")
     figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower center", fontsize="small")
 
 

@@ -220,6 +220,11 @@ def concerns(rows: pd.DataFrame) -> list[str]:
         found.append(
             "trials of a search are among others: the best of many trials looks better than it is, so choose by --role."
         )
+    if {"screen", "confirm"} <= set(rows.role):
+        found.append(
+            "trainings that chose a setting are among those that confirm it: the chosen look better than they are, so "
+            "choose by --role."
+        )
     return found
 
 
