@@ -16,6 +16,7 @@ from workbench.lab import Arm, Session, Store, events, run_all, search, units
 from workbench.lab import store as store_module
 from workbench.lab.trainings import Progress, Wanted, run_training, trained
 from workbench.training import TrainConfig
+from workbench.training.distributed import World
 
 BASE = TrainConfig(
     model="nf_resnet_tiny",
@@ -307,3 +308,13 @@ def test_workers_and_inline_share_one_key(root):
     first = run_all(arms(1), session())
     assert run_all(arms(1), session(), executor="processes:1").run_id[0] == first.run_id[0]
     assert json.loads(Store().read_text(first.run_id[0], "result.json"))["config"]["device"] == "cpu"
+
+
+def test_a_result_that_was_kept_is_taken_by_one_process_and_not_where_others_would_wait(tmp_path, monkeypatch):
+    arguments = {"config": BASE.replace(steps=2).to_dict(), "folder": str(tmp_path), "save": None}
+    first = units.train_unit(arguments, lambda message: False, lambda: False)
+    monkeypatch.setattr(units, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    assert units.train_unit(arguments, lambda message: False, lambda: False) == first
+    monkeypatch.setattr(units.World, "from_environment", classmethod(lambda cls: World(size=2)))
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        units.train_unit(arguments, lambda message: False, lambda: False)
