@@ -66,7 +66,7 @@ class Parameter:
             return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
         except ValidationError:
             cure = f"for example {self.default!r}"
-            if isinstance(value, str) and _is_number(value):
+            if isinstance(value, str) and _is_number(value) and math.isfinite(float(value)):
                 number = float(value)
                 whole = "float" not in self.annotation and number.is_integer()
                 cure = f"YAML reads {value} as text: write {int(number) if whole else number!r}"
@@ -206,6 +206,7 @@ def _checked_range(name: str, value: dict) -> dict:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        float(text)
+        return True
     except ValueError:
         return False
