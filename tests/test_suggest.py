@@ -446,5 +446,7 @@ def test_a_network_that_fails_without_learns_with_the_suggestion():
     problem = program.Problem("nf_resnet", "sgd", "mnist5k", 1.6)
     model, optimizer, batches = program.start(problem, 7)
     found = quiet(model, batches, optimizer)
-    assert found.diverged_at is not None and found.confidence == "medium"
+    # whether it diverges or only learns nothing is chaos, and differs from one kind of processor to the next
+    assert found.confidence == "medium" and found.why.startswith("the run without clipping ")
+    assert "learnt nothing" in found.why or "diverged at step" in found.why
     assert program.train(problem, math.inf, 7)["val_acc"] < 0.2 < 0.7 < program.train(problem, found.clip, 7)["val_acc"]
