@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.compare import selection
 from workbench.lab.compare.figures import curves_figure, parallel_figure
-from workbench.lab.compare.show import as_text
+from workbench.lab.compare.show import as_text, verdict
 from workbench.lab.compare.table import at_equal_compute, compare, concerns, differences, from_store
 from workbench.lab.notebook import execute
 
@@ -46,6 +46,18 @@ def test_a_ranking_inside_the_noise_is_a_tie():
     assert list(as_text(found)["rank"]) == ["1=", "1=", "3"]
     assert as_text(found)["minus best, points"][1].endswith("tie")
     assert any(note.startswith("tie: 2 groups") for note in found.notes)
+
+
+def test_the_verdict_in_a_sentence():
+    high, near, low = (
+        {"config_id": name, "val_acc": a, "arm": name} for name, a in zip("abc", (HIGH, NEAR, LOW), strict=True)
+    )
+    said = "Highest validation accuracy: a, 82.00% [77.03%, 86.97%], 3 seeds."
+    assert verdict(compare(rows(high, low))) == f"{said} It is shown to be better than the other."
+    assert verdict(compare(rows(high, near, low))) == f"{said} Of 2 others 1 is not told apart from it."
+    assert verdict(compare(rows(high))).startswith(said) and "no other group" in verdict(compare(rows(high)))
+    alone = compare(rows({"config_id": "a", "val_acc": [0.9]}, {"config_id": "b", "val_acc": [0.1]}))
+    assert verdict(alone) == "Nothing is ranked: the 2 groups have one seed each; give them more."
 
 
 def test_pairs_by_seed_tell_apart_what_the_groups_alone_do_not():
@@ -126,6 +138,7 @@ def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
     ("change", "said"),
     [({"data_digest": "e", "data": "cifar10"}, "different data: mnist5k d (3 trainings), cifar10 e (3 trainings)"),
      ({"code": "x"}, "different code: c (3 trainings), x (3 trainings)"), ({"device": "cuda"}, "different devices: cpu"),
+     ({"train_size": 500.0}, "different numbers of training images: all (3 trainings), 500 (3 trainings)"),
      ({"role": "search"}, "trials of a search are among others"),
      ({"role": "confirm"}, "trainings that chose a setting are among those that confirm it"),
      ({"train_loss": 0.9, "failed": 1.0}, "different failure rules: on mnist5k a training loss of 0.9")],
@@ -256,7 +269,8 @@ def test_the_command(store, command, tmp_path):
     options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
     code, out, err = command("compare", "mine", "--csv", tmp_path / "t.csv", *options)
     assert code == 0, err
-    lines = out.splitlines()
+    said, *lines = out.splitlines()
+    assert said.startswith("Highest validation accuracy: NF+AGC, ") and said.endswith("better than all 2 others.")
     # the same three seeds one point apart, every time: told apart, though the groups' own intervals overlap
     assert lines[0].split()[:3] == ["rank", "arm", "batch"] and lines[1].split()[:2] == ["1", "NF+AGC"]
     assert "81.00% [78.52%, 83.48%]" in lines[1] and "-1.00 [-1.00, -1.00]" in lines[2]

@@ -328,7 +328,10 @@ class Store:
         points = []
         for row in rows:
             curves = {k: v for k, v in row.items() if k not in ROW_KEYS}
-            points += _points(curves, row["step"], row.get("time"))
+            first = (
+                {"val_acc": curves.pop("val_acc")} if "val_acc" in curves else {}
+            )  # MLflow's compare page opens on it
+            points += _points(first | curves, row["step"], row.get("time"))
         self._log(run_id, points)
 
     def finish_training(self, run_id: str, result: "TrainResult", ended: float | None = None) -> None:
@@ -355,6 +358,7 @@ class Store:
             "depth": result.metrics.get("depth"),
             "n_params": result.metrics.get("n_params"),
             "data": config.data,
+            "train_size": config.train_size,
             "seed": config.seed,
         }
         logged = result.history[-1] if result.history and result.outcome != "diverged" else {}  # a point is logged once

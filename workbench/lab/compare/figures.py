@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from workbench.errors import WorkbenchError
 from workbench.files import target_path, write_whole
-from workbench.lab.compare.show import LABELS, as_text
+from workbench.lab.compare.show import LABELS, group_names
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.plots import plt, style
 
@@ -22,7 +22,6 @@ MOST = 12  # groups in one figure that an eye can tell apart
 DASHES = ("-", "--", ":")
 FAILED = "#d55e00"  # vermilion
 AXES = {"samples_seen": "training images seen", "seconds": "device seconds", "step": "step"}
-NOT_SAID = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
 
 
 def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_seen") -> Figure:
@@ -34,7 +33,7 @@ def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_see
     style()
     figure, ax = plt.subplots(figsize=(8.0, 6.0), layout="constrained")
     shown = found.table.index[:MOST]
-    names = _names(found)
+    names = _with_counts(found)
     points = curves.merge(
         found.rows[
             ["run_id", "group", "failed", "val_acc", "failed_at_step", "samples_seen", "device_seconds", "outcome"]
@@ -138,16 +137,11 @@ def check_file(file: str) -> None:
     target_path(file, (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)))
 
 
-def _names(found: Comparison) -> dict[int, str]:
-    """What a person calls each group: what varies among them, and how often seeds failed."""
-    text = as_text(found)
-    text = text[[c for c in text if c not in NOT_SAID and c != words(found.metric)]]
-    varied = [c for c in text if text[c].nunique() > 1] or ["arm"]
+def _with_counts(found: Comparison) -> dict[int, str]:
+    """The names of the groups, and how often seeds failed."""
     said = {}
-    for row, (group, counts) in zip(text[varied].to_dict("records"), found.table.iterrows(), strict=True):
-        parts = [value if name in ("arm", "model") else f"{name} {value}" for name, value in row.items() if value]
-        failed = f", {counts.failed} of {counts.seeds} failed" if counts.failed else f" (n = {counts.seeds})"
-        said[group] = ", ".join(parts) + failed
+    for (group, name), row in zip(group_names(found).items(), found.table.itertuples(), strict=True):
+        said[group] = name + (f", {row.failed} of {row.seeds} failed" if row.failed else f" (n = {row.seeds})")
     return said
 
 

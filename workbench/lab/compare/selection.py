@@ -16,7 +16,7 @@ from workbench.lab.store import UNREACHABLE, Store, is_away
 ROLES = ("screen", "search", "confirm")
 TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
 TEXTS = ("model", "data")  # parameters that are words
-NUMBERS = ("batch_size", "lr", "clip", "clip_norm", "weight_decay", "steps", "epochs", "width", "seed")
+NUMBERS = ("batch_size", "lr", "clip", "clip_norm", "weight_decay", "steps", "epochs", "train_size", "width", "seed")
 METRICS = ("val_acc", "test_acc", "train_loss", "failed", "failed_at_step", "samples_seen", "device_seconds")
 COLUMNS = ("run_id", "name", "status", *TAGS, "data_digest", *TEXTS, *NUMBERS, *METRICS)
 CURVE = ("run_id", "step", "samples_seen", "seconds", "val_acc")

@@ -9,7 +9,14 @@ from workbench.files import write_whole
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.store import Store
 
-LABELS = {"batch_size": "batch", "lr": "peak lr", "weight_decay": "weight decay", "data_digest": "data bytes"}
+LABELS = {
+    "batch_size": "batch",
+    "lr": "peak lr",
+    "weight_decay": "weight decay",
+    "data_digest": "data bytes",
+    "train_size": "images",
+}
+NOT_SAID = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
 MOST_BESIDE = 30  # runs that MLflow's page puts side by side
 
 
@@ -39,6 +46,39 @@ def as_text(found: Comparison) -> pd.DataFrame:
     return shown
 
 
+def group_names(found: Comparison) -> dict[int, str]:
+    """What a person calls each group: what varies among them."""
+    text = as_text(found)
+    text = text[[c for c in text if c not in NOT_SAID and c != words(found.metric)]]
+    varied = [c for c in text if text[c].nunique() > 1] or ["arm"]
+    return {
+        group: ", ".join(
+            value if name in ("arm", "model") else f"{name} {value}" for name, value in row.items() if value
+        )
+        for group, row in zip(found.table.index, text[varied].to_dict("records"), strict=True)
+    }
+
+
+def verdict(found: Comparison) -> str:
+    """The comparison in a sentence or two: which group is best, and whether the seeds tell it from the others."""
+    table, names = found.table, group_names(found)
+    ranked = table[table.seeds > 1]
+    if ranked.empty:
+        return f"Nothing is ranked: the {len(table)} groups have one seed each; give them more."
+    best = ranked.index[0]
+    mean = as_text(found).loc[best, words(found.metric)]
+    said = f"Highest {words(found.metric)}: {names[best]}, {mean}, {ranked.seeds[best]} seeds."
+    others = ranked.drop(best)
+    if others.empty:
+        return f"{said} There is no other group with several seeds to compare it with."
+    ties = int(others.tie.sum())
+    if ties == 0:
+        return (
+            f"{said} It is shown to be better than {'the other' if len(others) == 1 else f'all {len(others)} others'}."
+        )
+    return f"{said} Of {len(others)} others {ties} {'is' if ties == 1 else 'are'} not told apart from it."
+
+
 def _minus_best(row) -> str:
     if math.isnan(row.minus_best):
         return ""
@@ -48,17 +88,18 @@ def _minus_best(row) -> str:
 
 def _plain(name: str, value) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "none" if name == "clip" else ""
+        return {"clip": "none", "train_size": "all"}.get(name, "")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def show(found: Comparison, console, limit: int | None = None) -> None:
-    """Prints the warnings, the table (at most `limit` rows) and how to read it."""
+    """Prints the warnings, the verdict, the table (at most `limit` rows) and how to read it."""
     from rich.markup import escape
     from rich.table import Table
 
     for warning in found.warnings:
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}", highlight=False)
+    console.print(f"[bold]{escape(verdict(found))}[/]", highlight=False, soft_wrap=True)
     text, printed = as_text(found), Table(box=None, pad_edge=False, header_style="bold")
     left = {"arm", "model", "data", "role", "config"}
     for name in text:

@@ -23,6 +23,7 @@ SHOWN = ["arm", "batch_size", "lr", "clip"]
 TELL_APART = [
     "model",
     "data",
+    "train_size",
     "clip_norm",
     "width",
     "steps",
@@ -198,7 +199,8 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def concerns(rows: pd.DataFrame) -> list[str]:
-    """What makes trainings incomparable, a sentence each: other data, code, devices or failure rules, mixed roles."""
+    """What makes trainings incomparable, a sentence each: other data, code, devices, numbers of images or failure
+    rules, mixed roles."""
     found = []
     several = [
         ("data_digest", "data", "accuracies on different images say nothing about the networks"),
@@ -215,6 +217,10 @@ def concerns(rows: pd.DataFrame) -> list[str]:
             )
             labels = [f"{named[value]}{value[:16] or 'unknown'} ({n} trainings)" for value, n in counts.head(4).items()]
             found.append(f"different {what}: {', '.join(labels)}{', ...' if len(counts) > 4 else ''}: {why}.")
+    sizes = rows.train_size.map(lambda n: "all" if math.isnan(n) else f"{n:.0f}").value_counts()
+    if len(sizes) > 1:
+        labels = [f"{size} ({n} trainings)" for size, n in sizes.items()]
+        found.append(f"different numbers of training images: {', '.join(labels)}: more images alone raise accuracy.")
     found += _failure_rules(rows)
     if "search" in set(rows.role) and rows.role.nunique() > 1:
         found.append(
