@@ -6,6 +6,7 @@ would be early on a busy machine. Debian: apt-get install chromium chromium-driv
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -161,3 +162,4 @@ def test_the_pages_show_the_stores_numbers(browser, pages, filled):
     address = store.compare_url(list(found.rows.run_id), "trainings", "full", port)
     beside = shown(browser, address, "Comparing 2 Runs from 1 Experiment", "0.813", "0.838")
     assert "nf_resnet_tiny B64 lr0.4 c0.04 s0" in beside
+    assert re.search(r"Metrics:\s+val_acc", beside)  # what the page draws before one chooses

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from workbench.lab.claims import stability_boundary, threshold_scaling
-from workbench.lab.evidence.boundary import shift, stable_window
+from workbench.lab.evidence.boundary import largest_by_seed, shift, stable_window
 
 LRS = [0.2 * 2**i for i in range(8)]
 
@@ -80,13 +80,35 @@ def test_a_shift_of_two_doublings_is_found_and_none_is_not():
     assert open_ended.mean == math.inf and open_ended.low > 2 and p < 0.05
 
 
+def test_the_largest_rate_of_each_seed_by_hand():
+    """Rates 1, 2, 4, 8 have the logarithms 0 to 3. A seed that fails from 4 on is at 1.5; one that fails at 2 and
+    trains at 4 is at 0.5 - 1.5 + 2.5; a failure below its lowest sound rate says nothing; the ends are bounds."""
+    seeds = {0: [0, 0, 1, 1], 1: [0, 1, 0, 1], 2: [1, 0, 0, 1], 3: [1, 1, 1, 1], 4: [0, 0, 0, 0]}
+    cell = pd.DataFrame(
+        [{"lr": 2.0**i, "failed": f, "seed": seed} for seed, failed in seeds.items() for i, f in enumerate(failed)]
+    )
+    found = largest_by_seed(cell.sample(frac=1, random_state=0))
+    assert found.to_dict() == pytest.approx({0: 1.5, 1: 1.5, 2: 2.5, 3: 0.0, 4: 3.0})
+
+
+def test_seeds_are_counted_and_not_trainings():
+    """Eight rates a seed: of two seeds that agree 32 trainings are perfectly separated, and that decides nothing."""
+    two = stability_boundary.verdict(outcomes(by_product, seeds=2, spread=0.0))
+    assert two.holds is None and two.p == 0.5 and two.effect.n == 2
+    eight = stability_boundary.verdict(outcomes(by_product, seeds=8, spread=0.0))
+    assert eight.holds is True and eight.p == pytest.approx(2 / 2**8)
+    assert eight.effect.mean == pytest.approx(3)  # 10 to 1 is 3.3 doublings, on a grid of doublings
+    beyond = stability_boundary.verdict(outcomes(lambda b, c: 1.0 if c is None else 1e6, seeds=8, spread=0.0))
+    assert "Of 8 seeds an end lies beyond the rates" in beyond.sentence
+
+
 def test_clipping_that_raises_the_boundary_holds_and_clipping_that_does_nothing_does_not():
-    good = stability_boundary.verdict(outcomes(by_product))
+    good = stability_boundary.verdict(outcomes(by_product, seeds=8))
     assert good.holds is True and good.effect.low > 2 and good.p < 0.01
     assert "raises the largest stable rate" in good.sentence
-    none = stability_boundary.verdict(outcomes(by_rate))
+    none = stability_boundary.verdict(outcomes(by_rate, seeds=8))
     assert none.holds is None and "not shown to change" in none.sentence
-    worse = stability_boundary.verdict(outcomes(lambda b, c: 4.0 if c is None else 0.8))
+    worse = stability_boundary.verdict(outcomes(lambda b, c: 4.0 if c is None else 0.8, seeds=8))
     assert worse.holds is False and "lowers" in worse.sentence
 
 

@@ -34,7 +34,7 @@ def measured(store, study, table, mode="full", tags=(), **other):
 
 
 def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path, monkeypatch):
-    table = outcomes(by_product, seeds=2).assign(data="cifar10", train_size=500.0, device="cpu")
+    table = outcomes(by_product, seeds=8).assign(data="cifar10", train_size=500.0, device="cpu")
     run = measured(Store(), "stability_boundary", table)
     (found,) = judged(claims(["7"]))
     by_hand = stability_boundary.verdict(table)
@@ -47,30 +47,30 @@ def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path
     assert again.verdict.sentence == found.verdict.sentence and again.evidence.source == "docs/results"
     assert again.evidence.run == run
     row = as_table([again]).iloc[0]
-    assert (row.claim, row.run, row.n) == (7, run, 32) and row.low <= row.effect <= row.high
+    assert (row.claim, row.run, row.n) == (7, run, 8) and row.low <= row.effect <= row.high
 
 
 def test_the_newest_full_run_counts_and_a_quick_one_never(root):
     store = Store()
-    measured(store, "stability_boundary", outcomes(by_rate, seeds=2))
-    newest = measured(store, "stability_boundary", outcomes(by_product, seeds=2))
-    measured(store, "stability_boundary", outcomes(by_rate, seeds=2), mode="quick")
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8))
+    newest = measured(store, "stability_boundary", outcomes(by_product, seeds=8))
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8), mode="quick")
     (found,) = judged(claims(["7"]), store=store)
     assert found.evidence.run == newest and found.verdict.holds is True
 
 
 def test_a_look_with_other_settings_does_not_replace_the_run_of_the_studys_file(root):
     store = Store()
-    as_written = measured(store, "stability_boundary", outcomes(by_product, seeds=2))
-    measured(store, "stability_boundary", outcomes(by_rate, seeds=2), steps=20)
+    as_written = measured(store, "stability_boundary", outcomes(by_product, seeds=8))
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=20)
     (found,) = judged(claims(["7"]), store=store)
     assert (found.evidence.run, found.evidence.departs) == (as_written, "")
 
 
 def test_a_departure_is_told_where_there_is_nothing_else(root):
     store = Store()
-    measured(store, "stability_boundary", outcomes(by_rate, seeds=2), steps=30)
-    newest = measured(store, "stability_boundary", outcomes(by_rate, seeds=2), steps=20, train_size=None)
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=30)
+    newest = measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=20, train_size=None)
     (found,) = judged(claims(["7"]), store=store)
     assert (found.evidence.run, found.evidence.departs) == (newest, "train_size=none, steps=20")
     assert "not as in the study's file: train_size=none, steps=20" in as_markdown([found])
@@ -106,9 +106,9 @@ def test_a_parameter_that_the_notebook_has_no_more_is_a_departure():
 
 def test_a_run_by_hand_counts_only_with_the_parameters_of_the_studys_file(root):
     store = Store()
-    measured(store, "stability_boundary", outcomes(by_product, seeds=2), tags={"by": "hand"}, steps=20)
+    measured(store, "stability_boundary", outcomes(by_product, seeds=8), tags={"by": "hand"}, steps=20)
     assert judged(claims(["7"]), where="store", store=store)[0].evidence is None
-    run = measured(store, "stability_boundary", outcomes(by_product, seeds=2), tags={"by": "hand"})
+    run = measured(store, "stability_boundary", outcomes(by_product, seeds=8), tags={"by": "hand"})
     assert judged(claims(["7"]), store=store)[0].evidence.run == run
 
 
@@ -122,7 +122,7 @@ def test_holms_adjustment_can_take_a_verdict_back(root, monkeypatch):
     from workbench.lab.claims import recompute
 
     monkeypatch.setattr(recompute, "holm", lambda p_values: [2 * p for p in p_values])
-    table = outcomes(by_product, seeds=2)
+    table = outcomes(by_product, seeds=8)
     store = Store()
     measured(store, "stability_boundary", table)
     one = judged(claims(["7"]), store=store)[0]
@@ -175,7 +175,7 @@ def test_data_and_device_come_from_whichever_table_has_them(root):
 def test_asking_for_one_claim_does_not_spare_it_the_others(root, tmp_path):
     """Two are measured: Holm takes the smaller p-value twice, whichever is shown."""
     store = Store()
-    measured(store, "stability_boundary", outcomes(by_product, seeds=2))
+    measured(store, "stability_boundary", outcomes(by_product, seeds=8))
     measured(store, "large_batch", batch_table(3, 3))
     file = tmp_path / "claims.csv"
     shown = CliRunner().invoke(app, ["claims", "7", "--from", "store", "--csv", str(file)])

@@ -2,14 +2,16 @@
 
 Source: NFNet paper, section 4.1. Table: one row a training, with arm (NF, NF+AGC), batch_size, lr, clip, seed, failed.
 The contrast, written down before the run, in which nothing else is chosen: the largest stable rate with the smallest
-threshold against that without clipping, at the largest batch, in doublings.
+threshold against that without clipping, at the largest batch, in doublings, paired by seed: it is seeds that are
+counted, for the trainings of one go together. A window of rates is fitted to all trainings of a cell, to be drawn.
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.boundary import Window, shift, stable_window
+from workbench.lab.evidence.boundary import Window, largest_by_seed, shift, stable_window
+from workbench.lab.stats import difference_p, t_interval
 from workbench.lab.verdicts import Verdict
 
 MISFIT = 0.01  # a fit with a smaller p-value is reported as none
@@ -47,23 +49,33 @@ def verdict(table: pd.DataFrame) -> Verdict:
     batch = found.batch_size.max()
     at = found[found.batch_size == batch].set_index("clip").window
     smallest = min(clip for clip in at.index if not np.isnan(clip))
-    clipped, plain = at[smallest], at[np.nan]
-    raised, p = shift(clipped, plain)
-    holds = None if p >= 0.05 else bool(raised.mean > 0)
+    here = table[table.batch_size == batch]
+    clipped, plain = (here[_same(here["clip"], clip)] for clip in (smallest, np.nan))
+    difference = (largest_by_seed(clipped) - largest_by_seed(plain)).dropna()
+    raised, p = t_interval(difference), difference_p(difference)
+    holds = None if not p < 0.05 else bool(raised.mean > 0)
     relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
     each = "; ".join(
         f"batch {batch}: " + ", ".join(_said(row["clip"], row.window) for _, row in rows.iterrows())
         for batch, rows in found.groupby("batch_size")
     )
     misfits = int((found.window.map(lambda w: w.deviance_p) < MISFIT).sum())
+    together, _ = shift(at[smallest], at[np.nan])
     sentence = (
-        f"At batch {batch} clipping at {smallest:g} {relation} the largest stable rate, by {raised:.1f} doublings. "
-        f"Largest stable rates: {each}."
+        f"At batch {batch} clipping at {smallest:g} {relation} the largest stable rate, by {raised:.2f} doublings over "
+        f"{raised.n} seeds, from {difference.min():.2f} to {difference.max():.2f}; all trainings fitted together give "
+        f"{together:.1f}. Largest stable rates: {each}."
     )
+    if ends := _beyond(clipped) + _beyond(plain):
+        sentence += f" Of {ends} seeds an end lies beyond the rates that were tried."
     if misfits:
         sentence += f" In {misfits} of {len(found)} cells no window of rates describes the outcomes."
-    name = f"doublings of the largest stable rate through clipping (n: trainings, of {table.seed.nunique()} seeds)"
-    return Verdict(sentence, holds, name, raised, p=p)
+    return Verdict(sentence, holds, "doublings of the largest stable rate through clipping", raised, p=p)
+
+
+def _beyond(cell: pd.DataFrame) -> int:
+    """How many seeds failed at all rates, or at none."""
+    return int(cell.groupby("seed").failed.mean().isin([0, 1]).sum())
 
 
 def _said(clip: float, window: Window) -> str:
@@ -72,7 +84,7 @@ def _said(clip: float, window: Window) -> str:
 
 def figure(table: pd.DataFrame) -> Figure:
     """The share that failed over the rate, with the fitted window and its 95 % band, a panel a batch; and the largest
-    stable rate over the threshold."""
+    stable rate over the threshold, with those of single seeds."""
     import matplotlib.pyplot as plt
 
     from workbench.lab import plots
@@ -107,10 +119,15 @@ def figure(table: pd.DataFrame) -> Figure:
         x = np.arange(len(rows)) + 0.08 * (batches.index(batch) - (len(batches) - 1) / 2)
         axes[-1].errorbar(x, y, [y - low, high - y], fmt=marker, ms=5, capsize=2, lw=1, label=f"batch {batch}",
                           color=plots.CYCLE[batches.index(batch)])  # fmt: skip
+        for place, (_, row) in zip(x, rows.iterrows(), strict=True):
+            cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
+            own = np.sort(2 ** largest_by_seed(cell))
+            axes[-1].plot(place + np.linspace(0.06, 0.22, len(own)), own, ".", ms=5, color="0.6", zorder=1)
         beyond = np.array([np.isinf(w.high) for w in largest])
         axes[-1].plot(x[beyond], np.full(beyond.sum(), top), "^", ms=7, mfc="none", color="0.3")
     axes[-1].set(yscale="log", xlabel="threshold", ylabel="largest stable rate", title="half of the trainings fail")
     axes[-1].set_xticks(range(len(clips)), ["none" if np.isnan(c) else f"{c:g}" for c in clips])
+    axes[-1].plot([], [], ".", ms=5, color="0.6", label="a seed alone")
     axes[-1].plot([], [], "^", mfc="none", color="0.3", label="beyond the rates tried")
     plots.plain_log_ticks(axes[-1].yaxis)
     axes[-1].legend(frameon=False, fontsize="small")

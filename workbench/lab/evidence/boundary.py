@@ -73,6 +73,25 @@ def shift(a: Window, b: Window) -> tuple[Interval, float]:
     return between, p_of_drop(a.profile.max() + b.profile.max() - together)
 
 
+def largest_by_seed(cell: pd.DataFrame) -> pd.Series:
+    """The binary logarithm of each seed's largest stable rate, from its trainings alone (lr, failed, seed).
+
+    Spearman's and Kaerber's estimate (1908, 1931): where two neighbouring rates differ, their middle counts, up where
+    failure begins and down where it ends, so that failure need not grow with the rate. Failures below the lowest rate
+    at which the seed trained, where a training is slow, are left out. A seed that failed at all rates is at the
+    lowest, one that never did at the highest: bounds.
+    """
+    found = {}
+    for seed, rows in cell.sort_values("lr").groupby("seed"):
+        x, y = np.log2(rows.lr.to_numpy(float)), rows.failed.to_numpy(float)
+        if y.all():
+            found[seed] = x[0]
+            continue
+        x, y = x[y.argmin() :], y[y.argmin() :]
+        found[seed] = float((np.diff(y) * (x[1:] + x[:-1]) / 2).sum() + (1 - y[-1]) * x[-1])
+    return pd.Series(found, dtype=float).rename_axis("seed")
+
+
 def p_of_drop(drop: float) -> float:
     """The p-value of a likelihood-ratio test of one parameter, from the difference of the log-likelihoods."""
     from scipy import stats
