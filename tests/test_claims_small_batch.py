@@ -35,8 +35,8 @@ def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
 
 def test_what_the_clipped_net_itself_loses_is_told_by_an_equivalence_test():
     kept, lost = (claim.verdict(*tables(bn=0.1, agc=agc)).sentence for agc in (0.0, 0.02))
-    assert "own change is shown to lie within 0.5 points" in kept
-    assert "own change is not shown to lie within 0.5 points" in lost
+    assert "That NF+AGC loses no more than 0.5 points is shown" in kept
+    assert "That NF+AGC loses no more than 0.5 points is not shown" in lost
 
 
 def test_statistics_taken_anew_are_reported_beside():

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from workbench.lab.evidence.effects import EQUAL
 from workbench.lab.evidence.protocol import by_seed, edges_told
-from workbench.lab.stats import Interval, accuracy_interval, difference_p, holm, points, side, t_interval, within_p
+from workbench.lab.stats import Interval, accuracy_interval, below_p, difference_p, holm, points, side, t_interval
 from workbench.lab.verdicts import Verdict
 
 RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken anew
@@ -83,9 +83,9 @@ def verdict(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
         anew = t_interval(contrast(confirmed, "NF+AGC", RECOMPUTED["BN"]))
         sentence += f". Beside BN with its statistics taken anew: {points(anew)}"
     values = by_seed(confirmed[confirmed.arm == "NF+AGC"], "batch_size")
-    p_kept = within_p(values[smallest] - values[reference], EQUAL)
+    p_kept = below_p(values[reference] - values[smallest], EQUAL)
     kept = "is" if p_kept < 0.05 else "is not"
-    sentence += f". NF+AGC's own change {kept} shown to lie within {100 * EQUAL:g} points (p = {p_kept:.2g})"
+    sentence += f". That NF+AGC loses no more than {100 * EQUAL:g} points {kept} shown (p = {p_kept:.2g})"
     thresholds = confirmed[confirmed.arm == "NF+AGC"].groupby("batch_size")["clip"].first()
     told = ", ".join(f"{clip:g} at batch {batch}" for batch, clip in thresholds.items())
     sentence += f". NF+AGC's threshold is {told}"
