@@ -104,7 +104,11 @@ def study(
 @app.command()
 def claims(
     which: Annotated[
-        Optional[list[str]], typer.Argument(metavar="[CLAIM]...", help="Numbers or studies; all without.")
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[CLAIM]...",
+            help="Numbers or studies, slow_start, protocols and race among them; without: all claims.",
+        ),
     ] = None,
     where: Annotated[
         str, typer.Option("--from", help="auto, store or docs: the newest full runs, or the committed tables.")
@@ -134,7 +138,8 @@ def claims(
 
         target = target_path(csv, (".csv",))
     shown = chosen(which)
-    found = [one for one in judged(chosen(), where=where) if one.claim in shown]
+    family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are shown
+    found = [one for one in judged(list(family), where=where) if one.claim in shown]
     show_claims(found, Console(width=None if sys.stdout.isatty() else 200))
     if csv:
         table = as_table(found)

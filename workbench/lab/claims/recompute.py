@@ -1,7 +1,7 @@
 """Every verdict again, from the tables that its study left: in the store, or committed under docs/results.
 
 A claim holds, or does not, only where its p-value stays below 0.05 after Holm's adjustment over all claims that were
-measured, however few are shown.
+measured, however few are shown. A question of our own, which has no number, stands outside that family.
 """
 
 import dataclasses
@@ -68,9 +68,12 @@ def judged(claims: list[Claim], *, where: str = "auto", store: Store | None = No
     """
     evidence = [_find(claim, where, store) for claim in claims]
     verdicts = [None if e is None else claim.verdict(e.tables) for claim, e in zip(claims, evidence, strict=True)]
-    p_values = [math.nan if v is None or v.p is None else v.p for v in verdicts]
+    p_values = [
+        math.nan if v is None or v.p is None or claim.number is None else v.p
+        for claim, v in zip(claims, verdicts, strict=True)
+    ]
     return [
-        Judged(claim, e, None if v is None else _adjusted(v, p), p)
+        Judged(claim, e, v if v is None or claim.number is None else _adjusted(v, p), p)
         for claim, e, v, p in zip(claims, evidence, verdicts, holm(p_values), strict=True)
     ]
 
@@ -123,7 +126,8 @@ def _in_store(claim: Claim, store: Store) -> Evidence | None:
         tables = {name: store.read_table(run.info.run_id, name) for name in claim.tables}
     except WorkbenchError as error:
         cure = f"`./run study {claim.study} --rerun all` makes them anew, `--from docs` takes those that are committed"
-        raise WorkbenchError(f"claim {claim.number}, {claim.study}: {error} {cure}.") from error
+        name = claim.study if claim.number is None else f"claim {claim.number}, {claim.study}"
+        raise WorkbenchError(f"{name}: {error} {cure}.") from error
     data, device = _data_and_device(tables)
     when = datetime.fromtimestamp(run.info.end_time / 1000, UTC).date().isoformat()
     return Evidence(tables, run.info.run_id, when, data, device, departs, "store")

@@ -20,11 +20,11 @@ def show_claims(found: list[Judged], console: Console) -> None:
     for one in found:
         if one.verdict is None:
             todo = f"not measured here: ./run study {one.claim.study}"
-            table.add_row(str(one.claim.number), one.claim.sentence, f"[dim]{todo}[/dim]")
+            table.add_row(_number(one), one.claim.sentence, f"[dim]{todo}[/dim]")
             continue
         verdict, evidence = one.verdict, one.evidence
         table.add_row(
-            str(one.claim.number),
+            _number(one),
             one.claim.sentence,
             ANSWERS[verdict.holds],
             escape(verdict.effect_value),
@@ -38,7 +38,7 @@ def show_claims(found: list[Judged], console: Console) -> None:
     console.print(table)
     for one in found:
         if one.verdict is not None:
-            name = f"[bold]{one.claim.number}, {one.claim.study}[/bold]"
+            name = f"[bold]{', '.join(filter(None, (_number(one), one.claim.study)))}[/bold]"
             console.print(f"\n{name}: {escape(one.verdict.sentence)}", highlight=False)
             console.print(f"    effect: {one.verdict.effect_name}", style="dim", markup=False, highlight=False)
             if one.evidence.departs:
@@ -84,6 +84,10 @@ def as_markdown(found: list[Judged]) -> str:
             f"{_p(one.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
         )
     return "\n".join(lines)
+
+
+def _number(one: Judged) -> str:
+    return "" if one.claim.number is None else str(one.claim.number)
 
 
 def _p(p: float | None) -> str:
