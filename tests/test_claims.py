@@ -136,6 +136,18 @@ def test_batches_with_exponents_of_their_own_are_told():
     assert "Each batch alone has k = 1.00 [" in alike and "fits neither" not in alike
 
 
+def test_seeds_that_do_not_agree_on_the_exponent_are_told():
+    bounds = (lambda b, c: 1.0 if c is None else max(1.0, 2 * (0.1 / c) ** 0.5)), by_product
+    tables = [outcomes(bound, seeds=1, spread=0.0).assign(seed=seed) for seed, bound in enumerate(bounds)]
+    both = pd.concat(tables)
+    alone = [
+        threshold_scaling.collapse(rows).exponent.mean for _, rows in threshold_scaling.upper_side(both).groupby("seed")
+    ]
+    assert alone[0] < 0.8 < alone[1]
+    said = f"Fitted to one seed each, k is from {alone[0]:.2f} to {alone[1]:.2f} (2 seeds)"
+    assert said in threshold_scaling.verdict(both).sentence
+
+
 def test_the_verdict_on_the_product_flips_with_the_exponent():
     holds = threshold_scaling.verdict(outcomes(by_product, seeds=6))
     assert holds.holds is True and holds.p < 0.05 and "depends on rate x threshold alone" in holds.sentence

@@ -24,6 +24,14 @@ PLACES = (
 )
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite database; None for one of another kind, and for a server's address."""
+    if not uri.startswith("sqlite"):
+        return None
+    name = make_url(uri).database
+    return Path(name) if name else None
+
+
 class Database:
     """The database of a store, by its URI; `revision` names the layout of its tables, None where it has none yet."""
 
@@ -36,8 +44,7 @@ class Database:
     @property
     def file(self) -> Path | None:
         """The sqlite file; None for a database of another kind."""
-        url = make_url(self.uri)
-        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+        return sqlite_file(self.uri)
 
     def revision(self) -> str | None:
         """The layout's name, as MLflow's migrations have it."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEVEL = 0.95  # of every interval
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -34,7 +36,7 @@ def points(difference: Interval) -> str:
     return f"{100 * difference.mean:+.{digits}f} points [{low}, {high}]"
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def t_interval(values: Sequence[float]) -> Interval:
     """Mean and Student-t interval of independent observations, such as seeds; one observation has no interval."""
     from scipy import stats
 
@@ -42,13 +44,13 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     n = len(values)
     if n < 2:
         return Interval(float(values.mean()) if n else math.nan, math.nan, math.nan, n)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
 
 
-def accuracy_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def accuracy_interval(values: Sequence[float]) -> Interval:
     """The t-interval of accuracies from 0 to 1, cut off there: of two seeds it may reach beyond."""
-    found = t_interval(values, level)
+    found = t_interval(values)
     return Interval(found.mean, max(0.0, found.low), min(1.0, found.high), found.n) if found.n > 1 else found
 
 
@@ -58,21 +60,21 @@ def best_four_of_five(values: Sequence[float]) -> float:
     return float(np.mean(values[1:] if len(values) > 1 else values))
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
     """The t-interval of a - b over pairs that share a seed."""
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, but got {len(a)} and {len(b)}.")
-    return t_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level)
+    return t_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
 
 
-def share_interval(successes: int, n: int, level: float = 0.95, method: str = "wilson") -> Interval:
+def share_interval(successes: int, n: int, method: str = "wilson") -> Interval:
     """A share and its interval, Wilson's or the one of the exact test (method "exact", Clopper and Pearson 1934);
     (NaN, 0, 1) without observations."""
     from scipy import stats
 
     if n == 0:
         return Interval(math.nan, 0.0, 1.0, 0)
-    found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method=method)
+    found = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method=method)
     return Interval(successes / n, float(found.low), float(found.high), n)
 
 

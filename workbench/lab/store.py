@@ -40,7 +40,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.errors import WorkbenchError, of_the_disk
 from workbench.lab import views
-from workbench.lab.database import Database, as_path, is_database, with_driver, without_password
+from workbench.lab.database import Database, as_path, is_database, sqlite_file, with_driver, without_password
 from workbench.lab.place import default_uri, files_of, refuse_moved, refuse_silent, runs_folder, tracking_uri
 from workbench.lab.processes import is_alive, whoami
 
@@ -61,19 +61,15 @@ MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the
 
 def _many_writers(uri: str) -> None:
     """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
-    if (file := _sqlite_file(uri)) is not None:
+    if (file := sqlite_file(uri)) is not None:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
             database.execute("pragma journal_mode = wal")
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def _made_whole(uri: str) -> None:
     """Makes the sqlite file where there is none, whole or not at all: who is killed while its tables are made leaves a
     file beside it, which the next one makes anew."""
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is None or file.exists():
         return
     part = file.with_name(f".part-{file.name}")

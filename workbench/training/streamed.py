@@ -1,7 +1,6 @@
 """Batches of a training whose images memory cannot hold: made by worker processes, ahead of the step."""
 
 import functools
-import os
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ from workbench.data.mixing import mixed_labels
 from workbench.data.preprocess import MEAN_RGB, STD_RGB
 from workbench.data.streaming import CHUNK, Chunk, EvalImages, Request, TrainImages, chunks, normalized
 from workbench.errors import WorkbenchError
+from workbench.machine import cores
 from workbench.models.zoo import entry
 from workbench.training.config import TrainConfig
 from workbench.training.distributed import World
@@ -121,5 +121,4 @@ class StreamedInputs:
 
 def default_workers(world: World) -> int:
     """One a core that this process may use, shared with the other processes of a torchrun; at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // world.size))
+    return max(1, min(16, cores() // world.size))

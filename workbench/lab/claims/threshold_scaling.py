@@ -126,6 +126,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
         each = ", ".join(f"{k:.2f} at batch {batch}" for batch, k in alone.items())
         apart = max(k.low for k in alone.values()) > min(k.high for k in alone.values())
         sentence += f". Each batch alone has k = {each}" + (", so one exponent fits neither well" if apart else "")
+    seeds = [collapse(rows).exponent.mean for _, rows in table.groupby("seed")]
+    sentence += f". Fitted to one seed each, k is from {min(seeds):.2f} to {max(seeds):.2f} ({len(seeds)} seeds)"
     sentence += f". {_by_divergence(table)}"
     best = best_thresholds(whole)
     told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())

@@ -15,7 +15,7 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.compare import selection
-from workbench.lab.stats import accuracy_interval
+from workbench.lab.stats import LEVEL, accuracy_interval
 from workbench.lab.store import Store
 
 GROUP = ["config_id", "data_digest", "code"]
@@ -32,7 +32,6 @@ TELL_APART = [
     "role",
 ]  # shown where the others look alike
 COMPUTE = {"seconds": "seconds", "samples": "samples_seen"}
-LEVEL = 0.95
 MOST_READ = 60  # configurations that are read to tell equal-looking groups apart
 
 
@@ -132,7 +131,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     all seeds of the smaller one are paired by seed, others compared by Welch's interval.
     """
     over = rows.groupby("group")
-    intervals = [accuracy_interval(values, LEVEL) for _, values in over.accuracy]
+    intervals = [accuracy_interval(values) for _, values in over.accuracy]
     found = pd.DataFrame(
         {
             "seeds": over.size(),

@@ -12,10 +12,10 @@ EQUAL = 0.005  # accuracy: differences within half a point count as none
 
 
 def effects(
-    confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = None, margin=EQUAL, contrast: str | None = None
+    confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = None, contrast: str | None = None
 ) -> pd.DataFrame:
     """One row an arm but `against`: accuracy (test, mean), difference to `against` with low and high (95 %), n, p and
-    p_holm of no difference, and p_equal of a difference beyond the margin.
+    p_holm of no difference, and p_equal of a difference beyond half a point.
 
     Columns of `confirmed`: arm, seed, test_acc. `arms` in their order; None: as they come. The arm that a claim's
     `contrast` is about is adjusted over the claims, so it is not of the family here, and its p_holm NaN.
@@ -36,7 +36,7 @@ def effects(
                 "high": difference.high,
                 "n": difference.n,
                 "p": difference_p(both),
-                "p_equal": within_p(both, margin),
+                "p_equal": within_p(both, EQUAL),
             }
         )
     columns = ["arm", "accuracy", "difference", "low", "high", "n", "p", "p_equal"]

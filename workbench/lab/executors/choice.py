@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.executors.base import Executor, Resources
-from workbench.lab.executors.processes import cores, visible_gpus
+from workbench.lab.executors.processes import visible_gpus
+from workbench.machine import cores
 
 VARIABLE = "WORKBENCH_EXECUTOR"
 KINDS = ("inline", "processes", "ray")

@@ -13,7 +13,8 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve, set_environment
-from workbench.lab.executors.processes import cores, pretended_gpus
+from workbench.lab.executors.processes import pretended_gpus
+from workbench.machine import cores
 from workbench.paths import root
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -22,6 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import events
 from workbench.lab.executors.base import Outcome, Resources, Task
 from workbench.lab.processes import Family, whoami
+from workbench.machine import cores
 from workbench.paths import root
 
 GRACE = 15.0  # seconds for a task to save what it has
@@ -225,11 +226,6 @@ def places_folder() -> Path:
     folder = root() / "mlruns" / "locks" / "places"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -11,18 +11,20 @@ from workbench.data import Dataset
 from workbench.lab.plots import COLOURS, MARKERS, style
 from workbench.lab.stats import t_interval
 
+CLASSES, EACH = 10, 3  # shown of the images
+
 FAILED = "#d55e00"
 NAMES = {"NF+AGC": "without BatchNorm, AGC", "BN": "with BatchNorm"}
 
 
-def examples_figure(data: Dataset, classes: int = 10, each: int = 3) -> Figure:
+def examples_figure(data: Dataset) -> Figure:
     """The first training images of the first classes, a column a class, before they are normalised."""
-    shown = min(classes, len(data.classes))
+    shown = min(CLASSES, len(data.classes))
     figure, axes = plt.subplots(
-        each, shown, figsize=(1.1 * shown + 0.3, 1.1 * each + 0.4), layout="constrained", squeeze=False
+        EACH, shown, figsize=(1.1 * shown + 0.3, 1.1 * EACH + 0.4), layout="constrained", squeeze=False
     )
     for column in range(shown):
-        images = data.train.images[data.train.labels == column][:each]
+        images = data.train.images[data.train.labels == column][:EACH]
         for ax in axes[:, column]:
             ax.set_axis_off()
         for ax, image in zip(axes[:, column], images, strict=False):

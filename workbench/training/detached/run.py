@@ -22,13 +22,14 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
+from workbench.machine import cores
 from workbench.models import create_model
 from workbench.training.config import TrainConfig, TrainResult, code_hash, training_key
 from workbench.training.detached.archive import Archive
 from workbench.training.detached.plan import Plan, Planned, read_plan
 from workbench.training.detached.records import Record
 from workbench.training.detached.results import Results
-from workbench.training.detached.worker import Seat, Task, Worker, cores, seats
+from workbench.training.detached.worker import Seat, Task, Worker, seats
 from workbench.training.distributed import World
 from workbench.training.inputs import source, source_digest
 from workbench.training.setup import initial_model, steps_of

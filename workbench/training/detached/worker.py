@@ -104,11 +104,6 @@ def seats(device: str, workers: int | None, gpus: int, cores: int) -> list[Seat]
     return found
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Worker:
     """The process at a seat, and the task that it has."""
 
