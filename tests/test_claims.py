@@ -44,6 +44,12 @@ def test_a_window_finds_the_rate_between_the_last_that_trains_and_the_first_that
     assert (band.low <= band.share + 1e-12).all() and (band.share <= band.high + 1e-12).all()
 
 
+def test_the_interval_of_a_boundary_is_as_fine_as_the_rates():
+    rates = [2 ** (i / 4) for i in range(8)]
+    largest = stable_window(rates * 2, [0, 0, 0, 0, 1, 1, 1, 1] * 2).largest
+    assert rates[3] < largest.mean < rates[4] and largest.low < largest.mean < largest.high
+
+
 def test_failure_at_both_ends_is_a_window_and_failure_in_the_middle_is_none():
     both = stable_window(LRS * 3, [1, 1, 0, 0, 0, 0, 1, 1] * 3)
     assert 0.4 < both.smallest.mean < 0.8 and 6.4 < both.largest.mean < 12.8

@@ -33,7 +33,7 @@ def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
     assert claim.verdict(*tables(bn=0.1, anew=0.1, agc=0.1)).holds is None
 
 
-def test_what_the_clipped_net_itself_loses_is_told_by_an_equivalence_test():
+def test_whether_the_clipped_net_itself_keeps_its_accuracy_is_tested():
     kept, lost = (claim.verdict(*tables(bn=0.1, agc=agc)).sentence for agc in (0.0, 0.02))
     assert "That NF+AGC loses no more than 0.5 points is shown" in kept
     assert "That NF+AGC loses no more than 0.5 points is not shown" in lost

@@ -2,6 +2,7 @@
 adjustment can take a verdict back."""
 
 import json
+import math
 import re
 
 import matplotlib.image as mpimg
@@ -18,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.claims import stability_boundary
 from workbench.lab.claims.recompute import departures, export, judged, results_folder
-from workbench.lab.claims.registry import CLAIMS, claims
+from workbench.lab.claims.registry import CLAIMS, QUESTIONS, claims
 from workbench.lab.claims.show import as_markdown, as_table
 from workbench.lab.store import as_param
 from workbench.lab.study import Study
@@ -151,6 +152,15 @@ def test_every_claim_has_its_study_and_the_committed_tables_are_judged():
     index = json.loads((results_folder() / "runs.json").read_text())
     assert all(index[one.claim.study]["run"] for one in found)
     assert found[0].verdict.holds is True  # signal propagation, as in LOG.md
+
+
+def test_a_question_of_our_own_is_judged_outside_the_family():
+    claim, question = judged(claims(["slow_start", "2"]), where="docs")
+    assert (claim.claim.number, question.claim.number) == (2, None)
+    assert claim.p_holm == claim.verdict.p  # a family of one
+    assert question.verdict.holds is True and math.isnan(question.p_holm)
+    assert all(Study.load(one.study).question for one in QUESTIONS) and not {*QUESTIONS} & {*claims()}
+    assert "slow_start: From skip gain 0" in CliRunner().invoke(app, ["claims", "slow_start", "--from", "docs"]).output
 
 
 def test_the_table_in_the_readme_is_that_of_the_committed_results():

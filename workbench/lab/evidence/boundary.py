@@ -18,7 +18,7 @@ from workbench.lab.stats import Interval
 
 DROP = 1.92  # half of the 95 % quantile of chi-squared with one degree of freedom
 STEEPNESS = np.array([1.0, 2.0, 4.0, 8.0])  # per doubling of the rate; steeper is not told apart on a grid of doublings
-FINENESS = 8  # positions a doubling
+FINENESS = 8  # positions a doubling; of a window, whose rates may be closer than half of one, four between two rates
 NEVER = 1e3  # an end that is beyond every rate
 LUCK = 1e-4  # the least probability of an outcome: one training in ten thousand fails for no reason of the rate
 
@@ -38,7 +38,8 @@ class Window:
 def stable_window(lr: Sequence[float], failed: Sequence[float]) -> Window:
     """Fits the window to single trainings: their peak rates, and whether each failed (0 or 1)."""
     x, y = np.log2(np.asarray(lr, float)), np.asarray(failed, float)
-    at = positions(x)
+    closest = np.diff(np.unique(x), prepend=-math.inf).min()
+    at = positions(x, max(FINENESS, math.ceil(4 / closest - 0.5)))
     low, high, k = (a.ravel() for a in np.meshgrid([-NEVER, *at], [*at, NEVER], STEEPNESS, indexing="ij"))
     keep = low < high
     low, high, k = low[keep], high[keep], k[keep]
@@ -99,11 +100,11 @@ def p_of_drop(drop: float) -> float:
     return float(stats.chi2.sf(max(0.0, 2 * drop), 1))
 
 
-def positions(x: np.ndarray) -> np.ndarray:
-    """The places where an end of the window is looked for: an eighth of a doubling apart, from one doubling below the
-    lowest to one above the highest rate."""
+def positions(x: np.ndarray, fineness: int = FINENESS) -> np.ndarray:
+    """The places where an end of the window is looked for, so many a doubling, from one doubling below the lowest to
+    one above the highest rate."""
     first, last = math.floor(x.min()) - 1, math.ceil(x.max()) + 1
-    return np.linspace(first, last, (last - first) * FINENESS + 1)
+    return np.linspace(first, last, (last - first) * fineness + 1)
 
 
 def failure(x, low, high, k):
