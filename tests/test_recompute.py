@@ -9,6 +9,7 @@ import matplotlib.image as mpimg
 import pandas as pd
 import pytest
 from conftest import CHECKOUT
+from rich.console import Console
 from test_claims import by_product, by_rate, outcomes
 from test_claims_accumulation import GRADIENTS, trainings
 from test_claims_large_batch import batch_table
@@ -20,7 +21,7 @@ from workbench.lab import Store
 from workbench.lab.claims import stability_boundary
 from workbench.lab.claims.recompute import departures, export, judged, results_folder
 from workbench.lab.claims.registry import CLAIMS, QUESTIONS, claims
-from workbench.lab.claims.show import as_markdown, as_table
+from workbench.lab.claims.show import as_markdown, as_table, show_claims
 from workbench.lab.store import as_param
 from workbench.lab.study import Study
 
@@ -160,7 +161,9 @@ def test_a_question_of_our_own_is_judged_outside_the_family():
     assert claim.p_holm == claim.verdict.p  # a family of one
     assert question.verdict.holds is True and math.isnan(question.p_holm)
     assert all(Study.load(one.study).question for one in QUESTIONS) and not {*QUESTIONS} & {*claims()}
-    assert "slow_start: From skip gain 0" in CliRunner().invoke(app, ["claims", "slow_start", "--from", "docs"]).output
+    shown = Console(record=True, width=300)
+    show_claims([question], shown)
+    assert "slow_start: From skip gain 0" in shown.export_text()
 
 
 def test_the_table_in_the_readme_is_that_of_the_committed_results():

@@ -43,17 +43,17 @@ class Collapse:
     p_no_shift: float
 
 
-def collapse(table: pd.DataFrame) -> Collapse:
+def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse:
     """Fits the model by maximum likelihood on a grid; intervals are profiles."""
     batches = sorted(table.batch_size.unique())
     products = np.log2(table.lr * table["clip"].fillna(1))
     u, a = positions(np.log2(table.lr))[::2], positions(products[table["clip"].notna()])
     tables = {b: table[table.batch_size == b] for b in batches}
     best: dict[tuple, np.ndarray] = {}  # by (k, steepness): for every batch the best over u, by a
-    for k in EXPONENTS:
+    for k in exponents:
         for steep in STEEPNESS:
             best[k, steep] = [_by_product(tables[b], u, a, k, steep) for b in batches]
-    by_exponent = {k: max(sum(p.max() for p, _ in best[k, s]) for s in STEEPNESS) for k in EXPONENTS}
+    by_exponent = {k: max(sum(p.max() for p, _ in best[k, s]) for s in STEEPNESS) for k in exponents}
     top = max(by_exponent.values())
     inside = [k for k, value in by_exponent.items() if value >= top - DROP]
     k_best, s_best = max(best, key=lambda ks: sum(p.max() for p, _ in best[ks]))
@@ -70,7 +70,7 @@ def collapse(table: pd.DataFrame) -> Collapse:
         shift=Interval(d_best * doubling, min(d_inside) * doubling, max(d_inside) * doubling, n),
         unclipped={b: float(2 ** u[w[p.argmax()]]) for b, (p, w) in zip(batches, at_best, strict=True)},
         product={b: float(2 ** a[p.argmax()]) for b, (p, _) in zip(batches, at_best, strict=True)},
-        p_rate_alone=p_of_drop(top - by_exponent[min(EXPONENTS, key=abs)]),
+        p_rate_alone=p_of_drop(top - by_exponent[min(exponents, key=abs)]),
         p_not_product=p_of_drop(top - max(far)) / 2 if abs(k_best - 1) < MARGIN - 1e-9 else 1.0,
         p_product=p_of_drop(top - max(near)),
         p_no_shift=p_of_drop(top - shifts[0]),
@@ -126,7 +126,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         each = ", ".join(f"{k:.2f} at batch {batch}" for batch, k in alone.items())
         apart = max(k.low for k in alone.values()) > min(k.high for k in alone.values())
         sentence += f". Each batch alone has k = {each}" + (", so one exponent fits neither well" if apart else "")
-    seeds = [collapse(rows).exponent.mean for _, rows in table.groupby("seed")]
+    seeds = [collapse(rows, EXPONENTS[1::2]).exponent.mean for _, rows in table.groupby("seed")]
     sentence += f". Fitted to one seed each, k is from {min(seeds):.2f} to {max(seeds):.2f} ({len(seeds)} seeds)"
     sentence += f". {_by_divergence(table)}"
     best = best_thresholds(whole)
