@@ -150,6 +150,12 @@ def test_what_cannot_be_compared_is_said(change, said):
     assert said in warning
 
 
+def test_trainings_of_an_older_version_do_not_tell_how_many_images_they_had():
+    older, newer = {"config_id": "a", "val_acc": HIGH, "code": "x"}, {"config_id": "b", "val_acc": LOW}
+    (warning,) = concerns(rows(older, {**newer, "train_size": 500.0}))
+    assert warning.startswith("different code")
+
+
 def test_a_failure_at_a_larger_loss_is_no_other_rule():
     assert (
         concerns(rows({"config_id": "a", "val_acc": [0.8, 0.1], "train_loss": [1.8, 1.9], "failed": [0.0, 1.0]})) == []

@@ -323,11 +323,8 @@ class Store:
         row has one, is when it came (seconds since 1970): rows logged again with theirs are no points twice."""
         points = []
         for row in rows:
-            curves = {k: v for k, v in row.items() if k not in ROW_KEYS}
-            first = (
-                {"val_acc": curves.pop("val_acc")} if "val_acc" in curves else {}
-            )  # MLflow's compare page opens on it
-            points += _points(first | curves, row["step"], row.get("time"))
+            names = sorted((k for k in row if k not in ROW_KEYS), key="val_acc".__ne__)  # the compare page opens on it
+            points += _points({name: row[name] for name in names}, row["step"], row.get("time"))
         self._log(run_id, points)
 
     def finish_training(self, run_id: str, result: "TrainResult", ended: float | None = None) -> None:

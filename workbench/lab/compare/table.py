@@ -217,7 +217,8 @@ def concerns(rows: pd.DataFrame) -> list[str]:
             labels = [f"{named[value]}{value[:16] or 'unknown'} ({n} trainings)" for value, n in counts.head(4).items()]
             found.append(f"different {what}: {', '.join(labels)}{', ...' if len(counts) > 4 else ''}: {why}.")
     sizes = rows.train_size.map(lambda n: "all" if math.isnan(n) else f"{n:.0f}").value_counts()
-    if len(sizes) > 1:
+    # trainings that an older version stored have no such column; their code is another, which is told above
+    if rows.train_size.nunique() > 1 or (rows.groupby("code").train_size.nunique(dropna=False) > 1).any():
         labels = [f"{size} ({n} trainings)" for size, n in sizes.items()]
         found.append(f"different numbers of training images: {', '.join(labels)}: more images alone raise accuracy.")
     found += _failure_rules(rows)

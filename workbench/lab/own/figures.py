@@ -12,7 +12,6 @@ from workbench.lab.plots import COLOURS, MARKERS, style
 from workbench.lab.stats import t_interval
 
 CLASSES, EACH = 10, 3  # shown of the images
-
 FAILED = "#d55e00"
 NAMES = {"NF+AGC": "without BatchNorm, AGC", "BN": "with BatchNorm"}
 
