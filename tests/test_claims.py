@@ -123,6 +123,10 @@ def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero()
     assert found.exponent.mean == pytest.approx(1, abs=0.1) and found.exponent.low < 1 < found.exponent.high
     assert found.product[128] == pytest.approx(0.1, rel=0.25) and found.unclipped[512] == pytest.approx(1, rel=0.3)
     assert found.p_rate_alone < 1e-3 and found.p_no_shift > 0.05 and abs(found.shift.mean) < 0.3
+    fits = found.fits  # those of 95 %, of both batches, span the interval and hold the best
+    assert (fits.exponent.min(), fits.exponent.max()) == (found.exponent.low, found.exponent.high)
+    for batch, own in fits.groupby("batch_size"):
+        assert own["product"].min() <= found.product[batch] <= own["product"].max()
     rate = threshold_scaling.collapse(outcomes(by_rate))
     assert rate.p_rate_alone > 0.05
 

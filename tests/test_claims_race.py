@@ -66,7 +66,13 @@ def test_what_diverged_counts_as_guessing_and_has_no_pace():
     found = race.verdict(screened, confirmed, paces)
     assert found.holds is not True and found.effect.mean == pytest.approx(-0.84 * 2 / 8, abs=0.002)
     (left, *_) = race.figure(screened, confirmed, paces).axes
-    assert any("failed" in text.get_text() for text in left.get_legend().get_texts())
+    assert _legend(left) == ["BN", "NF+AGC at 0.04", "NF+AGC at 0.04, failed"]
+    (left, *_) = race.figure(*tables(failed=range(8))).axes
+    assert _legend(left) == ["BN", "NF+AGC at 0.04, failed"]
+
+
+def _legend(axes):
+    return [label for label in axes.get_legend_handles_labels()[1] if "BN's" not in label]
 
 
 class Histories:

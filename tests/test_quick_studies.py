@@ -1,5 +1,5 @@
 """Every study that is not in the tour, in its quick form, from the command line. Evidence: it finishes, its figure and
-tables are there, and the claim's rule gives from the stored tables the verdict that the notebook showed."""
+tables are there, and the rule of its claim or question gives from the stored tables the verdict that the notebook showed."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import CHECKOUT
 
-from workbench.lab.claims.registry import CLAIMS
+from workbench.lab.claims.registry import CLAIMS, QUESTIONS
 from workbench.lab.study import Study
 
 NAMES = sorted(f.stem for f in (CHECKOUT / "studies").glob("*.yaml") if not Study.load(f).tour)
@@ -35,6 +35,6 @@ def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp
     assert run.info.status == "FINISHED"
     files = store.artifacts(run.info.run_id)
     assert any(f.startswith("figures/") and f.endswith(".svg") for f in files) and "notebook/run.html" in files
-    for claim in (claim for claim in CLAIMS if claim.study == name):
+    for claim in (claim for claim in (*CLAIMS, *QUESTIONS) if claim.study == name):
         tables = {table: store.read_table(run.info.run_id, table) for table in claim.tables}
         assert claim.verdict(tables).sentence == run.data.tags["verdict"]

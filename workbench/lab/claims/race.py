@@ -113,8 +113,9 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
         look = plots.look_of(arm_of(arm), i)
         alive, failed = rows[rows.failed == 0], rows[rows.failed > 0]
-        left.plot(alive.seconds, 100 * alive.test_acc, look["fmt"], color=look["color"], ms=5, label=arm)
-        left.plot(failed.seconds, 100 * failed.test_acc, "x", color=look["color"], ms=8, label=f"{arm}, failed")
+        for seeds, fmt, ms, label in ((alive, look["fmt"], 5, arm), (failed, "x", 8, f"{arm}, failed")):
+            if len(seeds):
+                left.plot(seeds.seconds, 100 * seeds.test_acc, fmt, color=look["color"], ms=ms, label=label)
     bn = table[table.arm == "BN"]
     least, most = 100 * (bn.test_acc.mean() - MARGIN), RATIO * bn.seconds.mean()
     left.axhline(least, color="0.4", ls="--", lw=1, label=f"BN's mean less {100 * MARGIN:g} points")

@@ -30,8 +30,8 @@ EXPONENTS = np.linspace(-0.25, 2.0, 46)
 @dataclass(frozen=True)
 class Collapse:
     """The fitted boundary: the exponent k, the shift from the smallest to the largest batch in doublings, u and a by
-    batch at the best fit, and the p-values of k = 0, of k away from 1 by 0.25
-    and more, of k within that, and of no shift."""
+    batch at the best fit, and the p-values of k = 0, of k away from 1 by 0.25 and more, of k within that, and of no
+    shift. `fits` are those of 95 %: one row each with exponent, batch_size, unclipped and product."""
 
     exponent: Interval
     shift: Interval
@@ -41,6 +41,7 @@ class Collapse:
     p_not_product: float
     p_product: float
     p_no_shift: float
+    fits: pd.DataFrame
 
 
 def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse:
@@ -48,11 +49,11 @@ def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse
     batches = sorted(table.batch_size.unique())
     products = np.log2(table.lr * table["clip"].fillna(1))
     u, a = positions(np.log2(table.lr))[::2], positions(products[table["clip"].notna()])
-    tables = {b: table[table.batch_size == b] for b in batches}
+    outcomes = {b: _outcomes(table[table.batch_size == b]) for b in batches}
     best: dict[tuple, np.ndarray] = {}  # by (k, steepness): for every batch the best over u, by a
     for k in exponents:
         for steep in STEEPNESS:
-            best[k, steep] = [_by_product(tables[b], u, a, k, steep) for b in batches]
+            best[k, steep] = [_by_product(outcomes[b], u, a, k, steep) for b in batches]
     by_exponent = {k: max(sum(p.max() for p, _ in best[k, s]) for s in STEEPNESS) for k in exponents}
     top = max(by_exponent.values())
     inside = [k for k, value in by_exponent.items() if value >= top - DROP]
@@ -74,19 +75,43 @@ def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse
         p_not_product=p_of_drop(top - max(far)) / 2 if abs(k_best - 1) < MARGIN - 1e-9 else 1.0,
         p_product=p_of_drop(top - max(near)),
         p_no_shift=p_of_drop(top - shifts[0]),
+        fits=_of_95_percent(best, batches, u, a, top),
     )
 
 
-def _by_product(cell: pd.DataFrame, u: np.ndarray, a: np.ndarray, k: float, steep: float) -> tuple:
-    """For each place a the best log-likelihood over u, and which u that is."""
+def _outcomes(cell: pd.DataFrame) -> list[tuple]:
+    """By threshold: it, the rates' binary logarithms, and which failed."""
+    by_clip = cell.groupby("clip", dropna=False)
+    return [(clip, np.log2(rows.lr.to_numpy()), rows.failed.to_numpy(float)) for clip, rows in by_clip]
+
+
+def _by_product(outcomes: list[tuple], u: np.ndarray, a: np.ndarray, k: float, steep: float) -> tuple:
+    """For each place a the best log-likelihood over u, and which u that is. A training's bound is one of the two, so
+    the likelihood is needed at the places of each alone, not at all pairs."""
     total = np.zeros((len(u), len(a)))
-    for clip, rows in cell.groupby("clip", dropna=False):
-        bound = u[:, None] + 0 * a[None, :]
-        if not np.isnan(clip):
-            bound = np.maximum(bound, a[None, :] - k * math.log2(clip))
-        x, y = np.log2(rows.lr.to_numpy()), rows.failed.to_numpy(float)
-        total += log_likelihood(lambda place, bound=bound: logistic(steep * (place - bound)), x, y)
+    for clip, x, y in outcomes:
+
+        def at(bound, x=x, y=y):
+            return log_likelihood(lambda place: logistic(steep * (place - bound)), x, y)
+
+        if np.isnan(clip):
+            total += at(u)[:, None]
+        else:
+            clipped = a - k * math.log2(clip)
+            total += np.where(u[:, None] >= clipped, at(u)[:, None], at(clipped))
     return total.max(0), total.argmax(0)
+
+
+def _of_95_percent(best: dict[tuple, list], batches: list[int], u: np.ndarray, a: np.ndarray, top: float):
+    """The fits whose likelihood is within DROP of the best, the other batches at their best."""
+    rows = []
+    for (k, _), profiles in best.items():
+        whole = sum(p.max() for p, _ in profiles)
+        for batch, (p, which) in zip(batches, profiles, strict=True):
+            inside = whole - p.max() + p >= top - DROP
+            rows.append(pd.DataFrame({"exponent": k, "batch_size": batch, "unclipped": 2.0 ** u[which[inside]],
+                                      "product": 2.0 ** a[inside]}))  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
 
 
 def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
@@ -239,7 +264,10 @@ def _maps(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> N
         points = ax.scatter(ok.lr, ok["clip"], c=ok.val_acc, cmap="viridis", s=60, edgecolors="none")
         ax.scatter(some.lr, some["clip"], marker="x", s=45, color="#d55e00", label="a seed failed")
         bound = np.maximum(found.unclipped[batch], found.product[batch] * thresholds**-k)
-        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}")
+        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}, and its 95 % band")
+        fits = found.fits[found.fits.batch_size == batch].to_numpy(float)[:, :, None]
+        bounds = np.maximum(fits[:, 2], fits[:, 3] * thresholds ** -fits[:, 0])
+        ax.fill_betweenx(thresholds, bounds.min(0), bounds.max(0), color="black", alpha=0.15, lw=0)
         ax.axvline(found.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
         ax.set(xscale="log", yscale="log", xlabel="peak learning rate", title=f"batch {batch}",
                xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4), ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
