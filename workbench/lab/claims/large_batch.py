@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.lab.evidence.protocol import at_carried_rate
 from workbench.lab.stats import Interval, accuracy_interval, best_four_of_five, share_interval, share_p, t_interval
 from workbench.lab.verdicts import Verdict
 
@@ -49,15 +50,15 @@ def protocols(table: pd.DataFrame) -> pd.DataFrame:
     the smallest batch over to a larger one, as it is or in proportion to the batch (the paper's way, section 4.1);
     only where that rate is on the grid.
     """
-    sizes, arms = sorted(table.batch_size.unique()), table.arm.unique()
-    rows = []
-    for batch, protocol, arm in product(sizes, (TUNED, KEPT, SCALED), arms):
+    sizes, rows = sorted(table.batch_size.unique()), []
+    for batch, protocol, (arm, trained) in product(sizes, (TUNED, KEPT, SCALED), table.groupby("arm", sort=False)):
         if protocol != TUNED and batch == sizes[0]:
             continue
-        best = {size: _best_rate(table[(table.arm == arm) & (table.batch_size == size)]) for size in (sizes[0], batch)}
-        lr = {TUNED: best[batch], KEPT: best[sizes[0]], SCALED: best[sizes[0]] * batch / sizes[0]}[protocol]
-        at = table[(table.arm == arm) & (table.batch_size == batch) & np.isclose(table.lr, lr)]
-        if len(at):
+        means = trained.groupby(["batch_size", "lr"]).val_acc.mean().reset_index()
+        best = means[means.batch_size == batch].nlargest(1, "val_acc")
+        chosen = best if protocol == TUNED else at_carried_rate(means, batch, "val_acc", scaled=protocol == SCALED)
+        for lr in chosen.lr:
+            at = trained[(trained.batch_size == batch) & (trained.lr == lr)]
             mean = accuracy_interval(at.val_acc)
             rows.append(
                 {
@@ -74,10 +75,6 @@ def protocols(table: pd.DataFrame) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _best_rate(trainings: pd.DataFrame) -> float:
-    return float(trainings.groupby("lr").val_acc.mean().idxmax())
 
 
 def _in_words(table: pd.DataFrame) -> str:

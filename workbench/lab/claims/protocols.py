@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.lab.evidence.protocol import arm_of, by_seed
+from workbench.lab.evidence.protocol import arm_of, at_carried_rate, by_seed
 from workbench.lab.stats import accuracy_interval, best_four_of_five, difference_p, points, side, t_interval
 from workbench.lab.verdicts import Verdict
 
@@ -34,15 +34,14 @@ def choices(screened: pd.DataFrame) -> pd.DataFrame:
     paper's: an arm's best rate at the smallest batch, scaled in proportion to the batch; at each batch the best of the
     thresholds; four of five seeds. tuned: the best rate and threshold of each batch, by the mean of all seeds.
     """
-    smallest, rows = screened.batch_size.min(), []
+    rows = []
     for _, trained in screened.groupby(screened.arm.map(arm_of), sort=False):
         for protocol, sum_up in PROTOCOLS.items():
             cells = trained.groupby(["batch_size", "arm", "lr"], sort=False).val_acc
             told = cells.agg(lambda values, sum_up=sum_up: float(sum_up(values))).rename("reported").reset_index()
-            first = told.loc[told[told.batch_size == smallest].reported.idxmax()]
             for batch, at in told.groupby("batch_size"):
                 if protocol == PAPER:
-                    at = at[np.isclose(at.lr, first.lr * batch / smallest)]
+                    at = at_carried_rate(told, batch, "reported")
                 rows.append({"protocol": protocol} | at.loc[at.reported.idxmax()].to_dict())
     return pd.DataFrame(rows)
 

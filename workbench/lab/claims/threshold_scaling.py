@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.evidence.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
+from workbench.lab.evidence.protocol import at_carried_rate
 from workbench.lab.stats import Interval, t_interval
 from workbench.lab.verdicts import Verdict
 
@@ -210,13 +211,11 @@ def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
     the smallest batch, in proportion to the batch, and the best threshold there; only where that rate is on the grid.
     """
     means = table.groupby(["batch_size", "lr", "clip"], dropna=False).val_acc.mean().reset_index()
-    smallest = means.batch_size.min()
-    start = means.loc[means[means.batch_size == smallest].val_acc.idxmax()]
     rows = []
     for batch, cells in means.groupby("batch_size"):
         choices = {"tuned": cells}
-        if batch > smallest:
-            choices["rate scaled"] = cells[np.isclose(cells.lr, start.lr * batch / smallest, rtol=0.02)]
+        if batch > means.batch_size.min():
+            choices["rate scaled"] = at_carried_rate(means, batch, "val_acc")
         rows += [
             {"batch_size": batch, "protocol": protocol, **found.loc[found.val_acc.idxmax(), ["lr", "clip", "val_acc"]]}
             for protocol, found in choices.items()

@@ -6,6 +6,7 @@ A diverged training counts as guessing, in every arm.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import WorkbenchError
@@ -66,6 +67,16 @@ def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     lowest, highest = over.lr.transform("min"), over.lr.transform("max")
     means["at_edge"] = ((means.lr == lowest) | (means.lr == highest)) & (lowest < highest)
     return means.loc[over.val_acc.idxmax()].reset_index(drop=True)
+
+
+def at_carried_rate(means: pd.DataFrame, batch: int, score: str, scaled: bool = True) -> pd.DataFrame:
+    """Of these rows (batch_size, lr, and a `score` that larger is better) those of `batch` at the best rate of the
+    smallest batch: in proportion to the batch, as the paper carries it over (section 4.1), or as it is. None where
+    that rate is not on the grid."""
+    smallest = means[means.batch_size == means.batch_size.min()]
+    first = smallest.loc[smallest[score].idxmax()]
+    lr = first.lr * (batch / first.batch_size if scaled else 1)
+    return means[(means.batch_size == batch) & np.isclose(means.lr, lr, rtol=0.02)]
 
 
 def arm_of(name: str) -> str:
