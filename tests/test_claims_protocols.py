@@ -1,5 +1,7 @@
 """The two protocols. Evidence: choices and differences by hand, on a table made for them; the quick study runs."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -79,6 +81,8 @@ def test_the_verdict_flips_with_the_table(leads, holds, said):
     found = protocols.verdict(screened(), confirmed(*leads))
     assert found.holds is holds and said in found.sentence
     assert found.effect.mean == pytest.approx(leads[0] - leads[1] + 0.0005)
+    said = float(re.search(r"NF\+AGC minus BN is ([+-][\d.]+) points .* under it", found.sentence)[1])
+    assert said == pytest.approx(100 * leads[0] + 0.05, abs=0.051) and "minus NF is" not in found.sentence
     assert "NF+AGC at 0.4 by the paper's at rate 0.8: 60.5% reported, 50.0% on fresh seeds" in found.sentence
 
 
