@@ -5,19 +5,22 @@ import math
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.checkpoints import save_checkpoint
 from workbench.training import TrainConfig, setup, train
 from workbench.training import loop as loop_module
-from workbench.training.gradients import first_samples
+from workbench.training.distributed import World
+from workbench.training.gradients import Gradients
 from workbench.training.inputs import batches
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.scoring import with_statistics_of
@@ -416,15 +419,33 @@ def test_telemetry_is_kept_of_a_training_that_diverges():
     assert result.outcome == "diverged" and len(kept["agc"])
 
 
-def test_the_ascent_takes_the_first_fifth_over_micro_batches():
-    class Made(list):
-        def made(self):
-            return torch.tensor(self), torch.tensor(self)
+def test_sam_climbs_in_every_part_by_its_own_first_fifth():
+    """Two parts of 5 and 10 samples, w put back in between: (5 g(w1) + 10 g(w2)) / 15, w1 = w + rho g1 / |g1|; g1 is the
+    gradient of the first sample of 5, g2 that of the first two of 10."""
+    model = nn.Linear(3, 4, bias=False, dtype=torch.float64)
+    before = model.weight.detach().clone()
+    x, y = torch.randn(15, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(15) % 4
 
-    parts = [Made(range(0, 3)), Made(range(3, 12)), Made(range(12, 25))]
-    found = list(first_samples(parts))  # a fifth of 25 is 5
-    assert [a.tolist() for a, _, _ in found] == [[0, 1, 2], [3, 4]]
-    assert [share for _, _, share in found] == [0.6, 0.4]
+    def gradient(weight, x, y):
+        w = weight.clone().requires_grad_()
+        F.cross_entropy(F.linear(x, w), y).backward()
+        return w.grad
+
+    class Made(SimpleNamespace):
+        def made(self):
+            return self.x, self.y
+
+    parts = [
+        Made(x=x[:5], y=y[:5], share=1 / 3, last=False, seed=0),
+        Made(x=x[5:], y=y[5:], share=2 / 3, last=True, seed=0),
+    ]
+    expected = torch.zeros(4, 3, dtype=torch.float64)
+    for part, n in zip(parts, (1, 2), strict=True):
+        climb = gradient(before, part.x[:n], part.y[:n])
+        expected += part.share * gradient(before + 0.5 * climb / climb.norm(), part.x, part.y)
+    Gradients(model, model, QUICK.replace(sam_rho=0.5), World(), torch.device("cpu"))(parts)
+    torch.testing.assert_close(model.weight.grad, expected, rtol=1e-5, atol=1e-7)  # logits are float32 there
+    assert torch.equal(model.weight, before)
 
 
 def test_a_diverged_average_is_a_result_too():

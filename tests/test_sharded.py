@@ -194,7 +194,7 @@ def test_only_split_vectors_are_communicated_and_other_placements_are_refused():
         assert "sharded over dimension 0" in found["refused"] and "Shard(dim=1)" in found["refused"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5}], ids=["plain", "recipe"])
+@pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5, "sam_rho": 0.5}], ids=["plain", "recipe"])
 def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra, monkeypatch):
     from workbench.training import TrainConfig, train
 

@@ -71,7 +71,7 @@ class TrainConfig:
     rand_augment: float | None = None  # its level, where 10 is the scale; of streamed images
     rand_augment_layers: int = 4
     ema: float | None = None  # decay of the average of the weights, which is evaluated beside them
-    sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of the batch
+    sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of each part of the batch
     telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
     signal_every: int | None = None  # steps between measurements of signal propagation, block by block
     curvature_every: int | None = None  # steps between measurements of sharpness and of the gradient noise scale

@@ -1,4 +1,4 @@
-"""The gradient of a whole batch, from its parts: micro-batches, this process's share, and SAM's climb before them."""
+"""The gradient of a whole batch, from its parts: micro-batches, this process's share, and SAM's climb before each."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,20 +32,34 @@ class Gradients:
     def __call__(self, parts: list[Part]) -> Tensor:
         """Leaves the gradient of the batch that these are parts of; returns its cross-entropy, (), unsmoothed."""
         self.model.zero_grad(set_to_none=True)
-        if self.sam is not None:
-            with unsynchronised(self.net, True):  # each process climbs by its own gradient, as in the paper
-                for x, y, share in first_samples(parts):
-                    self._backward(x, y, share)
-            self.sam.ascend()
         loss = torch.zeros((), device=self.device)
-        shared = self.share_weights and len(parts) > 1
+        shared = self.share_weights and self.sam is None and len(parts) > 1
         with standardized_once(self.model) if shared else contextlib.nullcontext():
             for part in parts:
-                with unsynchronised(self.net, not part.last):  # gradients are averaged over the processes
-                    loss += self._backward(*part.made(), part.share * self.world.size) / self.world.size
-        if self.sam is not None:
-            self.sam.descend()
+                x, y = part.made()
+                # gradients are averaged over the processes
+                with self._uphill(x, y), unsynchronised(self.net, not part.last):
+                    torch.manual_seed(part.seed)  # the network draws what it draws without SAM
+                    loss += self._backward(x, y, part.share * self.world.size) / self.world.size
         return self.world.total(loss)
+
+    @contextlib.contextmanager
+    def _uphill(self, x: Tensor, y: Tensor) -> Iterator[None]:
+        """Within it the weights are where SAM takes them: up the gradient of the first fifth of these samples. Every
+        part climbs by its own, as every device does in the paper, so a process is no other than a micro-batch."""
+        if self.sam is None:
+            yield
+            return
+        gathered = [p.grad for p in self.sam.params]
+        self.model.zero_grad(set_to_none=True)
+        n = sub_batch(len(x))
+        with unsynchronised(self.net, True):
+            self._backward(x[:n], y[:n], 1.0)
+        self.sam.ascend()
+        for p, grad in zip(self.sam.params, gathered, strict=True):
+            p.grad = grad
+        yield
+        self.sam.descend()
 
     def _backward(self, x: Tensor, y: Tensor, share: float) -> Tensor:
         """Adds the gradient of `share` times the mean loss; returns that share of the loss without smoothing."""
@@ -54,15 +68,3 @@ class Gradients:
             logits = self.net(x).float()
         (F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing) * share).backward()
         return F.cross_entropy(logits.detach(), y) * share
-
-
-def first_samples(parts: list[Part]) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The first fifth of the samples of these parts: images, targets, and shares that sum to one."""
-    n = left = sub_batch(sum(map(len, parts)))
-    for part in parts:
-        take = min(left, len(part))
-        if take == 0:
-            return
-        x, y = part.made()
-        yield x[:take], y[:take], take / n
-        left -= take

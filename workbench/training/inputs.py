@@ -39,16 +39,12 @@ def source_digest(config: TrainConfig) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch of `n` images before it is made: `share` of the batch, `last` of this process's."""
+    """A micro-batch before it is made: `share` of the batch, `last` of this process's."""
 
     make: Callable[[], Batch]
-    n: int
     share: float
     last: bool
     seed: int
-
-    def __len__(self) -> int:
-        return self.n
 
     def made(self) -> Batch:
         """Its images and targets, and the generator set for what the network draws (dropout, stochastic depth)."""
@@ -82,7 +78,6 @@ class Inputs:
         return [
             Part(
                 make=lambda a=a, b=b, micro=first + i: self.prepared(step, micro, a, b),
-                n=len(a),
                 share=len(a) / len(index),
                 last=i == len(pairs) - 1,
                 seed=seed_for(self.config.seed, "forward", step, first + i),

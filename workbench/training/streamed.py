@@ -55,8 +55,7 @@ class StreamedInputs:
         for step in range(done + 1, total_steps + 1):
             yield [
                 Part(
-                    make=functools.cache(functools.partial(self._batch, made, n, step, first + i)),
-                    n=n,
+                    make=functools.partial(self._batch, made, n, step, first + i),
                     share=n / config.batch_size,
                     last=i == len(lengths) - 1,
                     seed=seed_for(config.seed, "forward", step, first + i),
