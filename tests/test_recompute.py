@@ -48,6 +48,13 @@ def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path
     (again,) = judged(claims(["stability_boundary"]), where="docs")
     assert again.verdict.sentence == found.verdict.sentence and again.evidence.source == "docs/results"
     assert again.evidence.run == run
+
+    drawings = [root / "docs" / "figures" / f"stability_boundary.{suffix}" for suffix in ("svg", "png")]
+    drawn = [drawing.read_bytes() for drawing in drawings]
+    for drawing in drawings:
+        drawing.unlink()
+    export([again], results_folder())  # of committed tables: the same tables, drawn anew
+    assert [drawing.read_bytes() for drawing in drawings] == drawn
     row = as_table([again]).iloc[0]
     assert (row.claim, row.run, row.n) == (7, run, 8) and row.low <= row.effect <= row.high
 

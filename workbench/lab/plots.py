@@ -21,10 +21,9 @@ MARKERS = dict(zip(ARMS, "os^DvPX<", strict=True))
 
 
 def style() -> None:
-    """The look of all figures."""
-    sns.set_theme(
-        context="paper", style="ticks", font_scale=1.1, rc={"axes.spines.top": False, "axes.spines.right": False}
-    )
+    """The look of all figures; the names inside an SVG are not drawn by lot."""
+    rc = {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "workbench"}
+    sns.set_theme(context="paper", style="ticks", font_scale=1.1, rc=rc)
 
 
 def graded(n: int) -> list:

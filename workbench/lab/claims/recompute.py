@@ -79,8 +79,8 @@ def judged(claims: list[Claim], *, where: str = "auto", store: Store | None = No
 
 
 def export(found: list[Judged], folder: Path) -> list[Path]:
-    """Writes the tables that came from the store, and which run they are of, as `judged` reads them again; and their
-    figures, into the folder `figures` beside."""
+    """Writes the tables that came from the store, and which run they are of, as `judged` reads them again; and the
+    figures of all, of committed tables drawn anew, into the folder `figures` beside."""
     figures = folder.parent / "figures"
     for place in (folder, figures):
         place.mkdir(parents=True, exist_ok=True)
@@ -89,17 +89,18 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
     written = []
     for judged_claim in found:
         claim, evidence = judged_claim.claim, judged_claim.evidence
-        if evidence is None or evidence.source != "store":
+        if evidence is None:
             continue
-        for name in claim.tables:
-            file = folder / _file(claim.study, name)
-            evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
-            written.append(file)
+        if evidence.source == "store":
+            for name in claim.tables:
+                file = folder / _file(claim.study, name)
+                evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
+                written.append(file)
+            index[claim.study] = {name: getattr(evidence, name) for name in SAID}
         figure = claim.figure(evidence.tables)
         for drawing in (figures / f"{claim.study}.{suffix}" for suffix in ("png", "svg")):
             figure.savefig(drawing, dpi=160, bbox_inches="tight", metadata=UNDATED.get(drawing.suffix))
             written.append(drawing)
-        index[claim.study] = {name: getattr(evidence, name) for name in SAID}
     index_file.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
     return [*written, index_file]
 
