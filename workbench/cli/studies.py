@@ -121,6 +121,9 @@ def claims(
         ),
     ] = False,
     csv: Annotated[Optional[str], typer.Option(help="Write the verdicts to this file, too.")] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Below: every two arms beside each other, over seeds; p not adjusted.")
+    ] = False,
 ) -> None:
     """Judge the paper's claims anew, from the tables that the studies left; p-values adjusted over them (Holm)."""
     from rich.console import Console
@@ -129,7 +132,7 @@ def claims(
     from workbench.lab.claims.recompute import export as write
     from workbench.lab.claims.recompute import judged, results_folder
     from workbench.lab.claims.registry import claims as chosen
-    from workbench.lab.claims.show import as_markdown, as_table, show_claims
+    from workbench.lab.claims.show import as_markdown, as_table, show_claims, show_pairs
 
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
@@ -140,7 +143,10 @@ def claims(
     shown = chosen(which)
     family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are shown
     found = [one for one in judged(list(family), where=where) if one.claim in shown]
-    show_claims(found, Console(width=None if sys.stdout.isatty() else 200))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    show_claims(found, console)
+    if pairs:
+        show_pairs(found, console)
     if csv:
         table = as_table(found)
         write_whole(target, lambda part: table.to_csv(part, index=False))

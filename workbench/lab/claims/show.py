@@ -8,6 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from workbench.lab.claims.recompute import Judged
+from workbench.lab.evidence.pairs import pairs
+from workbench.lab.stats import Interval, points
 
 ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "not decided"}
 
@@ -44,6 +46,22 @@ def show_claims(found: list[Judged], console: Console) -> None:
             if one.evidence.departs:
                 told = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
                 console.print(told, style="yellow", markup=False, highlight=False)
+
+
+def show_pairs(found: list[Judged], console: Console) -> None:
+    """A row a pair of arms, of each claim whose last table has arms that seeds trained."""
+    for one in found:
+        told = pairs(one.evidence.tables[one.claim.tables[-1]]) if one.evidence else pd.DataFrame()
+        if told.empty:
+            console.print(f"\n{one.claim.study}: its tables have no arms to set side by side.", highlight=False)
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("a", "b", "a minus b [95 %]", "n", "p, not adjusted"):
+            table.add_column(heading, justify="right" if heading[0] in "np" else "left")
+        for row in told.itertuples():
+            difference = points(Interval(row.difference, row.low, row.high, row.n))
+            table.add_row(escape(row.a), escape(row.b), escape(difference), str(row.n), f"{row.p:.2g}")
+        console.print(f"\n[bold]{one.claim.study}[/bold]", table, sep="\n")
 
 
 def as_table(found: list[Judged]) -> pd.DataFrame:
