@@ -338,7 +338,7 @@ def test_recipe_lines_and_weights_lie_in_the_folder_and_in_the_run(pair, tmp_pat
 def table(nf, bn=None, failed=0.0):
     rows = [{"arm": "NF+AGC", "seed": i, "test_acc": a, "clip": 0.02} for i, a in enumerate(nf)]
     rows += [{"arm": "BN", "seed": i, "test_acc": a, "clip": None} for i, a in enumerate(bn or [])]
-    return pd.DataFrame(rows).assign(lr=0.4, batch_size=64, weights=None, failed=failed)
+    return pd.DataFrame(rows).assign(lr=0.4, batch_size=64, weights=None, failed=failed, outcome="complete")
 
 
 TRIALS = pd.DataFrame(
@@ -374,6 +374,14 @@ def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
     clips = Range(0.01, 0.16, log=True)
     said = own_outcome.own_verdict(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
     assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in said and "`lr`" not in said
+
+
+def test_a_training_that_failed_for_being_slow_is_told_from_one_that_diverged():
+    confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
+    confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
+    said = own_outcome.own_verdict(TRIALS, confirmed).sentence
+    assert "(2 of these without diverging: the training loss is still high at the end; train longer)" in said
+    assert "train longer" not in own_outcome.own_verdict(TRIALS, confirmed.assign(outcome="diverged")).sentence
 
 
 def test_a_verdict_without_a_control_or_without_a_training():

@@ -109,8 +109,8 @@ def own_verdict(
 ) -> Verdict:
     """Is the network without BatchNorm as good as with it, within the margin, each at its own best rate?
 
-    `trials`: arm, state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, test_acc, failed, lr, clip, batch_size,
-    weights; the seeds are paired. `ranges`: where `lr` and `clip` were searched, so that a best value near an end is
+    `trials`: arm, state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, test_acc, outcome, failed, lr,
+    clip, batch_size, weights; the seeds are paired. `ranges`: where `lr` and `clip` were searched, so that a best value near an end is
     told.
     """
     if confirmed.empty or NF not in set(confirmed.arm):
@@ -136,6 +136,9 @@ def own_verdict(
         }[holds]
         sentence += f"; with it, at its own best rate {bn.lr:.2g}, {t_interval(by_seed[BN]):.1%}. That is {relation}"
     failed = ", ".join(f"{arm} {int(t.failed.sum())} of {len(t)}" for arm, t in confirmed.groupby("arm"))
+    slow = int((confirmed.failed.astype(bool) & (confirmed.outcome != "diverged")).sum())
+    if slow:
+        failed += f" ({slow} of these without diverging: the training loss is still high at the end; train longer)"
     sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}{_ends_told(confirmed, ranges or {})}"
     return Verdict(
         f"{sentence}{_batches_said(noise, int(nf.batch_size))}", holds, name, effect, in_points=BN in by_seed
