@@ -109,9 +109,9 @@ def own_verdict(
 ) -> Verdict:
     """Is the network without BatchNorm as good as with it, within the margin, each at its own best rate?
 
-    `trials`: arm, state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, test_acc, outcome, failed, lr,
-    clip, batch_size, weights; the seeds are paired. `ranges`: where `lr` and `clip` were searched, so that a best value near an end is
-    told.
+    `trials`: arm, state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, test_acc, outcome, failed, lr, clip,
+    batch_size, weights; the seeds are paired. `ranges`: where `lr` and `clip` were searched, so that a best value near
+    an end is told.
     """
     if confirmed.empty or NF not in set(confirmed.arm):
         nothing = Interval(np.nan, np.nan, np.nan, 0)
