@@ -11,7 +11,7 @@ from workbench.lab.stats import t_interval
 
 def rows(arm, batch, lr, accuracies, score="test_acc", **more):
     return [
-        {"arm": arm, "batch_size": batch, "lr": lr, "seed": seed, score: value} | more
+        {"arm": arm, "batch_size": batch, "lr": lr, "seed": seed, "val_acc": value, score: value} | more
         for seed, value in enumerate(accuracies)
     ]
 

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from workbench.lab.evidence.protocol import by_seed
+from workbench.lab.evidence.protocol import best_rates, by_seed
 from workbench.lab.stats import difference_p, paired_interval
 
 CONDITIONS = ("batch_size", "micro_batch", "protocol")  # under which an arm trains
@@ -15,17 +15,16 @@ def pairs(table: pd.DataFrame) -> pd.DataFrame:
     """One row a pair: `a` and `b`, difference (accuracy of `a` minus that of `b`, paired by seed) with low and high
     (95 %), n, and p of no difference, not adjusted.
 
-    Columns of `table`: arm, seed, lr, test_acc or else val_acc, and the conditions. An arm that trained at several
-    rates under one condition stands at its best one, by mean accuracy. Paired are two arms under the same condition,
-    and one arm under two. Empty where a seed trained an arm more than once under a condition.
+    Columns of `table`: arm, seed, lr, val_acc, test_acc where it was read, and the conditions. An arm that trained at
+    several rates under one condition stands at its best one, by validation accuracy. Paired are two arms under the
+    same condition, and one arm under two. Empty where a seed trained an arm more than once under a condition.
     """
     score = "test_acc" if "test_acc" in table else "val_acc"
-    if not {"arm", "seed", "lr", score} <= set(table):
+    if not {"arm", "seed", "lr", "val_acc"} <= set(table):
         return pd.DataFrame()
     varied = [name for name in CONDITIONS if name in table and table[name].nunique(dropna=False) > 1]
     named = table.assign(condition=[", ".join(_said(n, row[n]) for n in varied) for _, row in table.iterrows()])
-    groups = named.groupby(["condition", "arm"], sort=False)
-    best = named[named.lr == groups.lr.transform(lambda lr: _best(lr, named.loc[lr.index, score]))]
+    best = named.merge(best_rates(named, by=["condition"])[["condition", "arm", "lr"]])
     if best.duplicated(["condition", "arm", "seed"]).any():
         return pd.DataFrame()
     values = by_seed(best, columns=["condition", "arm"], value=score)
@@ -38,10 +37,6 @@ def pairs(table: pd.DataFrame) -> pd.DataFrame:
             rows.append({"a": _name(a), "b": _name(b), "difference": found.mean, "low": found.low, "high": found.high,
                          "n": found.n, "p": difference_p(both[a] - both[b])})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _best(lr: pd.Series, score: pd.Series) -> float:
-    return score.groupby(lr).mean().idxmax()
 
 
 def _said(name: str, value) -> str:
