@@ -7,7 +7,7 @@ import math
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.errors import WorkbenchError, unknown
 
@@ -38,6 +38,7 @@ class Range:
 
 
 TYPES = {"Range": Range | dict, "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+BOUNDED = ("PositiveInt", "PositiveFloat", "NonNegativeInt", "NonNegativeFloat")  # as in pydantic
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,14 @@ class Parameter:
         try:
             return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
         except ValidationError:
+            choices = _choices(self.annotation)
+            for text in _strings(value) if choices else ():
+                if text not in choices:
+                    raise unknown(f"value of the parameter `{self.name}`", text, choices) from None
             cure = f"for example {self.default!r}"
             if isinstance(value, str) and _is_number(value) and math.isfinite(float(value)):
                 number = float(value)
-                whole = "float" not in self.annotation and number.is_integer()
+                whole = not self._fractions() and number.is_integer()
                 cure = f"YAML reads {value} as text: write {int(number) if whole else number!r}"
             raise WorkbenchError(
                 f"parameter `{self.name}` (={value!r}) must be of type {self.annotation}: {cure}."
@@ -84,9 +89,10 @@ class Parameter:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        return self.check(
-            float(value) if isinstance(value, str) and _is_number(value) and "float" in self.annotation else value
-        )
+        return self.check(float(value) if isinstance(value, str) and _is_number(value) and self._fractions() else value)
+
+    def _fractions(self) -> bool:
+        return "float" in self.annotation.lower()
 
 
 def _numbers(value: Any) -> list[float]:
@@ -94,6 +100,16 @@ def _numbers(value: Any) -> list[float]:
     if isinstance(value, dict | list):
         return [n for one in (value.values() if isinstance(value, dict) else value) for n in _numbers(one)]
     return [value] if isinstance(value, float) else []
+
+
+def _strings(value: Any) -> list[str]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+
+
+def _choices(annotation: str) -> list[str]:
+    """What the Literals of an annotation name."""
+    nodes = ast.walk(ast.parse(annotation))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
@@ -170,15 +186,21 @@ def _type_of(annotation: str):
     try:
         return _built(ast.parse(annotation, mode="eval").body)
     except (SyntaxError, KeyError, TypeError, ValueError):
-        known = ", ".join(TYPES)
+        known = ", ".join((*TYPES, *BOUNDED, "Literal[...]"))
         raise WorkbenchError(f"the annotation `{annotation}` must be made of {known}, None, | and [].") from None
 
 
 def _built(node: ast.expr):
     """The type that an annotation names, without running it."""
     match node:
+        case ast.Name(id=name) if name in BOUNDED:
+            import pydantic
+
+            return getattr(pydantic, name)
         case ast.Name(id=name):
             return TYPES[name]
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inside):
+            return Literal[ast.literal_eval(inside)]
         case ast.Constant(value=None):
             return None
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
