@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.lab.claims import accumulation
+from workbench.lab.evidence.gradients import accumulated_gradient, gradient_differences
 from workbench.lab.evidence.protocol import scored
 from workbench.models import create_model
 
@@ -33,7 +34,7 @@ GRADIENTS = pd.DataFrame({"arm": ["NF+AGC", "BN"], "micro_batch": [16, 16], "see
 
 
 def test_only_batchnorm_sees_the_parts():
-    found = accumulation.gradient_differences(ARMS, [8, 16], [0, 1], "mnist5k", 32)
+    found = gradient_differences(ARMS, [8, 16], [0, 1], "mnist5k", 32)
     largest = found.groupby("arm").difference.max()
     assert largest["NF+AGC"] < 1e-12 and largest["GN"] < 1e-12
     assert found[found.arm == "BN"].difference.min() > 0.05
@@ -46,7 +47,7 @@ def test_accumulated_batchnorm_is_ghost_batchnorm():
     model = create_model("resnet_tiny", 4, in_channels=1).double()
     torch.nn.init.normal_(model.linear.weight)
     x, y = torch.randn(12, 1, 28, 28, dtype=torch.float64), torch.arange(12) % 4
-    accumulated = accumulation.gradients(model, x, y, 4)
+    accumulated = accumulated_gradient(model, x, y, 4)
     model.zero_grad()
     sum(F.cross_entropy(model(x[i : i + 4]), y[i : i + 4]) / 3 for i in (0, 4, 8)).backward()
     ghost = torch.cat([p.grad.flatten() for p in model.parameters()])

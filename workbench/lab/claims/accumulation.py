@@ -4,67 +4,18 @@ Source: NFNet paper, section 1 (BatchNorm ties the images of a batch together). 
 images, so accumulating it over micro-batches changes rounding alone. With BatchNorm each micro-batch is normalised by
 its own statistics: what is trained is ghost BatchNorm (Hoffer et al. 2017), another function, however small the step.
 The contrast, written down before the confirmation: test accuracy of NF+AGC accumulated minus at once is 0 within 0.5
-points, over fresh seeds. Tables: `gradients` (one row an arm, size and seed: arm, micro_batch, seed, difference) and
-`table` (one row a training: arm, micro_batch, seed, test_acc).
+points, over fresh seeds. Tables: `gradients`, as of evidence.gradients, and `table` (one row a training: arm,
+micro_batch, seed, test_acc).
 """
 
-import copy
-from collections.abc import Iterable, Mapping
-
 import pandas as pd
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-from workbench.data import load_dataset
-from workbench.data.augment import normalize
 from workbench.lab.evidence.protocol import by_seed
 from workbench.lab.stats import beyond_p, t_interval, within_p
 from workbench.lab.verdicts import Verdict
-from workbench.models import create_model
 
 MARGIN = 0.005  # of test accuracy
-
-
-def gradients(model: nn.Module, x: Tensor, y: Tensor, micro_batch: int) -> Tensor:
-    """The gradient (P,) of the mean cross-entropy over the batch, accumulated over parts of this size."""
-    model.zero_grad(set_to_none=True)
-    for images, labels in zip(x.split(micro_batch), y.split(micro_batch), strict=True):
-        (F.cross_entropy(model(images), labels) * len(images) / len(x)).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def gradient_differences(
-    arms: Mapping[str, tuple[str, dict]],
-    micro_batches: Iterable[int],
-    seeds: Iterable[int],
-    data: str,
-    batch_size: int,
-    progress=lambda items, name: items,
-    image_size: int | None = None,
-) -> pd.DataFrame:
-    """|accumulated - at once| / |at once| of the gradient of one batch of images, in float64, at initialisation.
-
-    Args: `arms` {label: (model, arguments)}; a classifier that starts at zero is drawn, for it would stop the gradient.
-    """
-    found = load_dataset(data, image_size)
-    rows = []
-    for seed in progress(list(seeds), "gradients"):
-        order = torch.randperm(len(found.train), generator=torch.Generator().manual_seed(seed))[:batch_size]
-        x = normalize(found.train.images[order], found.mean, found.std).double()
-        y = found.train.labels[order]
-        for arm, (name, arguments) in arms.items():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = create_model(name, len(found.classes), in_channels=found.channels, **arguments).double()
-                nn.init.normal_(model.linear.weight, std=0.01)
-            at_once = gradients(copy.deepcopy(model), x, y, batch_size)
-            for size in micro_batches:
-                parts = gradients(copy.deepcopy(model), x, y, size)
-                difference = ((parts - at_once).norm() / at_once.norm()).item()
-                rows.append({"arm": arm, "micro_batch": size, "seed": seed, "difference": difference})
-    return pd.DataFrame(rows)
 
 
 def verdict(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:

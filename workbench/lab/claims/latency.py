@@ -17,21 +17,10 @@ from matplotlib.figure import Figure
 
 from workbench.lab.evidence.protocol import arm_of, edges_told
 from workbench.lab.stats import accuracy_interval, difference_p, t_interval
-from workbench.lab.store import Store
 from workbench.lab.verdicts import Verdict
 
 SHARE = 0.9  # of BN's accuracy at the end
 CONTROL = "BN again"
-
-
-def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """The validation accuracy over the steps of these trainings, as the store has it: arm, seed, step, val_acc."""
-    found = [
-        store.read_table(row.run_id, "history")[["step", "val_acc"]].assign(arm=row.arm, seed=row.seed)
-        for row in confirmed.itertuples()
-        if row.outcome != "diverged"
-    ]
-    return pd.concat(found, ignore_index=True)
 
 
 def times(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,11 @@
-"""A training read in two ways: as it is, and by metrics of its own that are another arm, such as those of averaged
-weights or of BatchNorm's statistics taken anew. Nothing is trained twice."""
+"""Trainings read again: by metrics of their own that are another arm, such as those of averaged weights or of
+BatchNorm's statistics taken anew, and over their steps. Nothing is trained twice."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+
+from workbench.lab.store import Store
 
 
 def with_second(table: pd.DataFrame, second: Mapping[str, str], prefix: str) -> pd.DataFrame:
@@ -27,3 +29,13 @@ def to_train(best: pd.DataFrame, second: Mapping[str, str], by: Sequence[str] = 
 def at_best(table: pd.DataFrame, best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """The rows at the rate that is the best of their own arm and cell."""
     return table.merge(best[[*by, "arm", "lr"]], on=[*by, "arm", "lr"])
+
+
+def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """The validation accuracy over the steps of these trainings, as the store has it: arm, seed, step, val_acc."""
+    found = [
+        store.read_table(row.run_id, "history")[["step", "val_acc"]].assign(arm=row.arm, seed=row.seed)
+        for row in confirmed.itertuples()
+        if row.outcome != "diverged"
+    ]
+    return pd.concat(found, ignore_index=True)
