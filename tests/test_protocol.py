@@ -18,7 +18,7 @@ def peak(monkeypatch):
 
     def run_all(arms, session, role):
         rows = [
-            {"arm": a.name, "lr": a.config.lr, "seed": a.config.seed,
+            {"arm": a.name, "lr": a.config.lr, "seed": a.config.seed, "outcome": "complete",
              "val_acc": 0.9 - 0.1 * abs(np.log2(a.config.lr / a.config.batch) - at[a.name])}
             for a in arms
         ]  # fmt: skip
@@ -30,7 +30,8 @@ def peak(monkeypatch):
 
 
 def training(arm, lr, seed, batch=1):
-    return SimpleNamespace(lr=lr * batch, seed=seed, batch=batch)  # the grid may be of a rate that is scaled
+    # the grid may be of a rate that is scaled
+    return SimpleNamespace(lr=lr * batch, seed=seed, batch=batch, replace=lambda **_: training(arm, lr, seed, batch))
 
 
 def screened(peak, lrs, extend, cells=({},), **at):
@@ -74,6 +75,16 @@ def test_one_rate_is_no_grid(peak):
 def test_a_seed_that_would_choose_and_confirm_is_refused():
     with pytest.raises(WorkbenchError, match="both choose and confirm"):
         protocol.refuse_shared([0, 1], [1, 2])
+
+
+def test_the_arms_of_a_contrast_may_have_more_seeds(peak):
+    peak.update(a=0, b=0, c=0)
+    best = pd.DataFrame({"arm": ["a", "b", "c"], "lr": [1.0, 2.0, 4.0]})
+    table = protocol.confirm(best, [5, 6], training, None, more={"a": [7], "c": [7]})
+    assert table.groupby("arm").seed.agg(list).to_dict() == {"a": [5, 6, 7], "b": [5, 6], "c": [5, 6, 7]}
+    assert table.groupby("arm").lr.unique().map(list).to_dict() == {"a": [1], "b": [2], "c": [4]}
+    with pytest.raises(WorkbenchError, match=r"`seeds` \(=\[5, 6, 6\]\) must be different seeds"):
+        protocol.confirm(best, [5, 6], training, None, more={"b": [6]})
 
 
 def test_arms_at_an_end_are_named_with_their_cell():

@@ -113,16 +113,24 @@ def _ends_told(edges: pd.DataFrame, by: Sequence[str], what: str) -> str:
 
 
 def confirm(
-    best: pd.DataFrame, seeds: Sequence[int], training: Training, session: Session, by: Sequence[str] = ()
+    best: pd.DataFrame,
+    seeds: Sequence[int],
+    training: Training,
+    session: Session,
+    by: Sequence[str] = (),
+    more: Mapping[str, Sequence[int]] | None = None,
 ) -> pd.DataFrame:
     """Trains each row of `best_rates` with fresh seeds and reads the test split: `test_acc`, guessing where it
-    diverged.
+    diverged. `more`: further seeds of some arms, such as the two of a contrast.
 
     Raises: WorkbenchError for seeds that are none.
     """
-    if len(set(seeds)) != len(seeds) or not seeds:
-        raise WorkbenchError(f"`seeds` (={list(seeds)}) must be different seeds, at least one.")
-    wanted = [({name: row[name] for name in by}, row.arm, row.lr, seed) for _, row in best.iterrows() for seed in seeds]
+    all_of = {arm: [*seeds, *(more or {}).get(arm, [])] for arm in best.arm}
+    for own in all_of.values():
+        if len(set(own)) != len(own) or not own:
+            raise WorkbenchError(f"`seeds` (={own}) must be different seeds, at least one.")
+    cells = [({name: row[name] for name in by}, row.arm, row.lr) for _, row in best.iterrows()]
+    wanted = [(cell, arm, lr, seed) for cell, arm, lr in cells for seed in all_of[arm]]
 
     def with_test(arm: str, lr: float, seed: int, **cell) -> TrainConfig:
         return training(arm, lr, seed, **cell).replace(evaluate_test=True)
