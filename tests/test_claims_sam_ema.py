@@ -10,12 +10,14 @@ COSTS = pd.DataFrame({"arm": ["plain", "SAM"], "cost": [1.0, 1.25], "low": [1.0,
 
 
 def tables(**gain):
-    """Costs, screening and eight fresh seeds; `gain` in accuracy by arm, SAM_EMA for both."""
+    """Costs, screening and eight fresh seeds; `gain` in accuracy by arm, SAM_EMA for both, LONGER for equal steps."""
     rng, rows = np.random.default_rng(0), []
     for arm in claim.ARMS:
-        steps = 160 if "SAM" in arm else 200
+        steps = 160 if arm in ("SAM", "SAM+EMA") else 200
         luck = rng.normal(0, 0.002, 8)
-        for seed, accuracy in enumerate(0.5 + gain.get(arm.replace("+", "_"), 0) + luck - luck.mean()):
+        for seed, accuracy in enumerate(
+            0.5 + gain.get(arm.replace("+", "_").replace(claim.LONGER, "LONGER"), 0) + luck - luck.mean()
+        ):
             rows.append(
                 {"arm": arm, "lr": 0.4, "seed": seed, "steps": steps, "failed": 0, "val_acc": 0.5, "outcome": "complete",
                  "device_seconds": 10.0, "test_acc": accuracy}
@@ -40,6 +42,14 @@ def test_each_alone_is_said_with_holm_and_equality():
     assert "160 steps for 200, which is equal time where a step costs 1.25 of a plain one" in sentence
     other = claim.verdict(COSTS.assign(cost=[1.0, 1.1]), *tables()[1:]).sentence  # matched by 1.25 all the same
     assert "costs 1.25 of a plain one; measured here it costs 1.10" in other
+
+
+def test_sam_with_as_many_steps_is_told_apart_from_sam_at_equal_time():
+    sentence = claim.verdict(*tables(SAM=-0.02, LONGER=0.01)).sentence
+    assert "SAM -2.0 points" in sentence and "as many steps as plain, in more time, SAM +1.0 points" in sentence
+    costs, screened, confirmed = tables(SAM=-0.02)
+    rest = confirmed[confirmed.arm != claim.LONGER]
+    assert "as many steps" not in claim.verdict(costs, screened[screened.arm != claim.LONGER], rest).sentence
 
 
 def test_the_horizon_is_a_share_of_the_run():

@@ -1,10 +1,11 @@
 """Claim 9: what sharpness-aware minimisation (SAM) and the average of the weights (EMA) add at equal device seconds.
 
-Source: NFNet paper, section 4 (EMA; SAM on a fifth of the batch). Tables: `costs`, of a step, as of
-evidence.pace; `screened` and `confirmed`, one row a training and arm (plain, EMA, SAM, SAM+EMA), with
-lr, seed, steps, failed, val_acc, device_seconds; `confirmed` also test_acc, each arm at its own best rate on fresh
-seeds. An average and its source are one training read twice; with SAM there are fewer steps, by the measured cost.
-The contrast, written down before the confirmation: test accuracy of SAM+EMA minus plain, paired by seed.
+Source: NFNet paper, section 4 (EMA; SAM on a fifth of the batch). Tables: `costs`, of a step, as of evidence.pace;
+`screened` and `confirmed`, one row a training and arm (those of ARMS), with lr, seed, steps, failed, val_acc,
+device_seconds; `confirmed` also test_acc, each arm at its own best rate on fresh seeds. An average and its source are
+one training read twice; with SAM there are fewer steps, by the measured cost, but in one arm, which tells how much of
+the difference the missing steps are. The contrast, written down before the confirmation: test accuracy of SAM+EMA minus
+plain, paired by seed.
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ from workbench.lab.stats import accuracy_interval, points, side
 from workbench.lab.verdicts import Verdict
 
 AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # the arm, and what it is called when its average is read
-ARMS = ["plain", "EMA", "SAM", "SAM+EMA"]
+LONGER = "SAM, equal steps"
+ARMS = ["plain", "EMA", "SAM", "SAM+EMA", LONGER]
 
 
 def decay(steps: int, share: float) -> float:
@@ -40,11 +42,13 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
     holds = side(both)
     relation = {True: "add accuracy", False: "cost accuracy", None: "are not shown to change accuracy"}[holds]
     rows = found.set_index("arm")
-    each = "; ".join(
-        f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g}"
+    told = {
+        arm: f"{points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g}"
         f"{', equal within 0.5 points' if rows.p_equal[arm] < 0.05 else ''})"
         for arm in rows.index.drop("SAM+EMA")
-    )
+    }
+    longer = told.pop(LONGER, None)
+    each = "; ".join(f"{arm} {effect}" for arm, effect in told.items())
     cost = costs.set_index("arm").cost["SAM"]
     seconds = confirmed.groupby("arm").device_seconds.mean()
     steps = confirmed.groupby("arm").steps.first()
@@ -54,6 +58,7 @@ def verdict(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame
         f"one; measured here it costs {cost:.2f}, and the trainings took {seconds['SAM'] / seconds['plain']:.2f} of "
         "the seconds."
     )
+    sentence += f" With as many steps as plain, in more time, SAM {longer}." if longer else ""
     sentence += edges_told(screened)
     return Verdict(
         sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]), in_points=True
@@ -68,7 +73,7 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame)
 
     plots.style()
     names = [arm for arm in ARMS if arm in set(confirmed.arm)]
-    look = {arm: {"color": plots.CYCLE[i], "marker": "os^D"[i]} for i, arm in enumerate(ARMS)}
+    look = {arm: {"color": plots.CYCLE[i], "marker": "os^Dv"[i]} for i, arm in enumerate(ARMS)}
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9), layout="constrained", width_ratios=[1.3, 1, 1])
     draw(axes[0], confirmed, "plain", names)
     axes[0].set(title="accuracy beside plain")
