@@ -67,7 +67,7 @@ def test_every_command_has_help(name, command):
         (["stduy"], "unknown command 'stduy': did you mean 'study'?"),
         (["study", "large_bach"], "unknown study 'large_bach': did you mean 'large_batch'?"),
         (["study", "studies/clipping_search.yaml", "-p", "cilp=0.1"], "'cilp': did you mean 'clip'?"),
-        (["study", "clipping_search", "-p", "trials=many"], "parameter `trials` (='many') must be of type int"),
+        (["study", "clipping_search", "-p", "trials=many"], "parameter `trials` (='many') must be of type PositiveInt"),
         (["study", "-p", "clip=0.1"], "-p sets parameters of one study"),
         (["study", "large_batch", "--all"], "not both"),
         (["train", "-p", "modle=x"], "unknown field of TrainConfig 'modle': did you mean 'model'?"),
