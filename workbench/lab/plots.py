@@ -31,6 +31,11 @@ def graded(n: int) -> list:
     return sns.color_palette("viridis", n + 1)[:n]
 
 
+def shades(color: str, n: int) -> list:
+    """n shades of a colour from light to full, for the settings of one arm beside other arms."""
+    return sns.light_palette(color, n + 1)[1:]
+
+
 def arms_of(table: pd.DataFrame) -> list[str]:
     """The known arms that a table has, in their order."""
     return [a for a in ARMS if a in set(table.arm)]

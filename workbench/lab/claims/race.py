@@ -122,10 +122,13 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     left.axvline(most, color="0.4", ls=":", lw=1, label=f"{RATIO:g} times BN's seconds")
     left.set(xlabel="seconds of a training", ylabel="test accuracy, %", title="what each seed reached, and when")
     left.set_xlim(left=0)
+    settings = [arm for arm in dict.fromkeys(screened.arm) if arm != arm_of(arm)]
+    shades = dict(zip(settings, plots.shades(plots.look_of("NF+AGC", 0)["color"], len(settings)), strict=True))
     for i, (arm, rows) in enumerate(screened.groupby("arm", sort=False)):
         over = rows.groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
-        color = plots.CYCLE[i % len(plots.CYCLE)]
-        right.plot(over.index, 100 * over.val_acc, "o-", ms=4, lw=1.2, color=color, label=arm)
+        look = plots.look_of(arm_of(arm), i)
+        color = shades.get(arm, look["color"])
+        right.plot(over.index, 100 * over.val_acc, f"{look['fmt']}-", ms=4, lw=1.2, color=color, label=arm)
         lost = over[over.failed > 0]
         right.plot(lost.index, 100 * lost.val_acc, "x", ms=9, color="black", zorder=5)
     right.plot([], [], "x", ms=9, color="black", label="a training failed")
