@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.errors import WorkbenchError
 from workbench.lab.claims import layer_study as claim
 from workbench.optim import param_groups
 
@@ -27,6 +28,13 @@ def tables(stable=None, **difference):
         for s in (0, 1)
     ]
     return pd.DataFrame(screened), pd.DataFrame(rows)
+
+
+def test_some_arms_alone_are_those_beside_the_contrasts_two():
+    assert list(claim.arms(0.01, [1, 2], [claim.HEAD])) == [claim.PAPER, claim.HEAD]
+    assert list(claim.arms(0.01, [1, 2], ["without stage 2"])) == [claim.PAPER, claim.HEAD, "without stage 2"]
+    with pytest.raises(WorkbenchError, match="unknown arm 'without stage 3': did you mean 'without stage [12]'"):
+        claim.arms(0.01, [1, 2], ["without stage 3"])
 
 
 def test_a_head_that_costs_holds_one_that_gains_does_not_and_none_is_undecided():

@@ -8,11 +8,13 @@ tested for equality within 0.5 points.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.errors import unknown
 from workbench.lab.evidence.effects import beside, effects, interval_of
 from workbench.lab.evidence.panels import effects_and_rates
 from workbench.lab.evidence.protocol import edges_told
@@ -27,15 +29,23 @@ VECTORS = "without vectors"
 NONE = "no clipping"
 
 
-def arms(clip: float, stages: list[int]) -> dict[str, dict]:
-    """What is clipped in each arm, as fields of a TrainConfig; stages count from 1."""
+def arms(clip: float, stages: list[int], only: Sequence[str] = ()) -> dict[str, dict]:
+    """What is clipped in each arm, as fields of a TrainConfig; stages count from 1. `only` these beside the two of the
+    contrast; none: all.
+
+    Raises: WorkbenchError for a name in `only` that is no arm.
+    """
     left_out = {FIRST: "first_conv", **{STAGE.format(n): f"stage{n}" for n in stages}, VECTORS: "vectors"}
-    return {
+    found = {
         PAPER: {"clip": clip},
         HEAD: {"clip": clip, "clip_head": True},
         **{arm: {"clip": clip, "clip_exempt": [part]} for arm, part in left_out.items()},
         NONE: {"clip": None},
     }
+    for arm in only:
+        if arm not in found:
+            raise unknown("arm", arm, found)
+    return {arm: fields for arm, fields in found.items() if not only or arm in (PAPER, HEAD, *only)}
 
 
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
