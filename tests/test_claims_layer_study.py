@@ -33,7 +33,7 @@ def tables(stable=None, **difference):
 def test_some_arms_alone_are_those_beside_the_contrasts_two():
     assert list(claim.arms(0.01, [1, 2], [claim.HEAD])) == [claim.PAPER, claim.HEAD]
     assert list(claim.arms(0.01, [1, 2], ["without stage 2"])) == [claim.PAPER, claim.HEAD, "without stage 2"]
-    with pytest.raises(WorkbenchError, match="unknown arm 'without stage 3': did you mean 'without stage [12]'"):
+    with pytest.raises(WorkbenchError, match=r"unknown arm 'without stage 3': did you mean 'without stage [12]'"):
         claim.arms(0.01, [1, 2], ["without stage 3"])
 
 
