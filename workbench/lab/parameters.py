@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
 from workbench.errors import WorkbenchError, unknown
 
 
@@ -37,8 +39,19 @@ class Range:
         return (value - low) / (high - low)
 
 
-TYPES = {"Range": Range | dict, "int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
-BOUNDED = ("PositiveInt", "PositiveFloat", "NonNegativeInt", "NonNegativeFloat")  # as in pydantic
+TYPES = {
+    "Range": Range | dict,
+    "int": int,
+    "PositiveInt": PositiveInt,
+    "NonNegativeInt": NonNegativeInt,
+    "float": float,
+    "PositiveFloat": PositiveFloat,
+    "NonNegativeFloat": NonNegativeFloat,
+    "str": str,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,6 @@ class Parameter:
     def check(self, value: Any) -> Any:
         """The value as the annotation has it. Raises: WorkbenchError where it does not fit, and for an empty list
         where the default names something."""
-        from pydantic import TypeAdapter, ValidationError
-
         if isinstance(value, dict) and "Range" in self.annotation:
             return _checked_range(self.name, value)
         if value == [] and self.default:
@@ -186,17 +197,13 @@ def _type_of(annotation: str):
     try:
         return _built(ast.parse(annotation, mode="eval").body)
     except (SyntaxError, KeyError, TypeError, ValueError):
-        known = ", ".join((*TYPES, *BOUNDED, "Literal[...]"))
+        known = ", ".join((*TYPES, "Literal[...]"))
         raise WorkbenchError(f"the annotation `{annotation}` must be made of {known}, None, | and [].") from None
 
 
 def _built(node: ast.expr):
     """The type that an annotation names, without running it."""
     match node:
-        case ast.Name(id=name) if name in BOUNDED:
-            import pydantic
-
-            return getattr(pydantic, name)
         case ast.Name(id=name):
             return TYPES[name]
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inside):

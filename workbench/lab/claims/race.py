@@ -123,7 +123,7 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     left.set(xlabel="seconds of a training", ylabel="test accuracy, %", title="what each seed reached, and when")
     left.set_xlim(left=0)
     settings = [arm for arm in dict.fromkeys(screened.arm) if arm != arm_of(arm)]
-    shades = dict(zip(settings, plots.shades(plots.look_of("NF+AGC", 0)["color"], len(settings)), strict=True))
+    shades = dict(zip(settings, plots.shades(plots.COLOURS["NF+AGC"], len(settings)), strict=True))
     for i, (arm, rows) in enumerate(screened.groupby("arm", sort=False)):
         over = rows.groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
         look = plots.look_of(arm_of(arm), i)
