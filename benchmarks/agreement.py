@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from workbench.models import create_model
-from workbench.models.weights.strict import load_strictly
-from workbench.models.weights.timm_layout import from_timm
+from workbench.weights.strict import load_strictly
+from workbench.weights.timm_layout import from_timm
 
 PAIRS = {
     "timm_nf_resnet50": "nf_resnet50",

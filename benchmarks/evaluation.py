@@ -7,8 +7,8 @@ from harness import Case, arguments, run
 from networks import PAIRS, ROUNDING, flops, largest_difference, pair
 from peer import timm
 
-from workbench.models.export import fold
 from workbench.models.once import standardized_once
+from workbench.weights.export import fold
 
 TEST_SIZES = {"nf_resnet50": 224, "nfnet_f0": 256}
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from workbench.lab import Study
 from workbench.lab.compare.table import from_store
 from workbench.lab.doctor import examine
-from workbench.lab.launcher import execution_key, plan
-from workbench.lab.place import files_of, runs_folder
-from workbench.lab.store import Store
+from workbench.lab.store.client import Store
+from workbench.lab.store.locations import files_of, runs_folder
+from workbench.lab.studies.launcher import execution_key, plan
 from workbench.training import TrainConfig, TrainResult
 
 STUDY = "large_batch"

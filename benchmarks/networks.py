@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.models import create_model
-from workbench.models.weights.strict import load_strictly
-from workbench.models.weights.timm_layout import from_timm
+from workbench.weights.strict import load_strictly
+from workbench.weights.timm_layout import from_timm
 
 PAIRS = {"nf_resnet50": ("timm_nf_resnet50", "nf_resnet50"), "nfnet_f0": ("nfnet_f0", "dm_nfnet_f0")}
 ROUNDING = 1e-9  # in float64

@@ -4,7 +4,6 @@ Run: `./run test` (everything but the marker `slow`), `./run test --slow` (every
 -k sparse`.
 """
 
-import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-CHECKOUT = Path(__file__).resolve().parent.parent
-SHARED_DATA = os.environ.get("WORKBENCH_DATA")
+from support.checkout import CHECKOUT, SHARED_DATA
 
 
 def pytest_addoption(parser):

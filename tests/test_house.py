@@ -10,7 +10,7 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import CHECKOUT
+from support.checkout import CHECKOUT
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))

@@ -7,12 +7,19 @@ from pathlib import Path
 
 
 @lru_cache
-def source_hash(*parts: str, leave_out: str | None = None) -> str:
-    """A hash of these folders of the package ("." is all of it), but for the folder `leave_out`, 16 hex digits."""
+def source_hash(*parts: str, leave_out: tuple[str, ...] = ()) -> str:
+    """Hash these folders and files of the package, 16 hex digits.
+
+    Args:
+        *parts: Paths below the package, such as "models" or "networks.py".
+        leave_out: Folders and files of them that do not count.
+    """
     package = Path(__file__).resolve().parent
-    left_out = [package / leave_out] if leave_out else []
-    files = sorted(f for part in parts for f in (package / part).rglob("*.py") if not {*left_out} & {*f.parents})
-    return files_hash(package, files)
+    out = {package / part for part in leave_out}
+    files = {
+        f for part in parts for f in ((package / part).rglob("*.py") if not part.endswith(".py") else [package / part])
+    }
+    return files_hash(package, sorted(f for f in files if not out & {f, *f.parents}))
 
 
 def files_hash(top: Path, files: list[Path]) -> str:

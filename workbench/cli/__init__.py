@@ -53,9 +53,9 @@ def main() -> None:
 
 def _say_who_is_away(error: Exception) -> NoReturn:
     """Ends with exit code 1 where the store's server or a database does not answer any more, else raises the error."""
-    from workbench.lab.database import without_password
-    from workbench.lab.place import tracking_uri
-    from workbench.lab.store import is_away
+    from workbench.lab.store.client import is_away
+    from workbench.lab.store.database import without_password
+    from workbench.lab.store.locations import tracking_uri
 
     if not is_away(error):
         raise error

@@ -45,9 +45,10 @@ def compare(
     """
     from rich.console import Console
 
-    from workbench.lab.compare import selection, show
+    from workbench.cli.comparison_table import show_comparison
+    from workbench.lab.compare import selection, summary
     from workbench.lab.compare.table import from_store
-    from workbench.lab.store import Store
+    from workbench.lab.store.client import Store
 
     if csv is not None:
         from workbench.files import target_path
@@ -60,9 +61,9 @@ def compare(
     store, mode = Store(), "quick" if quick else "full"
     wanted = pairs(tags, "--tag", "arm=NF+AGC")
     found = from_store(store, what or [], tags=wanted, filter=only, role=role, mode=mode, equal=equal)
-    show.show(found, Console(width=None if sys.stdout.isatty() else 200), top)
+    show_comparison(found, Console(width=None if sys.stdout.isatty() else 200), top)
     if csv is not None:
-        show.to_csv(found, csv)
+        summary.to_csv(found, csv)
     if curves is not None:
         from workbench.lab.compare.figures import curves_figure, save
 
@@ -73,7 +74,7 @@ def compare(
 
         save(parallel_figure(found), parallel)
     pages = "" if store.uri.startswith("http") else " (workbench ui first)"
-    print(f"In MLflow{pages}:\n  {show.address(store, found, mode)}")
+    print(f"In MLflow{pages}:\n  {summary.address(store, found, mode)}")
 
 
 @app.command()
@@ -89,8 +90,8 @@ def diff(
     """
     from rich.console import Console
 
+    from workbench.cli.diff_table import show_diff
     from workbench.lab.compare.diff import diff as set_beside
-    from workbench.lab.compare.diff import show
-    from workbench.lab.store import Store
+    from workbench.lab.store.client import Store
 
-    show(set_beside(Store(), a, b), Console(width=None if sys.stdout.isatty() else 160))
+    show_diff(set_beside(Store(), a, b), Console(width=None if sys.stdout.isatty() else 160))

@@ -24,9 +24,9 @@ def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.
     from tqdm import tqdm
 
     from workbench.models import create_model, list_models
-    from workbench.models.checkpoints import RELEASED
     from workbench.models.counting import forward_macs, published_macs
     from workbench.models.zoo import entry
+    from workbench.weights.released import RELEASED
 
     names = list_models(pattern)
     if not names:
@@ -69,7 +69,7 @@ def models_convert(
     layout: Annotated[str, typer.Option(help="workbench, or timm: names and shapes as timm loads them.")] = "workbench",
 ) -> None:
     """Read weights in any layout and write them in another; nothing in IN is executed."""
-    from workbench.models.checkpoints import convert
+    from workbench.weights.checkpoints import convert
 
     model = convert(source, target, layout=layout)
     print(f"{target}: {model.recipe['name']}, {model.num_classes} classes")
@@ -80,7 +80,7 @@ def models_download(
     name: Annotated[str, typer.Argument(help="A model with released weights, see `workbench models`.")],
 ) -> None:
     """Fetch released weights into the cache, checked by their hash; an interrupted download is continued."""
-    from workbench.models.checkpoints import find
+    from workbench.weights.released import find
 
     print(find(name))
 
@@ -96,8 +96,8 @@ def models_export(
 
     if Path(target).suffix not in (".onnx", ".pt2"):
         raise WorkbenchError(f"{target} must end in .onnx or .pt2.")
-    from workbench.models import export
-    from workbench.models.checkpoints import load_checkpoint
+    from workbench.weights import export
+    from workbench.weights.checkpoints import load_checkpoint
 
     model = load_checkpoint(source)
     name = model.recipe["name"]

@@ -70,7 +70,7 @@ def study(
 
         target_path(plan_file, (".jsonl",))
 
-    from workbench.lab.study import all_studies, distinct
+    from workbench.lab.studies.spec import all_studies, distinct
 
     studies = distinct(specs or all_studies())
     if tour:
@@ -79,9 +79,9 @@ def study(
     for s in studies:
         s.executions(quick=quick or tour, overrides=overrides)
 
-    from workbench.lab.launcher import plan
-    from workbench.lab.show import run_and_show, show_plan, show_results
-    from workbench.lab.store import Store
+    from workbench.cli.progress import run_and_show, show_plan, show_results
+    from workbench.lab.store.client import Store
+    from workbench.lab.studies.executions import plan
 
     store = Store()
     if not dry_run:
@@ -91,7 +91,7 @@ def study(
     if dry_run:
         return
     if plan_file is not None:
-        from workbench.lab.planning import plan_trainings
+        from workbench.lab.jobs.offline_plan import plan_trainings
 
         missing = plan_trainings(executions, plan_file, lambda line: console.print(line, highlight=False))
         rest = "" if missing else ": none is missing, so the study itself is what remains to be run, here"
@@ -128,11 +128,11 @@ def claims(
     """Judge the paper's claims anew, from the tables that the studies left; p-values adjusted over them (Holm)."""
     from rich.console import Console
 
-    from workbench.lab.bench import write_readme
-    from workbench.lab.claims.recompute import export as write
-    from workbench.lab.claims.recompute import judged, results_folder
-    from workbench.lab.claims.registry import claims as chosen
-    from workbench.lab.claims.show import as_markdown, as_table, show_claims, show_pairs
+    from workbench.claims.judging import export as write
+    from workbench.claims.judging import judged, results_folder
+    from workbench.claims.registry import chosen
+    from workbench.cli.benchmarks import write_readme
+    from workbench.cli.claims_table import as_markdown, as_table, show_claims, show_pairs
 
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
@@ -165,8 +165,8 @@ def import_(
     """Put the results of a detached run into the store, as if its trainings had been run here."""
     from tqdm import tqdm
 
-    from workbench.lab.imports import import_results
-    from workbench.lab.store import Store
+    from workbench.lab.jobs.import_results import import_results
+    from workbench.lab.store.client import Store
 
     with tqdm(desc="importing", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
 

@@ -26,7 +26,7 @@ def bench(
 
     Rows beside timm need timm 1.0.31 in the environment; those beside torch alone run without it.
     """
-    from workbench.lab import bench as benchmarks
+    from workbench.cli import benchmarks
     from workbench.paths import root
 
     if device not in ("cpu", "cuda"):
@@ -57,9 +57,9 @@ def doctor(
     ] = False,
 ) -> None:
     """Find what a crash left: processes, runs, points, trials, files. Exit code 1 where something is left to mend."""
-    from workbench.lab.doctor import doctor as look
+    from workbench.cli.doctor_report import report
 
-    if not look(fix, moved, lambda line: print(line, flush=True)):
+    if not report(fix, moved, lambda line: print(line, flush=True)):
         raise typer.Exit(1)
 
 
@@ -74,7 +74,7 @@ def ui(
 ) -> None:
     """Open the MLflow page on the store."""
     print("Starting the page ...", flush=True)
-    from workbench.lab.ui import serve_ui
+    from workbench.cli.serve import serve_ui
 
     raise typer.Exit(serve_ui(host, port, lambda line: print(line, flush=True), allowed_hosts))
 
@@ -85,6 +85,6 @@ def lab(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     """Open JupyterLab at the notebooks."""
-    from workbench.lab.ui import serve_lab
+    from workbench.cli.serve import serve_lab
 
     raise typer.Exit(serve_lab(port, browser))

@@ -31,8 +31,8 @@ def train(
     """
     from rich.console import Console
 
-    from workbench.lab.recipes import parse_config, recipe_text
-    from workbench.lab.trainings import check, help_training
+    from workbench.lab.jobs.run_all import check, help_training
+    from workbench.lab.studies.recipes import parse_config, recipe_text
     from workbench.training.distributed import World
     from workbench.training.inputs import source
 
@@ -52,9 +52,9 @@ def train(
     console = Console()
     console.print(f"{config.name} on {source(config)}", highlight=False)
 
-    from workbench.lab.session import Session
-    from workbench.lab.store import Store
-    from workbench.lab.trainings import run_training
+    from workbench.lab.jobs.run_all import run_training
+    from workbench.lab.store.client import Store
+    from workbench.lab.studies.session import Session
 
     session = Session(Store(), study="", mode="full")
     run_id, result, reused = run_training(config, session, role="screen", arm=config.model, save=save)
@@ -93,7 +93,7 @@ def evaluate(
     from rich.console import Console
 
     names = _lines(classes) if classes else None
-    from workbench.lab.evaluations import evaluate as run
+    from workbench.lab.jobs.evaluate import evaluate as run
 
     scores = run(
         model,
@@ -145,7 +145,8 @@ def check(
     """
     from rich.console import Console
 
-    from workbench.lab.checks import check_model, parse_arguments, show_blocks
+    from workbench.cli.check_table import show_blocks
+    from workbench.lab.jobs.check import check_model, parse_arguments
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     run_id, found = check_model(
@@ -188,8 +189,9 @@ def replay(
     """
     from rich.console import Console
 
-    from workbench.lab.replay import replay as run_again
-    from workbench.lab.replay import sentences, show_steps
+    from workbench.cli.replay_table import show_steps
+    from workbench.lab.jobs.replay import replay as run_again
+    from workbench.lab.jobs.replay import sentences
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     say = lambda line: print(line, flush=True)

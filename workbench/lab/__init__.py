@@ -1,23 +1,22 @@
-"""Everything with outside tools: the store, searches, notebooks, studies, statistics, figures. Imported piece by
-piece, when asked for."""
+"""Above the wall: the store, searches, notebooks, studies, statistics and figures. Names load when first used."""
 
 import importlib
 
-_HOME = {
-    "Store": "store",
-    "Study": "study",
-    "run_study": "launcher",
-    "search": "tuning",
-    "Range": "parameters",
-    "open_session": "session",
-    "Session": "session",
-    "run_all": "trainings",
-    "Arm": "trainings",
+_MODULES = {
+    "Arm": "jobs.run_all",
+    "Range": "studies.parameters",
+    "Session": "studies.session",
+    "Store": "store.client",
+    "Study": "studies.spec",
+    "open_session": "studies.session",
+    "run_all": "jobs.run_all",
+    "run_study": "studies.launcher",
+    "search": "jobs.search",
 }
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'workbench.lab' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"workbench.lab.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"workbench.lab.{_MODULES[name]}"), name)

@@ -18,12 +18,13 @@ import filelock
 import psutil
 
 from workbench.errors import WorkbenchError
-from workbench.lab.database import Database, as_path, is_database
-from workbench.lab.leftovers import bytes_of
-from workbench.lab.place import default_uri, files_of, runs_folder, tracking_uri
-from workbench.lab.processes import Family, is_alive, is_held, strays, whoami
-from workbench.lab.session import SESSION
-from workbench.lab.store import EXPERIMENTS, Run, Store
+from workbench.lab.executors.lifetime import Family, is_alive, is_held, strays, whoami
+from workbench.lab.store.client import EXPERIMENTS, Store
+from workbench.lab.store.database import Database, as_path, is_database
+from workbench.lab.store.locations import default_uri, files_of, runs_folder, tracking_uri
+from workbench.lab.store.retention import bytes_of
+from workbench.lab.store.runs import Run
+from workbench.lab.studies.session import SESSION
 from workbench.paths import root
 
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
@@ -40,36 +41,6 @@ class Finding:
     cure: str
     mend: Callable[[], object] | None = None
     size: int = 0  # bytes that mending sets free
-
-
-def doctor(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
-    """Looks, with `fix` mends, says a line a finding and a table, and returns whether all is well now.
-
-    Args: `moved` says that the store was moved or copied here and that nobody uses it, where that cannot be seen.
-    """
-    found: dict[str, list[tuple[bool, int]]] = {}
-    for finding in examine(moved):
-        mended = False
-        if not fix or finding.mend is None:
-            say(f"{finding.what}; {'would ' if finding.mend else ''}{finding.cure}")
-        else:
-            try:
-                finding.mend()
-                mended = True
-                say(f"{finding.what}; done: {finding.cure}")
-            except (OSError, psutil.Error, filelock.Timeout) as error:
-                say(f"{finding.what}; could not {finding.cure} ({error or type(error).__name__})")
-        found.setdefault(finding.kind, []).append((mended, finding.size))
-    if not found:
-        say("All well: nothing is left of a crash.")
-        return True
-    say(f"\n{'what':24}{'found':>8}{'mended':>8}{'MiB':>10}")
-    for kind, each in found.items():
-        size = sum(size for _, size in each) / 2**20
-        say(f"{kind:24}{len(each):8}{sum(mended for mended, _ in each):8}{size:10.1f}")
-    if not fix:
-        say("Nothing was changed; --fix mends.")
-    return all(mended for each in found.values() for mended, _ in each)
 
 
 def examine(moved: bool = False) -> Iterator[Finding]:
@@ -92,7 +63,7 @@ def examine(moved: bool = False) -> Iterator[Finding]:
 def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[Finding]:
     folders = _run_folders() if local else {}  # before the runs: a run is there before its folder
     runs = [(name, run) for name in EXPERIMENTS for run in store.runs(name)]
-    alive = {r.info.run_id for _, r in runs if r.info.status == "RUNNING" and _lives(r, lost)}
+    alive = {r.id for _, r in runs if r.status == "RUNNING" and _lives(r, lost)}
     database = Database(store.uri) if is_database(store.uri) else None
     try:
         if local:
@@ -140,11 +111,11 @@ def _move(database: Database, old: str, new: str) -> None:
 def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: bool) -> Iterator[Finding]:
     """RUNNING though nobody runs them, and FINISHED without what a finished run has."""
     for name, run in runs:
-        run_id, what = run.info.run_id, f"{name}: {run.info.run_name} ({run.info.run_id})"
-        if run.info.status == "RUNNING" and run_id not in alive:
+        run_id, what = run.id, f"{name}: {run.name} ({run.id})"
+        if run.status == "RUNNING" and run_id not in alive:
             mend = functools.partial(_close, store, run_id, "KILLED", "its process ended before it did")
             yield Finding("runs", f"{what} says RUNNING though nobody runs it", "close it as KILLED", mend)
-        elif run.info.status == "FINISHED" and local and not _whole(name, run):
+        elif run.status == "FINISHED" and local and not _whole(name, run):
             mend = functools.partial(_close, store, run_id, "FAILED", "its files are gone")
             yield Finding(
                 "results", f"{what} says FINISHED but its files are gone", "mark it FAILED, to be run again", mend
@@ -153,15 +124,15 @@ def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: boo
 
 def _whole(experiment: str, run: Run) -> bool:
     """Whether the files are there without which a run cannot be reused."""
-    folder = _folder(experiment, run.info.run_id)
-    if not run.info.artifact_uri.startswith(("file:", "/")):  # on a server
+    folder = _folder(experiment, run.id)
+    if not run.files_uri.startswith(("file:", "/")):  # on a server
         return True
     if experiment.startswith("trainings"):
         try:
             return isinstance(json.loads((folder / "result.json").read_text()), dict)
         except (OSError, ValueError):
             return False
-    if experiment.startswith("studies") and "key" in run.data.tags:  # the launcher's; by hand there need be no files
+    if experiment.startswith("studies") and "key" in run.tags:  # the launcher's; by hand there need be no files
         return (folder / "environment.txt").is_file()
     return True
 
@@ -172,7 +143,7 @@ def _close(store: Store, run_id: str, status: str, cause: str) -> None:
 
 
 def _points(database: Database, runs: list[tuple[str, Run]], alive: set[str]) -> Iterator[Finding]:
-    names = {run.info.run_id: f"{name}: {run.info.run_name}" for name, run in runs}
+    names = {run.id: f"{name}: {run.name}" for name, run in runs}
     for run_id, n in database.points_twice().items():
         if run_id in names and run_id not in alive:
             yield Finding(
@@ -184,7 +155,7 @@ def _points(database: Database, runs: list[tuple[str, Run]], alive: set[str]) ->
 
 
 def _lives(run: Run, lost: set[str]) -> bool:
-    process = run.data.tags.get("process", "")
+    process = run.tags.get("process", "")
     return process not in lost and is_alive(process)
 
 
@@ -192,7 +163,7 @@ def _lives(run: Run, lost: set[str]) -> bool:
 
 
 def _trials() -> Iterator[Finding]:
-    from workbench.lab.tuning import abandoned_trials, give_up_trial
+    from workbench.lab.jobs.search import abandoned_trials, give_up_trial
 
     try:
         abandoned = abandoned_trials()
@@ -228,8 +199,8 @@ def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
     and those of killed ones are what they go on from."""
     outcomes: dict[str, set[str]] = {}
     for name, run in runs:
-        tags = run.data.tags
-        if name.startswith("trainings") and run.info.status == "FINISHED":
+        tags = run.tags
+        if name.startswith("trainings") and run.status == "FINISHED":
             outcomes.setdefault(f"{tags.get('mode')}-{tags.get('key', '')[:32]}", set()).add(tags.get("outcome", ""))
     for folder in sorted((runs_folder() / "checkpoints").glob("*/")):
         lock = runs_folder() / "locks" / f"{folder.name}.lock"

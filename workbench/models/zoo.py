@@ -18,7 +18,6 @@ from workbench.models.fixup import FixUpResNet
 from workbench.models.nf_regnet import NFRegNet
 from workbench.models.nf_resnet import NFResNet
 from workbench.models.nfnet import NFNet
-from workbench.models.own.networks import is_own, own_build
 from workbench.models.resnet import ResNet
 from workbench.models.skipinit import SkipInitResNet
 from workbench.models.timm_nets import TimmNet
@@ -188,10 +187,11 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
 
 
 def entry(name: str) -> Entry:
-    """The table's row of a model, or one for a user's own. Raises: WorkbenchError for an unknown name, naming the
-    nearest known one."""
-    if isinstance(name, str) and is_own(name):
-        return Entry(own_build(name), 32, 32, "whole")
+    """The table's row of a model.
+
+    Raises:
+        WorkbenchError: For an unknown name, with the nearest known one.
+    """
     if not isinstance(name, str) or name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name]

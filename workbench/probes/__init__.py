@@ -1,7 +1,7 @@
 """Measurements of a network: signal propagation and its theory, pre-flight, gradient ratios, curvature, noise."""
 
 from workbench.probes.curvature import hessian_eigenvalues, stability_limit
-from workbench.probes.gradients import gradient_ratios
+from workbench.probes.gradient_ratio import gradient_ratios
 from workbench.probes.noise import NoiseScale, gradient_noise_scale
 from workbench.probes.preflight import preflight
 from workbench.probes.signal import signal_propagation

@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.layers import ScaledStdConv2d
-from workbench.models.normfree.standardized_convs import BranchGain
+from workbench.normfree.standardized_convs import BranchGain
 from workbench.probes.cuts import is_connected
 from workbench.probes.diagnosis import construction_faults, weight_faults
-from workbench.probes.inputs import checked, cure, described, is_usual, normalised, not_normalised, scale
+from workbench.probes.input_checks import checked, cure, described, is_usual, normalised, not_normalised, scale
 from workbench.probes.origin import first_not_finite, their_line
 from workbench.probes.rules import HUGE, Fault, broken_rules, start, unsound_head
 from workbench.probes.shared import as_found, refuse_lazy

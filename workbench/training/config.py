@@ -10,14 +10,21 @@ import numpy as np
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
-from workbench.models import zoo
-from workbench.models.checkpoints import find
-from workbench.models.own.networks import is_own, named, source_of
+from workbench.networks import builder_hash, check_name, is_user_network, located, source_of
 from workbench.optim import scaled_lr
 from workbench.source import source_hash
+from workbench.weights.released import find
 
 # Where a training runs, not what it computes: what cannot be read either ends it or is passed over from there.
 EXECUTION_FIELDS = ("device", "workers", "unreadable", "recompute", "progress")
+# In the folder training, but no part of a training: plans and what runs them, recipes, and measurements.
+NOT_TRAINING = (
+    "training/detached",
+    "training/presets.py",
+    "training/evaluation.py",
+    "training/step_time.py",
+    "training/__main__.py",
+)
 FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classes), the loss of guessing, or not finite
 DIVERGED_SHARE = (
     20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
@@ -99,7 +106,7 @@ class TrainConfig:
                 none = " (for none write null)" if str(value).lower() in ("none", "null", "no", "off", "") else ""
                 kind = getattr(f.type, "__name__", f.type)
                 raise WorkbenchError(f"`{f.name}` (={value!r}) must be of type {kind}{none}.")
-        self._name_network()
+        check_name(self.model)
         if (self.epochs is None) == (self.steps is None):
             raise WorkbenchError(f"give exactly one of `epochs` (={self.epochs}) and `steps` (={self.steps}).")
         for name in (
@@ -172,14 +179,6 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
 
-    def _name_network(self) -> None:
-        """Checks the model's name. A user's own network is named with its code as it is now, where that is not said:
-        a configuration that says it is pure data, and stays readable when the file has changed or is gone."""
-        zoo.entry(self.model)
-        if is_own(self.model) and "source" not in self.model_args:
-            object.__setattr__(self, "model", named(self.model))
-            object.__setattr__(self, "model_args", {"source": source_of(self.model), **self.model_args})
-
     @property
     def lr(self) -> float:
         """The peak learning rate."""
@@ -210,19 +209,40 @@ class TrainConfig:
         return cls(**values)
 
 
+def planned(config: TrainConfig) -> TrainConfig:
+    """The configuration with a user's network named from everywhere, and with the hash of its code as `source`.
+
+    A configuration that has a `source` stays as it is: it is pure data, readable when the file has changed or is gone.
+    The code is read and not run.
+
+    Raises:
+        WorkbenchError: If the user's file or module is missing.
+    """
+    if not is_user_network(config.model) or "source" in config.model_args:
+        return config
+    named = {"source": source_of(config.model), **config.model_args}
+    return dataclasses.replace(config, model=located(config.model), model_args=named)
+
+
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Names a training: SHA-256 over its configuration without execution fields, its data, the weights that it starts
-    from and the code that computes it."""
+    """Name a training by what its numbers depend on: SHA-256, 64 hex digits.
+
+    Covers the configuration without execution fields, the data, and the code that trains. For a user's network, or one
+    of `normfree`, also the code that builds it; for weights to start from, their bytes and the code that reads them.
+    """
+    config = planned(config)
     named = {k: v for k, v in _identity(config).items() if k not in ("data", "weights")}  # by what is in them
     identity = {"config": named, "data": data_digest, "code": code_hash()}
     if config.weights is not None:
-        identity["weights"] = sha256(find(config.weights))
+        identity["weights"] = [sha256(find(config.weights)), source_hash("weights")]
+    if builder := builder_hash(config.model):
+        identity["network"] = builder
     return _digest(identity)
 
 
 def config_id(config: TrainConfig) -> str:
     """Groups the seeds of one configuration: a short hash of everything but the seed."""
-    return _digest({k: v for k, v in _identity(config).items() if k != "seed"})[:8]
+    return _digest({k: v for k, v in _identity(planned(config)).items() if k != "seed"})[:8]
 
 
 def _identity(config: TrainConfig) -> dict:
@@ -234,8 +254,8 @@ def _digest(value: dict) -> str:
 
 
 def code_hash() -> str:
-    """A hash of the code that a training runs: a comment or a new plot makes nothing stale, a changed layer does."""
-    return source_hash("models", "optim", "data", "training", leave_out="training/detached")
+    """A hash of the code that every training runs: a comment or a preset makes nothing stale, a changed layer does."""
+    return source_hash("models", "optim", "data", "training", leave_out=NOT_TRAINING)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from workbench.data import Dataset
 from workbench.data.augment import seed_for
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
-from workbench.models.checkpoints import save_checkpoint
 from workbench.optim import AGC, EMA, warmup_cosine
 from workbench.training.cause import cause_of_evaluation, cause_of_step, gradient_norms
 from workbench.training.checkpoint import Checkpoints
@@ -28,6 +27,7 @@ from workbench.training.config import (
     TrainConfig,
     TrainResult,
     code_hash,
+    planned,
     training_key,
 )
 from workbench.training.distributed import World, joined
@@ -38,6 +38,7 @@ from workbench.training.scoring import evaluate, few_images, final_metrics, scor
 from workbench.training.setup import groups_of, initial_model, layout, pick_device, steps_of
 from workbench.training.streamed import StreamedInputs
 from workbench.training.watch import Curvature, LossWatch, Signals, Telemetry
+from workbench.weights.checkpoints import save_checkpoint
 
 Log = Callable[[dict], bool | None]
 Tables = Callable[[str, pd.DataFrame], None]
@@ -73,6 +74,7 @@ def train(
     Raises: WorkbenchError for a configuration that its data cannot serve; KeyboardInterrupt where `stop` says so;
     nothing for a training that goes wrong.
     """
+    config = planned(config)
     data = source(config)
     world = World.from_environment()
     device = world.device(pick_device(config.device))

@@ -6,11 +6,11 @@ from torch import nn
 from workbench.data import Dataset
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
-from workbench.models import create_model
-from workbench.models.checkpoints import load_checkpoint
+from workbench.networks import build_network
 from workbench.optim import param_groups
 from workbench.optim.groups import classifier_weight
 from workbench.training.config import TrainConfig
+from workbench.weights.checkpoints import load_checkpoint
 
 
 def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module:
@@ -20,7 +20,7 @@ def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module
     Raises: WorkbenchError for weights of another network.
     """
     if config.weights is None:
-        return create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args)
+        return build_network(config.model, len(data.classes), data.channels, **config.model_args)
     shape = {"num_classes": len(data.classes), "in_channels": data.channels}
     model = load_checkpoint(config.weights, progress=config.progress, **shape, **config.model_args)
     if model.recipe["name"] != config.model:

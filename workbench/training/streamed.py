@@ -15,7 +15,7 @@ from workbench.data.preprocess import MEAN_RGB, STD_RGB
 from workbench.data.streaming import CHUNK, Chunk, EvalImages, Request, TrainImages, chunks, normalized
 from workbench.errors import WorkbenchError
 from workbench.machine import cores
-from workbench.models.zoo import entry
+from workbench.networks import network_info
 from workbench.training.config import TrainConfig
 from workbench.training.distributed import World
 from workbench.training.inputs import Batch, Part, micro_batches, orders
@@ -30,7 +30,7 @@ class StreamedInputs:
     def __init__(self, config: TrainConfig, data: ImageFolder, world: World, device: torch.device):
         self.config, self.data, self.world, self.device = config, data, world, device
         self.train = data.train.take(torch.arange(min(config.train_size or len(data.train), len(data.train))))
-        model = entry(config.model)
+        model = network_info(config.model)
         self.size, self.style = config.image_size or model.train_size, model.eval_style
         self.eval_size = config.eval_size or config.image_size or model.test_size
         self.workers = default_workers(world) if config.workers is None else config.workers

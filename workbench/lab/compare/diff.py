@@ -4,16 +4,15 @@
 """
 
 import json
-import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.compare import selection
-from workbench.lab.compare.table import concerns, words
-from workbench.lab.stats import Interval, paired_interval, t_interval
-from workbench.lab.store import Store
+from workbench.lab.compare.table import concerns
+from workbench.lab.statistics.intervals import Interval, paired_interval, t_interval
+from workbench.lab.store.client import Store
 
 MODES = ("full", "quick")
 NOT_COMPARED = ("seed", "device", "workers", "progress")  # the seed is a row of its own, the others compute nothing
@@ -74,11 +73,9 @@ def resolve(store: Store, text: str) -> Side:
                 found[f"group {text}", "group", mode] = group
             for experiment, kind in (("trainings", "training"), ("studies", "execution")):
                 for run in store.search(experiment, mode, f"attributes.run_id ILIKE '{text}%'"):
-                    found[run.info.run_id, kind, mode] = [run]
+                    found[run.id, kind, mode] = [run]
     if not found:
-        ids = [
-            run.info.run_id for mode in MODES for kind in ("trainings", "studies") for run in store.search(kind, mode)
-        ]
+        ids = [run.id for mode in MODES for kind in ("trainings", "studies") for run in store.search(kind, mode)]
         raise unknown("run or group of seeds", text, ids)
     if len(found) > 1:
         shown = ", ".join(f"{name} ({kind})" for name, kind, _ in list(found)[:5])
@@ -89,11 +86,9 @@ def resolve(store: Store, text: str) -> Side:
 
 def _trainings(store: Store, a: Side, b: Side) -> Diff:
     for side in (a, b):
-        if side.runs[0].info.status != "FINISHED":
-            cause = side.runs[0].data.tags.get("cause", "it may still run")
-            raise WorkbenchError(
-                f"run {side.name} is {side.runs[0].info.status} ({cause}): it has no result to compare."
-            )
+        if side.runs[0].status != "FINISHED":
+            cause = side.runs[0].tags.get("cause", "it may still run")
+            raise WorkbenchError(f"run {side.name} is {side.runs[0].status} ({cause}): it has no result to compare.")
     rows = [_one_a_seed(side.rows()) for side in (a, b)]
     configs = [selection.configuration(store, of_it.run_id.iloc[0]) for of_it in rows]
     for config in configs:
@@ -140,11 +135,11 @@ def _provenance(store: Store, side: Side, rows: pd.DataFrame) -> dict:
 
 def _results(runs: list, rows: pd.DataFrame) -> dict:
     """The final metrics: of one training as they are, of a group as mean and interval."""
-    of_it = [run for run in runs if run.info.run_id in set(rows.run_id)]
+    of_it = [run for run in runs if run.id in set(rows.run_id)]
     outcomes = rows.outcome.value_counts()
     found = {"outcome": ", ".join(f"{n} {o}" for o, n in outcomes.items()) if len(rows) > 1 else rows.outcome.iloc[0]}
     for name in RESULTS:
-        values = [run.data.metrics[name] for run in of_it if name in run.data.metrics]
+        values = [run.metrics[name] for run in of_it if name in run.metrics]
         if name == "failed" and len(rows) > 1:
             found[name] = f"{sum(values):.0f} of {len(rows)}"
         elif values:
@@ -157,20 +152,20 @@ def _executions(store: Store, a: Side, b: Side) -> Diff:
     keys = ("study", "mode", "by", "mlflow.source.git.commit", "python", "torch")
     told = []
     for run in runs:
-        named = {k.removeprefix("mlflow.source."): v for k, v in run.data.tags.items() if k in keys}
-        told.append(named | {k: v[:16] for k, v in run.data.tags.items() if k.startswith("key.")})
+        named = {k.removeprefix("mlflow.source."): v for k, v in run.tags.items() if k in keys}
+        told.append(named | {k: v[:16] for k, v in run.tags.items() if k.startswith("key.")})
     results = []
     for run in runs:
-        holds = {1.0: "holds", 0.0: "does not hold"}.get(run.data.metrics.get("holds"), "not decided")
+        holds = {1.0: "holds", 0.0: "does not hold"}.get(run.metrics.get("holds"), "not decided")
         results.append(
             {
-                "status": run.info.status,
+                "status": run.status,
                 "claim": holds,
-                "verdict": run.data.tags.get("verdict", "none"),
-                "effect": run.data.tags.get("effect", "none"),
+                "verdict": run.tags.get("verdict", "none"),
+                "effect": run.tags.get("effect", "none"),
             }
         )
-    return Diff(a, b, _differing(*(run.data.params for run in runs), *told), _beside(*results))
+    return Diff(a, b, _differing(*(run.parameters for run in runs), *told), _beside(*results))
 
 
 def _differing(a: dict, b: dict, told_a: dict, told_b: dict) -> pd.DataFrame:
@@ -192,40 +187,3 @@ def _text(values: dict, name: str) -> str:
 
 def _a(kind: str) -> str:
     return {"training": "a training", "group": "a group of seeds", "execution": "a notebook's execution"}[kind]
-
-
-def show(found: Diff, console) -> None:
-    """Prints both tables, the seeds and their difference."""
-    from rich.table import Table
-
-    def heading(side: Side) -> str:
-        name = side.runs[0].info.run_name
-        return f"{side.name} ({len(side.runs)} trainings)" if side.kind == "group" else f"{name}\n{side.name[:8]}"
-
-    for warning in found.warnings:
-        console.print(f"[bold yellow]Warning:[/] {warning}", highlight=False)
-    for title, table in (("what differs", found.settings), ("results", found.results)):
-        printed = Table(box=None, pad_edge=False, header_style="bold")
-        for name in (title, heading(found.a), heading(found.b)):
-            printed.add_column(name, overflow="fold")
-        for row in table.itertuples(index=False):
-            printed.add_row(*row)
-        console.print(printed, highlight=False, markup=False)
-        if table.empty:
-            console.print("nothing", highlight=False)
-        console.print()
-    if found.interval is not None:
-        console.print(sentence(found), highlight=False, soft_wrap=True)
-
-
-def sentence(found: Diff) -> str:
-    """The paired difference of two groups in words."""
-    if found.interval.n == 0:
-        return "They share no seed: there are no pairs to compare."
-    seeds = ", ".join(f"{seed:g}" for seed in found.seeds.seed)
-    said = f"{words(found.metric)}, first minus second, over {found.interval.n} shared seeds ({seeds}): "
-    if math.isnan(found.interval.low):
-        return f"{said}{100 * found.interval.mean:+.2f} points; one pair has no interval, so they are not ranked."
-    bounds = f"[{100 * found.interval.low:+.2f}, {100 * found.interval.high:+.2f}]"
-    tie = found.interval.low <= 0 <= found.interval.high
-    return f"{said}{100 * found.interval.mean:+.2f} points {bounds}{': a tie' if tie else ''}."

@@ -5,6 +5,7 @@ Failed trainings are drawn and marked, never dropped; colours and dashes are saf
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,9 +14,9 @@ from matplotlib.ticker import PercentFormatter
 
 from workbench.errors import WorkbenchError
 from workbench.files import target_path, write_whole
-from workbench.lab.compare.show import LABELS, group_names
+from workbench.lab.compare.summary import LABELS, group_names
 from workbench.lab.compare.table import Comparison, words
-from workbench.lab.plots import plt, style
+from workbench.lab.plots import style
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST = 12  # groups in one figure that an eye can tell apart

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab.store import UNREACHABLE, Store, is_away
+from workbench.lab.store.client import UNREACHABLE, Store, is_away
 
 ROLES = ("screen", "search", "confirm")
 TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
@@ -52,7 +52,7 @@ def pick(
         runs = _search(store, mode, [*of_it, *terms])
         if not runs and one is not None and not _search(store, mode, of_it):
             runs = _search(store, mode, [_beginning(store, one, mode), *terms])
-        found |= {run.info.run_id: run for run in runs}
+        found |= {run.id: run for run in runs}
     if not found:
         raise _nothing(store, mode, tags or {}, terms)
     return table(found.values())
@@ -62,8 +62,8 @@ def table(runs: Iterable) -> pd.DataFrame:
     """The store's runs of trainings as a tidy table; a parameter or metric that a run does not have is NaN."""
     rows = []
     for run in runs:
-        tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-        row = {"run_id": run.info.run_id, "name": run.info.run_name, "status": run.info.status}
+        tags, params, metrics = run.tags, run.parameters, run.metrics
+        row = {"run_id": run.id, "name": run.name, "status": run.status}
         row |= {name: tags.get(name, missing) for name, missing in TAGS.items()}
         row |= {"data_digest": tags.get("data", "")} | {name: params.get(name, "") for name in TEXTS}
         row |= {name: params.get(name) for name in NUMBERS} | {name: metrics.get(name) for name in METRICS}
@@ -98,7 +98,7 @@ def is_beginning(text: str) -> bool:
 
 def studies(store: Store, mode: str = "full") -> list[str]:
     """The studies that the store has executions of."""
-    return sorted({run.data.tags.get("study", "") for run in store.search("studies", mode)} - {""})
+    return sorted({run.tags.get("study", "") for run in store.search("studies", mode)} - {""})
 
 
 def _study_term(name: str) -> str:
@@ -112,7 +112,7 @@ def _beginning(store: Store, text: str, mode: str) -> str:
     term = f"attributes.run_id ILIKE '{text}%'"
     runs = store.search("trainings", mode, term) if is_beginning(text) else []
     if len(runs) > 1:
-        shown = ", ".join(sorted(run.info.run_id for run in runs)[:5])
+        shown = ", ".join(sorted(run.id for run in runs)[:5])
         raise WorkbenchError(f"{len(runs)} trainings begin with {text} ({shown}): give more of the run id.")
     if not runs:
         known = studies(store, mode)
@@ -150,13 +150,13 @@ def _nothing(store: Store, mode: str, tags: dict[str, str], terms: list[str]) ->
             "makes some."
         )
     for name, value in tags.items():
-        values = {run.data.tags[name] for run in runs if name in run.data.tags}
+        values = {run.tags[name] for run in runs if name in run.tags}
         if values and value not in values:
             return unknown(f"value of the tag {name}", value, values)
-    parts = {"metric": "metrics", "param": "params", "tag": "tags"}
+    parts = {"metric": "metrics", "param": "parameters", "tag": "tags"}
     for kind, quoted in FIELD.findall(" ".join(terms)):
         kind, name = next(part for part in parts if kind.startswith(part)), quoted.strip('`"')
-        known = {name for run in runs for name in getattr(run.data, parts[kind])}
+        known = {name for run in runs for name in getattr(run, parts[kind])}
         if name not in known:
             return unknown(kind, name, known)
     return WorkbenchError(f"none of {len(runs)} {which} matches {' and '.join(terms)}: widen the selection.")

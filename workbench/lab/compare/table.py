@@ -15,8 +15,8 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.compare import selection
-from workbench.lab.stats import LEVEL, accuracy_interval
-from workbench.lab.store import Store
+from workbench.lab.statistics.intervals import LEVEL, accuracy_interval
+from workbench.lab.store.client import Store
 
 GROUP = ["config_id", "data_digest", "code"]
 SHOWN = ["arm", "batch_size", "lr", "clip"]

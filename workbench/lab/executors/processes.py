@@ -19,9 +19,9 @@ from pathlib import Path
 import filelock
 
 from workbench.errors import WorkbenchError
-from workbench.lab import events
+from workbench.lab.executors import events
 from workbench.lab.executors.base import Outcome, Resources, Task
-from workbench.lab.processes import Family, whoami
+from workbench.lab.executors.lifetime import Family, whoami
 from workbench.machine import cores
 from workbench.paths import root
 

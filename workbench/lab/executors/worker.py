@@ -12,7 +12,7 @@ import traceback
 from multiprocessing import connection
 
 from workbench.lab.executors.base import in_words, resolve, set_environment
-from workbench.lab.processes import die_with
+from workbench.lab.executors.lifetime import die_with
 
 SAVING = 15.0  # seconds for a task to save what it has
 

@@ -16,7 +16,7 @@ import torch
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import write_whole
-from workbench.training.config import TrainConfig, code_hash, training_key
+from workbench.training.config import TrainConfig, code_hash, planned, training_key
 from workbench.training.inputs import source_digest
 
 VERSION = 1
@@ -49,7 +49,7 @@ class Planned:
     @classmethod
     def of(cls, config: TrainConfig, **asked: str | None) -> "Planned":
         """The plan's line for `config`, with the key and the data as they are here."""
-        digest = source_digest(config)
+        config, digest = planned(config), source_digest(config)
         return cls(training_key(config, digest), config, digest, **{"arm": config.model, **asked})
 
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.machine import cores
-from workbench.models import create_model
+from workbench.networks import build_network
 from workbench.training.config import TrainConfig, TrainResult, code_hash, training_key
 from workbench.training.detached.archive import Archive
 from workbench.training.detached.plan import Plan, Planned, read_plan
@@ -133,7 +133,7 @@ def _refuse_what_cannot_run(config: TrainConfig) -> None:
             initial_model(config, data)
         else:
             with torch.device("meta"):
-                create_model(config.model, len(data.classes), in_channels=data.channels, **config.model_args)
+                build_network(config.model, len(data.classes), data.channels, **config.model_args)
 
 
 class _Run:

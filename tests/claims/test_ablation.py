@@ -1,0 +1,58 @@
+"""Claim 8, the ablation. Evidence: the sentence flips with the table; divergences show."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.claims import ablation as claim
+
+ARMS = [claim.WHOLE, "one 3x3 conv", "ReLU"]
+COSTS = pd.DataFrame({"arm": ARMS, "cost": [1.0, 0.7, 0.9], "low": [1.0, 0.65, 0.85], "high": [1.0, 0.75, 0.95]})
+
+
+def tables(time=(0.0, 0.0), steps=(0.0, 0.0)):
+    """Costs, screening and eight fresh seeds; what each part, left out, changes under each protocol."""
+    rng, rows = np.random.default_rng(1), []
+    for protocol, changes in ((claim.TIME, time), (claim.STEPS, steps)):
+        for arm, change in zip(ARMS, (0.0, *changes), strict=True):
+            luck = rng.normal(0, 0.002, 8)
+            for seed, accuracy in enumerate(0.5 + change + luck - luck.mean()):
+                rows.append(
+                    {"protocol": protocol, "arm": arm, "lr": 0.4, "seed": seed, "steps": 100, "outcome": "complete",
+                     "failed": 1, "val_acc": accuracy, "test_acc": accuracy}
+                )  # fmt: skip
+    confirmed = pd.DataFrame(rows)
+    return COSTS, confirmed[confirmed.protocol == claim.TIME].drop(columns="test_acc"), confirmed
+
+
+def test_the_contrast_is_the_mean_over_parts_at_equal_time():
+    worth, not_worth, none = (claim.judge(*tables(time=c)) for c in ((-0.03, -0.01), (0.03, 0.01), (0.02, -0.02)))
+    assert worth.holds is True and worth.effect.mean == pytest.approx(0.02, abs=0.002) and worth.p < 1e-4
+    assert "parts pay for their time" in worth.sentence
+    assert not_worth.holds is False and "do not pay" in not_worth.sentence
+    assert none.holds is None and "are not shown to pay" in none.sentence
+    assert claim.judge(*tables(steps=(-0.03, -0.03))).holds is None  # the other protocol decides nothing
+
+
+def test_a_part_may_be_worth_it_at_equal_steps_only():
+    sentence = claim.judge(*tables(steps=(-0.03, 0.0))).sentence
+    timed, stepped = sentence.partition("at equal steps")[::2]
+    assert "worse: none" in timed and "worse: one 3x3 conv;" in stepped
+    assert "one 3x3 conv 0.70 (1.00)" in sentence  # as many steps as the whole net: matched as if they cost the same
+
+
+def test_the_summary_has_a_row_a_protocol_and_arm_with_its_cost():
+    costs, _, confirmed = tables()
+    table = claim.summary(costs, confirmed)
+    assert len(table) == 6 and list(table.cost) == [1.0, 0.7, 0.9] * 2
+    assert table[table.arm != claim.WHOLE].p_holm.notna().all()
+
+
+def test_the_figure_crosses_divergence_and_not_the_rule_of_the_loss():
+    """Against mixed labels every training may "fail" by its loss."""
+    costs, screened, confirmed = tables()
+    one = (confirmed.arm == "ReLU") & (confirmed.seed == 3) & (confirmed.protocol == claim.TIME)
+    confirmed.loc[one, "outcome"] = "diverged"
+    axes = claim.figure(costs, screened, confirmed).axes
+    crosses = [sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() == "x") for ax in axes]
+    assert crosses == [1, 0, 0] and axes[-1].get_title() == "cost"

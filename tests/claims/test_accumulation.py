@@ -1,0 +1,64 @@
+"""Claim 6. Evidence: the gradients of real networks, against one another and against ghost BatchNorm by hand; the
+verdict flips with the table."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.accumulated import GRADIENTS, trainings
+
+from workbench.claims import accumulation
+from workbench.lab.statistics.rates import scored
+from workbench.models import create_model
+from workbench.probes.gradient_accumulation import accumulated_gradient, gradient_differences
+
+ARMS = {
+    "NF+AGC": ("nf_resnet_tiny", {"skip_gain": 1.0}),
+    "GN": ("resnet_tiny", {"norm": "group"}),
+    "BN": ("resnet_tiny", {}),
+}
+
+
+def test_only_batchnorm_sees_the_parts():
+    found = gradient_differences(ARMS, [8, 16], [0, 1], "mnist5k", 32)
+    largest = found.groupby("arm").difference.max()
+    assert largest["NF+AGC"] < 1e-12 and largest["GN"] < 1e-12
+    assert found[found.arm == "BN"].difference.min() > 0.05
+    assert len(found) == 3 * 2 * 2
+
+
+def test_accumulated_batchnorm_is_ghost_batchnorm():
+    """The mean of the losses of parts that are each normalised by themselves, in one backward pass."""
+    torch.manual_seed(0)
+    model = create_model("resnet_tiny", 4, in_channels=1).double()
+    torch.nn.init.normal_(model.linear.weight)
+    x, y = torch.randn(12, 1, 28, 28, dtype=torch.float64), torch.arange(12) % 4
+    accumulated = accumulated_gradient(model, x, y, 4)
+    model.zero_grad()
+    sum(F.cross_entropy(model(x[i : i + 4]), y[i : i + 4]) / 3 for i in (0, 4, 8)).backward()
+    ghost = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(accumulated, ghost, rtol=1e-9, atol=1e-12)
+
+
+def test_equal_within_the_margin_holds_and_a_difference_beyond_it_does_not():
+    equal = accumulation.judge(GRADIENTS, trainings(0.0005))
+    assert equal.holds is True and equal.p < 0.05 and "equal within 0.5%" in equal.sentence
+    apart = accumulation.judge(GRADIENTS, trainings(0.02))
+    assert apart.holds is False and "not equal" in apart.sentence
+    noisy = accumulation.judge(GRADIENTS, trainings(0.0, spread=0.02))
+    assert noisy.holds is None and "not shown to be equal" in noisy.sentence
+    assert "BN +1.00%" in equal.sentence and equal.effect.mean == pytest.approx(0.0005)
+
+
+def test_an_accumulated_training_that_diverges_is_a_difference_and_not_left_out():
+    table = trainings(0.0005).assign(outcome="complete", val_acc=0.5)
+    lost = (table.arm == "NF+AGC") & table.micro_batch.notna() & (table.seed < 5)
+    table.loc[lost, ["test_acc", "val_acc", "outcome"]] = None, 0.1, "diverged"
+    found = accumulation.judge(GRADIENTS, scored(table))
+    assert found.effect.n == 8 and found.holds is not True
+
+
+def test_the_figure_shows_the_margin_and_every_seed():
+    figure = accumulation.figure(GRADIENTS, trainings(0.0))
+    left, right = figure.axes
+    assert left.get_yscale() == "log" and {t.get_text() for t in left.get_legend().get_texts()} == {"NF+AGC", "BN"}
+    assert sum(len(line.get_xdata()) == 8 for line in right.lines) == 2

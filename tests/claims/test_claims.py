@@ -1,0 +1,214 @@
+"""Claims. Evidence: tables with a known answer go in, the answer and its interval come out; the sentence flips with
+the table."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.boundaries import LRS, by_product, by_rate, outcomes
+
+from workbench.claims import stability_boundary, threshold_scaling
+from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
+
+
+def test_a_window_finds_the_rate_between_the_last_that_trains_and_the_first_that_fails():
+    window = stable_window(LRS * 2, [0, 0, 0, 0, 1, 1, 1, 1] * 2)
+    assert 1.6 < window.largest.mean < 3.2  # failures begin at the fifth rate, 3.2
+    assert 0.8 < window.largest.low < window.largest.mean < window.largest.high < 6.4
+    assert window.smallest.mean == 0 and window.deviance_p > 0.5
+    band = window.band
+    assert (band.low <= band.share + 1e-12).all() and (band.share <= band.high + 1e-12).all()
+
+
+def test_the_interval_of_a_boundary_is_as_fine_as_the_rates():
+    rates = [2 ** (i / 4) for i in range(8)]
+    largest = stable_window(rates * 2, [0, 0, 0, 0, 1, 1, 1, 1] * 2).largest
+    assert rates[3] < largest.mean < rates[4] and largest.low < largest.mean < largest.high
+
+
+def test_failure_at_both_ends_is_a_window_and_failure_in_the_middle_is_none():
+    both = stable_window(LRS * 3, [1, 1, 0, 0, 0, 0, 1, 1] * 3)
+    assert 0.4 < both.smallest.mean < 0.8 and 6.4 < both.largest.mean < 12.8
+    middle = stable_window(LRS * 3, [0, 0, 0, 1, 1, 0, 0, 0] * 3)
+    assert middle.deviance_p < 0.01 < both.deviance_p
+
+
+def test_a_boundary_beyond_the_rates_is_open_and_all_failed_says_nothing():
+    never = stable_window(LRS, [0] * 8)
+    assert math.isinf(never.largest.mean) and math.isfinite(never.largest.low) and never.largest.low > 6.4
+    always = stable_window(LRS, [1] * 8)
+    assert always.largest.high == math.inf and always.largest.low == 0
+
+
+def test_the_interval_of_the_boundary_covers_it():
+    """Logistic outcomes with a known boundary: at least nine of ten intervals hold it (95 % are asked for)."""
+    rng, held = np.random.default_rng(1), 0
+    x = np.log2(np.repeat(LRS, 4))
+    for _ in range(40):
+        failed = rng.random(len(x)) < 1 / (1 + np.exp(-2.0 * (x - 1.1)))
+        largest = stable_window(2**x, failed).largest
+        held += largest.low <= 2**1.1 <= largest.high
+    assert held >= 36
+
+
+def test_a_shift_of_two_doublings_is_found_and_none_is_not():
+    low = stable_window(LRS * 4, [0, 0, 0, 1, 1, 1, 1, 1] * 4)
+    high = stable_window(LRS * 4, [0, 0, 0, 0, 0, 1, 1, 1] * 4)
+    between, p = shift(high, low)
+    assert between.mean == pytest.approx(2, abs=0.3) and between.low > 1 and p < 0.01
+    same, p = shift(low, low)
+    assert same.mean == 0 and p == pytest.approx(1)
+    open_ended, p = shift(stable_window(LRS, [0] * 8), low)
+    assert open_ended.mean == math.inf and open_ended.low > 2 and p < 0.05
+
+
+def test_the_largest_rate_of_each_seed_by_hand():
+    """Rates 1, 2, 4, 8 have the logarithms 0 to 3. A seed that fails from 4 on is at 1.5; one that fails at 2 and
+    trains at 4 is at 0.5 - 1.5 + 2.5; a failure below its lowest sound rate says nothing; the ends are bounds."""
+    seeds = {0: [0, 0, 1, 1], 1: [0, 1, 0, 1], 2: [1, 0, 0, 1], 3: [1, 1, 1, 1], 4: [0, 0, 0, 0]}
+    cell = pd.DataFrame(
+        [{"lr": 2.0**i, "failed": f, "seed": seed} for seed, failed in seeds.items() for i, f in enumerate(failed)]
+    )
+    found = largest_by_seed(cell.sample(frac=1, random_state=0))
+    assert found.to_dict() == pytest.approx({0: 1.5, 1: 1.5, 2: 2.5, 3: 0.0, 4: 3.0})
+
+
+def test_seeds_are_counted_and_not_trainings():
+    """Eight rates a seed: of two seeds that agree 32 trainings are perfectly separated, and that decides nothing."""
+    two = stability_boundary.judge(outcomes(by_product, seeds=2, spread=0.0))
+    assert two.holds is None and two.p == 0.5 and two.effect.n == 2
+    eight = stability_boundary.judge(outcomes(by_product, seeds=8, spread=0.0))
+    assert eight.holds is True and eight.p == pytest.approx(2 / 2**8)
+    assert eight.effect.mean == pytest.approx(3)  # 10 to 1 is 3.3 doublings, on a grid of doublings
+    beyond = stability_boundary.judge(outcomes(lambda b, c: 1.0 if c is None else 1e6, seeds=8, spread=0.0))
+    assert "Of 8 seeds an end lies beyond the rates" in beyond.sentence
+
+
+def test_clipping_that_raises_the_boundary_holds_and_clipping_that_does_nothing_does_not():
+    good = stability_boundary.judge(outcomes(by_product, seeds=8))
+    assert good.holds is True and good.effect.low > 2 and good.p < 0.01
+    assert "raises the largest stable rate" in good.sentence
+    none = stability_boundary.judge(outcomes(by_rate, seeds=8))
+    assert none.holds is None and "not shown to change" in none.sentence
+    worse = stability_boundary.judge(outcomes(lambda b, c: 4.0 if c is None else 0.8, seeds=8))
+    assert worse.holds is False and "lowers" in worse.sentence
+
+
+def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero():
+    found = threshold_scaling.collapse(outcomes(by_product))
+    assert found.exponent.mean == pytest.approx(1, abs=0.1) and found.exponent.low < 1 < found.exponent.high
+    assert found.product[128] == pytest.approx(0.1, rel=0.25) and found.unclipped[512] == pytest.approx(1, rel=0.3)
+    assert found.p_rate_alone < 1e-3 and found.p_no_shift > 0.05 and abs(found.shift.mean) < 0.3
+    fits = found.fits  # those of 95 %, of both batches, span the interval and hold the best
+    assert (fits.exponent.min(), fits.exponent.max()) == (found.exponent.low, found.exponent.high)
+    for batch, own in fits.groupby("batch_size"):
+        assert own["product"].min() <= found.product[batch] <= own["product"].max()
+    rate = threshold_scaling.collapse(outcomes(by_rate))
+    assert rate.p_rate_alone > 0.05
+
+
+def test_a_batch_that_moves_the_boundary_is_seen():
+    found = threshold_scaling.collapse(outcomes(lambda b, c: by_product(b, c) * (4 if b == 512 else 1)))
+    assert found.shift.mean == pytest.approx(2, abs=0.5)  # rates are a doubling apart
+    assert 0.5 < found.shift.low < 2 < found.shift.high and found.p_no_shift < 0.01
+
+
+def test_batches_with_exponents_of_their_own_are_told():
+    def bound(batch, clip):
+        return 1.0 if clip is None else max(1.0, (0.1 / clip) ** (1.5 if batch == 512 else 0.5) * 2)
+
+    apart, alike = (threshold_scaling.judge(outcomes(b, seeds=3)).sentence for b in (bound, by_product))
+    assert "at batch 512, so one exponent fits neither well" in apart
+    assert "Each batch alone has k = 1.00 [" in alike and "fits neither" not in alike
+
+
+def test_seeds_that_do_not_agree_on_the_exponent_are_told():
+    bounds = (lambda b, c: 1.0 if c is None else max(1.0, 2 * (0.1 / c) ** 0.5)), by_product
+    tables = [outcomes(bound, seeds=1, spread=0.0).assign(seed=seed) for seed, bound in enumerate(bounds)]
+    both = pd.concat(tables)
+    alone = [
+        threshold_scaling.collapse(rows).exponent.mean for _, rows in threshold_scaling.upper_side(both).groupby("seed")
+    ]
+    assert alone[0] < 0.8 < alone[1]
+    said = f"Fitted to one seed each, k is from {alone[0]:.2f} to {alone[1]:.2f} (2 seeds)"
+    assert said in threshold_scaling.judge(both).sentence
+
+
+def test_the_verdict_on_the_product_flips_with_the_exponent():
+    holds = threshold_scaling.judge(outcomes(by_product, seeds=6))
+    assert holds.holds is True and holds.p < 0.05 and "depends on rate x threshold alone" in holds.sentence
+    square_root = threshold_scaling.judge(outcomes(lambda b, c: 1.0 if c is None else max(1.0, (0.1 / c) ** 0.5 * 2)))
+    assert square_root.holds is False and square_root.p < 0.05
+    assert "does not move it measurably" in holds.sentence
+
+
+def test_divergence_is_read_beside_and_apart_from_high_losses():
+    """Half of the rate that makes a training diverge already leaves its loss too high, at the small batch alone."""
+    table = outcomes(lambda b, c: by_product(b, c) / (2 if b == 128 else 1), seeds=6)
+    diverged = outcomes(by_product, seeds=6).failed.astype(bool)
+    found = threshold_scaling.judge(table.assign(outcome=np.where(diverged, "diverged", "complete")))
+    rule, divergence = found.sentence.split("Divergence alone")
+    assert "moves it: +1.0 [" in rule and "moves it: +" not in divergence
+    assert "k = 1.00" in divergence and "moved by +0.0 doublings" in divergence
+
+
+def test_trainings_that_fail_for_being_slow_are_left_out_of_the_upper_boundary():
+    table = outcomes(by_product)
+    slow = (table.batch_size == 128) & (table.lr < 0.3)
+    table.loc[slow, ["failed", "val_acc"]] = [1, 0.12]
+    assert table[slow].failed.all() and not (threshold_scaling.upper_side(table).lr < 0.3).any()
+
+
+@pytest.mark.parametrize("claim", [stability_boundary, threshold_scaling])
+def test_the_figures_show_failures(claim):
+    figure = claim.figure(outcomes(by_product, seeds=2))
+    legends = [
+        *(legend for part in (figure, *figure.subfigs) for legend in part.legends),
+        *(ax.get_legend() for ax in figure.axes if ax.get_legend()),
+    ]
+    words = [text.get_text() for legend in legends for text in legend.get_texts()]
+    assert any("fail" in w or "none" in w for w in words)
+    assert all(ax.get_xlabel() for ax in figure.axes if ax.get_label() != "<colorbar>")
+
+
+def test_the_best_thresholds_over_the_rates_are_told_in_ranges_and_without_failures():
+    accuracy = {
+        (0.2, 0.1): 0.5,
+        (0.2, 0.01): 0.4,
+        (0.4, 0.1): 0.5,
+        (0.4, 0.01): 0.45,
+        (0.8, 0.1): 0.9,
+        (0.8, 0.01): 0.3,
+    }
+    rows = [
+        {"batch_size": 64, "lr": lr, "clip": clip, "val_acc": a, "failed": int(lr * clip > 0.05)}
+        for (lr, clip), a in accuracy.items()
+    ]
+    assert threshold_scaling.best_thresholds(pd.DataFrame(rows)) == {64: "0.1 at 0.2 to 0.4, 0.01 at 0.8"}
+
+
+def test_a_threshold_that_is_best_below_its_own_best_rate_counts_there():
+    """Threshold 0.1 is best at 0.8 and not of the fit below; at 0.2 it is the best there all the same."""
+    accuracy = {(0.2, 0.1): 0.6, (0.2, 0.01): 0.4, (0.8, 0.1): 0.7, (0.8, 0.01): 0.3, (3.2, 0.1): 0.1, (3.2, 0.01): 0.2}
+    rows = [
+        {"batch_size": 64, "lr": lr, "clip": clip, "seed": seed, "val_acc": a, "failed": int(lr == 3.2),
+         "outcome": "complete"}
+        for (lr, clip), a in accuracy.items() for seed in (0, 1)
+    ]  # fmt: skip
+    told = threshold_scaling.judge(pd.DataFrame(rows)).sentence
+    assert "by validation accuracy: batch 64: 0.1 at 0.2 to 0.8." in told
+
+
+def test_the_best_threshold_by_both_protocols():
+    """At batch 512 0.1 is best at the kept rate 0.2, as at batch 128; scaled to 0.8 only 0.01 is left."""
+    best = {(128, 0.2): 0.1, (128, 0.8): 0.01, (512, 0.2): 0.1, (512, 0.8): 0.01}
+    rows = [
+        {"batch_size": batch, "lr": lr, "clip": clip, "seed": seed,
+         "val_acc": (0.5 if lr == 0.2 else 0.4) - 0.2 * (clip != best[batch, lr])}
+        for (batch, lr), clip, seed in product(best, (0.01, 0.1, np.nan), (0, 1))
+    ]  # fmt: skip
+    found = threshold_scaling.by_protocol(pd.DataFrame(rows)).set_index(["batch_size", "protocol"])
+    assert found["clip"].to_dict() == {(128, "tuned"): 0.1, (512, "tuned"): 0.1, (512, "rate scaled"): 0.01}
+    assert found.lr[512, "rate scaled"] == 0.8 and found.val_acc[512, "tuned"] == 0.5

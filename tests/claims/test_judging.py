@@ -1,0 +1,203 @@
+"""Claims from their tables. Evidence: the same verdict from the store, from the exported tables and by hand; Holm's
+adjustment can take a verdict back."""
+
+import json
+import math
+import re
+
+import matplotlib.image as mpimg
+import pandas as pd
+import pytest
+from rich.console import Console
+from support.accumulated import GRADIENTS, trainings
+from support.batches import batch_table
+from support.boundaries import by_product, by_rate, outcomes
+from support.checkout import CHECKOUT
+from typer.testing import CliRunner
+
+from workbench.claims import judging, stability_boundary
+from workbench.claims.judging import departures, export, judged, results_folder
+from workbench.claims.registry import chosen, claims, questions
+from workbench.cli import app
+from workbench.cli.claims_table import as_markdown, as_table, show_claims
+from workbench.errors import WorkbenchError
+from workbench.lab import Store
+from workbench.lab.store.client import as_param
+from workbench.lab.studies.spec import Study
+
+
+def measured(store, study, table, mode="full", tags=(), **other):
+    """A run with the parameters of the study's file, but for `other`."""
+    (parameters,) = Study.load(study).executions(quick=False)
+    run = store.open_notebook(study, f"{study}.ipynb", parameters | other, mode, study, dict(tags))
+    store.log_table(run, table, "table")
+    store.close(run, "FINISHED")
+    return run
+
+
+def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path, monkeypatch):
+    table = outcomes(by_product, seeds=8).assign(data="cifar10", train_size=500.0, device="cpu")
+    run = measured(Store(), "stability_boundary", table)
+    (found,) = judged(chosen(["7"]))
+    by_hand = stability_boundary.judge(table)
+    assert (found.verdict.sentence, found.verdict.p) == (by_hand.sentence, by_hand.p)
+    assert (found.evidence.run, found.evidence.data, found.evidence.device) == (run, "cifar10 (500 images)", "cpu")
+
+    export([found], results_folder())
+    assert mpimg.imread(root / "docs" / "figures" / "stability_boundary.png").std() > 0.01  # something is drawn
+    (again,) = judged(chosen(["stability_boundary"]), where="docs")
+    assert again.verdict.sentence == found.verdict.sentence and again.evidence.source == "docs/results"
+    assert again.evidence.run == run
+
+    drawings = [root / "docs" / "figures" / f"stability_boundary.{suffix}" for suffix in ("svg", "png")]
+    drawn = [drawing.read_bytes() for drawing in drawings]
+    for drawing in drawings:
+        drawing.unlink()
+    export([again], results_folder())  # of committed tables: the same tables, drawn anew
+    assert [drawing.read_bytes() for drawing in drawings] == drawn
+    row = as_table([again]).iloc[0]
+    assert (row.claim, row.run, row.n) == (7, run, 8) and row.low <= row.effect <= row.high
+
+
+def test_the_newest_full_run_counts_and_a_quick_one_never(root):
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8))
+    newest = measured(store, "stability_boundary", outcomes(by_product, seeds=8))
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8), mode="quick")
+    (found,) = judged(chosen(["7"]), store=store)
+    assert found.evidence.run == newest and found.verdict.holds is True
+
+
+def test_a_look_with_other_settings_does_not_replace_the_run_of_the_studys_file(root):
+    store = Store()
+    as_written = measured(store, "stability_boundary", outcomes(by_product, seeds=8))
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=20)
+    (found,) = judged(chosen(["7"]), store=store)
+    assert (found.evidence.run, found.evidence.departs) == (as_written, "")
+
+
+def test_a_departure_is_told_where_there_is_nothing_else(root):
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=30)
+    newest = measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=20, train_size=None)
+    (found,) = judged(chosen(["7"]), store=store)
+    assert (found.evidence.run, found.evidence.departs) == (newest, "train_size=none, steps=20")
+    assert "not as in the study's file: train_size=none, steps=20" in as_markdown([found])
+    shown = CliRunner().invoke(app, ["claims", "7", "--from", "store"], env={"COLUMNS": "300"})
+    assert "whose parameters are not those of stability_boundary.yaml: train_size=none, steps=20" in shown.output
+
+    export([found], results_folder())
+    (again,) = judged(chosen(["7"]), where="docs")
+    assert again.evidence.departs == "train_size=none, steps=20"
+
+
+def test_a_long_value_is_told_by_its_name_alone():
+    study = Study.load("ablation")
+    (wanted,) = study.executions(quick=False)
+    was = {name: as_param(value) for name, value in wanted.items() if value is not None}
+    assert departures(study, was) == ""
+    assert departures(study, was | {"lrs": "[0.8]", "model_args": '{"widths": [16, 32, 64, 128, 256, 512]}'}) == (
+        'model_args={"widths": [16, 32, 64, 128, 256, 512]}, lrs=[0.8]'
+    )
+    assert departures(
+        study, was | {"steps": "200", "model_args": as_param(wanted["model_args"] | {"se_ratio": 0})}
+    ) == ("model_args, steps=200")
+
+
+def test_a_parameter_that_the_notebook_has_no_more_is_a_departure():
+    study = Study.load("small_batch")
+    (wanted,) = study.executions(quick=False)
+    defaults = {name: knob.default for name, knob in study.knobs().items()}
+    was = {name: as_param(value) for name, value in wanted.items() if value not in (None, defaults[name])}
+    assert len(was) < len(wanted)  # one that the notebook has got since, at its default, is none
+    assert departures(study, was | {"clip": "0.04"}) == "clip=0.04"
+
+
+def test_a_run_by_hand_counts_only_with_the_parameters_of_the_studys_file(root):
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_product, seeds=8), tags={"by": "hand"}, steps=20)
+    assert judged(chosen(["7"]), where="store", store=store)[0].evidence is None
+    run = measured(store, "stability_boundary", outcomes(by_product, seeds=8), tags={"by": "hand"})
+    assert judged(chosen(["7"]), store=store)[0].evidence.run == run
+
+
+def test_what_nobody_measured_is_left_open(root):
+    found = judged(claims(), where="store")
+    assert [one.verdict for one in found] == [None] * len(claims())
+    assert as_table(found).empty
+
+
+def test_holms_adjustment_can_take_a_verdict_back(root, monkeypatch):
+
+    monkeypatch.setattr(judging, "holm", lambda p_values: [2 * p for p in p_values])
+    table = outcomes(by_product, seeds=8)
+    store = Store()
+    measured(store, "stability_boundary", table)
+    one = judged(chosen(["7"]), store=store)[0]
+    assert one.verdict.holds is True and one.p_holm == 2 * one.verdict.p
+    monkeypatch.setattr(judging, "holm", lambda p_values: [0.06 for _ in p_values])
+    taken_back = judged(chosen(["7"]), store=store)[0].verdict
+    assert taken_back.holds is None
+    assert taken_back.sentence.endswith("Yet not decided: p = 0.06 after Holm's adjustment over the claims.")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("large_bach", "did you mean 'large_batch'"), ("99", "there is no claim 99")]
+)
+def test_an_unknown_claim_is_refused(name, message):
+    with pytest.raises(WorkbenchError, match=message):
+        chosen([name])
+
+
+def test_every_claim_has_its_study_and_the_committed_tables_are_judged():
+    numbers = [claim.number for claim in claims()]
+    assert len(set(numbers)) == len(numbers)
+    for claim in claims():
+        assert Study.load(claim.study).question
+    found = [one for one in judged(claims(), where="docs") if one.verdict is not None]
+    assert {"signal_propagation", "large_batch"} <= {one.claim.study for one in found}
+    index = json.loads((results_folder() / "runs.json").read_text())
+    assert all(index[one.claim.study]["run"] for one in found)
+    assert found[0].verdict.holds is True  # signal propagation, as in LOG.md
+
+
+def test_a_question_of_our_own_is_judged_outside_the_family():
+    claim, question = judged(chosen(["slow_start", "2"]), where="docs")
+    assert (claim.claim.number, question.claim.number) == (2, None)
+    assert claim.p_holm == claim.verdict.p  # a family of one
+    assert question.verdict.holds is True and math.isnan(question.p_holm)
+    assert all(Study.load(one.study).question for one in questions()) and not {*questions()} & {*claims()}
+    shown = Console(record=True, width=300)
+    show_claims([question], shown)
+    assert "slow_start: From skip gain 0" in shown.export_text()
+
+
+def test_the_table_in_the_readme_is_that_of_the_committed_results():
+    found = as_markdown(judged(claims(), where="docs"))
+    assert (
+        f"<!-- claims -->\n{found}\n<!-- /claims -->" in (CHECKOUT / "README.md").read_text()
+    )  # ./run claims --export
+    for file in re.findall(r"\]\((docs/figures/\w+\.png)\)", found):
+        assert (CHECKOUT / file).is_file()
+
+
+def test_data_and_device_come_from_whichever_table_has_them(root):
+    store = Store()
+    run = store.open_notebook("accumulation", "accumulation.ipynb", {}, "full", "accumulation", {})
+    store.log_table(run, GRADIENTS, "gradients")
+    store.log_table(run, trainings(0.0).assign(data="cifar10", device="cpu", train_size=10000.0), "table")
+    store.close(run, "FINISHED")
+    (found,) = judged(chosen(["6"]), store=store)
+    assert (found.evidence.data, found.evidence.device) == ("cifar10 (10000 images)", "cpu")
+
+
+def test_asking_for_one_claim_does_not_spare_it_the_others(root, tmp_path):
+    """Two are measured: Holm takes the smaller p-value twice, whichever is shown."""
+    store = Store()
+    measured(store, "stability_boundary", outcomes(by_product, seeds=8))
+    measured(store, "large_batch", batch_table(3, 3))
+    file = tmp_path / "claims.csv"
+    shown = CliRunner().invoke(app, ["claims", "7", "--from", "store", "--csv", str(file)])
+    assert shown.exit_code == 0, shown.output
+    (row,) = pd.read_csv(file).itertuples()
+    assert row.claim == 7 and row.p_holm == pytest.approx(2 * row.p)

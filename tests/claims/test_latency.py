@@ -1,0 +1,99 @@
+"""Claim 10. Evidence: times by hand from curves with known crossings; the verdict flips with them."""
+
+import pandas as pd
+import pytest
+
+from workbench.claims import latency
+from workbench.lab.statistics.verdict import Verdict
+
+COSTS = pd.DataFrame(
+    {"arm": ["BN", "NF+AGC", "BN again"], "cost": [1.0, 0.8, 1.01], "low": [1.0, 0.7, 0.95], "high": [1.0, 0.9, 1.05]}
+)
+
+
+def tables(nf_step, final=0.6, bn_step=60):
+    """BN is at the target, 0.54, at `bn_step` of 100; NF+AGC at `nf_step`, a step later for every other seed."""
+    confirmed, curves = [], []
+    for arm, first in (("BN", bn_step), ("NF+AGC", nf_step)):
+        for seed in range(6):
+            confirmed.append(
+                {"arm": arm, "seed": seed, "lr": 0.4, "val_acc": final, "test_acc": final, "steps": 100,
+                 "outcome": "complete"}
+            )  # fmt: skip
+            for step in range(10, 101, 10):
+                there = step >= first + 10 * (seed % 2)
+                curves.append({"arm": arm, "seed": seed, "step": step, "val_acc": final if there else 0.2})
+    return pd.DataFrame(confirmed), pd.DataFrame(curves)
+
+
+def screened(best=0.4):
+    """BN's accuracy over three rates; the highest at `best`."""
+    return pd.DataFrame({"arm": "BN", "lr": lr, "val_acc": 0.6 if lr == best else 0.5} for lr in (0.2, 0.4, 0.8))
+
+
+def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
+    found = latency.times(COSTS, *tables(40))
+    first = found[found.seed == 0].set_index("arm")
+    assert first.time["BN"] == 60 and first.time["NF+AGC"] == pytest.approx(40 * 0.8) and first.reached.all()
+
+
+def test_the_verdict_flips_with_the_crossing():
+    sooner: Verdict = latency.judge(COSTS, screened(), *tables(30))
+    assert sooner.holds is True and sooner.effect.high < 0 and "is sooner" in sooner.sentence
+    later = latency.judge(COSTS, screened(), *tables(90, bn_step=50))
+    assert later.holds is False and "is later" in later.sentence
+    equal = latency.judge(COSTS.assign(cost=1.0, low=1.0, high=1.0), screened(), *tables(60))
+    assert equal.holds is None and "not shown" in equal.sentence
+
+
+def test_a_side_that_depends_on_which_round_measured_the_step_is_not_decided():
+    """As many steps: only the time of a step tells the two apart, and that is between 0.9 and 1.1 of BN's."""
+    at = lambda low, high: COSTS.assign(cost=[1.0, 0.95, 1.0], low=[1.0, low, 1.0], high=[1.0, high, 1.0])
+    assert latency.judge(at(0.9, 1.1), screened(), *tables(60)).holds is None
+    told = latency.judge(at(0.9, 0.97), screened(), *tables(60))
+    assert told.holds is True and told.p == pytest.approx(2 / 2**6)  # no spread over six seeds: the sign test
+
+
+def test_a_bn_that_diverges_gives_no_target():
+    confirmed, curves = tables(30)
+    lost = (confirmed.arm == "BN") & (confirmed.seed < 5)
+    confirmed.loc[lost, ["val_acc", "test_acc", "outcome"]] = 0.1, 0.1, "diverged"
+    kept = curves[~((curves.arm == "BN") & (curves.seed < 5))]
+    found = latency.judge(COSTS, screened(), confirmed, kept)
+    assert found.holds is None and "BN itself rarely gets there" in found.sentence
+    assert f"at {0.9 * (5 * 0.1 + 0.6) / 6:.1%} validation accuracy" in found.sentence
+
+
+def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
+    found = latency.times(COSTS, *tables(1000))
+    never = found[found.arm == "NF+AGC"]
+    assert not never.reached.any() and (never.time == 2 * 100 * 0.8).all()
+    assert "NF+AGC 0 of 6" in latency.judge(COSTS, screened(), *tables(1000)).sentence
+
+
+def test_the_figure_has_costs_curves_and_what_diverged():
+    confirmed, curves = tables(40)
+    confirmed.loc[0, "outcome"] = "diverged"
+    left, right = latency.figure(COSTS, screened(), confirmed, curves).axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["BN", "NF+AGC", "BN again"]
+    words = [t.get_text() for t in right.get_legend().get_texts()]
+    assert {"BN", "NF+AGC", "target", "BN: 1 diverged"} <= set(words)
+
+
+def test_a_rate_at_the_end_of_the_grid_is_told():
+    assert "may lie beyond" not in latency.judge(COSTS, screened(), *tables(90)).sentence
+    told = latency.judge(COSTS, screened(best=0.2), *tables(90)).sentence
+    assert told.endswith("BN is best at the last rate that was tried, so a better one may lie beyond.")
+
+
+def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not():
+    named = lambda table: table.replace({"arm": {"NF+AGC": "NF+AGC at 0.16"}})
+    confirmed, curves = (named(t) for t in tables(30))
+    slow = [{"arm": "NF+AGC at 0.01", "lr": lr, "val_acc": lr} for lr in (0.2, 0.4)]  # best at its last rate
+    all_screened = pd.concat([screened(), screened().assign(arm="NF+AGC at 0.16"), pd.DataFrame(slow)])
+    found = latency.judge(named(COSTS), all_screened, confirmed, curves)
+    assert found.holds is True and found.sentence.startswith("NF+AGC at 0.16 is sooner")
+    ends = "NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
+    assert found.sentence.endswith(ends) and "last rate" not in found.sentence
+    plain = latency.judge(COSTS, screened(), *tables(30))
+    assert found.effect == plain.effect

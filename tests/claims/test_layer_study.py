@@ -1,0 +1,108 @@
+"""Claim 4, which layers to clip. Evidence: the sentence flips with the table; failures show."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.claims import layer_study as claim
+from workbench.errors import WorkbenchError
+from workbench.optim import param_groups
+
+ARMS = list(claim.arms(0.01, [1, 2]))
+LRS = [0.4, 0.8, 1.6, 3.2]
+
+
+def tables(stable=None, **difference):
+    """Eight seeds; `difference` to the paper's accuracy and `stable`, the largest rate that trains, by arm."""
+    of = {"head": claim.HEAD, "first": claim.FIRST, "stage1": claim.STAGE.format(1)}
+    shift = {of[name]: value for name, value in difference.items()}
+    rng, rows = np.random.default_rng(0), []
+    for arm in ARMS:
+        luck = rng.normal(0, 0.002, 8)
+        for s, accuracy in enumerate(0.5 + shift.get(arm, 0) + luck - luck.mean(), start=100):
+            rows.append({"arm": arm, "seed": s, "lr": 0.8, "test_acc": accuracy, "failed": 0})
+    screened = [
+        {"arm": arm, "lr": lr, "seed": s, "failed": int(lr > (stable or {}).get(arm, 1.6)), "val_acc": 0.4}
+        for arm in ARMS
+        for lr in LRS
+        for s in (0, 1)
+    ]
+    return pd.DataFrame(screened), pd.DataFrame(rows)
+
+
+def test_some_arms_alone_are_those_beside_the_contrasts_two():
+    assert list(claim.arms(0.01, [1, 2], [claim.HEAD])) == [claim.PAPER, claim.HEAD]
+    assert list(claim.arms(0.01, [1, 2], ["without stage 2"])) == [claim.PAPER, claim.HEAD, "without stage 2"]
+    with pytest.raises(WorkbenchError, match=r"unknown arm 'without stage 3': did you mean 'without stage [12]'"):
+        claim.arms(0.01, [1, 2], ["without stage 3"])
+
+
+def test_a_head_that_costs_holds_one_that_gains_does_not_and_none_is_undecided():
+    costs, gains, none = (claim.judge(*tables(head=d)) for d in (-0.02, 0.02, 0.0))
+    assert costs.holds is True and costs.p < 0.01 and "too, costs accuracy" in costs.sentence
+    assert gains.holds is False and "too, gains accuracy" in gains.sentence
+    assert none.holds is None and "not shown to change" in none.sentence
+    assert costs.effect.mean == pytest.approx(-0.02, abs=0.003) and costs.effect.n == 8
+
+
+def test_the_first_convolution_is_equal_only_within_the_margin():
+    assert "left out is equal within 0.5 points" in claim.judge(*tables(first=0.0)).sentence
+    assert "left out is not shown to be equal" in claim.judge(*tables(first=-0.01)).sentence
+
+
+def test_the_margin_of_stability_is_in_doublings_and_none_where_every_rate_failed():
+    stage, lost = claim.STAGE.format(1), claim.STAGE.format(2)
+    stable = {stage: 0.4, lost: 0.1}
+    screened, confirmed = tables(stable)
+    table = claim.summary(screened, confirmed).set_index("arm")
+    assert table.margin[stage] == -2 and np.isnan(table.margin[lost]) and table.margin[claim.PAPER] == 0
+    sentence = claim.judge(screened, confirmed).sentence
+    assert f"{stage} -2.0 doublings" in sentence and f"{lost} none" in sentence and f"{claim.HEAD} the same" in sentence
+
+
+def test_a_largest_rate_that_is_the_last_one_tried_says_at_least():
+    stage = claim.STAGE.format(1)
+    told = claim.judge(*tables({arm: 3.2 for arm in ARMS} | {stage: 0.8})).sentence
+    assert "failed in screening: 3.2, the last that was tried, for the paper's choice" in told
+    assert f"{stage} -2.0 doublings or more" in told and f"{claim.HEAD} as far as was tried" in told
+
+
+def test_holm_covers_the_family_which_the_contrast_is_not_of():
+    screened, confirmed = tables(head=-0.02, stage1=-0.02)
+    table = claim.summary(screened, confirmed).set_index("arm")
+    family = table.drop([claim.PAPER, claim.HEAD])
+    assert np.isnan(table.p_holm[claim.HEAD]) and family.p_holm.notna().all()
+    stage = claim.STAGE.format(1)
+    assert family.p_holm[stage] == pytest.approx(len(family) * table.p[stage])
+
+
+def test_the_figure_crosses_what_failed():
+    screened, confirmed = tables(dict.fromkeys(ARMS, 0.8))
+    confirmed.loc[confirmed.arm == claim.HEAD, "failed"] = 1
+    left, right, _ = claim.figure(screened, confirmed).axes
+    assert sum(len(line.get_xdata()) for line in left.lines if line.get_marker() == "x") == 8
+    words = [c.get_label() for c in right.collections]
+    assert "a screening seed failed" in words
+    crossed = right.collections[words.index("a screening seed failed")].get_offsets()
+    assert len(crossed) == 2 * len(ARMS)  # rates 1.6 and 3.2
+
+
+def test_each_arm_leaves_out_what_it_says():
+    """Among the parameter groups of the network itself."""
+    from workbench.data import load_dataset
+    from workbench.training import TrainConfig
+    from workbench.training.setup import groups_of, initial_model
+
+    data = load_dataset("mnist5k")
+    exempt = {}
+    for arm, fields in claim.arms(0.01, [1, 2, 3]).items():
+        config = TrainConfig(steps=1, **fields)
+        groups = groups_of(initial_model(config, data), config)
+        exempt[arm] = {name for g in groups if g["clip"] is None for name in g["names"]}
+    paper = exempt[claim.PAPER]
+    assert len(paper) == 1 and exempt[claim.HEAD] == set()
+    assert {n.partition(".")[0] for n in exempt[claim.FIRST] - paper} == {"stem"}
+    stages = [exempt[claim.STAGE.format(n)] - paper for n in (1, 2, 3)]
+    assert all(stages) and not stages[0] & stages[1] and not stages[1] & stages[2]
+    everything = {n for g in param_groups(initial_model(TrainConfig(steps=1), data)) for n in g["names"]}
+    assert exempt[claim.NONE] == everything and exempt[claim.VECTORS] < everything

@@ -1,0 +1,74 @@
+"""Claim 5, small batches. Evidence: the sentence flips with the table; failures show; the grid is per image."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.claims import small_batch as claim
+from workbench.lab.statistics.rates import best_rates
+
+
+def tables(**loss):
+    """Eight seeds at batches 4, 32 and 128; each arm loses so much at batch 4, and half at 32."""
+    rng, rows = np.random.default_rng(0), []
+    names = {"bn": "BN", "anew": "BN recomputed", "gn": "GN", "nf": "NF", "agc": "NF+AGC"}
+    for short, arm in names.items():
+        for batch, share in ((4, 1.0), (32, 0.5), (128, 0.0)):
+            luck = rng.normal(0, 0.003, 8)
+            for seed, accuracy in enumerate(0.5 - share * loss.get(short, 0.0) + luck - luck.mean()):
+                rows.append(
+                    {"arm": arm, "batch_size": batch, "lr": 0.4, "seed": seed, "failed": 0, "test_acc": accuracy,
+                     "val_acc": accuracy, "clip": {4: 0.16}.get(batch, 0.04)}
+                )  # fmt: skip
+    confirmed = pd.DataFrame(rows)
+    return confirmed.drop(columns="test_acc"), confirmed
+
+
+def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
+    lost = claim.judge(*tables(bn=0.1, anew=0.1))
+    assert lost.holds is True and lost.effect.mean == pytest.approx(0.1, abs=0.005) and lost.p < 1e-4
+    assert "NF+AGC keeps more of its accuracy than BN" in lost.sentence
+    kept = claim.judge(*tables(agc=0.1))
+    assert kept.holds is False and "keeps less" in kept.sentence
+    assert claim.judge(*tables(bn=0.1, anew=0.1, agc=0.1)).holds is None
+
+
+def test_whether_the_clipped_net_itself_keeps_its_accuracy_is_tested():
+    kept, lost = (claim.judge(*tables(bn=0.1, agc=agc)).sentence for agc in (0.0, 0.02))
+    assert "That NF+AGC loses no more than 0.5 points is shown" in kept
+    assert "That NF+AGC loses no more than 0.5 points is not shown" in lost
+
+
+def test_statistics_taken_anew_are_reported_beside():
+    sentence = claim.judge(*tables(bn=0.1)).sentence
+    assert "taken anew: " in sentence
+    anew = sentence.partition("taken anew: ")[2]
+    assert abs(float(anew.split()[0])) < 0.6  # points: those lost nothing
+    assert "None failed" in sentence
+    assert "threshold is 0.16 at batch 4, 0.04 at batch 32, 0.04 at batch 128" in sentence
+
+
+def test_changes_are_paired_with_the_largest_batch_and_holm_skips_it():
+    table = claim.changes(tables(bn=0.1)[1]).set_index(["arm", "batch_size"])
+    assert table.change["BN", 4] == pytest.approx(-0.1, abs=0.005)
+    assert table.change["BN", 128] == 0 and np.isnan(table.p_holm["BN", 128])
+    assert table.p_holm["BN", 4] == pytest.approx(table.p.min() * 10)  # ten tests, and the smallest p
+
+
+def test_the_best_rate_is_of_the_grid_per_image():
+    rows = [
+        {"arm": "NF", "batch_size": b, "base_lr": base, "lr": base * b / 256, "val_acc": 0.3 + (base == 0.8) * 0.1}
+        for b in (4, 128)
+        for base in (0.2, 0.8, 3.2)
+    ]
+    best = best_rates(claim.per_image(pd.DataFrame(rows)), by=["batch_size"])
+    assert list(best.lr) == [0.8, 0.8] and not best.at_edge.any()
+
+
+def test_the_figure_crosses_what_failed():
+    screened, confirmed = tables(bn=0.1)
+    confirmed.loc[(confirmed.arm == "NF") & (confirmed.batch_size == 4), "failed"] = 1
+    axes = claim.figure(screened, confirmed).axes
+    assert sum(len(line.get_xdata()) for line in axes[0].lines if line.get_marker() == "x") == 1
+    assert "NF 8 of 24" in claim.judge(screened, confirmed).sentence
+    assert all(ax.get_xlabel() == "batch size" for ax in axes)

@@ -1,0 +1,93 @@
+"""Claim 11. Evidence: optima that move by a known rule are predicted; the verdict flips with the table."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from workbench.claims import transfer
+
+LRS, CLIPS, WIDTHS = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4), (0.01, 0.04), (0.5, 1.0, 2.0)
+
+
+def screened(best_lr):
+    """Accuracy falls by a point for every doubling away from `best_lr(width)`; threshold 0.04 is best."""
+    rows = [
+        {"width": width, "lr": lr, "clip": clip, "seed": seed, "failed": int(lr > 3),
+         "val_acc": 0.6 - 0.01 * abs(np.log2(lr / best_lr(width))) - 0.02 * (clip != 0.04)}
+        for width, lr, clip, seed in product(WIDTHS, LRS, CLIPS, range(2))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def confirmed(loss, spread=0.001, others=-0.02):
+    """Eight seeds at the predicted point and its rivals; its own best is above it by `loss`, the others by `others`."""
+    rows = []
+    for seed in range(8):
+        rows.append({"arm": "predicted", "seed": seed, "test_acc": 0.6 + 0.01 * seed})
+        for arm, more in (("half the rate", others), ("twice the rate", others), ("own best", loss)):
+            noise = spread * (-1) ** seed
+            rows.append({"arm": arm, "seed": seed, "test_acc": 0.6 + 0.01 * seed + more + noise})
+    return pd.DataFrame(rows).assign(lr=0.8, clip=0.04, failed=0)
+
+
+def test_an_optimum_that_does_not_move_and_one_that_halves_are_predicted():
+    assert transfer.predicted(screened(lambda width: 0.8)) == {"lr": 0.8, "clip": 0.04}
+    assert transfer.predicted(screened(lambda width: 0.8 / width))["lr"] == 0.4
+    best = transfer.best_points(screened(lambda width: 0.8 / width))
+    assert best.lr.tolist() == [1.6, 0.8, 0.4]
+
+
+def test_an_optimum_at_an_end_of_what_was_tried_is_told():
+    ends = lambda best: transfer.judge(screened(best), confirmed(-0.02)).sentence.partition("point: ")[2]
+    assert "At width 1, 2 the best rate is at an end" in ends(lambda width: 0.2 if width > 0.5 else 0.8)
+    assert "best rate is at an end" not in ends(lambda width: 0.8)
+    assert "At width 0.5, 1, 2 the best threshold is at an end" in ends(lambda width: 0.8)  # of two either is
+
+
+def test_the_rivals_are_the_neighbours_and_its_own_best():
+    still = transfer.points_to_confirm(screened(lambda width: 0.8))
+    assert still.arm.tolist() == ["predicted", "half the rate", "twice the rate", "threshold / 4", "threshold x 4"]
+    assert still.lr.tolist() == [0.8, 0.4, 1.6, 0.8, 0.8] and still["clip"].tolist() == [0.04, 0.04, 0.04, 0.01, 0.16]
+    assert set(still.width) == {2.0}
+    moved = transfer.points_to_confirm(screened(lambda width: 3.2 if width == 2 else 0.4))
+    assert moved.iloc[-1][["arm", "lr", "clip"]].tolist() == ["own best", 3.2, 0.04]
+
+
+def test_the_verdict_flips_with_the_loss():
+    moving = screened(lambda width: 1.6 if width == 2 else 0.4)  # a jump that no line through the others foresees
+    small, large, unclear = (transfer.judge(moving, confirmed(*how)) for how in ((0.001,), (0.03,), (0.005, 0.01)))
+    assert (
+        small.holds is True
+        and "loses less than 0.5 points" in small.sentence
+        and "not within a factor of 2" in small.sentence
+    )
+    assert large.holds is False and large.effect.mean == pytest.approx(0.03) and "(own best)" in large.effect_name
+    assert unclear.holds is None and "is not shown to lose less" in unclear.sentence
+
+
+def test_all_rivals_must_be_shown_not_to_be_better():
+    """Its own best is no better, but half the rate is not told apart from it by half a point."""
+    still = screened(lambda width: 0.8)
+    assert transfer.judge(still, confirmed(0.0)).holds is True
+    assert transfer.judge(still, confirmed(0.0, spread=0.01, others=0.004)).holds is None
+    assert "within a factor of 2 of its own rate" in transfer.judge(still, confirmed(0.0)).sentence
+
+
+def test_a_refutation_pays_for_the_number_of_rivals():
+    """By hand: the p-value of the worst of three rivals, two-sided, times three."""
+    found = transfer.judge(screened(lambda width: 0.8), confirmed(0.02, spread=0.012))
+    loss = np.array([0.02 + 0.012 * (-1) ** seed for seed in range(8)])
+    assert found.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
+
+
+def test_the_figure_has_a_panel_a_threshold_and_one_of_rivals_and_marks_failures():
+    figure = transfer.figure(screened(lambda width: 0.8), confirmed(0.0))
+    above, below = figure.subfigs
+    assert [ax.get_title() for ax in above.axes] == ["threshold 0.01", "threshold 0.04"]
+    told = [text.get_text() for text in above.legends[0].get_texts()]
+    assert "a seed failed" in told and "width 2, predicted, and its own best" in told
+    rivals = [label.get_text() for label in below.axes[0].get_yticklabels()]
+    assert rivals == ["half the rate", "twice the rate", "own best"]

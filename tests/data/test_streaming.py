@@ -1,0 +1,382 @@
+"""Streamed images. Evidence: pixels derived step by step, equal bits for any number of workers and after a break, and
+what becomes of files that cannot be read.
+"""
+
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import one_hot
+
+from workbench.data import image_folder as open_image_folder
+from workbench.data.augment import generator_for, seed_for
+from workbench.data.mixing import cutmix_boxes
+from workbench.data.preprocess import eval_image, train_pixels
+from workbench.data.randaugment import rand_augment
+from workbench.data.streaming import EvalImages, Request, TrainImages, chunks, normalized
+from workbench.errors import WorkbenchError
+from workbench.training import TrainConfig, train
+from workbench.training.checkpoint import Checkpoints
+from workbench.training.distributed import World
+from workbench.training.inputs import source, source_digest
+from workbench.training.streamed import StreamedInputs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """Horizontal and vertical stripes, 30 images each, of sizes from 20 to 49 pixels."""
+    rng = np.random.default_rng(0)
+    for label in ("flat", "upright"):
+        (tmp_path / "stripes" / label).mkdir(parents=True)
+        for i in range(30):
+            height, width = rng.integers(20, 50, 2)
+            wave = 100 * np.sin(np.arange(height)[:, None] * 1.2 + rng.uniform(0, 6)) * np.ones((height, width))
+            if label == "upright":
+                wave = 100 * np.sin(np.arange(width) * 1.2 + rng.uniform(0, 6)) * np.ones((height, width))
+            pixels = (128 + wave[..., None] + rng.normal(0, 10, (height, width, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "stripes" / label / f"{i}.png")
+    return tmp_path / "stripes"
+
+
+def config(folder, **changes):
+    values = {
+        "model": "nf_resnet_tiny",
+        "model_args": {"skip_gain": 1.0, "dropout": 0.1},
+        "data": str(folder),
+        "stream": True,
+        "image_size": 24,
+        "batch_size": 40,
+        "steps": 3,
+        "device": "cpu",
+        "progress": False,
+        "workers": 0,
+    }
+    return TrainConfig(**values | changes)
+
+
+def all_batches(inputs, steps, done=0):
+    return [part.made() for parts in inputs.steps(steps, done) for part in parts]
+
+
+def plain(result):
+    drop = ("seconds", "device_seconds", "images_per_second")
+    rows = [{k: v for k, v in row.items() if k not in drop} for row in result.history]
+    return rows, {k: v for k, v in result.metrics.items() if k not in drop}, result.outcome
+
+
+# ---- one image
+
+
+def test_an_image_without_mixing_is_the_authors_train_crop(stripes):
+    files = open_image_folder(str(stripes)).train
+    made = TrainImages(files, 24, seed=7)[Request(5, 2, 8, own=3, partner=4)]
+    with Image.open(files.paths[3]) as image:
+        wanted = train_pixels(image, 24, generator_for(7, "crop", 5, 2)).transpose(2, 0, 1)
+    assert np.allclose(made.pixels, wanted, atol=1e-3)
+    by_hand = (wanted / 255 - [[[0.485]], [[0.456]], [[0.406]]]) / [[[0.229]], [[0.224]], [[0.225]]]  # of ImageNet
+    assert np.allclose(normalized(made.pixels[None])[0], by_hand, atol=1e-5)
+    assert (made.label, made.share, made.unreadable) == (int(files.labels[3]), 1.0, ())
+
+
+@pytest.mark.parametrize("position", [1, 6])
+@pytest.mark.parametrize("level", [None, 5.0])
+def test_an_image_is_cropped_then_mixed_then_changed(stripes, position, level):
+    """By hand: MixUp in the first half of a batch, CutMix in the second; RandAugment on what comes of it, clamped."""
+    files = open_image_folder(str(stripes)).train
+    made = TrainImages(files, 24, seed=7, mix=True, level=level)[Request(5, position, 8, own=3, partner=40)]
+    crops = []
+    for index, what in ((3, "crop"), (40, "partner's crop")):
+        with Image.open(files.paths[index]) as image:
+            crops.append(train_pixels(image, 24, generator_for(7, what, 5, position)).astype(np.float64))
+    rng = np.random.default_rng(seed_for(7, "image", 5, position))
+    if position == 1:
+        share = rng.beta(0.2, 0.2)
+        wanted = share * crops[0] + (1 - share) * crops[1]
+    else:
+        top, bottom, left, right = cutmix_boxes(1, 24, 24, rng)[0]
+        wanted, share = crops[1].copy(), (bottom - top) * (right - left) / 576
+        wanted[top:bottom, left:right] = crops[0][top:bottom, left:right]
+    if level is not None:
+        wanted = np.asarray(rand_augment(Image.fromarray(wanted.clip(0, 255).astype(np.uint8)), level, rng, 4))
+        assert made.pixels.dtype == torch.uint8
+    assert np.abs(made.pixels.numpy().transpose(1, 2, 0) - wanted).max() <= (1e-3 if level is None else 1)
+    assert made.share == pytest.approx(share)
+    assert (made.label, made.partner_label) == (int(files.labels[3]), int(files.labels[40]))
+
+
+def test_mixed_labels_are_weighted_by_the_share(stripes):
+    inputs = StreamedInputs(config(stripes, mix=True), open_image_folder(str(stripes)), World(), CPU)
+    ((_, y),) = all_batches(inputs, 1)
+    images, requests = TrainImages(inputs.train, 24, 0, mix=True), next(iter(inputs._requests(1, 0)))
+    for found, made in zip(y, (images[request] for request in requests), strict=False):
+        own, other = one_hot(torch.tensor([made.label, made.partner_label]), 2).float()
+        assert torch.allclose(found, made.share * own + (1 - made.share) * other, atol=1e-6)
+
+
+def test_test_images_are_cut_as_for_the_model(stripes):
+    data = open_image_folder(str(stripes))
+    found = torch.cat([x for x, _ in StreamedInputs(config(stripes, eval_size=40), data, World(), CPU).val()])
+    wanted = [eval_image(Image.open(path), 40, "whole") for path in data.val.paths]
+    assert torch.equal(found, torch.stack(wanted))
+    labels = torch.cat([y for _, y in StreamedInputs(config(stripes), data, World(), CPU).val()])
+    assert torch.equal(labels, data.val.labels)
+
+
+# ---- whole batches
+
+
+def test_every_image_comes_once_an_epoch_across_steps(stripes):
+    inputs = StreamedInputs(config(stripes, batch_size=24), open_image_folder(str(stripes)), World(), CPU)
+    assert len(inputs.train) == 42
+    own = [request.own for chunk in inputs._requests(7, 0) for request in chunk]
+    assert len(own) == 7 * 24 == 4 * 42
+    for epoch in range(4):
+        assert sorted(own[epoch * 42 : (epoch + 1) * 42]) == list(range(42))
+
+
+@pytest.mark.parametrize("changes", [{}, {"mix": True, "rand_augment": 10.0, "cutout": 4, "micro_batch": 15}])
+def test_workers_and_a_late_start_change_no_bit(stripes, changes):
+    settings = config(stripes, **changes)
+    data = open_image_folder(str(stripes))
+    wanted = all_batches(StreamedInputs(settings, data, World(), CPU), 3)
+    assert len(wanted) == 3 * (3 if changes else 1)
+    for workers in (1, 2):
+        found = all_batches(StreamedInputs(settings.replace(workers=workers), data, World(), CPU), 3, done=1)
+        for (x, y), (a, b) in zip(wanted[len(wanted) // 3 :], found, strict=True):
+            assert torch.equal(x, a) and torch.equal(y, b)
+
+
+def test_processes_share_the_batch_of_one(stripes):
+    settings, data = config(stripes, batch_size=37, mix=True), open_image_folder(str(stripes))
+    x, y = all_batches(StreamedInputs(settings, data, World(), CPU), 1)[0]
+    halves = [all_batches(StreamedInputs(settings, data, World(rank, 2, rank), CPU), 1)[0] for rank in (0, 1)]
+    assert torch.equal(torch.cat([a for a, _ in halves]), x) and torch.equal(torch.cat([b for _, b in halves]), y)
+    assert [len(a) for a, _ in halves] == [19, 18]
+
+
+def test_accumulation_sees_the_same_images(stripes):
+    """Unlike images in memory, whose draws are by micro-batch, these are drawn by their position in the batch."""
+    settings, data = config(stripes, mix=True), open_image_folder(str(stripes))
+    whole = all_batches(StreamedInputs(settings, data, World(), CPU), 1)
+    parts = all_batches(StreamedInputs(settings.replace(micro_batch=7), data, World(), CPU), 1)
+    assert [len(x) for x, _ in parts] == [7, 7, 7, 7, 7, 5]
+    assert torch.equal(torch.cat([x for x, _ in parts]), whole[0][0])
+
+
+# ---- a training
+
+
+def test_a_streamed_training_learns_and_says_how_its_images_are_made(stripes, tmp_path):
+    from workbench.weights.reading import read_weights
+
+    settings = config(stripes, steps=40, base_lr=0.8, eval_size=32, workers=1)
+    result = train(settings, save=tmp_path / "x.safetensors")
+    assert result.outcome == "complete" and result.metrics["val_acc"] == 1.0
+    assert result.metrics["train_loss"] < 0.3
+    said = read_weights(tmp_path / "x.safetensors").preprocess
+    assert (said["style"], said["image_size"]) == ("whole", 32)
+    assert said["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_broken_off_it_ends_in_the_same_rows_with_other_workers(stripes, tmp_path):
+    (stripes / "flat" / "3.png").write_bytes(b"no picture")
+    settings = config(stripes, steps=6, eval_every=2, mix=True, rand_augment=5.0, unreadable="skip", sam_rho=0.05)
+    wanted = train(settings)
+    checkpoints = Checkpoints(tmp_path / "c", every_steps=1)
+
+    def break_off(row):
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, break_off, checkpoints=checkpoints)
+    assert plain(train(settings.replace(workers=2), checkpoints=checkpoints)) == plain(wanted)
+    assert wanted.metrics["images_skipped"] == 1
+
+
+# ---- what cannot be read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_unreadable_image_is_refused_by_its_path(stripes, workers, split):
+    broken = getattr(open_image_folder(str(stripes)), split).paths[1]
+    with open(broken, "r+b") as file:
+        file.truncate(60)
+    with pytest.raises(WorkbenchError, match=f"cannot read {broken} as an image .*, or set unreadable=skip"):
+        train(config(stripes, workers=workers, steps=2))
+
+
+def test_or_skipped_for_the_next_and_named_once(stripes, capsys):
+    data = open_image_folder(str(stripes))
+    in_train, in_val = data.train.paths[1], data.val.paths[0]
+    for path in (in_train, in_val):
+        with open(path, "wb") as file:
+            file.write(b"no picture")
+    result = train(config(stripes, unreadable="skip", workers=2, steps=4))
+    assert result.outcome == "complete" and result.metrics["images_skipped"] == 2
+    said = capsys.readouterr().err
+    assert said.count(in_train) == said.count(in_val) == 1
+    made = TrainImages(data.train, 24, 0)[Request(1, 0, 1, 1, 1)]
+    instead = TrainImages(data.train, 24, 0)[Request(1, 0, 1, 2, 2)]
+    assert torch.equal(made.pixels, instead.pixels) and made.unreadable[0][0] == in_train
+    inputs = StreamedInputs(config(stripes, unreadable="skip"), data, World(), CPU)
+    assert sum(len(y) for _, y in inputs.val()) == len(data.val) - 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_without_pictures_ends_the_training(stripes, workers):
+    for path in stripes.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(WorkbenchError, match=r"^a hundred images one after another cannot be read"):
+        train(config(stripes, unreadable="skip", workers=workers))
+
+
+def test_skipping_goes_on_from_where_refusing_stopped(stripes, tmp_path):
+    """What was computed before the broken file is not lost by the cure."""
+    settings = config(stripes, steps=6, eval_every=1, batch_size=10)
+    order = next(iter(StreamedInputs(settings, open_image_folder(str(stripes)), World(), CPU)._requests(6, 4)))
+    broken = open_image_folder(str(stripes)).train.paths[order[0].own]  # needed in step 5
+    with open(broken, "r+b") as file:
+        file.write(b"no picture")
+    rows, checkpoints = [], Checkpoints(tmp_path / "c", every_steps=1)
+    with pytest.raises(WorkbenchError, match="goes on from here"):
+        train(settings, rows.append, checkpoints=checkpoints)
+    reached = len(rows)
+    assert 0 < reached < 6
+    again = []
+    result = train(settings.replace(unreadable="skip"), again.append, checkpoints=checkpoints)
+    assert result.outcome == "complete" and plain_rows(again[:reached]) == plain_rows(rows)
+    assert again[reached - 1]["seconds"] == rows[-1]["seconds"]  # handed on, not computed again
+
+
+def plain_rows(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_worker_that_is_killed_is_an_error_and_no_hang(stripes):
+    files = open_image_folder(str(stripes)).train
+    made = chunks(Deadly(files, 24, 0), [[Request(1, i, 8, i, i)] for i in range(8)], workers=1)
+    started = time.monotonic()
+    with pytest.raises(WorkbenchError, match="a process that reads images broke off"):
+        list(made)
+    assert time.monotonic() - started < 60
+
+
+class Deadly(TrainImages):
+    def __getitem__(self, request):
+        if request.position == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(request)
+
+
+def test_a_named_pipe_among_the_images_is_passed_over(stripes):
+    before = len(open_image_folder(str(stripes)).train)
+    os.mkfifo(stripes / "flat" / "pipe.png")
+    assert len(open_image_folder(str(stripes)).train) == before
+
+
+# ---- which images
+
+
+def test_a_stream_is_named_by_its_files(stripes, tmp_path):
+    before = source_digest(config(stripes))
+    shutil.copytree(stripes, tmp_path / "copy")
+    assert source_digest(config(tmp_path / "copy")) == before
+    shutil.copy(tmp_path / "copy" / "flat" / "1.png", tmp_path / "copy" / "flat" / "new.png")
+    assert source_digest(config(tmp_path / "copy")) != before
+
+
+def test_other_pictures_of_the_same_size_are_other_data_and_another_folder_is_not(stripes, tmp_path, monkeypatch):
+    from workbench.data import folders
+    from workbench.training import training_key
+
+    shutil.copytree(stripes, tmp_path / "copy")
+    a, b = config(stripes), config(tmp_path / "copy")
+    assert training_key(a, source_digest(a)) == training_key(b, source_digest(b))
+    file = tmp_path / "copy" / "flat" / "1.png"
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    assert training_key(a, source_digest(a)) != training_key(b, source_digest(b))
+    monkeypatch.setattr(folders, "HASHED", 10)  # where they are too many to be read
+    assert source_digest(a) == source_digest(b)
+
+
+def images_in(root, *folders):
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / folder / "1.png")
+
+
+def test_links_are_followed_and_what_is_hidden_is_not_a_class(tmp_path):
+    images_in(tmp_path, "data/cat", "data/dog", "elsewhere/fox", "data/.ipynb_checkpoints", "data/cat/.thumbs")
+    (tmp_path / "data" / "fox").symlink_to(tmp_path / "elsewhere" / "fox")
+    (tmp_path / "data" / "cat" / "loop").symlink_to(tmp_path / "data")
+    for i in range(2, 12):
+        for name in ("cat", "dog", "fox"):
+            shutil.copy(tmp_path / "data" / name / "1.png", tmp_path / "data" / name / f"{i}.png")
+    data = open_image_folder(str(tmp_path / "data"))
+    assert data.classes == ("cat", "dog", "fox")
+    assert len(data.train) + len(data.val) + len(data.test) == 33
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["Train/a", "Train/b", "Val/a"], "has a folder 'Train': name its splits"),
+        (["train/a", "train/b", "validation/a"], "has a folder 'validation': name its splits"),
+        (["train/a", "train/b", "val/a", "val/c"], "no images of the class 'c', but another split has"),
+    ],
+)
+def test_folders_that_would_be_read_wrongly_are_refused(tmp_path, folders, message):
+    images_in(tmp_path, *folders)
+    with pytest.raises(WorkbenchError, match=message):
+        open_image_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "cifar10"}, "'cifar10' is not a folder of images"),
+        ({"data": "imagenett"}, "must be an existing folder of images"),
+        ({"stream": False, "workers": 2, "data": "mnist5k", "image_size": None}, "`workers` .* set stream=true"),
+        ({"stream": False, "rand_augment": 5.0, "workers": None}, "`rand_augment` .* set stream=true"),
+        ({"shift": 4}, "streamed ones are random crops"),
+        ({"rand_augment": 31.0}, "at most 30"),
+        ({"workers": -1}, "at least 0"),
+        ({"unreadable": "skipp"}, "unknown unreadable 'skipp': did you mean 'skip'"),
+        ({"precision": "bfloat"}, "did you mean 'bfloat16'"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(stripes, changes, message):
+    with pytest.raises(WorkbenchError, match=message):
+        source(config(stripes, **changes))
+
+
+def test_images_for_which_memory_is_too_small_are_to_be_streamed(stripes, monkeypatch):
+    from workbench.data import load_dataset
+
+    monkeypatch.setattr("workbench.data.datasets.MEMORY_SHARE", 1e-9)
+    with pytest.raises(WorkbenchError, match="set stream=true"):
+        load_dataset(str(stripes), 24)
+
+
+def test_unreadable_images_in_memory_are_skipped_by_name(stripes, capsys):
+    from workbench.data import load_dataset
+
+    (stripes / "flat" / "3.png").write_bytes(b"no picture")
+    data = load_dataset(str(stripes), 24, unreadable="skip")
+    assert len(data.train) + len(data.val) + len(data.test) == 59
+    assert str(stripes / "flat" / "3.png") in capsys.readouterr().err
+
+
+def test_chunks_keep_their_order(stripes):
+    files = open_image_folder(str(stripes)).train
+    labels = [chunk.labels for chunk in chunks(EvalImages(files, 16, "whole"), [[i, i + 1] for i in range(20)], 2)]
+    assert torch.equal(torch.stack(labels), torch.stack([files.labels[i : i + 2] for i in range(20)]))

@@ -1,0 +1,40 @@
+"""Every study that is not in the tour, in its quick form, from the command line. Evidence: it finishes, its figure and
+tables are there, and the rule of its claim or question gives from the stored tables the verdict that the notebook showed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support.checkout import CHECKOUT
+
+from workbench.claims.registry import all_claims
+from workbench.lab.studies.spec import Study
+
+NAMES = sorted(f.stem for f in (CHECKOUT / "studies").glob("*.yaml") if not Study.load(f).tour)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp_path, monkeypatch):
+    (tmp_path / ".workbench").touch()
+    for folder in ("notebooks", "studies"):
+        (tmp_path / folder).symlink_to(CHECKOUT / folder)
+    monkeypatch.setenv("WORKBENCH_ROOT", str(tmp_path))
+    for variable in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN"):
+        monkeypatch.delenv(variable, raising=False)
+    command = [sys.executable, "-m", "workbench.cli", "study", name, "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ.copy(), cwd=CHECKOUT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "DEMO" in done.stdout
+
+    from workbench.lab import Store
+
+    store = Store()
+    (run,) = store.search("studies", "quick")
+    assert run.status == "FINISHED"
+    files = store.artifacts(run.id)
+    assert any(f.startswith("figures/") and f.endswith(".svg") for f in files) and "notebook/run.html" in files
+    for claim in (claim for claim in all_claims() if claim.study == name):
+        tables = {table: store.read_table(run.id, table) for table in claim.tables}
+        assert claim.judge(tables).sentence == run.tags["verdict"]

@@ -1,0 +1,114 @@
+"""What differs between two runs. Evidence: pairs by hand, and the mistakes people make with run ids."""
+
+import pytest
+from support.comparable import log
+
+from workbench.cli.diff_table import sentence
+from workbench.errors import WorkbenchError
+from workbench.lab import Store
+from workbench.lab.compare.diff import diff
+from workbench.lab.statistics.intervals import Interval
+from workbench.lab.statistics.verdict import Verdict
+from workbench.training import TrainConfig, config_id
+
+
+@pytest.fixture
+def store(root):
+    return Store()
+
+
+def told(table):
+    return {row.what: (row.a, row.b) for row in table.itertuples()}
+
+
+def test_two_trainings_show_only_what_differs(store):
+    a = log(store, 0.8, clip=0.04, seed=1)
+    b = log(store, 0.7, clip=None, seed=2, model_args={"skip_gain": 1.0})
+    found = diff(store, a, b[:10])
+    assert told(found.settings) == {"clip": ("0.04", "none"), "model_args.skip_gain": ("", "1"), "seed": ("1", "2")}
+    assert told(found.results)["val_acc"] == ("0.8", "0.7")
+    assert found.seeds is None and found.warnings == ()
+
+
+def test_other_code_is_named_and_warned_of(store):
+    found = diff(store, log(store, 0.8), log(store, 0.8, code="new"))
+    assert told(found.settings) == {"code": ("c", "new")}
+    assert found.warnings[0].startswith("different code: c (1 trainings), new (1 trainings)")
+
+
+def test_groups_are_paired_by_seed(store):
+    for seed, (a, b) in enumerate([(0.80, 0.70), (0.82, 0.71), (0.84, 0.75)]):
+        log(store, a, seed=seed, clip=0.04)
+        log(store, b, seed=seed, clip=None)
+    log(store, 0.1, seed=9, clip=None)  # without a partner
+    one, other = (config_id(TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=clip)) for clip in (0.04, None))
+    found = diff(store, one, other)
+    assert list(found.seeds.seed) == [0, 1, 2] and list(found.seeds.difference) == pytest.approx([0.10, 0.11, 0.09])
+    # mean 0.1, sd 0.01, half a width of 4.3027 * 0.01 / sqrt(3) = 0.02484
+    assert (found.interval.mean, found.interval.low) == pytest.approx((0.1, 0.1 - 0.02484), abs=1e-5)
+    assert sentence(found) == (
+        "validation accuracy, first minus second, over 3 shared seeds (0, 1, 2): +10.00 points [+7.52, +12.48]."
+    )
+    assert told(found.results)["failed"] == ("0 of 3", "0 of 4")
+    assert told(found.settings)["clip"] == ("0.04", "none")
+
+
+def test_a_difference_inside_the_noise_is_a_tie_and_one_pair_has_none(store):
+    for seed, (a, b) in enumerate([(0.80, 0.81), (0.82, 0.79)]):
+        log(store, a, seed=seed, clip=0.04)
+        log(store, b, seed=seed, clip=None)
+    one, other = (config_id(TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=clip)) for clip in (0.04, None))
+    assert sentence(diff(store, one, other)).endswith(": a tie.")
+    single = log(store, 0.9, seed=0, clip=0.08)
+    assert "one pair has no interval" in sentence(diff(store, single, other))
+    alone = log(store, 0.9, seed=7, clip=0.08)
+    assert sentence(diff(store, alone, other)) == "They share no seed: there are no pairs to compare."
+
+
+def execution(store, parameters, sentence, holds):
+    run_id = store.open_notebook(
+        "large_batch", "large_batch.ipynb", parameters, "full", "large_batch", {"key.code": "k" * 64}
+    )
+    verdict = Verdict(sentence, holds, "effect", Interval(0.5, 0.4, 0.6, 8))
+    store.set_tags(run_id, verdict=verdict.sentence, effect=verdict.effect_text)
+    store.log_metrics(run_id, verdict.metrics())
+    store.close(run_id, "FINISHED")
+    return run_id
+
+
+def test_two_executions_show_parameters_and_verdicts(store):
+    a = execution(store, {"clip": 0.01, "steps": 100}, "It holds so.", True)
+    b = execution(store, {"clip": 0.02, "steps": 100}, "It does not.", False)
+    found = diff(store, a, b)
+    assert told(found.settings) == {"clip": ("0.01", "0.02")}
+    results = told(found.results)
+    assert results["claim"] == ("holds", "does not hold") and results["verdict"] == ("It holds so.", "It does not.")
+    with pytest.raises(WorkbenchError, match=r"a notebook's execution and .* a training"):
+        diff(store, a, log(store, 0.5))
+
+
+def test_unknown_and_ambiguous_names(store, command):
+    a, b = log(store, 0.8, seed=1), log(store, 0.7, seed=2)
+    while a[0] != b[0]:  # run ids are random: until two begin alike
+        b = store.open_notebook("large_batch", "n.ipynb", {}, "full", "x", {})
+    with pytest.raises(WorkbenchError, match=rf"{a[0]} means .* things: .*give more of the run id"):
+        diff(store, a[0], b)
+    with pytest.raises(WorkbenchError, match=rf"unknown run or group of seeds '{a[:-1]}x': did you mean '{a}'"):
+        diff(store, f"{a[:-1]}x", b)
+    code, _, err = command("diff", "no-such-run", a)
+    assert code == 2 and err.startswith("workbench: unknown run or group of seeds 'no-such-run'")
+
+
+def test_a_training_without_a_result_is_refused(store):
+    a = log(store, 0.8)
+    running = store.open_training(TrainConfig(steps=4), "k", "full", role="screen", arm="NF", owner=None)
+    with pytest.raises(WorkbenchError, match=r"is RUNNING .* no result to compare"):
+        diff(store, a, running)
+
+
+def test_the_command_prints_both_sides(store, command):
+    a, b = log(store, 0.8, clip=0.04), log(store, 0.7, clip=None)
+    code, out, err = command("diff", a[:12], b[:12])
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines()]
+    assert ["clip", "0.04", "none"] in lines and ["val_acc", "0.8", "0.7"] in lines

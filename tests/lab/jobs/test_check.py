@@ -1,0 +1,138 @@
+"""The command `check`. Evidence: what a user sees and what the store holds, for names, own files and images."""
+
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Store
+from workbench.models import create_model
+from workbench.networks import build_network
+from workbench.probes.shared import first_channels
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv.weight)
+
+    def forward(self, h):
+        return h + 3 * self.conv(torch.relu(h))
+
+
+def net(depth=2, in_channels=3):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), *(Block(8) for _ in range(depth)))
+
+
+def gray():
+    return net(in_channels=3)
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        h = 3
+        return h / 0
+
+
+class Normed(Block):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, h):
+        return h + self.norm(self.conv(torch.relu(h)))
+
+
+def normed(num_classes=10, in_channels=1):
+    body = [nn.Conv2d(in_channels, 8, 3), Normed(8), Normed(8)]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def breaks():
+    return Breaks()
+
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def own(root, monkeypatch):
+    (root / "my_nets.py").write_text(OWN)
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_a_sound_network_is_a_run_and_exit_code_0(root, command):
+    code, said, _ = command("check", "nf_resnet_tiny", "-p", "num_classes=10", "--batch-size", 32)
+    assert code == 0 and "nf_resnet_tiny is sound" in said and "matches theory" in said
+    store = Store()
+    (run,) = store.search("checks", "full")
+    assert run.status == "FINISHED" and run.tags["outcome"] == "sound"
+    assert run.metrics["sound"] == 1 and run.metrics["blocks"] == 3
+    assert run.parameters["model"] == "nf_resnet_tiny" and run.parameters["image_size"] == "28"
+    assert {"tables/blocks.parquet", "figures/blocks.png"} <= set(store.artifacts(run.id))
+
+
+def test_a_network_of_ones_own_by_file_and_by_module(own, command):
+    code, said, _ = command("check", "my_nets.py:net", "-p", "depth=6", "--image-size", 16)
+    assert code == 1 and "my_nets.py:net has" in said and "grows" in said
+    code, said, _ = command("check", "my_nets:net", "--image-size", 16)
+    assert code in (0, 1) and "run " in said
+    code, said, _ = command("check", "my_nets:net", "--data", "mnist5k")  # in_channels follows the data
+    assert code in (0, 1) and Store().search("checks", "full")[0].metrics["blocks"] == 2
+
+
+@pytest.mark.parametrize("name", ["normfree:my_nets.py:normed", "normfree:my_nets:normed", "normfree:resnet_tiny"])
+def test_a_network_without_its_batchnorm_is_checked_by_name(own, command, name):
+    code, _, errors = command("check", name, "--data", "mnist5k", "-p", "skip_gain=1.0")
+    assert code in (0, 1), errors
+    (run,) = Store().search("checks", "full")
+    assert run.parameters["model"] == name and run.metrics["blocks"] >= 2
+
+
+def test_images_of_a_data_set_go_through(root, command):
+    code, _, _ = command("check", "nf_resnet_tiny", "--data", "mnist5k")
+    (run,) = Store().search("checks", "full")
+    assert code == 0 and run.parameters["data"] == "mnist5k" and run.parameters["arg_in_channels"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nf_resnet_tinny"], "did you mean 'nf_resnet_tiny'"),
+        (["my_nets:nett"], "did you mean 'net'"),
+        (["my_nets:nothing"], "must return an nn.Module, not int"),
+        (["my_nets:net", "-p", "deep=3"], "cannot be called with"),
+        (["no_such_module:net"], "cannot import no_such_module"),
+        (["no_such_file.py:net"], "there is no file no_such_file.py"),
+        (["my_nets:net", "--blocks", "7"], "unknown module"),
+        (["nf_resnet_tiny", "--precision", "half"], "unknown precision"),
+        (["nf_resnet_tiny", "--batch-size", "0"], "`batch_size` (=0) must be at least 1"),
+        (["nf_resnet_tiny", "--image-size", "2"], "`image_size` (=2) must be at least 8"),
+        (["nf_resnet_tiny", "--data", "mnist5k", "--in-channels", "3"], "must be that of mnist5k (=1)"),
+        (["nf_resnet_tiny", "--data", "/nonexistent"], "must be an existing folder of images: there is none at /nonex"),
+        (["my_nets:gray", "--data", "mnist5k"], "the images have 1 channel, the first convolution reads 3 channels"),
+        (["my_nets:breaks"], "(ZeroDivisionError: division by zero; line 27 of my_nets.py, `return h / 0`)"),
+        (["nf_resnet_tiny", "--data", "minst5k"], "did you mean 'mnist5k'"),
+        (["nf_resnet_tiny", "-p", "width=wide"], "must be a number above 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_kept(own, command, arguments, said):
+    code, _, err = command("check", *arguments)
+    assert code == 2 and said in err
+    assert Store().search("checks", "full") == []
+
+
+def test_a_file_that_breaks_as_it_is_read_is_told(own):
+    (own / "broken.py").write_text("1 / 0")
+    with pytest.raises(WorkbenchError, match="ZeroDivisionError"):
+        build_network("broken.py:net")
+
+
+def test_the_channels_of_a_network_are_those_its_first_convolution_reads():
+    assert first_channels(create_model("nf_resnet_tiny", 10, in_channels=5)) == 5

@@ -1,0 +1,290 @@
+"""Imports of detached runs. Evidence: a plan, run behind a wall that hides all other packages and killed with -9 on the way, is found
+finished by a study here, with the bits of training here.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pandas as pd
+import psutil
+import pytest
+from support.checkout import CHECKOUT
+from support.detached import TINY, plain, start, wait_for
+from support.mlflow_view import client
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Session, Store, run_all
+from workbench.lab.jobs import run_all as trainings_module
+from workbench.lab.jobs.import_results import import_results
+from workbench.training import TrainConfig, TrainResult, train, training_key
+from workbench.training.detached.plan import Planned, write_plan
+from workbench.training.detached.records import Record, read_records
+from workbench.training.detached.results import Results
+
+WALL = """
+    import sys
+    from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+    allowed = {*sys.stdlib_module_names, "workbench", "torch", "torchgen", "functorch", "numpy", "pandas", "pyarrow", "PIL",
+               "safetensors", "tqdm"}
+    allowed |= {"sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock", "typing_extensions"}  # torch's
+    allowed |= {"dateutil", "pytz", "tzdata", "six"}  # of pandas
+
+
+    class Wall(PathFinder):
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            if name.partition(".")[0] in allowed or name.startswith("_"):  # Python's own, some of them in no list
+                return super().find_spec(name, path, target)
+
+
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Wall]
+"""
+
+
+@pytest.fixture
+def behind_the_wall(tmp_path):
+    """The environment in which to every Python process what a GPU node does not have is not there."""
+    (tmp_path / "wall").mkdir()
+    (tmp_path / "wall" / "sitecustomize.py").write_text(textwrap.dedent(WALL))
+    return {"PYTHONPATH": f"{tmp_path / 'wall'}:{CHECKOUT}"}
+
+
+def processes_of(session):
+    """The processes that run in a session, which is named by the first of them."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
+def one_finished_and_one_under_way(out):
+    try:
+        under_way = json.loads((out / "checkpoints.json").read_text())["checkpoints"][0].partition("/")[0]
+        return under_way not in (out / "results.jsonl").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def session(store):
+    run_id = store.open_notebook("mine", "mine.ipynb", {}, "full", "mine", {})
+    return Session(store, "mine", "full", run_id, by_hand=False)
+
+
+@pytest.mark.slow
+def test_a_plan_run_elsewhere_and_killed_is_found_finished(
+    root,
+    image_folder,
+    tmp_path,
+    behind_the_wall,
+    monkeypatch,
+    one_thread,
+):
+    base = TINY.replace(data=str(image_folder), progress=False, device="cpu")
+    configs = [
+        base,
+        base.replace(seed=1),
+        base.replace(seed=2),
+        base.replace(clip=None, base_lr=4e5, telemetry_every=None),
+    ]
+    plan = write_plan(tmp_path / "plan.jsonl", [Planned.of(config, study="mine", arm="NF") for config in configs])
+    out = tmp_path / "node-7"
+    hidden = "import importlib.util as u, sys; sys.exit(any(map(u.find_spec, ('mlflow', 'optuna', 'yaml', 'scipy', 'psutil'))))"
+    subprocess.run([sys.executable, "-c", hidden], env=os.environ | behind_the_wall, check=True)
+
+    running = start(plan, out, "--checkpoint-seconds", "0.3", env=behind_the_wall)
+    wait_for(lambda: one_finished_and_one_under_way(out), running)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    wait_for(lambda: not processes_of(running.pid))  # its worker ends, too
+    first = import_results(out, Store())
+    assert 1 <= len(first.runs) < 4
+    running = start(plan, out, env=behind_the_wall)
+    said = running.communicate()
+    assert running.returncode == 0, said
+    assert "1 half-done" in said[1]
+    assert len(list(read_records(out))) == 4
+
+    store = Store()
+    second = import_results(out, store)
+    assert (len(second.runs), second.known, second.damaged, second.failed) == (
+        4 - len(first.runs),
+        len(first.runs),
+        [],
+        [],
+    )
+    third = import_results(out, store)
+    assert (third.runs, third.known) == ([], 4)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings_module, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+        found = run_all(configs, session(store))
+    assert set(found.run_id) == {*first.runs, *second.runs}
+    for config, run_id in zip(configs, found.run_id, strict=True):
+        kept = TrainResult.from_json(store.read_text(run_id, "result.json"))
+        assert plain(kept) == plain(train(config))
+
+
+# ---- what a run has
+
+CONFIG = TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=0.04, seed=2)
+
+SIGNAL = pd.DataFrame(
+    [
+        {"step": s, "block": b, "var": 1.0, "mean_sq": 0.1, "residual_var": 0.5, "grad_var": 2.0}
+        for s in (0, 4)
+        for b in (0, 1)
+    ]
+)
+
+
+def record(seed=2, outcome="complete", mode="full", cause=None, study="mine", owner="n" * 32):
+    config = CONFIG.replace(seed=seed)
+    history = [
+        {"step": s, "epoch": s / 10, "samples_seen": 64 * s, "val_acc": 0.5 + s / 10, "seconds": 1.0} for s in (2, 4)
+    ]
+    metrics = {"val_acc": 0.9, "failed": 0, "steps_planned": 4, "steps_done": 4, "depth": 3, "n_params": 10}
+    key = training_key(config, "d")
+    result = TrainResult(key, config, outcome, history, metrics, cause, 9.0, "H200", {}, "d", code="another")
+    return Record(result, study, mode, "confirm", "NF", owner, 1000.0, 1009.0)
+
+
+def folder_with(tmp_path, *records, tables=None):
+    results = Results(tmp_path / "node-7")
+    for each in records:
+        results.add(each, tables or {})
+    results.close()
+    return tmp_path / "node-7"
+
+
+def test_the_run_is_as_if_it_had_been_here(root, tmp_path):
+
+    folder = folder_with(
+        tmp_path, record(), tables={"agc": pd.DataFrame({"step": [1, 2], "ratio": [0.1, 0.3]}), "signal": SIGNAL}
+    )
+    store = Store()
+    (run_id,) = import_results(folder, store).runs
+    run = store.get(run_id)
+    assert (run.status, run.name) == ("FINISHED", "nf_resnet_tiny B64 lr0.4 c0.04 s2")
+    assert (run.started, run.ended) == (1_000, 1_009)
+    wanted = {"imported": "node-7", "device": "H200", "arm": "NF", "role": "confirm", "outcome": "complete"}
+    wanted |= {"study.mine": "n" * 32, "owner": "n" * 32, "mode": "full", "code": "another", "data": "d"}
+    assert wanted.items() <= run.tags.items()
+    assert (run.parameters["clip"], run.parameters["steps"]) == ("0.04", "4")
+    points = client(store).get_metric_history(run_id, "val_acc")
+    assert [(p.step, p.value) for p in points] == [(2, 0.7), (4, 0.9)]  # each once
+    names = {f"tables/{name}.{suffix}" for name in ("history", "agc", "signal") for suffix in ("parquet", "csv")}
+    assert names | {"result.json", "config.json", "figures/signal.png"} <= set(store.artifacts(run_id))
+    assert store.find_training(record().result.key, "full") == (run_id, record().result)
+
+
+def test_a_quick_plan_goes_where_quick_runs_are(root, tmp_path):
+    store = Store()
+    found = import_results(folder_with(tmp_path, record(mode="quick", study=None, owner=None)), store)
+    assert store.find_training(record().result.key, "full") is None
+    assert store.find_training(record().result.key, "quick")[0] == found.runs[0]
+    assert not any(tag.startswith("study.") or tag == "owner" for tag in store.get(found.runs[0]).tags)
+
+
+def test_a_damaged_line_is_named_and_the_others_are_imported(root, tmp_path):
+    folder = folder_with(tmp_path, record(1), record(2), record(3))
+    file = folder / "results.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text(f"{lines[0]}\n{lines[1][:80]}\n\n{lines[2]}\n")
+    found = import_results(folder, Store())
+    assert len(found.runs) == 2
+    assert len(found.damaged) == 1 and found.damaged[0].startswith("results.jsonl, line 2: ")
+    assert str(found) == "2 imported, 0 known already, 1 damaged"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"key": "../../" + "0" * 58}, "must be 64 hex digits"),
+        ({"key": "' or '1'='1"}, "must be 64 hex digits"),
+        ({"mode": "fast"}, "unknown mode 'fast'"),
+        ({"study": "a/../b"}, "must be made of letters"),
+        ({"history": [{"val_acc": 1.0}]}, "'step'"),
+        ({"history": [5]}, "no result"),
+        ({"config": {"cilp": 0.1}}, "unknown field of TrainConfig 'cilp'"),
+        ({"started": None}, "no result"),
+        ({"colour": "red"}, "no result"),
+    ],
+)
+def test_a_line_that_is_no_result_is_not_believed(root, tmp_path, change, said):
+    folder = folder_with(tmp_path, record())
+    values = json.loads((folder / "results.jsonl").read_text())
+    (folder / "results.jsonl").write_text(json.dumps(values | change) + "\n")
+    found = import_results(folder, Store())
+    assert found.runs == [] and said in found.damaged[0]
+
+
+def test_a_line_changed_by_hand_is_not_believed(root, tmp_path):
+    """Its key says another configuration than the one beside it; this can be told for results of the code here."""
+    from workbench.training import code_hash
+
+    folder = folder_with(tmp_path, record())
+    values = json.loads((folder / "results.jsonl").read_text()) | {"code": code_hash()}
+    (folder / "results.jsonl").write_text(json.dumps(values) + "\n")
+    store = Store()
+    assert len(import_results(folder, store).runs) == 1
+    values["key"], values["config"]["clip"] = record(3).result.key, 0.01
+    (folder / "results.jsonl").write_text(json.dumps(values) + "\n")
+    assert "its key is not that of its configuration" in import_results(folder, store).damaged[0]
+
+
+def test_what_failed_on_the_node_is_told_and_makes_no_run(root, tmp_path):
+    memory = "OutOfMemoryError: 90 GiB"
+    folder = folder_with(tmp_path, record(1, "failed", cause=memory), record(2, "failed", cause=memory), record(1))
+    store = Store()
+    found = import_results(folder, store)
+    assert len(found.runs) == 1
+    assert found.failed == [f"nf_resnet_tiny B64 lr0.4 c0.04 s2: {memory}"]
+
+
+def test_a_run_whose_import_breaks_off_is_failed_and_comes_with_the_next(root, tmp_path, monkeypatch):
+    folder, store = folder_with(tmp_path, record()), Store()
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(store, "finish_training", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+        import_results(folder, store)
+    (broken,) = store.search("trainings", "full")
+    assert broken.status == "FAILED" and "disk full" in broken.tags["cause"]
+    assert len(import_results(folder, store).runs) == 1
+
+
+def test_the_command(root, tmp_path, command):
+    folder = folder_with(tmp_path, record(1), record(2))
+    code, out, _ = command("import", folder)
+    assert (code, out.splitlines()[0]) == (0, "2 imported, 0 known already, 0 damaged")
+    assert "2 of them are of other code than this" in out
+    with open(folder / "results.jsonl", "a") as file:
+        file.write("{}\n")
+    code, out, err = command("import", folder)
+    assert code == 1 and "0 imported, 2 known already, 1 damaged" in out and "results.jsonl, line 3" in err
+    for wrong in (tmp_path / "none", tmp_path):
+        code, _, err = command("import", wrong)
+        assert code == 2 and "must be a folder with results.jsonl" in err
+
+
+def test_a_folder_without_results_is_refused(root, tmp_path):
+    with pytest.raises(WorkbenchError, match="must be a folder with results"):
+        import_results(tmp_path, Store())
+
+
+def test_a_torn_table_is_named_and_makes_no_broken_run(root, tmp_path):
+    folder = folder_with(tmp_path, record(1), record(2), tables={"agc": pd.DataFrame({"step": [1], "ratio": [0.1]})})
+    table, store = folder / "agc.parquet", Store()
+    whole = table.read_bytes()
+    table.write_bytes(whole[: len(whole) // 2])
+    found = import_results(folder, store)
+    assert len(found.damaged) == 2 and "s1: agc.parquet cannot be read" in found.damaged[0]
+    assert not found.runs and not store.search("trainings", "full")
+    table.write_bytes(whole)  # copied again
+    assert len(import_results(folder, store).runs) == 2

@@ -1,0 +1,123 @@
+"""How evidence is made. Evidence: accuracies that peak at a known rate, and which rates were trained to find it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.lab.jobs import protocol
+from workbench.lab.statistics import rates
+
+
+@pytest.fixture
+def peak(monkeypatch):
+    """Trainings whose accuracy falls with the distance to 2 to the `peak[arm]`; the batch moves it. What runs is
+    configurations in, rows out, as `run_all`."""
+    at = {}
+
+    def run_all(arms, session, role):
+        rows = [
+            {"arm": a.name, "lr": a.config.lr, "seed": a.config.seed, "outcome": "complete",
+             "val_acc": 0.9 - 0.1 * abs(np.log2(a.config.lr / a.config.batch) - at[a.name])}
+            for a in arms
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    monkeypatch.setattr(protocol, "run_all", run_all)
+    monkeypatch.setattr(protocol, "Arm", lambda name, config: SimpleNamespace(name=name, config=config))
+    return at
+
+
+def training(arm, lr, seed, batch=1):
+    # the grid may be of a rate that is scaled
+    return SimpleNamespace(lr=lr * batch, seed=seed, batch=batch, replace=lambda **_: training(arm, lr, seed, batch))
+
+
+def screened(peak, lrs, extend, cells=({},), **at):
+    peak.update(at)
+    return protocol.screen(list(at), lrs, [0, 1], training, None, cells, extend=extend)
+
+
+def test_a_best_rate_inside_the_grid_adds_none(peak):
+    table = screened(peak, [0.5, 1, 2], 2, a=0, b=0)
+    assert sorted(table.lr.unique()) == [0.5, 1, 2] and len(table) == 12
+
+
+def test_a_best_rate_at_an_end_adds_a_step_for_every_arm_until_it_is_inside(peak):
+    table = screened(peak, [1, 2, 4], 3, a=0, b=1)  # a is best at 1, the lowest
+    assert sorted(table.lr.unique()) == [0.5, 1, 2, 4]
+    assert table.groupby(["arm", "lr"]).size().tolist() == [2] * 8  # b, too, with both seeds
+    assert not rates.best_rates(table).at_edge.any()
+
+
+def test_both_ends_grow_and_no_further_than_was_asked(peak):
+    table = screened(peak, [1, 2, 4], 2, a=-5, b=3)
+    assert sorted(table.lr.unique()) == [0.25, 0.5, 1, 2, 4, 8, 16]
+    best = rates.best_rates(table).set_index("arm")
+    assert best.lr.to_dict() == {"a": 0.25, "b": 8} and best.at_edge.to_dict() == {"a": True, "b": False}
+
+
+def test_each_cell_has_its_own_ends_and_the_rate_asked_for_counts(peak):
+    """Scaled by the batch 64 the rates are others than the grid's; its best is inside, that of batch 1 is not."""
+    cells = [{"batch": 1}, {"batch": 64}]
+    peak["a"] = 1
+    moved = lambda arm, lr, seed, batch: SimpleNamespace(lr=lr * batch, seed=seed, batch=batch if batch > 1 else 4)
+    table = protocol.screen(["a"], [1, 2, 4], [0], moved, None, cells, extend=1)
+    assert sorted(table[table.batch == 1].lr) == [1, 2, 4, 8]
+    assert sorted(table[table.batch == 64].lr) == [64, 128, 256]
+
+
+def test_one_rate_is_no_grid(peak):
+    assert screened(peak, [1], 2, a=5).lr.tolist() == [1, 1]
+
+
+def test_a_seed_that_would_choose_and_confirm_is_refused():
+    with pytest.raises(WorkbenchError, match="both choose and confirm"):
+        rates.refuse_shared([0, 1], [1, 2])
+
+
+def test_the_arms_of_a_contrast_may_have_more_seeds(peak):
+    peak.update(a=0, b=0, c=0)
+    best = pd.DataFrame({"arm": ["a", "b", "c"], "lr": [1.0, 2.0, 4.0]})
+    table = protocol.confirm(best, [5, 6], training, None, more={"a": [7], "c": [7]})
+    assert table.groupby("arm").seed.agg(list).to_dict() == {"a": [5, 6, 7], "b": [5, 6], "c": [5, 6, 7]}
+    assert table.groupby("arm").lr.unique().map(list).to_dict() == {"a": [1], "b": [2], "c": [4]}
+    with pytest.raises(WorkbenchError, match=r"`seeds` \(=\[5, 6, 6\]\) must be different seeds"):
+        protocol.confirm(best, [5, 6], training, None, more={"b": [6]})
+
+
+def test_arms_at_an_end_are_named_with_their_cell():
+    rows = [
+        {"arm": arm, "batch_size": batch, "lr": lr, "val_acc": -abs(lr - best)}
+        for arm, batch, best in (("BN", 4, 1), ("NF", 4, 2), ("BN", 64, 2), ("NF", 64, 4))
+        for lr in (1, 2, 4)
+    ]
+    told = rates.edges_told(pd.DataFrame(rows), by=["batch_size"])
+    assert told.startswith(" BN at batch_size 4, NF at batch_size 64 are best at the last rates that were tried")
+    assert rates.edges_told(pd.DataFrame(rows[3:6]), by=["batch_size"]) == ""
+
+
+def test_a_setting_at_an_end_of_its_arms_settings_is_named():
+    def told(best):
+        rows = [{"arm": f"NF+AGC at {c:g}", "lr": lr, "val_acc": -abs(lr - 2) - (c != best)}
+                for c in (0.01, 0.04, 0.16) for lr in (1, 2, 4)]  # fmt: skip
+        return rates.edges_told(pd.DataFrame(rows))
+
+    assert told(0.16) == " NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
+    assert told(0.01).startswith(" NF+AGC at 0.01 is best at the last threshold") and told(0.04) == ""
+
+
+def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():
+    rows = [
+        {"arm": arm, "batch_size": batch, "lr": 0.4, "val_acc": accuracy}
+        for batch, arm, accuracy in (
+            (4, "NF", 0.5), (4, "NF+AGC at 0.01", 0.3), (4, "NF+AGC at 0.16", 0.4),
+            (64, "NF", 0.2), (64, "NF+AGC at 0.01", 0.6), (64, "NF+AGC at 0.16", 0.1),
+        )
+    ]  # fmt: skip
+    left = rates.best_settings(pd.DataFrame(rows), by=["batch_size"])
+    assert left.arm.tolist() == ["NF", "NF+AGC at 0.16", "NF", "NF+AGC at 0.01"]
+    without = rates.best_settings(pd.DataFrame(rows)[["arm", "val_acc"]])
+    assert without.arm.tolist() == ["NF", "NF+AGC at 0.01"], "where nothing tells cells apart"

@@ -1,0 +1,312 @@
+"""Trainings in the store, wherever they run. Evidence: equal bits from every executor; processes killed while they train;
+the store inspected for runs and points; a store that breaks off at the end.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from support.mlflow_view import client
+from support.points import points_twice
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Arm, Session, Store, run_all, search
+from workbench.lab.executors import events
+from workbench.lab.jobs import worker_task
+from workbench.lab.jobs.run_all import Progress, Wanted, run_training, trained
+from workbench.lab.store import client as store_module
+from workbench.training import TrainConfig
+from workbench.training.distributed import World
+
+BASE = TrainConfig(
+    model="nf_resnet_tiny",
+    model_args={"skip_gain": 1.0},
+    batch_size=16,
+    steps=6,
+    train_size=64,
+    eval_every=2,
+    progress=False,
+    device="cpu",
+)
+SPACE = {"clip": {"low": 0.002, "high": 0.64, "log": True}, "base_lr": {"low": 0.1, "high": 20.0, "log": True}}
+NUMBERS = ["seed", "val_acc", "train_loss", "val_loss", "outcome"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Sums in another order are other bits: as many threads here as in a worker."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def session():
+    store = Store()
+    return Session(
+        store, "mine", "full", store.open_notebook("mine", "mine.ipynb", {}, "full", "mine", {}), by_hand=False
+    )
+
+
+def arms(n=4):
+    return [Arm(f"arm {seed}", BASE.replace(seed=seed)) for seed in range(n)]
+
+
+EXECUTORS = ["processes:2,threads=1", pytest.param("ray:2,threads=1", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_everywhere_the_same_numbers_in_the_same_order(another_root, executor):
+    if executor.startswith("ray"):
+        pytest.importorskip("ray")
+    another_root()
+    inline = run_all(arms(), session())
+    another_root()
+    elsewhere = run_all(arms(), session(), executor=executor)
+    assert elsewhere[["arm", *NUMBERS]].equals(inline[["arm", *NUMBERS]])
+    runs = Store().search("trainings", "full")
+    assert sorted(run.status for run in runs) == ["FINISHED"] * 4
+    assert not points_twice(Store(), runs)
+
+
+def kill_once(row, killed):
+    """Kills the worker that trains this, at its second row, the first time."""
+    if row["step"] == 4 and not killed:
+        victims = [pid for pid in psutil.pids() if is_worker(pid)]
+        killed += victims[:1]
+        os.kill(killed[0], signal.SIGKILL)
+    return False
+
+
+def is_worker(pid):
+    try:
+        process = psutil.Process(pid)
+        return "workbench.lab.executors.worker" in process.cmdline() and process.ppid() == os.getpid()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_killed_worker_costs_nothing_but_time(another_root):
+    another_root()
+    undisturbed = run_all(arms(3), session())
+    another_root()
+    mine, killed, found = session(), [], []
+    wanted = [Wanted(arm.config, arm.label, watch=lambda row: kill_once(row, killed)) for arm in arms(3)]
+    with Progress("trainings", 3) as progress:
+        for done in trained(wanted, mine, role="screen", executor="processes:1,threads=1", progress=progress):
+            found.append(done)
+    assert len(killed) == 1
+    assert [done.error for done in found] == [None] * 3
+    assert [done.result.metrics["train_loss"] for done in found] == undisturbed.train_loss.tolist()
+    runs = mine.store.search("trainings", "full")
+    assert [run.status for run in runs] == ["FINISHED"] * 3
+    assert not points_twice(mine.store, runs)
+
+
+def test_progress_tells_the_arms_of_one_network_apart(root, monkeypatch):
+    told = []
+    monkeypatch.setattr(events, "emit", lambda **event: told.append((event["kind"], event["name"])))
+    run_all([Arm("one 3x3 conv", BASE), Arm(BASE.model, BASE.replace(seed=1))], session())
+    assert [name for kind, name in told if kind == "training"] == [
+        "one 3x3 conv, nf_resnet_tiny B16 lr0.00625 c0.01 s0",
+        "nf_resnet_tiny B16 lr0.00625 c0.01 s1",
+    ]
+    assert {name for kind, name in told if kind == "step"} == {name for kind, name in told if kind == "training"}
+
+
+def test_one_that_is_asked_for_twice_is_trained_once(root):
+    table = run_all([arms()[0], arms()[1], arms()[0]], session(), executor="processes:2,threads=1")
+    assert table.run_id[0] == table.run_id[2] != table.run_id[1]
+    assert len(Store().search("trainings", "full")) == 2
+
+
+def _ask(root, found):
+    os.environ["WORKBENCH_ROOT"] = str(root)
+    import torch
+
+    torch.set_num_threads(1)
+    found.put(run_all(arms(2), session()).run_id.tolist())
+
+
+def test_two_processes_that_ask_for_the_same_train_it_once(root):
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    askers = [context.Process(target=_ask, args=(root, found)) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    answers = [found.get(timeout=120) for _ in askers]
+    for asker in askers:
+        asker.join()
+    assert answers[0] == answers[1]
+    assert len(Store().search("trainings", "full")) == 2
+
+
+def test_a_store_that_breaks_off_at_the_end_costs_no_training(root, monkeypatch):
+    mine, trained_anew = session(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish_training", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(RuntimeError, match=r"No space left.*the result is kept, start again to log it"):
+            run_all(arms(1), mine)
+    assert [run.status for run in mine.store.search("trainings", "full")] == ["RUNNING"]
+    original = worker_task.train
+    monkeypatch.setattr(worker_task, "train", lambda *a, **k: trained_anew.append(1) or original(*a, **k))
+    table = run_all(arms(1), session())
+    assert not trained_anew and table.outcome[0] == "complete"
+    finished = [r for r in mine.store.search("trainings", "full") if r.status == "FINISHED"]
+    assert len(finished) == 1 and not points_twice(mine.store, finished)
+    assert [p.step for p in client(mine.store).get_metric_history(finished[0].id, "val_acc")] == [2, 4, 6]
+    assert not list((root / "mlruns" / "checkpoints").iterdir())
+
+
+def test_rows_wait_for_a_store_that_is_away_for_a_while(root, monkeypatch):
+    mine, original, calls = session(), Store.log_rows, []
+
+    def away_at_first(self, run_id, rows):
+        calls.append(len(rows))
+        if len(calls) <= 2:
+            raise store_module.MlflowException("the server is away")
+        original(self, run_id, rows)
+
+    monkeypatch.setattr(Store, "log_rows", away_at_first)
+    monkeypatch.setattr("workbench.lab.jobs.job.FLUSH_EVERY", 0.0)
+    table = run_all(arms(1), mine)
+    assert calls[:3] == [1, 2, 3]
+    history = client(mine.store).get_metric_history(table.run_id[0], "val_loss")
+    assert [point.step for point in history] == [2, 4, 6]
+
+
+def test_an_interruption_closes_the_runs_and_the_next_start_goes_on(root):
+    mine, rows = session(), []
+
+    def interrupt(row):
+        rows.append(row["step"])
+        if len(rows) == 2:
+            raise KeyboardInterrupt
+        return False
+
+    wanted = [Wanted(arm.config, arm.label, watch=interrupt) for arm in arms(2)]
+    with pytest.raises(KeyboardInterrupt), Progress("trainings", 2) as progress:
+        list(trained(wanted, mine, role="screen", executor="processes:2,threads=1", progress=progress))
+    assert {run.status for run in mine.store.search("trainings", "full")} == {"KILLED"}
+    assert run_all(arms(2), mine).outcome.tolist() == ["complete"] * 2
+
+
+def test_one_that_breaks_stops_no_other_and_keeps_its_traceback(root, monkeypatch):
+    original = worker_task.train
+
+    def out_of_memory(config, *args, **kwargs):
+        if config.seed == 1:
+            raise MemoryError("12 GB")
+        return original(config, *args, **kwargs)
+
+    monkeypatch.setattr(worker_task, "train", out_of_memory)
+    with pytest.raises(RuntimeError, match=r"1 of 3 trainings broke, the others are kept:\n.* s1: MemoryError: 12 GB"):
+        run_all(arms(3), session())
+    runs = {run.status: run for run in Store().search("trainings", "full")}
+    assert set(runs) == {"FINISHED", "FAILED"}
+    failed = runs["FAILED"].id
+    assert "MemoryError" in Store().read_text(failed, "error.txt")
+    with pytest.raises(WorkbenchError, match=r"the training broke: .*\(test_run_all.py, line \d+\); run .* error.txt"):
+        run_training(arms(3)[1].config, session(), role="screen", arm="a")
+
+
+def test_a_finished_training_whose_result_is_lost_is_trained_again(root):
+    (first,) = run_all(arms(1), session()).run_id
+    store = Store()
+    result = Path(store.get(first).files_uri.removeprefix("file://")) / "result.json"
+    result.unlink()
+    with pytest.raises(WorkbenchError, match=r"has no result.json that can be read: `./run doctor`"):
+        store.read_text(first, "result.json")
+    (again,) = run_all(arms(1), session()).run_id
+    assert again != first
+
+
+def test_a_search_in_processes_suggests_nothing_twice_and_misses_no_slot(root):
+    found = search(
+        lambda p: BASE.replace(**p), SPACE, trials=7, session=session(), executor="processes:2,threads=1"
+    ).trials
+    assert len(found) == 7 and not found.duplicated(["clip", "base_lr"]).any()
+    assert found.trial.tolist() == list(range(7))
+
+
+@pytest.mark.slow
+def test_killed_trials_of_a_parallel_search_give_slots_and_parameters_back(another_root):
+    def objective(p):
+        return BASE.replace(**p)
+
+    another_root()
+    startup = search(objective, SPACE, trials=3, session=session()).trials  # drawn before there are results to go by
+    another_root()
+    mine, points = session(), []
+
+    def interrupting(p):
+        points.append((p["clip"], p["base_lr"]))
+        if len(points) == 4:  # the corner, and two that run
+            raise KeyboardInterrupt
+        return objective(p)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(interrupting, SPACE, trials=3, session=mine, executor="processes:2,threads=1")
+    found = search(objective, SPACE, trials=3, session=mine, executor="processes:2,threads=1").trials
+    columns = ["clip", "base_lr", "val_acc"]
+    assert found[columns].equals(startup[columns])
+
+
+def test_a_kill_between_giving_back_and_giving_up_doubles_no_slot(root, monkeypatch):
+    import optuna
+
+    mine = session()
+
+    def objective(p):
+        return BASE.replace(**p)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(worker_task, "train", killed)
+        search(objective, SPACE, trials=2, session=mine)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optuna.Study, "tell", killed)  # the first thing after the parameters were given back
+        search(objective, SPACE, trials=2, session=mine)
+    found = search(objective, SPACE, trials=2, session=mine).trials
+    assert len(found) == 2 and not found.duplicated(["clip", "base_lr"]).any()
+
+
+def test_trials_that_break_are_reported_and_tried_again_by_the_next_start(root, monkeypatch):
+    original, broken = worker_task.train, []
+
+    def breaks_once(*args, **kwargs):
+        if not broken:
+            broken.append(1)
+            raise MemoryError("12 GB")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(worker_task, "train", breaks_once)
+    mine = session()
+    with pytest.raises(RuntimeError, match="1 trials broke, the others are kept"):
+        search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine)
+    found = search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine).trials
+    assert len(found) == 3 and (found.outcome == "complete").all()
+
+
+def test_workers_and_inline_share_one_key(root):
+    first = run_all(arms(1), session())
+    assert run_all(arms(1), session(), executor="processes:1").run_id[0] == first.run_id[0]
+    assert json.loads(Store().read_text(first.run_id[0], "result.json"))["config"]["device"] == "cpu"
+
+
+def test_a_result_that_was_kept_is_taken_by_one_process_and_not_where_others_would_wait(tmp_path, monkeypatch):
+    arguments = {"config": BASE.replace(steps=2).to_dict(), "folder": str(tmp_path), "save": None}
+    first = worker_task.train_unit(arguments, lambda message: False, lambda: False)
+    monkeypatch.setattr(worker_task, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    assert worker_task.train_unit(arguments, lambda message: False, lambda: False) == first
+    monkeypatch.setattr(worker_task.World, "from_environment", classmethod(lambda cls: World(size=2)))
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        worker_task.train_unit(arguments, lambda message: False, lambda: False)

@@ -1,0 +1,117 @@
+"""Searches. Evidence: interruption and resumption at every point give the undisturbed search, bit for bit."""
+
+import math
+
+import pytest
+from support.searches import BASE, SPACE, objective, session
+
+from workbench.errors import WorkbenchError
+from workbench.lab import Range, Store, search
+from workbench.lab.jobs import worker_task
+
+
+def run(root, trials=6, **kwargs):
+    return search(objective, SPACE, trials=trials, session=session(root), **kwargs)
+
+
+def points(result):
+    return result.trials[["clip", "base_lr", "val_acc", "outcome"]].values.tolist()
+
+
+def test_a_search_is_a_table_of_trials_each_a_run_of_the_store(root):
+    result = run(root, start=[{"clip": 0.01, "base_lr": 1.0}])
+    assert len(result.trials) == 6
+    assert (result.trials["clip"][0], result.trials.base_lr[0]) == (0.01, 1.0)
+    runs = {r.id: r for r in Store().search("trainings", "full")}
+    for row in result.trials.itertuples():
+        assert runs[row.run_id].tags["role"] == "search"
+        assert runs[row.run_id].status == "FINISHED"  # pruned ones, too
+    assert result.best.val_acc == result.trials[result.trials.state == "COMPLETE"].val_acc.max()
+    assert (root / "mlruns" / "optuna.db").is_file()
+
+
+def test_a_finished_search_is_not_repeated_and_a_longer_one_goes_on(root, monkeypatch):
+    first = run(root, trials=4)
+    trained = []
+    original = worker_task.train
+    monkeypatch.setattr(worker_task, "train", lambda *a, **k: trained.append(1) or original(*a, **k))
+    assert points(run(root, trials=4)) == points(first)
+    assert not trained
+    longer = run(root, trials=6)
+    assert points(longer)[:4] == points(first)
+    assert len(trained) == 2
+
+
+def test_a_killed_trial_gives_its_slot_and_parameters_back(root, monkeypatch, another_root):
+    start = [{"clip": 0.01, "base_lr": 1.0}]
+    undisturbed = points(run(root, start=start))
+
+    other = another_root()
+    original = worker_task.train
+    count = 0
+
+    def breaks_sometimes(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count in (1, 3, 6, 7):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(worker_task, "train", breaks_sometimes)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            run(other, start=start)
+    assert points(run(other, start=start)) == undisturbed
+
+
+def test_no_point_is_suggested_twice(root):
+    found = run(root, trials=8).trials
+    assert not found.duplicated(["clip", "base_lr"]).any()
+
+
+def test_divergence_is_a_constraint_and_never_the_best(root):
+    space = {"base_lr": {"low": 1.0, "high": 1e7, "log": True}}
+    result = search(
+        lambda p: BASE.replace(clip=None, warmup=0.0, **p), space, trials=6, session=session(root), arm="NF"
+    )
+    assert (result.trials.outcome == "diverged").any()
+    assert result.best is None or result.best.outcome == "complete"
+    import optuna
+
+    study = optuna.load_study(
+        study_name=optuna.get_all_study_names(f"sqlite:///{root}/mlruns/optuna.db")[0],
+        storage=f"sqlite:///{root}/mlruns/optuna.db",
+    )
+    for trial, outcome in zip(study.trials, result.trials.outcome, strict=True):
+        if outcome != "pruned":
+            assert (max(trial.constraints.values()) > 0) == (outcome == "diverged")
+            assert trial.value is not None and math.isfinite(trial.value)
+
+
+def test_a_number_in_the_space_is_fixed(root):
+    result = search(objective, {"clip": 0.05, "base_lr": SPACE["base_lr"]}, trials=2, session=session(root))
+    assert set(result.trials["clip"]) == {0.05}
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(1.0, 1.0, False), (2.0, 1.0, False), (0.0, 1.0, True)])
+def test_impossible_ranges_are_refused(low, high, log):
+    with pytest.raises(WorkbenchError, match="a range needs low"):
+        Range(low, high, log)
+
+
+def test_no_trials_are_refused(root):
+    with pytest.raises(WorkbenchError, match="trials"):
+        run(root, trials=0)
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "postgresql://me:secret@127.0.0.1:9/x"])
+def test_a_database_that_cannot_be_had_is_one_sentence(root, monkeypatch, uri):
+    monkeypatch.setenv("WORKBENCH_OPTUNA_STORAGE", uri)
+    with pytest.raises(WorkbenchError, match=r"cannot open the database.*correct WORKBENCH_OPTUNA_STORAGE") as refused:
+        run(root)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_start_that_names_no_axis_is_refused(root):
+    with pytest.raises(WorkbenchError, match="unknown name of a point in `start` 'lr': did you mean 'base_lr'"):
+        search(objective, SPACE, trials=1, session=session(root), start=[{"lr": 0.4}])

@@ -1,0 +1,417 @@
+"""A user's own network, from a folder of images to what comes out. Evidence: the pasted lines, run, end at the weights
+of the training that they stand for; recipe and checkpoint give it again; the mistakes that people make; verdicts by
+hand.
+
+The network is two files of a user, written as other libraries write theirs; the images are the folder of conftest.py.
+"""
+
+import math
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from workbench import networks, user_code
+from workbench.claims.own_network import judge
+from workbench.data.augment import seed_for
+from workbench.errors import WorkbenchError
+from workbench.lab.jobs import takeaway, user_network
+from workbench.lab.jobs.run_all import run_training
+from workbench.lab.store.client import Store
+from workbench.lab.studies.parameters import Range
+from workbench.lab.studies.recipes import parse_config, recipe_text
+from workbench.lab.studies.session import Session
+from workbench.probes.noise import NoiseScale
+from workbench.training import TrainConfig, planned, train, training_key
+from workbench.training.detached.plan import Planned, write_plan
+from workbench.training.detached.records import read_records
+from workbench.training.scoring import evaluate
+from workbench.weights import load_checkpoint
+from workbench.weights.released import is_cached
+
+NET = """
+import torch.nn.functional as F
+from torch import nn
+
+from my_layers import Block
+
+
+class Net(nn.Module):
+    def __init__(self, classes, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.layers = nn.Sequential(Block(width), Block(width))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.fc(self.layers(F.relu(self.bn(self.stem(x)))).mean((2, 3)))
+
+
+def build(classes=1000, width=8):
+    return Net(classes, width)
+
+
+def stubborn():
+    return Net(10)
+
+
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+LAYERS = '''
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    """A block."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
+'''
+SETTINGS = {"image_size": 12, "batch_size": 8, "steps": 6, "shift": 1, "device": "cpu", "progress": False}
+
+
+@pytest.fixture
+def own(root, monkeypatch, one_thread):
+    """A folder of a user's, with the network; what is imported is taken out again."""
+    folder = root / "mine"
+    folder.mkdir()
+    (folder / "my_net.py").write_text(NET)
+    (folder / "my_layers.py").write_text(LAYERS)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name in ("my_net", "my_layers"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def pair(own, image_folder):
+    return user_network.arms("my_net.py:build", data=str(image_folder), skip_gain=1.0, base_lr=0.2, **SETTINGS)
+
+
+def norms(model):
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def session():
+    return Session(Store(), study="own_network")
+
+
+# ---- names
+
+
+def test_a_file_and_function_become_two_models_that_differ_in_their_norm(pair):
+    nf, bn = (user_network._built(pair[arm]) for arm in (user_network.NF, user_network.BN))
+    assert pair["BN"].model == "mine/my_net.py:build" and pair["NF+AGC"].model == "normfree:mine/my_net.py:build"
+    assert len(norms(bn)) == 5 and not norms(nf)
+    assert nf.fc.out_features == bn.fc.out_features == 2  # the folder's classes
+    assert pair["BN"].clip is None and pair["NF+AGC"].clip == 0.01
+    assert [networks.network_info(pair[arm].model).norm for arm in ("NF+AGC", "BN")] == ["none", "batch"]
+
+
+def test_the_name_is_the_same_from_every_folder(own, tmp_path, monkeypatch):
+    here = user_code.located("my_net.py:build")
+    monkeypatch.chdir(tmp_path)
+    assert user_code.located("mine/my_net.py:build") == here == "mine/my_net.py:build"
+    assert user_code.located("some.package:build") == "some.package:build"
+    shutil.copytree(own, outside := tmp_path / "elsewhere")
+    assert user_code.located(f"{outside}/my_net.py:build") == f"{outside}/my_net.py:build"
+
+
+def test_a_module_by_its_dotted_name(own, image_folder):
+    found = user_network.arms("my_net:build", data=str(image_folder), **SETTINGS)
+    assert found["NF+AGC"].model == "normfree:my_net:build"
+    assert found["NF+AGC"].model_args["source"] == networks.source_of("my_net.py:build")
+
+
+def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, own):
+    def key():
+        return training_key(parse_config({"model": "my_net.py:build", "steps": "1"}), "data")
+
+    before = key()
+    (own / "my_layers.py").write_text(LAYERS.replace("A block.", "The block.") + "\n# a remark\n")
+    assert key() == before
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    assert key() != before
+
+
+def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_change(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(own)])
+    monkeypatch.chdir(tmp_path)
+
+    def slope():
+        torch.manual_seed(0)
+        return networks.build_network(networks.located("mine/my_net.py:build"), 2).eval()(torch.ones(1, 3, 8, 8))
+
+    before = slope()
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    assert not torch.equal(slope(), before)
+    assert str(own) not in sys.path
+
+
+def test_a_recipe_of_other_code_is_refused(pair, own):
+    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    with pytest.raises(WorkbenchError, match=r"has changed: `source` \(=.*Take it out"):
+        user_network._built(pair["NF+AGC"])
+
+
+def test_a_name_of_the_library_leads_to_its_twin():
+    small = {"data": "mnist5k", "batch_size": 8, "steps": 1}
+    for name in ("nf_resnet_tiny", "resnet_tiny"):
+        found = user_network.arms(name, skip_gain=0.5, **small)
+        assert (found["NF+AGC"].model, found["BN"].model) == ("nf_resnet_tiny", "resnet_tiny")
+        assert found["NF+AGC"].model_args == {"skip_gain": 0.5} and found["BN"].model_args == {}
+    with_control = user_network.arms("nfnet_micro", control="resnet26_cifar", **small)
+    assert with_control["BN"].model == "resnet26_cifar"
+
+
+def test_released_weights_are_taken_where_they_lie_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    assert not is_cached("nfnet_f0") and not is_cached("nf_resnet_tiny")
+    (tmp_path / "F0_haiku.npz").touch()
+    assert is_cached("nfnet_f0")
+    found = user_network.arms("nf_resnet_tiny", weights="released", data="mnist5k", batch_size=8, steps=1)
+    assert found["NF+AGC"].weights is None  # none were released
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [("my_net.py:biuld", {}, "did you mean 'build'"), ("my_nett.py:build", {}, "there is no file my_nett.py"),
+     ("nf_resnet_tinny", {}, "did you mean 'nf_resnet_tiny'"), ("my_net.py:stubborn", {}, "has 2 classes: let the function take `num_classes`"),
+     ("my_net.py:plain", {}, "has no BatchNorm module"), ("nfnet_micro", {}, "has no twin with BatchNorm .* control="),
+     ("nf_resnet_tiny", {"control": "nfnet_micro"}, "has no BatchNorm"), ("my_net.py:build", {"weights": "x.pth"}, "load yours in mine/my_net.py:build"),
+     ("my_net.py:build", {"batch_size": 100}, "must be at most the number of training images"),
+     ("my_net.py:build", {"model_args": {"depth": 3}}, "cannot be called with")],
+)  # fmt: skip
+def test_mistakes_are_refused_before_anything_runs(own, image_folder, model, more, message):
+    with pytest.raises(WorkbenchError, match=message):
+        user_network.arms(model, data=str(image_folder), **{**SETTINGS, **more})
+
+
+def test_a_missing_folder_and_one_of_one_class(own, image_folder):
+    with pytest.raises(WorkbenchError, match="pictures"):
+        user_network.arms("my_net.py:build", data="pictures", **SETTINGS)
+    shutil.rmtree(image_folder / "dark")
+    with pytest.raises(WorkbenchError, match="at least two folders of images, one per class"):
+        user_network.arms("my_net.py:build", data=str(image_folder), **SETTINGS)
+
+
+# ---- steps
+
+
+def test_preflight_and_suggestion_are_of_both_networks_on_the_images(pair):
+    found = user_network.preflights(pair, images=4)
+    assert {arm: p.name for arm, p in found.items()} == {arm: c.model for arm, c in pair.items()}
+    assert all(len(p.table) == 3 for p in found.values())  # stem, two blocks
+    suggestion = user_network.suggested(pair["NF+AGC"], lr=0.2, steps=8)
+    assert suggestion.low < suggestion.clip < suggestion.high
+    assert suggestion.clip <= 0.16 * (1 - 0.9) / 0.2 * 1.01  # no unit moves by more than 16 % of its length a step
+
+
+def test_a_rate_that_leaves_no_gradient_is_lowered(pair, monkeypatch):
+    asked = []
+
+    def dead_above(model, loader, optimizer, **more):
+        asked.append(optimizer.param_groups[0]["lr"])
+        if asked[-1] > limit:
+            raise WorkbenchError("the first loss and its gradients must not be all 0")
+        return "a suggestion"
+
+    monkeypatch.setattr(user_network, "suggest_clip", dead_above)
+    limit = 0.3
+    assert user_network.suggested(pair["NF+AGC"], lr=0.8) == "a suggestion" and asked == [0.8, 0.2]
+    limit = 0.01
+    with pytest.raises(WorkbenchError, match="all 0"):
+        user_network.suggested(pair["NF+AGC"], lr=0.8)
+
+
+def test_both_sides_get_as_many_trials_and_the_best_goes_to_fresh_seeds(pair, tmp_path):
+    lrs = {"low": 0.02, "high": 0.5, "log": True}
+    here, file = session(), tmp_path / "out" / "weights.safetensors"
+    trials, best = user_network.searched(pair, here, lr=lrs, clip=0.0123, trials=2)
+    assert trials.arm.value_counts().to_dict() == {"NF+AGC": 2, "BN": 2}
+    assert trials["clip"].fillna(0).tolist() == [0.0123, 0.0123, 0, 0]
+    assert trials.lr[0] == 0.1  # the middle of the range first
+    confirmed = user_network.confirmed(best, [7, 8], here, file)
+    assert confirmed.groupby("arm").seed.apply(list).to_dict() == {"NF+AGC": [7, 8], "BN": [7, 8]}
+    assert confirmed.test_acc.between(0, 1).all() and file.is_file()
+    assert user_network.confirmed({}, [7], here, file).empty
+    noise = user_network.noise_scale(best["NF+AGC"], file, batches=3)
+    assert noise.batch == 8 and noise.noise_scale > 0
+    assert math.isfinite(judge(trials, confirmed, noise).effect.mean)
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize("model", ["my_net.py:build", "nf_resnet_tiny"])
+def test_the_pasted_lines_end_at_the_weights_of_the_training(own, image_folder, model, tmp_path):
+    settings = {**SETTINGS, "image_size": 16, "label_smoothing": 0.1, "weight_decay": 0.01}
+    pair = user_network.arms(model, data=str(image_folder), skip_gain=1.0, base_lr=0.3, **settings)
+    config = pair["NF+AGC"].replace(clip=0.02, clip_exempt=["*bias"], final_lr=0.01, warmup=0.3)
+    assert train(config, save=tmp_path / "w.safetensors").outcome == "complete"
+    lines = takeaway.pasted(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(config.seed, "init"))
+        namespace = {"loader": user_network._Batches(config, config.steps)}
+        exec(lines, namespace)
+    trained = load_checkpoint(tmp_path / "w.safetensors", user_network._built(config)).state_dict()
+    for name, tensor in namespace["model"].state_dict().items():
+        torch.testing.assert_close(tensor, trained[name], rtol=1e-4, atol=1e-6)
+    assert len([line for line in lines.splitlines() if line and "import" not in line]) == 9
+
+
+def test_recipe_and_checkpoint_give_the_training_again(pair, tmp_path, command):
+    config, here = pair["NF+AGC"], session()
+    file = tmp_path / "weights.safetensors"
+    run_id, result, _ = run_training(config, here, role="confirm", arm="NF+AGC", save=str(file))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(config))
+    assert parse_config({}, str(recipe)) == config
+    code, said, _ = command("train", recipe)
+    assert code == 0 and run_id[:8] in said  # it is the same training, found in the store
+    model = load_checkpoint(file, user_network._built(config))
+    inputs = user_network._Batches(config, 1).inputs
+    assert evaluate(model, inputs.val())[1] == result.metrics["val_acc"]
+
+
+def test_a_worker_of_its_own_trains_it(pair):
+    from workbench.lab.jobs import worker_task
+
+    config = pair["NF+AGC"].to_dict()
+    said = worker_task.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
+    assert '"outcome": "complete"' in said
+
+
+def test_a_plan_trains_it_in_a_process_that_only_reads_the_plan(pair, tmp_path):
+    config = pair["NF+AGC"].replace(progress=False)
+    planned = Planned.of(config, arm="NF+AGC")
+    plan = write_plan(tmp_path / "plan.jsonl", [planned])
+    command = [sys.executable, "-m", "workbench.training", plan, "--out", tmp_path / "out", "--device", "cpu"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    [(_, record)] = read_records(tmp_path / "out")
+    assert record.result.key == planned.key and record.result.metrics["val_acc"] == train(config).metrics["val_acc"]
+
+
+def test_a_configuration_with_its_source_is_read_where_the_file_is_gone(pair, own):
+    said = pair["NF+AGC"].to_dict()
+    (own / "my_net.py").unlink()
+    assert TrainConfig.from_dict(said) == pair["NF+AGC"]
+    with pytest.raises(WorkbenchError, match=r"there is no file .*my_net\.py"):
+        user_network._built(pair["NF+AGC"])
+
+
+def test_another_network_in_its_place_has_its_own_source(pair, own):
+    (own / "other.py").write_text(NET + "\nX = 1\n")
+    moved = pair["BN"].replace(model="other.py:build")
+    assert moved.model == "other.py:build" and "source" not in moved.model_args  # nothing was read yet
+    moved = planned(moved)
+    assert moved.model == "mine/other.py:build"
+    assert moved.model_args["source"] == networks.source_of("other.py:build") != pair["BN"].model_args["source"]
+
+
+def test_recipe_lines_and_weights_lie_in_the_folder_and_in_the_run(pair, tmp_path):
+    store = Store()
+    run = store.open_notebook("own_network", "own_network.ipynb", {}, "full", "by hand", {})
+    said = takeaway.keep(pair["NF+AGC"], Session(store, "own_network", run_id=run), tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"recipe.yaml", "loop.py"}
+    assert set(store.artifacts(run)) == {"own_network/recipe.yaml", "own_network/loop.py"}
+    assert "./run train FILE" in said
+
+
+def table(nf, bn=None, failed=0.0):
+    rows = [{"arm": "NF+AGC", "seed": i, "test_acc": a, "clip": 0.02} for i, a in enumerate(nf)]
+    rows += [{"arm": "BN", "seed": i, "test_acc": a, "clip": None} for i, a in enumerate(bn or [])]
+    return pd.DataFrame(rows).assign(lr=0.4, batch_size=64, weights=None, failed=failed, outcome="complete")
+
+
+TRIALS = pd.DataFrame(
+    {
+        "arm": ["NF+AGC"] * 3 + ["BN"],
+        "state": ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"],
+        "outcome": ["complete", "complete", "pruned", "complete"],
+        "clip": [0.01, 0.04, 0.3, None],
+        "val_acc": [0.9, 0.89, 0.2, 0.9],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("nf", "bn", "holds"),
+    [([0.90, 0.91, 0.92], [0.901, 0.911, 0.921], True), ([0.90, 0.91, 0.92], [0.93, 0.94, 0.951], False), ([0.9, 0.8, 0.95], [0.9, 0.9, 0.9], None)],
+)  # fmt: skip
+def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
+    verdict = judge(TRIALS, table(nf, bn))
+    assert verdict.holds is holds
+    assert verdict.effect.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
+    assert "Thresholds from 0.01 to 0.04 were within 2% of the best (2 of 3 trials)" in verdict.sentence
+
+
+def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
+    rates = {"low": 0.1, "high": 10.0, "log": True}  # two decades: the last tenth begins at 10^0.8 = 6.31
+    confirmed = table([0.9, 0.91], [0.9, 0.9])
+    of_bn = confirmed.arm == "BN"
+    confirmed["lr"], confirmed["clip"] = of_bn.map({True: 6.4, False: 6.2}), of_bn.map({True: None, False: 0.01})
+    said = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).sentence
+    assert "The best `lr` 6.4 of BN at the high end of 0.1 to 10: a better one may lie beyond" in said
+    assert "of NF+AGC" not in said
+    clips = Range(0.01, 0.16, log=True)
+    said = judge(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
+    assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in said and "`lr`" not in said
+
+
+def test_a_training_that_failed_for_being_slow_is_told_from_one_that_diverged():
+    confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
+    confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
+    said = judge(TRIALS, confirmed).sentence
+    assert "(2 of these without diverging: the training loss is still high at the end; train longer)" in said
+    assert "train longer" not in judge(TRIALS, confirmed.assign(outcome="diverged")).sentence
+
+
+def test_a_verdict_without_a_control_or_without_a_training():
+    assert judge(TRIALS, table([0.5, 0.6])).holds is None
+    nothing = judge(TRIALS, table([], [0.9]))
+    assert nothing.holds is None and "lower the learning rates" in nothing.sentence
+    assert judge(TRIALS, pd.DataFrame()).effect.n == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "said"),
+    [(900.0, (500.0, 2000.0), "is 900 images [500, 2000]: larger batches still save steps"),
+     (900.0, (500.0, math.inf), "is at least 500 images: larger batches still save steps"),
+     (20.0, (10.0, 40.0), "is 20 images [10, 40]: larger batches buy little"),
+     (90.0, (40.0, 200.0), "this batch is about where"), (90.0, (10.0, math.inf), "could not be told: the interval has no upper end")],
+)  # fmt: skip
+def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, said):
+    noise = NoiseScale(noise_scale=scale, grad_sq=1.0, trace=scale, interval=interval, batch=64, batches=8)
+    assert said in judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).sentence
+
+
+@pytest.mark.slow
+def test_the_notebook_from_a_folder_and_a_file_to_the_recipe(own, image_folder, command):
+    shutil.move(image_folder, own / "pictures")
+    arguments = {"data": "pictures", "model": "my_net.py:build", "image_size": 12, "batch_size": 8, "steps": 8, "trials": 2, "confirm_seeds": [1, 2]}  # fmt: skip
+    asked = [text for name, value in arguments.items() for text in ("-p", f"{name}={value}")]
+    code, said, errors = command("study", "own_network", "--quick", *asked)
+    assert code == 0, said + errors
+    (folder,) = (own.parent / "mlruns" / "own_network").iterdir()
+    assert {f.name for f in folder.iterdir()} == {"recipe.yaml", "loop.py", "weights.safetensors"}
+    assert parse_config({}, str(folder / "recipe.yaml")).model == "normfree:mine/my_net.py:build"

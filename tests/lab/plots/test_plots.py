@@ -1,0 +1,116 @@
+"""Figures. Evidence: what a reader of the figure can count on: every arm drawn, failures marked, axes named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.tables import confirmed, signal_table, trials
+
+from workbench.claims import clipping_search, large_batch, signal_propagation
+from workbench.lab import plots
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def test_signal_figure_has_four_named_panels_and_a_line_for_the_theory():
+    table = signal_table(1.0).assign(residual_var=1.0, expected_residual_var=1.0, expected_mean_sq=0.0)
+    figure = signal_propagation.figure(table)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "average squared channel mean",
+        "average channel variance",
+        "variance of the residual branch",
+        "variance of the gradient",
+    ]
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert set(labels) == {"theory", "NF", "BN", "NF without scaled WS"}
+    dashed = [line for line in figure.axes[1].lines if line.get_linestyle() == "--"]
+    assert np.allclose(dashed[0].get_ydata(), [1, 1.04, 1.08, 1.12, 1.16])
+
+
+def test_effects_are_a_column_a_factor_and_a_line_a_value():
+    one = signal_table(1.0)[lambda t: t.arm == "NF"]
+    arms = [one.assign(arm=arm) for arm in ("width = 1", "width = 2", "alpha = 0.2")]
+    figure = signal_propagation.effects_figure(pd.concat(arms))
+    assert [ax.get_title() for ax in figure.axes[:4]] == ["width", "alpha", "", ""]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["1", "2"]
+
+
+def test_inputs_stand_side_by_side_with_what_is_expected_of_each():
+    noise = signal_table(1.0)[lambda t: t.arm == "NF"].assign(arm="nf_resnet26_cifar")
+    figure = signal_propagation.inputs_figure(pd.concat([noise, noise.assign(input="images", expected_var=0.3)]))
+    (ax,) = figure.axes
+    dashed = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
+    assert dashed == [1.0, 0.3] and ax.get_title() == "nf_resnet26_cifar"
+
+
+def test_a_check_marks_its_faults():
+    table = signal_table(1.0)[lambda t: (t.arm == "NF") & (t.seed == 0)].assign(verdict="sound")
+    table.loc[table.block == 3, "verdict"] = "grows"
+    var = plots.check_figure(table).axes[0]
+    marks = {line.get_label(): line.get_xdata().tolist() for line in var.lines}
+    assert marks["fault"] == [3] and marks["measured"] == [0, 1, 2, 3, 4] and "theory, of noise" in marks
+
+
+def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_stays_gray():
+    rows = [
+        {"step": s, "block": b, "var": 10.0 ** (b + s), "mean_sq": 0.0, "residual_var": np.nan, "grad_var": np.inf}
+        for s in (0, 5)
+        for b in (0, 1, 2)
+    ]
+    figure = plots.signal_over_time_figure(pd.DataFrame(rows))
+    var, shift, branch, gradient = figure.axes[:4]
+    assert var.collections[0].get_array().reshape(3, 2).tolist() == [[0, 5], [1, 6], [2, 7]]
+    assert var.get_ylabel() == "residual block (0 = stem)" and var.get_xlabel() == "step"
+    assert all(np.ma.getmaskarray(ax.collections[0].get_array()).all() for ax in (shift, branch, gradient))
+
+
+def test_curvature_figure_shows_the_limit_and_leaves_out_what_is_infinite():
+    row = {"step": 0, "sharpness": 5.0, "lr_x_sharpness": 1.0, "limit": 3.8, "noise_scale": 64.0}
+    rows = [{**row, "noise_low": 32.0, "noise_high": np.inf}, {**row, "step": 5, "noise_scale": np.inf}]
+    sharpness, product, noise = plots.curvature_figure(pd.DataFrame(rows)).axes
+    assert product.lines[1].get_ydata()[0] == 3.8 and product.get_legend() is not None
+    assert sharpness.lines[0].get_xdata().tolist() == [0, 5]
+    assert noise.lines[0].get_xdata().tolist() == [0] and noise.get_ylabel() == "images"
+
+
+def test_search_figure_shows_diverged_trials_and_every_seed():
+    figure = clipping_search.figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
+    crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]
+    assert len(crosses[0].get_offsets()) == 1
+    seeds = sum(len(line.get_xdata()) for line in figure.axes[4].lines if line.get_alpha() == 0.6)
+    assert seeds == 8
+
+
+def test_search_figure_has_a_slice_a_parameter_with_every_trial():
+    shown = trials()
+    figure = clipping_search.figure(shown, confirmed(0.1), {})
+    for ax, rows, column in ((figure.axes[1], shown[shown.arm == "NF+AGC"], "clip"), (figure.axes[2], shown, "lr")):
+        points = [point[0] for found in ax.collections for point in found.get_offsets().tolist()]
+        assert sorted(points) == sorted(rows[column].tolist())
+
+
+def test_search_figure_without_importance_says_so():
+    figure = clipping_search.figure(trials(), confirmed(0.1), {})
+    assert any("too few trials" in t.get_text() for t in figure.axes[3].texts)
+
+
+def test_batch_figure_marks_failures_and_has_a_column_a_batch():
+    rows = [
+        {"arm": arm, "batch_size": b, "lr": lr, "seed": s, "val_acc": 0.5, "failed": int(arm == "NF" and lr > 1)}
+        for arm in ("BN", "NF", "NF+AGC") for b in (64, 256) for lr in (0.4, 1.6) for s in (0, 1)
+    ]  # fmt: skip
+    figure = large_batch.figure(pd.DataFrame(rows))
+    tops = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in tops] == ["batch 64", "batch 256"]
+    crosses = [line for line in tops[0].lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert sum(len(line.get_xdata()) for line in crosses) == 1
+
+
+def test_arms_have_colours_of_their_own():
+    assert len(set(plots.COLOURS.values())) == len(plots.ARMS) == len(set(plots.MARKERS.values()))

@@ -1,0 +1,61 @@
+"""Pairs of arms. Evidence: differences by hand; the best rate stands for an arm; what cannot be paired is left."""
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from workbench.cli import app
+from workbench.lab.statistics.intervals import t_interval
+from workbench.lab.statistics.pairs import pairs
+
+
+def rows(arm, batch, lr, accuracies, score="test_acc", **more):
+    return [
+        {"arm": arm, "batch_size": batch, "lr": lr, "seed": seed, "val_acc": value, score: value} | more
+        for seed, value in enumerate(accuracies)
+    ]
+
+
+def test_two_arms_and_two_batches_by_hand():
+    table = pd.DataFrame(
+        rows("BN", 4, 0.1, [0.4, 0.5, 0.6]) + rows("NF", 4, 0.1, [0.3, 0.5, 0.4]) + rows("BN", 128, 0.1, [0.6, 0.6, 0.6])
+    )  # fmt: skip
+    found = pairs(table).set_index(["a", "b"])
+    assert list(found.index) == [("BN, batch 4", "NF, batch 4"), ("BN, batch 4", "BN, batch 128")]
+    expected = t_interval([0.1, 0.0, 0.2])
+    row = found.loc[("BN, batch 4", "NF, batch 4")]
+    assert (row.difference, row.low, row.high, row.n) == pytest.approx((0.1, expected.low, expected.high, 3))
+    assert row.p == pytest.approx(0.2254, abs=1e-4)  # t = 0.1 / (0.1 / sqrt 3) = 1.732 with two degrees of freedom
+
+
+def test_an_arm_of_several_rates_stands_at_its_best_and_only_common_seeds_pair():
+    table = pd.DataFrame(
+        rows("BN", 64, 0.1, [0.2, 0.3]) + rows("BN", 64, 0.4, [0.5, 0.7]) + rows("NF", 64, 0.4, [0.4, 0.4, 0.9])
+    )  # fmt: skip
+    (row,) = pairs(table).itertuples()
+    assert (row.a, row.b, row.n) == ("BN", "NF", 2) and row.difference == pytest.approx(0.2)
+
+
+def test_parts_and_protocols_are_named_and_validation_stands_in_for_a_missing_test():
+    parts = pd.DataFrame(
+        rows("NF", 256, 0.4, [0.4, 0.5], "val_acc", micro_batch=None) + rows("NF", 256, 0.4, [0.4, 0.6], "val_acc", micro_batch=16.0)
+    )  # fmt: skip
+    (row,) = pairs(parts).itertuples()
+    assert (row.a, row.b) == ("NF, micro-batch whole", "NF, micro-batch 16") and row.difference == pytest.approx(-0.05)
+    ways = pd.DataFrame(
+        rows("NF", 256, 0.4, [0.4, 0.5], protocol="tuned") + rows("NF", 256, 0.4, [0.5, 0.5], protocol="paper's")
+    )
+    assert pairs(ways).a.item() == "NF, tuned protocol"
+
+
+def test_tables_without_arms_and_seeds_that_trained_twice_give_no_pairs():
+    assert pairs(pd.DataFrame({"block": [1], "variance": [1.0]})).empty
+    assert pairs(pd.DataFrame(rows("NF", 64, 0.4, [0.4, 0.5]) * 2 + rows("BN", 64, 0.4, [0.4, 0.5]))).empty
+
+
+def test_the_command_prints_them_below_the_verdict():
+    said = CliRunner().invoke(app, ["claims", "small_batch", "accumulation", "--from", "docs", "--pairs"]).output
+    assert "a minus b [95 %]" in said and "+0.5 points [-0.5, +1.5]" in said  # BN beside NF+AGC at batch 4: see LOG.md
+    assert "micro-batch whole" in said
+    none = CliRunner().invoke(app, ["claims", "signal_propagation", "--from", "docs", "--pairs"]).output
+    assert "no arms to set side by side" in none

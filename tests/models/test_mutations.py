@@ -1,0 +1,303 @@
+"""The mistakes that public ports made, made here on purpose: each must move the network, or its update, visibly away from
+the literal reference. Evidence that the parity tests can fail, and do.
+
+The unmutated distances are below 1e-9 (test_networks.py); a caught mistake is above 1e-5.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.parity import build, distances, update_distance
+
+from workbench.models import layers, nf_regnet, nf_resnet, nfnet
+from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth
+from workbench.optim import AGCStats, agc
+
+CAUGHT = 1e-5
+
+
+def convs(model):
+    return [m for m in model.modules() if isinstance(m, ScaledStdConv2d)]
+
+
+def standardized(self, *, correction=0, added=0.0, floor=1e-4, floor_on_product=True, fan_in=None):
+    n = fan_in or self.fan_in
+    var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=correction, keepdim=True)
+    product = var * n if floor_on_product else torch.clamp(var, min=floor) * n
+    product = torch.clamp(product, min=floor) if floor_on_product and floor else product + added
+    return (self.weight - mean) * self.gain.view(-1, 1, 1, 1) * self.scale / torch.sqrt(product)
+
+
+def weights_by(**mistake):
+    return lambda patch, model: patch.setattr(
+        ScaledStdConv2d, "standardized_weight", lambda self: standardized(self, **mistake)
+    )
+
+
+def rescale(names, factor):
+    """Multiplies the folded constants of these convolutions of each block by factor(block)."""
+
+    def mutate(patch, model):
+        for block in model.blocks:
+            for name in names:
+                conv = getattr(block, name, None)
+                if conv is not None:
+                    conv.scale *= factor(block)
+
+    return mutate
+
+
+def beta_of_every_block(new):
+    """Another sequence of betas: new(block, index in its stage)."""
+
+    def mutate(patch, model):
+        seen = {}
+        for block in model.blocks:
+            i = seen[block.stage] = seen.get(block.stage, -1) + 1
+            for name in ("conv0", "conv_shortcut"):
+                if hasattr(block, name):
+                    getattr(block, name).scale *= block.beta / new(block, i)
+
+    return mutate
+
+
+def squeeze_excite_with(activation):
+    def mutate(patch, model):
+        def forward(self, x):
+            return torch.sigmoid(self.expand(activation(self.reduce(x.mean((2, 3))))))[:, :, None, None]
+
+        patch.setattr(SqueezeExcite, "forward", forward)
+
+    return mutate
+
+
+def gates_not_doubled(patch, model):
+    before = SqueezeExcite.forward
+    patch.setattr(SqueezeExcite, "forward", lambda self, x: before(self, x) / 2)
+
+
+def beta_before_the_activation(patch, model):
+    for block in model.blocks:
+        for name in ("conv0", "conv_shortcut"):
+            if hasattr(block, name):
+                getattr(block, name).scale *= block.beta
+
+    def forward(self, h):
+        a = self.act(h / self.beta)
+        branch = self.branch(a)
+        return self.join(self.shortcut(h, a), branch, self.gate(branch), self.alpha * self.skip_gain)
+
+    patch.setattr(nfnet.Block, "forward", forward)
+
+
+def shortcut_of_the_raw_trunk(patch, model):
+    patch.setattr(nfnet.Block, "shortcut", lambda self, h, a, own=nfnet.Block.shortcut: own(self, h, h))
+
+
+def symmetric_padding(patch, model):
+    def conv(x, weight, bias, stride, groups):
+        return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=groups)
+
+    patch.setattr(layers, "same_conv2d", conv)
+
+
+def max_pool_of_zeros(patch, model):
+    def pool(x):
+        top, bottom = layers.same_padding(x.shape[-2], 3, 2)
+        left, right = layers.same_padding(x.shape[-1], 3, 2)
+        return F.max_pool2d(F.pad(x, (left, right, top, bottom)), 3, 2)
+
+    patch.setattr(nf_resnet, "same_max_pool2d", pool)
+
+
+def average_over_padding(patch, model):
+    for module in (nfnet, nf_regnet):
+        patch.setattr(
+            module, "same_avg_pool2d", lambda x: F.avg_pool2d(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)), 2, 2)
+        )
+
+
+def average_without_the_border(patch, model):
+    for module in (nfnet, nf_regnet):
+        patch.setattr(module, "same_avg_pool2d", lambda x: F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 2)[..., : -(-x.shape[-2] // 2), : -(-x.shape[-1] // 2)])  # fmt: skip
+
+
+def activation_by(fn):
+    def mutate(patch, model):
+        model.act = fn
+        for block in model.blocks:
+            block.act = fn
+
+    return mutate
+
+
+def stem_without_bias(patch, model):
+    stem = model.stem
+    patch.setattr(
+        stem, "forward", lambda x: layers.same_conv2d(x, stem.standardized_weight(), 0 * stem.bias, 2, 1), raising=False
+    )
+
+
+def gates_after_the_activation(patch, model):
+    def branch(self, a):
+        out = self.act(self.conv1(self.act(self.conv0(a))))
+        return self.conv2(2 * self.squeeze_excite(out) * out)
+
+    patch.setattr(nf_regnet.Block, "branch", branch)
+
+
+def relu_gamma_exactly(patch, model):
+    ratio = math.sqrt(2 / (1 - 1 / math.pi)) / 1.7139588594436646
+    rescale(["conv0", "conv1", "conv2", "conv_shortcut"], lambda _block: ratio)(patch, model)
+    model.gamma *= ratio
+
+
+FORWARD = {
+    "beta never updated": ("nfnet", "even", beta_of_every_block(lambda block, i: 1.0)),
+    "expected variance not reset": ("nf_resnet", "even", beta_of_every_block(lambda block, i: 1.04 if block.stage == 1 else block.beta)),
+    "no growth in a stage's first block": ("nfnet", "even", beta_of_every_block(lambda block, i: block.beta if i == 0 else math.sqrt(1 + 0.04 * (i - 1)))),
+    "multiplied by beta, not by its reciprocal": ("nf_regnet", "even", beta_of_every_block(lambda block, i: 1 / block.beta)),
+    "variance taken for deviation": ("nf_regnet", "even", beta_of_every_block(lambda block, i: block.beta**2)),
+    "1 / beta before the activation": ("nfnet", "even", beta_before_the_activation),
+    "shortcut of the raw trunk": ("nfnet", "even", shortcut_of_the_raw_trunk),
+    "alpha missing": ("nfnet", "even", lambda patch, model: [setattr(b, "alpha", 1.0) for b in model.blocks]),
+    "gamma left out": ("nf_resnet", "even", rescale(["conv1"], lambda _block: 1 / 1.7139588594436646)),
+    "gamma of ReLU by the formula": ("nf_resnet", "even", relu_gamma_exactly),
+    "gamma of another activation": ("nfnet", "even", rescale(["conv1"], lambda _block: 1.7881293296813965 / 1.7015043497085571)),
+    "GELU by erf": ("nfnet", "even", activation_by(F.gelu)),
+    "gates with GELU inside": ("nfnet", "even", squeeze_excite_with(lambda x: F.gelu(x, approximate="tanh"))),
+    "gates with a scaled ReLU inside": ("nf_resnet with squeeze-excite", "even", squeeze_excite_with(lambda x: 1.7139588594436646 * F.relu(x))),
+    "gates not doubled": ("nfnet", "even", gates_not_doubled),
+    "gates behind the activation": ("nf_regnet", "even", gates_after_the_activation),
+    "unbiased variance": ("nfnet", "even", weights_by(correction=1)),
+    "eps added": ("nfnet", "even", weights_by(floor=0.0, added=1e-4)),
+    "eps under the variance, not under N times it": ("nfnet", "even", weights_by(floor_on_product=False)),
+    "fan-in counted over outputs": ("nf_resnet", "even", lambda patch, model: patch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: standardized(self, fan_in=self.out_channels * self.kernel_size**2))),
+    "fan-in over all groups": ("nfnet", "even", lambda patch, model: patch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: standardized(self, fan_in=self.fan_in * self.groups))),
+    "symmetric padding": ("nfnet", "even", symmetric_padding),
+    "max-pool padded with zeros": ("nf_resnet with squeeze-excite", "even", max_pool_of_zeros),
+    "average counts the padding": ("nfnet", "odd", average_over_padding),
+    "stem without bias": ("nf_resnet", "even", stem_without_bias),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", FORWARD)
+def test_a_mistake_in_the_network_is_caught(mistake, monkeypatch):
+    case, size, mutate = FORWARD[mistake]
+    model, description = build(case)
+    mutate(monkeypatch, model)
+    found = distances(model, description, {"even": (32, 32), "odd": (75, 83)}[size])
+    assert found["logits"] > CAUGHT, found
+
+
+def test_an_average_that_repeats_the_border_is_the_same_and_not_a_mistake(monkeypatch):
+    model, description = build("nfnet")
+    average_without_the_border(monkeypatch, model)
+    assert distances(model, description, (75, 83))["logits"] < 1e-9
+
+
+def classifier_clipped(patch):
+    own = agc.AGC.__init__
+
+    def init(self, optimizer, clip, *rest):
+        for group in optimizer.param_groups:
+            group["clip"] = clip
+        own(self, optimizer, clip, *rest)
+
+    patch.setattr(agc.AGC, "__init__", init)
+    return {}
+
+
+def norms_by(fn):
+    """AGC as a loop over parameters, with another norm."""
+
+    def clip(parts):
+        for part in parts:
+            w, g = fn(part.p.detach()), fn(part.p.grad)
+            limit = part.clip * w.clamp_min(part.eps)
+            part.p.grad.mul_(torch.where(g > limit, limit / g.clamp_min(1e-6), torch.ones_like(g)))
+        return AGCStats()
+
+    return lambda patch: patch.setattr(agc, "_clip", clip)
+
+
+def per_tensor(x):
+    return x.norm()
+
+
+def per_row_of_anything(x):  # timm's rule, on gains stored as (C, 1, 1, 1): a norm for each channel
+    return x.abs() if x.ndim <= 1 else x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+def over_the_inputs(x):  # the other axis of a linear weight
+    return x.norm(dim=0, keepdim=True) if x.ndim == 2 else agc.unitwise_norm(x)
+
+
+def decay_before_clipping(patch):
+    """Decay joined to the gradient before AGC sees it."""
+    own = agc._clip
+
+    def clip(parts):
+        for part in parts:
+            if part.p.grad is not None and part.p.ndim > 1:
+                part.p.grad.add_(part.p.detach(), alpha=1e-2)
+        return own(parts)
+
+    patch.setattr(agc, "_clip", clip)
+
+
+def everything_decayed(patch):
+    own = torch.optim.SGD.__init__
+
+    def init(self, groups, **settings):
+        for group in groups:
+            group["weight_decay"] = 1e-2
+        own(self, groups, **settings)
+
+    patch.setattr(torch.optim.SGD, "__init__", init)
+
+
+def vectors_not_clipped(patch):
+    own = torch.optim.SGD.__init__
+
+    def init(self, groups, **settings):
+        for group in groups:
+            if group["name"] == "gains_biases":
+                group["clip"] = None
+        own(self, groups, **settings)
+
+    patch.setattr(torch.optim.SGD, "__init__", init)
+
+
+UPDATE = {
+    "classifier clipped, too": classifier_clipped,
+    "one norm a tensor": norms_by(per_tensor),
+    "a norm for each gain": norms_by(per_row_of_anything),
+    "linear weights by column": norms_by(over_the_inputs),
+    "gains and biases not clipped": vectors_not_clipped,
+    "gains and biases decayed": everything_decayed,
+    "decay before clipping": decay_before_clipping,
+}
+
+
+@pytest.mark.parametrize("mistake", UPDATE)
+def test_a_mistake_in_the_update_is_caught(mistake, monkeypatch):
+    UPDATE[mistake](monkeypatch)
+    assert update_distance("nfnet") > CAUGHT
+
+
+def test_the_right_norm_in_the_same_loop_is_no_mistake(monkeypatch):
+    norms_by(agc.unitwise_norm)(monkeypatch)
+    assert update_distance("nfnet") < 1e-9
+
+
+def test_convolutions_start_with_fan_in_variance_not_fan_out():
+    conv = ScaledStdConv2d(32, 256, 3, groups=2)  # fan-in 16 * 9, fan-out 128 * 9
+    assert conv.weight.std().item() == pytest.approx((16 * 9) ** -0.5, rel=0.02)
+
+
+def test_stochastic_depth_is_drawn_for_each_sample():
+    kept = StochasticDepth(0.5)(torch.ones(64, 1, 1, 1)).flatten()
+    assert 0 < kept.sum() < 64

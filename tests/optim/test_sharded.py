@@ -1,0 +1,251 @@
+"""AGC over several processes. Evidence: two gloo processes beside one process that holds everything.
+
+Each check below runs in both processes (`python tests/test_sharded.py CHECK PORT`) and says what it found on rank 0.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.checkout import CHECKOUT
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.optim import AGC, clip_grad_agc_, param_groups
+
+PROCESSES = 2
+
+
+class Odd(nn.Module):
+    """Shapes that do not divide by two: rows 5 and 3, vectors, a scalar-like gain that one process holds alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3)
+        self.fc = nn.Linear(5, 3)
+        self.gain = nn.Parameter(torch.ones(1))
+        self.row = nn.Parameter(torch.randn(1, 3))  # one unit, by its global shape
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3))) * self.gain + self.row
+
+
+def made():
+    torch.manual_seed(0)
+    return Odd().double()
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 1, 6, 6, generator=generator).double(), torch.randn(8, 3, generator=generator).double()
+
+
+def steps(model, x, y, n=3):
+    """n steps of the whole recipe; what AGC saw in the last."""
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=1e-2, clip=0.15), lr=0.1, momentum=0.9, nesterov=True)
+    agc = AGC(optimizer, clip=0.15)
+    for _ in range(n):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    return agc
+
+
+def alone():
+    model = made()
+    agc = steps(model, *data())
+    assert 0 < agc.stats.clipped_share() < 1  # some units are clipped, some are not
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def distance(parameters):
+    return max(
+        ((p - q).abs().max() / q.abs().max()).item() for p, q in ((parameters[k], v) for k, v in alone().items())
+    )
+
+
+# ---- what runs in each process
+
+
+def check_fully_shard(rank):
+    from torch.distributed._composable.fsdp import fully_shard
+
+    model = made()
+    fully_shard(model)
+    empty = any(p.to_local().numel() == 0 for p in model.parameters())
+    agc = steps(model, *data())  # the same batch in both: the mean of the gradients is the gradient
+    full = {name: p.full_tensor().detach() for name, p in model.named_parameters()}
+    return {"distance": distance(full), "empty on some": empty if rank else True, "units": agc.stats.units}
+
+
+def check_ddp(rank):
+    model = nn.parallel.DistributedDataParallel(made())
+    x, y = data()
+    steps(model, x[rank::PROCESSES], y[rank::PROCESSES])  # half of the joined batch each
+    return {"distance": distance({n.removeprefix("module."): p.detach() for n, p in model.named_parameters()})}
+
+
+def check_communication(rank):
+    """One all-reduce a step for all vectors together, none for matrices."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    calls, own = [], torch.distributed.all_reduce
+
+    def counted(tensor, **settings):
+        calls.append(tensor.numel())
+        return own(tensor, **settings)
+
+    torch.distributed.all_reduce = counted
+
+    def clipped(shapes, placement):
+        calls.clear()
+        params = []
+        for shape in shapes:
+            torch.manual_seed(len(params))
+            p = nn.Parameter(distribute_tensor(torch.randn(shape), mesh, [placement]))
+            p.grad = distribute_tensor(torch.randn(shape) * 10, mesh, [placement])
+            params.append(p)
+        clip_grad_agc_(params, clip=0.01)
+        return list(calls), [p.grad.full_tensor() for p in params]
+
+    matrices, _ = clipped([(5, 4), (3, 2, 3, 3)], Shard(0))
+    mixed, sharded = clipped([(5, 4), (7,), (1,), (3,)], Shard(0))
+    whole, replicated = clipped([(5, 4), (7,), (1,), (3,)], Replicate())
+    same = max((a - b).abs().max().item() for a, b in zip(sharded, replicated, strict=True))
+    try:
+        clipped([(4, 4)], Shard(1))
+        refused = ""
+    except WorkbenchError as error:
+        refused = str(error)
+    return {"matrices": matrices, "mixed": mixed, "whole": whole, "same": same, "refused": refused}
+
+
+def check_train(rank):
+    """A training by torchrun's environment; the first process logs."""
+    from workbench.training import TrainConfig, train
+
+    rows = []
+    result = train(TrainConfig.from_dict(json.loads(os.environ["CONFIG"])), rows.append)
+    return {
+        "rows": len(rows),
+        "history": result.history,
+        "metrics": result.metrics,
+        "outcome": result.outcome,
+        "cause": result.cause,
+    }
+
+
+def check_stop(rank):
+    """The first process alone is told to stop, after the second step: at which step each ends."""
+    from workbench.training import TrainConfig, train
+
+    asked, config = [], TrainConfig(batch_size=16, steps=4, train_size=32, device="cpu", progress=False)
+    stop = (lambda: asked.append(1) or len(asked) == 2) if rank == 0 else None
+    try:
+        train(config, stop=stop)
+    except KeyboardInterrupt:
+        return {"stopped": True, "asked": len(asked)}
+    return {"stopped": False}
+
+
+def run(check):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, check],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(PROCESSES)
+    ]
+    said = [worker.communicate(timeout=120) for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(err[-1500:] for _, err in said)
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+@pytest.mark.slow
+def test_shards_of_uneven_size_give_what_one_process_gives():
+    first, second = run("fully_shard")
+    assert first["distance"] < 1e-12 and second["distance"] < 1e-12
+    assert second["empty on some"]  # the second process holds nothing of the gain
+
+
+def test_two_processes_with_ddp_equal_one_on_the_joined_batch():
+    assert all(found["distance"] < 1e-12 for found in run("ddp"))
+
+
+def test_only_split_vectors_are_communicated_and_other_placements_are_refused():
+    for found in run("communication"):
+        assert found["matrices"] == [] and found["whole"] == []
+        assert found["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors, at once
+        assert found["same"] < 1e-6
+        assert "sharded over dimension 0" in found["refused"] and "Shard(dim=1)" in found["refused"]
+
+
+@pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5, "sam_rho": 0.5}], ids=["plain", "recipe"])
+def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra, monkeypatch):
+    from workbench.training import TrainConfig, train
+
+    args = {"skip_gain": 1.0, "dropout": 0.1, "stochastic_depth": 0.1}
+    config = TrainConfig(model_args=args, batch_size=32, base_lr=0.8, steps=6, eval_every=3, train_size=96, device="cpu", progress=False, **extra)  # fmt: skip
+    one = train(config.replace(micro_batch=16))
+    monkeypatch.setenv("CONFIG", json.dumps(config.to_dict()))
+    first, second = run("train")
+    assert (first["rows"], second["rows"]) == (2, 0)
+    assert first["outcome"] == second["outcome"] == "complete"
+    for found in (first, second):
+        for mine, theirs in zip(found["history"], one.history, strict=True):
+            for name in ("train_loss", "val_loss", "clipped_share"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_divergence_ends_all_processes_at_one_step_with_one_cause(monkeypatch):
+    from workbench.training import TrainConfig, train
+
+    config = TrainConfig(batch_size=16, base_lr=600.0, clip=None, warmup=0.2, steps=14, train_size=96, device="cpu", progress=False)  # fmt: skip
+    one = train(config.replace(micro_batch=8))
+    monkeypatch.setenv("CONFIG", json.dumps(config.to_dict()))
+    first, second = run("train")
+    assert first["outcome"] == second["outcome"] == one.outcome == "diverged"
+    assert first["cause"] == second["cause"]
+    steps = {found["metrics"]["failed_at_step"] for found in (first, second)}
+    assert steps == {one.metrics["failed_at_step"]}
+
+
+def test_when_the_first_process_is_told_to_stop_all_do():
+    assert run("stop") == [{"stopped": True, "asked": 2}, {"stopped": True, "asked": 0}]
+
+
+@pytest.mark.parametrize("bad", ["sparse", "complex"])
+def test_a_gradient_without_a_rule_names_its_parameter(bad):
+    model = nn.ModuleDict({"table": nn.Embedding(4, 3, sparse=True)})
+    if bad == "complex":
+        model = nn.ParameterDict({"table": nn.Parameter(torch.ones(3, dtype=torch.complex64))})
+        model["table"].grad = torch.ones(3, dtype=torch.complex64)
+    else:
+        model["table"](torch.tensor([1])).sum().backward()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    AGC(optimizer)
+    with pytest.raises(WorkbenchError, match="that of table"):
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    print(json.dumps(globals()[f"check_{sys.argv[1]}"](rank)))
+    torch.distributed.barrier()  # who leaves first would cut off another's last message
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,1 @@
+"""What tests share: references, foreign networks, tasks, and the crash harness."""

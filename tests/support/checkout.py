@@ -1,0 +1,7 @@
+"""Where the checkout is that is tested, and the data folder that the tests were started with."""
+
+import os
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHARED_DATA = os.environ.get("WORKBENCH_DATA")

@@ -1,0 +1,1 @@
+"""One file per study: its question as data (`CLAIM`), its judge and its figure. The registry finds the files."""

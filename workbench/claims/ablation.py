@@ -1,0 +1,109 @@
+"""Claim 8: what each part of an NFNet is worth, and whether it pays for its time.
+
+Source: NFNet paper, section 4 and table 2 (width pattern, second 3x3 convolution, augmentation); squeeze-excite,
+stochastic depth, skip gain and activation are the rest of the recipe. One part is left out at a time. Tables: `costs`,
+of a step, as of evidence.pace; `screened`, one row a training at equal time, with arm, lr, seed,
+outcome, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with protocol (equal time, equal steps),
+arm, seed, test_acc, outcome. The contrast, written down before the confirmation: at equal time, test accuracy of the
+whole net minus the mean of the nets with one part left out, paired by seed. The parts are one family under Holm.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.effects import beside, effects, interval_of
+from workbench.lab.statistics.intervals import difference_p, points, side, t_interval
+from workbench.lab.statistics.panels import draw_differences
+from workbench.lab.statistics.rates import by_seed, edges_told
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim("The parts of the NFNet recipe pay for their time", number=8, tables=("costs", "screened", "confirmed"))
+
+WHOLE = "whole net"
+TIME, STEPS = "equal time", "equal steps"
+
+
+def summary(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row a protocol and arm: cost of a step, lr, steps, accuracy, difference to the whole net with low, high, p,
+    p_holm and p_equal, diverged, n."""
+    tables = [
+        beside(rows, WHOLE, settings=("lr", "steps"), mark="diverged").assign(protocol=protocol)
+        for protocol, rows in _marked(confirmed).groupby("protocol", sort=False)
+    ]
+    return pd.concat(tables, ignore_index=True).merge(costs[["arm", "cost"]], on="arm", how="left")
+
+
+def matched_cost(confirmed: pd.DataFrame) -> pd.Series:
+    """By arm the time of a step, over the whole net's, at which its steps are equal time: measured here, or before."""
+    steps = confirmed[confirmed.protocol == TIME].groupby("arm", sort=False).steps.first()
+    return steps[WHOLE] / steps
+
+
+def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Are the parts worth their time on average? And each?"""
+    timed = confirmed[confirmed.protocol == TIME]
+    values = by_seed(timed)
+    difference = (values[WHOLE] - values.drop(columns=WHOLE).mean(axis=1)).dropna()
+    effect = t_interval(difference)
+    holds = side(effect)
+    relation = {True: "pay for their time", False: "do not pay for their time",
+                None: "are not shown to pay for their time, or not to"}[holds]  # fmt: skip
+    said = [f"at {protocol}: {_each(rows)}" for protocol, rows in confirmed.groupby("protocol", sort=False)]
+    matched = matched_cost(confirmed)
+    cost = ", ".join(
+        f"{row.arm} {row.cost:.2f} ({matched[row.arm]:.2f})" for row in costs.itertuples() if row.arm != WHOLE
+    )
+    sentence = (
+        f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
+        f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step, as measured here (and as matched "
+        f"by the steps): {cost}."
+    )
+    sentence += edges_told(screened)
+    return Verdict(
+        sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference), in_points=True
+    )
+
+
+def _each(rows: pd.DataFrame) -> str:
+    found = effects(rows, WHOLE)
+    worse = [arm for arm, p, d in zip(found.arm, found.p_holm, found.difference, strict=True) if p < 0.05 and d < 0]
+    better = [arm for arm, p, d in zip(found.arm, found.p_holm, found.difference, strict=True) if p < 0.05 and d > 0]
+    each = ", ".join(f"{arm} {points(interval_of(found, arm))}" for arm in found.arm)
+    return f"{each} (by Holm worse: {', '.join(worse) or 'none'}; better: {', '.join(better) or 'none'})"
+
+
+def _marked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(diverged=(rows.outcome == "diverged").astype(int))
+
+
+def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Accuracy beside the whole net under each protocol, and the time of a step beside it, with the one that the steps
+    are matched by."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    names = [arm for arm in dict.fromkeys(confirmed.arm) if arm != WHOLE]
+    protocols = list(dict.fromkeys(confirmed.protocol))
+    height = 1.9 + 0.36 * len(names)
+    figure, axes = plt.subplots(
+        1, len(protocols) + 1, figsize=(3 + 3.7 * len(protocols) + 2.5, height), sharey=True, layout="constrained"
+    )
+    for ax, protocol in zip(axes, protocols, strict=False):
+        rows = confirmed[confirmed.protocol == protocol]
+        draw_differences(ax, _marked(rows), WHOLE, names, mark="diverged")
+        ax.set(title=protocol)
+    cost = costs.set_index("arm").reindex(names)
+    bounds = np.clip([cost.cost - cost.low, cost.high - cost.cost], 0, None)
+    look = {"fmt": "D", "ms": 5, "capsize": 3, "lw": 1.2, "color": "0.3"}
+    axes[-1].errorbar(cost.cost, range(len(names)), xerr=bounds, label="measured in this run", **look)
+    matched = matched_cost(confirmed).reindex(names)
+    axes[-1].plot(matched, range(len(names)), "o", ms=9, mfc="none", color=plots.CYCLE[0], label="matched by the steps")
+    axes[-1].axvline(1, color="0.3", lw=0.8)
+    axes[-1].set(title="cost", xlabel="time of a step over the whole net's")
+    handles = [a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in (axes[0], axes[-1])), strict=True)]
+    figure.legend(*handles, frameon=False, ncols=6, loc="outside lower center")
+    return figure

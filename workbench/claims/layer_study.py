@@ -1,0 +1,112 @@
+"""Claim 4: never clip the final linear layer; all stages must be clipped; the first convolution may be left out.
+
+Source: NFNet paper, section 4.1 (NF-ResNets at batch 4096, threshold 0.01, rate 1.6). Tables: `screened`,
+one row a training, with arm, lr, seed, failed, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with
+arm, seed, test_acc, failed. The contrast, written down before the confirmation: test accuracy with the head clipped,
+too, minus that of the paper's choice, paired by seed. The rest is one family under Holm; the first convolution is also
+tested for equality within 0.5 points.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.errors import unknown
+from workbench.lab.statistics.effects import beside, effects, interval_of
+from workbench.lab.statistics.intervals import points, side
+from workbench.lab.statistics.panels import effects_and_rates
+from workbench.lab.statistics.rates import edges_told
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim(
+    "Never clip the classifier (of the paper's other choices, stages and first convolution, the lab book tells)",
+    number=4,
+    tables=("screened", "confirmed"),
+)
+
+PAPER = "all but the head"
+HEAD = "head, too"
+FIRST = "without first conv"
+STAGE = "without stage {}"
+VECTORS = "without vectors"
+NONE = "no clipping"
+
+
+def arms(clip: float, stages: list[int], only: Sequence[str] = ()) -> dict[str, dict]:
+    """What is clipped in each arm, as fields of a TrainConfig; stages count from 1. `only` these beside the two of the
+    contrast; none: all.
+
+    Raises: WorkbenchError for a name in `only` that is no arm.
+    """
+    left_out = {FIRST: "first_conv", **{STAGE.format(n): f"stage{n}" for n in stages}, VECTORS: "vectors"}
+    found = {
+        PAPER: {"clip": clip},
+        HEAD: {"clip": clip, "clip_head": True},
+        **{arm: {"clip": clip, "clip_exempt": [part]} for arm, part in left_out.items()},
+        NONE: {"clip": None},
+    }
+    for arm in only:
+        if arm not in found:
+            raise unknown("arm", arm, found)
+    return {arm: fields for arm, fields in found.items() if not only or arm in (PAPER, HEAD, *only)}
+
+
+def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm: lr (its best rate), accuracy, difference to the paper's arm with low, high, p, p_holm and
+    p_equal, failed and n of the confirmation, largest_stable rate, whether it is the last that was tried (`open`, for
+    it may stand more), and margin, in doublings above the paper's."""
+    stable = largest_stable(screened)
+    rates = pd.DataFrame({"largest_stable": stable, "open": stable == screened.lr.max(),
+                          "margin": np.log2(stable / stable.get(PAPER, math.nan))})  # fmt: skip
+    return beside(confirmed, PAPER, contrast=HEAD).merge(rates, left_on="arm", right_index=True, how="left")
+
+
+def largest_stable(screened: pd.DataFrame) -> pd.Series:
+    """By arm the largest rate at which no training failed; NaN where one failed at each."""
+    clean = screened.groupby(["arm", "lr"], sort=False).failed.max().reset_index()
+    found = clean[clean.failed == 0].groupby("arm").lr.max()
+    return found.reindex(list(dict.fromkeys(screened.arm)))
+
+
+def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Does clipping the head cost accuracy? And what of the other layers?"""
+    found = effects(confirmed, PAPER, contrast=HEAD)
+    head = interval_of(found, HEAD)
+    better = side(head)
+    holds = None if better is None else not better
+    relation = {True: "costs accuracy", False: "gains accuracy", None: "is not shown to change accuracy"}[holds]
+    sentence = f"Clipping the classifier's weight, too, {relation}: {points(head)}"
+    rows, each = found.set_index("arm"), summary(screened, confirmed).set_index("arm")
+    if FIRST in rows.index:
+        equal = rows.p_equal[FIRST] < 0.05
+        said = "is equal within 0.5 points" if equal else "is not shown to be equal within 0.5 points"
+        change = f"{points(interval_of(found, FIRST))}, Holm p = {rows.p_holm[FIRST]:.2g}"
+        sentence += f"; the first convolution left out {said} ({change})"
+    for arm in rows.index.drop([HEAD, FIRST], errors="ignore"):
+        sentence += f"; {arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
+    base = each.loc[PAPER]
+    stable = ", ".join(f"{arm} {_doublings(each.loc[arm], base)}" for arm in rows.index)
+    beyond = ", the last that was tried, for the paper's choice" if base.open else " for the paper's choice"
+    sentence += f". Largest rate at which no training failed in screening: {base.largest_stable:.3g}{beyond}; {stable}."
+    sentence += edges_told(screened)
+    return Verdict(
+        sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]), in_points=True
+    )
+
+
+def _doublings(arm: pd.Series, base: pd.Series) -> str:
+    """An arm's margin; where a largest rate is the last that was tried, the truth lies further out."""
+    if math.isnan(arm.margin):
+        return "none"
+    if arm.margin == 0:
+        return "as far as was tried" if base.open else "the same"
+    return f"{arm.margin:+.1f} doublings{' or more' if base.open or arm.open else ''}"
+
+
+def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Left: accuracy beside the paper's choice, each arm at its own best rate. Right: which rates each arm stands."""
+    return effects_and_rates(screened, confirmed, PAPER)

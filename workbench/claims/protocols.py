@@ -1,0 +1,146 @@
+"""Does the way of choosing decide the answer? The paper's protocol beside one that tunes every arm alike.
+
+Not one of the paper's claims, but how it compares (NFNet paper, section 4.1 and figure 2): rates scaled linearly with
+the batch, the best of five thresholds, the mean of the best four of five seeds. Tables: `screened`, one row a training,
+with arm (BN, NF, "NF+AGC at 0.04", ...), batch_size, lr, seed, failed, val_acc; `confirmed`, each arm at the largest
+batch as either protocol chose it, on fresh seeds, with protocol, arm, seed, failed, val_acc, test_acc.
+The contrast, written down before the confirmation: test accuracy of NF+AGC minus that of BN under the paper's protocol,
+minus the same under the tuned one, paired by seed.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.intervals import (
+    accuracy_interval,
+    best_four_of_five,
+    difference_p,
+    points,
+    side,
+    t_interval,
+)
+from workbench.lab.statistics.rates import arm_of, at_carried_rate, by_seed
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim(
+    "The paper's protocol shows more of NF+AGC over BN than tuning both alike", tables=("screened", "confirmed")
+)
+
+PAPER, TUNED = "paper's", "tuned"
+PROTOCOLS = {PAPER: best_four_of_five, TUNED: np.mean}  # and how each sums up the seeds that choose
+ARMS = ("BN", "NF", "NF+AGC")
+
+
+def rates(lrs: list[float], batch_sizes: list[int]) -> dict[int, list[float]]:
+    """The rates of each batch: those of the grid, and those of the grid scaled from the smallest batch."""
+    return {b: sorted({float(f"{lr * scale:.6g}") for lr in lrs for scale in (1, b / min(batch_sizes))})
+            for b in batch_sizes}  # fmt: skip
+
+
+def choices(screened: pd.DataFrame) -> pd.DataFrame:
+    """What either protocol chooses: protocol, batch_size, arm (with its threshold), lr, and `reported`, the validation
+    accuracy by which it chose, of the seeds that chose.
+
+    paper's: an arm's best rate at the smallest batch, scaled in proportion to the batch; at each batch the best of the
+    thresholds; four of five seeds. tuned: the best rate and threshold of each batch, by the mean of all seeds.
+    """
+    rows = []
+    for _, trained in screened.groupby(screened.arm.map(arm_of), sort=False):
+        for protocol, sum_up in PROTOCOLS.items():
+            cells = trained.groupby(["batch_size", "arm", "lr"], sort=False).val_acc
+            told = cells.agg(lambda values, sum_up=sum_up: float(sum_up(values))).rename("reported").reset_index()
+            for batch, at in told.groupby("batch_size"):
+                if protocol == PAPER:
+                    at = at_carried_rate(told, batch, "reported")
+                rows.append({"protocol": protocol} | at.loc[at.reported.idxmax()].to_dict())
+    return pd.DataFrame(rows)
+
+
+def largest_batch(screened: pd.DataFrame) -> pd.DataFrame:
+    """The choices of either protocol at the largest batch, which fresh seeds confirm."""
+    chosen = choices(screened)
+    return chosen[chosen.batch_size == chosen.batch_size.max()].reset_index(drop=True)
+
+
+def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm and protocol at the largest batch: arm, protocol, setting, lr, reported (by the choosing seeds);
+    of the fresh ones validation (mean), flattered (reported minus it, with low and high), test (mean, test_low,
+    test_high), failed, n."""
+    rows = []
+    for row in largest_batch(screened).itertuples():
+        fresh = confirmed[(confirmed.arm == row.arm) & (confirmed.protocol == row.protocol)]
+        flattered, test = t_interval(row.reported - fresh.val_acc), accuracy_interval(fresh.test_acc)
+        rows.append(
+            {
+                "arm": arm_of(row.arm), "protocol": row.protocol, "setting": row.arm, "lr": row.lr,
+                "reported": row.reported, "validation": fresh.val_acc.mean(), "flattered": flattered.mean,
+                "low": flattered.low, "high": flattered.high, "test": test.mean, "test_low": test.low,
+                "test_high": test.high, "failed": int(fresh.failed.sum()), "n": len(fresh),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Does the paper's protocol favour NF+AGC over BN, beside one that tunes both alike?"""
+    ahead = {name: _ahead(confirmed, name, "BN") for name in PROTOCOLS}
+    difference = (ahead[PAPER] - ahead[TUNED]).dropna()
+    effect = t_interval(difference)
+    holds = side(effect)
+    relation = {True: "favours NF+AGC", False: "favours BN", None: "is not shown to favour either"}[holds]
+    found = summary(screened, confirmed)
+    each = "; ".join(
+        f"{row.setting} by the {row.protocol} at rate {row.lr:.3g}: {row.reported:.1%} reported, {row.validation:.1%} "
+        f"on fresh seeds, {row.test:.1%} in the test" + (f" ({row.failed} of {row.n} failed)" if row.failed else "")
+        for row in found.itertuples()
+    )
+    rivals = [arm for arm in ARMS[:-1] if arm in set(found.arm)]
+    leads = {rival: [points(t_interval(_ahead(confirmed, name, rival))) for name in PROTOCOLS] for rival in rivals}
+    told = "; ".join(f"NF+AGC minus {r} is {paper} under it, {tuned} tuned" for r, (paper, tuned) in leads.items())
+    sentence = (
+        f"At batch {screened.batch_size.max()} the paper's protocol {relation}, by {points(effect)}: {told}. {each}."
+    )
+    name = "NF+AGC minus BN under the paper's protocol, minus the same tuned"
+    return Verdict(sentence, holds, name, effect, p=difference_p(difference), in_points=True)
+
+
+def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:
+    """By seed: test accuracy of NF+AGC minus that of the rival."""
+    rows = confirmed[confirmed.protocol == protocol]
+    values = by_seed(rows.assign(arm=rows.arm.map(arm_of)))
+    return (values["NF+AGC"] - values[rival]).dropna()
+
+
+def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Left: test accuracy of fresh seeds, each arm as either protocol chose it, and what the protocol reported. Right:
+    by how much that is more than fresh seeds reach on the same split. 95 % intervals; a cross where seeds failed."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    found = summary(screened, confirmed)
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1.3, 1])
+    arms = [arm for arm in ARMS if arm in set(found.arm)]
+    for i, (protocol, marker) in enumerate(zip(PROTOCOLS, "os", strict=True)):
+        rows = found[found.protocol == protocol].set_index("arm").loc[arms]
+        x = np.arange(len(arms)) + 0.24 * (i - 0.5)
+        look = {"fmt": marker, "ms": 6, "capsize": 3, "lw": 1.3, "color": plots.CYCLE[i]}
+        for ax, mean, low, high in ((axes[0], "test", "test_low", "test_high"), (axes[1], "flattered", "low", "high")):
+            bounds = 100 * np.nan_to_num([rows[mean] - rows[low], rows[high] - rows[mean]])
+            ax.errorbar(x, 100 * rows[mean], bounds, label=f"{protocol} protocol", **look)
+        axes[0].plot(x, 100 * rows.reported, "_", ms=16, mew=1.6, color=plots.CYCLE[i], alpha=0.8)
+        lost = (rows.failed > 0).to_numpy()
+        axes[0].plot(x[lost], 100 * rows.test[lost], "x", ms=11, color="black", zorder=5)
+    axes[0].plot([], [], "_", ms=16, mew=1.6, color="0.4", label="as it reports (validation)")
+    axes[0].plot([], [], "x", ms=9, color="black", ls="none", label="a seed failed")
+    axes[1].axhline(0, color="0.3", lw=0.8)
+    axes[0].set(title=f"batch {screened.batch_size.max()}, fresh seeds", ylabel="test accuracy, %")
+    axes[1].set(title="reported minus fresh seeds", ylabel="validation accuracy, points")
+    for ax in axes:
+        ax.set_xticks(range(len(arms)), arms)
+        ax.set_xlim(-0.5, len(arms) - 0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    return figure

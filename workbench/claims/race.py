@@ -1,0 +1,147 @@
+"""Is a normalizer-free net as good as a fast BatchNorm net, in hardly more time?
+
+Not one of the paper's claims as it stands, but its promise: the accuracy of BatchNorm at no more than its cost (NFNet
+paper, section 1 and figure 1). Both arms tune their rate alike, NF+AGC at each of several thresholds, and train for
+numbers of steps given beforehand. The contrast, written down before the confirmation, paired by seed: test accuracy of
+NF+AGC within 0.3 points of BN's, or above it, in at most 1.3 times its seconds; both must be shown. Tables: `screened`
+and `confirmed`, one row a training with arm, lr, seed, steps, val_acc, test_acc, failed, outcome; `paces` of the
+confirmed, see `paces`.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points, t_interval
+from workbench.lab.statistics.rates import arm_of, by_seed, edges_told
+from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.store.client import Store
+
+CLAIM = Claim(
+    "NF+AGC is within 0.3 points of a fast BatchNorm net in at most 1.3 times its seconds",
+    tables=("screened", "confirmed", "paces"),
+)
+
+MARGIN = 0.003  # of accuracy: three tenths of a point
+RATIO = 1.3  # of seconds
+
+# Dense bfloat16 matrix products by NVIDIA's data sheets, operations a second; the first name that a device's has in it.
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+def peak_of(device: str) -> float:
+    """The most operations a second of a device of this name, in bfloat16; NaN where it is not known here."""
+    return next((peak for name, peak in PEAKS.items() if name in device), float("nan"))
+
+
+def paces(confirmed: pd.DataFrame, operations: dict[str, float], store: Store, precision: str) -> pd.DataFrame:
+    """One row a training: arm, seed, device, seconds (its steps at the pace between its first and last row of history,
+    evaluations included), images_per_second, peak_share (of the device's operations in bfloat16; NaN where they are not
+    known, or another precision was used).
+
+    Args: `operations` of one image, forward and backward, by arm.
+    """
+    rows = []
+    for training in confirmed.itertuples():
+        history = store.read_table(training.run_id, "history") if training.outcome == "complete" else pd.DataFrame()
+        pace = _images_per_second(history)
+        peak = peak_of(training.device) if precision.startswith("bfloat16") else float("nan")
+        rows.append(
+            {
+                "arm": training.arm,
+                "seed": training.seed,
+                "device": training.device,
+                "seconds": training.steps * training.batch_size / pace,
+                "images_per_second": pace,
+                "peak_share": pace * operations[training.arm] / peak,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _images_per_second(history: pd.DataFrame) -> float:
+    """Between the first and the last row, for the start is a device's and not a network's; NaN for fewer than two."""
+    if len(history) < 2:
+        return float("nan")
+    ends = history.sort_values("step").iloc[[0, -1]]
+    return float(np.ptp(ends.samples_seen) / np.ptp(ends.seconds))
+
+
+def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Verdict:
+    """Is NF+AGC within the margin of BN's accuracy, in at most the ratio of its seconds?"""
+    clipped = next(arm for arm in confirmed.arm.unique() if arm_of(arm) == "NF+AGC")
+    accuracies, seconds = by_seed(confirmed), by_seed(paces, value="seconds")
+    behind = (accuracies["BN"] - accuracies[clipped]).dropna()
+    doublings = _doublings(seconds, clipped)
+    lost, longer = t_interval(behind), t_interval(doublings)
+    p = max(below_p(behind, MARGIN), below_p(doublings, np.log2(RATIO)))
+    refuted = lost.low > MARGIN or longer.low > np.log2(RATIO)
+    holds = True if p < 0.05 else False if refuted else None
+    relation = {True: "is shown to be", False: "is not", None: "is not shown to be"}[holds]
+    ahead = Interval(-lost.mean, -lost.high, -lost.low, lost.n)
+    sentence = (
+        f"{clipped} {relation} within {100 * MARGIN:g} points of BN's accuracy in at most {RATIO:g} times its seconds: "
+        f"{points(ahead)}, {2**longer.mean:.2f} [{2**longer.low:.2f}, {2**longer.high:.2f}] times the seconds. "
+        f"{'; '.join(_told(arm, confirmed, paces) for arm in ('BN', clipped))}; on {', '.join(paces.device.unique())}."
+        f"{edges_told(screened)}"
+    )
+    return Verdict(sentence, holds, "accuracy of NF+AGC minus BN", ahead, p=p, in_points=True)
+
+
+def _doublings(seconds: pd.DataFrame, clipped: str) -> pd.Series:
+    """Of BN's seconds, by seed; NaN where a training of the pair did not end, so that it has no pace."""
+    if clipped not in seconds or "BN" not in seconds:
+        return pd.Series(dtype=float)
+    return np.log2(seconds[clipped] / seconds["BN"]).dropna()
+
+
+def _told(arm: str, confirmed: pd.DataFrame, paces: pd.DataFrame) -> str:
+    trainings, own = confirmed[confirmed.arm == arm], paces[paces.arm == arm]
+    accuracy = accuracy_interval(trainings.test_acc)
+    share = f", {own.peak_share.mean():.0%} of the peak" if own.peak_share.notna().all() else ""
+    return (
+        f"{arm} {accuracy:.2%} in {own.seconds.mean():.3g} s ({trainings.steps.iloc[0]} steps, "
+        f"{own.images_per_second.mean():.3g} images/s{share})"
+    )
+
+
+def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Figure:
+    """Left: accuracy over seconds, a mark a seed, and what would be within the margins of BN's means. Right: validation
+    accuracy over the rates of the screening."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    table = confirmed.merge(paces, on=["arm", "seed"], suffixes=("", "_paced"))
+    for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
+        look = plots.look_of(arm_of(arm), i)
+        alive, failed = rows[rows.failed == 0], rows[rows.failed > 0]
+        for seeds, fmt, ms, label in ((alive, look["fmt"], 5, arm), (failed, "x", 8, f"{arm}, failed")):
+            if len(seeds):
+                left.plot(seeds.seconds, 100 * seeds.test_acc, fmt, color=look["color"], ms=ms, label=label)
+    bn = table[table.arm == "BN"]
+    least, most = 100 * (bn.test_acc.mean() - MARGIN), RATIO * bn.seconds.mean()
+    left.axhline(least, color="0.4", ls="--", lw=1, label=f"BN's mean less {100 * MARGIN:g} points")
+    left.axvline(most, color="0.4", ls=":", lw=1, label=f"{RATIO:g} times BN's seconds")
+    left.set(xlabel="seconds of a training", ylabel="test accuracy, %", title="what each seed reached, and when")
+    left.set_xlim(left=0)
+    settings = [arm for arm in dict.fromkeys(screened.arm) if arm != arm_of(arm)]
+    shades = dict(zip(settings, plots.shades(plots.COLOURS["NF+AGC"], len(settings)), strict=True))
+    for i, (arm, rows) in enumerate(screened.groupby("arm", sort=False)):
+        over = rows.groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
+        look = plots.look_of(arm_of(arm), i)
+        color = shades.get(arm, look["color"])
+        right.plot(over.index, 100 * over.val_acc, f"{look['fmt']}-", ms=4, lw=1.2, color=color, label=arm)
+        lost = over[over.failed > 0]
+        right.plot(lost.index, 100 * lost.val_acc, "x", ms=9, color="black", zorder=5)
+    right.plot([], [], "x", ms=9, color="black", label="a training failed")
+    right.set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy, %", title="screening")
+    rates = sorted(screened.lr.unique())
+    right.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    right.xaxis.set_minor_locator(plt.NullLocator())
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize="small")
+    return figure

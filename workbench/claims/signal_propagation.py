@@ -1,0 +1,160 @@
+"""Claim 1: scaled weight standardisation keeps the variance as the theory says, and BatchNorm's trunk grows linearly.
+
+Source: Brock et al. 2021a, signal propagation plots; De and Smith 2020. Table: one row a block, arm, input (noise,
+images) and initialisation, with var, mean_sq, residual_var, grad_var and what is expected of each. The contrast: the
+largest relative deviation of the trunk's variance from the theory, over blocks, is below 15 %.
+"""
+
+import math
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.intervals import difference_p, share_interval, t_interval
+from workbench.lab.statistics.verdict import Verdict
+from workbench.probes.rules import broken_rules
+
+CLAIM = Claim("Scaled weight standardisation keeps the variance of the trunk as theory says", number=1)
+
+TOLERANCE = 0.15  # of the expected variance
+
+
+def judge(table: pd.DataFrame) -> Verdict:
+    """Does the measured variance of the normalizer-free trunk follow the theory at every block, on noise? Of a network
+    without a theory: does it keep the rules of signal propagation?
+
+    Columns: arm (NF, NF without scaled WS, BN, or a network's own name), input, seed, block, stage, var, mean_sq,
+    residual_var, grad_var, dead, expected_var.
+    """
+    blocks = table[(table.block > 0) & (table.input == "noise")]
+    blocks = blocks.assign(deviation=lambda t: (t["var"] / t.expected_var - 1).abs())
+    subject = "NF" if "NF" in set(blocks.arm) else blocks.arm.iloc[0]
+    of_subject = blocks[blocks.arm == subject]
+    if of_subject.expected_var.isna().all():
+        return _rules_verdict(table[(table.arm == subject) & (table.input == "noise")], subject)
+    deviations = of_subject.groupby("seed").deviation.max()
+    worst = t_interval(deviations)
+    holds = True if worst.high <= TOLERANCE else False if worst.low > TOLERANCE else None
+    relation = {True: "stays within", False: "leaves", None: "is not shown to stay within"}[holds]
+    largest = blocks.groupby("arm").mean_sq.max()
+    sentence = (
+        f"Over {of_subject.block.nunique()} blocks the variance of the {subject} trunk {relation} "
+        f"{TOLERANCE:.0%} of the theory (largest deviation {worst:.1%} over {worst.n} initialisations) and its "
+        f"squared channel mean reaches {largest[subject]:.2g}"
+    )
+    if "NF without scaled WS" in largest:
+        sentence += (
+            f"; without scaled weight standardisation the squared mean reaches {largest['NF without scaled WS']:.2g}"
+        )
+    if "BN" in largest and subject != "BN":
+        growth = t_interval([_growth_per_block(t) for _, t in blocks[blocks.arm == "BN"].groupby("seed")])
+        sentence += f"; the BatchNorm trunk gains {growth:.2f} in variance a block"
+    on_images = table[(table.block > 0) & (table.input == "images") & (table.arm == subject)]
+    if len(on_images):
+        last = on_images.groupby("seed").tail(1)
+        sentence += (
+            f"; on images, whose neighbouring pixels are alike, it ends at variance {t_interval(last['var']):.2g} "
+            f"where {last.expected_var.mean():.2g} is expected"
+        )
+    p = difference_p(deviations - TOLERANCE)
+    return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst, p=p)
+
+
+def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
+    """Of a network without a theory: in how many initialisations no rule is broken."""
+    found = []
+    for _, rows in table.groupby("seed"):
+        rows = rows.reset_index(drop=True).assign(peak=0.0)
+        found.append(broken_rules(rows, rows.residual_var == 0, "float32"))
+    share = share_interval(sum(not faults for faults in found), len(found))
+    broken = sorted({fault.verdict for faults in found for fault in faults})
+    names = ", ".join(broken)
+    ends = table[table.block == table.block.max()]
+    sentence = (
+        f"There is no theory for {subject}; over {table.block.max()} blocks its variance ends at "
+        f"{t_interval(ends['var']):.3g}, and in {share.mean:.0%} of {share.n} initialisations no rule of signal "
+        f"propagation is broken{f' (broken: {names})' if broken else ''}."
+    )
+    return Verdict(sentence, all(not faults for faults in found), "share of initialisations without a fault", share)
+
+
+def _growth_per_block(blocks: pd.DataFrame) -> float:
+    """Mean increase of the variance from one block to the next within a stage."""
+    steps = blocks.sort_values("block").groupby("stage")["var"].diff().dropna()
+    return float(steps.mean()) if len(steps) else math.nan
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """Signal propagation on noise: the statistics over depth, forward and backward; points with the range over
+    initialisations, dashed lines the theory."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.8), layout="constrained")
+    shown = table[table.input == "noise"]
+    for ax, (column, title) in zip(axes, plots.SIGNALS.items(), strict=True):
+        for i, arm in enumerate(plots.arms_or_names(shown)):
+            look = plots.look_of(arm, i)
+            plots.over_depth(ax, shown[shown.arm == arm], column, arm, **look)
+        plots.depth_axis(ax, shown, column)
+        ax.set(title=title)
+    if shown.expected_var.notna().any():
+        axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    return figure
+
+
+def effects_figure(table: pd.DataFrame) -> Figure:
+    """What moves signal propagation: a column a factor, the trunk's variance above, the gradient's below; a line a
+    value, dashed the theory. Arms are named "factor = value"."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    factors = list(dict.fromkeys(arm.partition(" = ")[0] for arm in table.arm))
+    width = 1 + 2.6 * len(factors)
+    figure, axes = plt.subplots(2, len(factors), figsize=(width, 5.8), layout="constrained", squeeze=False)
+    for (top, bottom), factor in zip(axes.T, factors, strict=True):
+        arms = [arm for arm in dict.fromkeys(table.arm) if arm.partition(" = ")[0] == factor]
+        colours = plots.graded(len(arms))
+        for arm, colour in zip(arms, colours, strict=False):
+            rows = table[table.arm == arm]
+            label = arm.partition(" = ")[2]
+            for ax, column in ((top, "var"), (bottom, "grad_var")):
+                plots.over_depth(ax, rows, column, label, color=colour, fmt=".")
+        for ax, column in ((top, "var"), (bottom, "grad_var")):
+            plots.depth_axis(ax, table[table.arm.isin(arms)], column)
+        top.set(title=factor.replace("_", " "), xlabel="")
+        top.legend(frameon=False, fontsize="x-small", ncols=2)
+    axes[0, 0].set_ylabel("variance of the trunk")
+    axes[1, 0].set_ylabel("variance of the gradient")
+    return figure
+
+
+def inputs_figure(table: pd.DataFrame) -> Figure:
+    """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    arms = plots.arms_or_names(table)
+    figure, axes = plt.subplots(
+        1, len(arms), figsize=(1 + 3.4 * len(arms), 3.4), layout="constrained", sharey=True, squeeze=False
+    )
+    colours = dict(zip(("noise", "images"), plots.CYCLE[5:8:2], strict=True))
+    for ax, arm in zip(axes[0], arms, strict=True):
+        rows = table[table.arm == arm]
+        for name, colour in colours.items():
+            marker = "o" if name == "noise" else "s"
+            plots.over_depth(ax, rows[rows.input == name], "var", name, color=colour, fmt=marker)
+        plots.depth_axis(ax, rows, "var")
+        ax.set(title=arm)
+    axes[0, 0].set_ylabel("variance of the trunk")
+    axes[0, 0].plot([], [], "--", color="0.4", lw=1, label="expected of that input")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    return figure

@@ -1,0 +1,71 @@
+"""What do zero skip gains cost a short run, and is it clipping that holds them down?
+
+Not one of the paper's claims, but a trap in testing them: a skip gain starts at 0, and AGC takes the norm of its
+weights as at least eps = 1e-3, so that at threshold 0.01 its gradient is at most 1e-5 (NFNet paper, sections 2 and
+4.1; the authors clip gains and biases like weights). Tables: `screened`, one row a training, with arm, lr, seed,
+failed, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with arm, seed, test_acc, failed. The
+contrast, written down before the confirmation: test accuracy with the skip gains not clipped minus that of the
+paper's choice, paired by seed.
+"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.effects import effects, interval_of
+from workbench.lab.statistics.intervals import points, side
+from workbench.lab.statistics.panels import effects_and_rates
+from workbench.lab.statistics.rates import edges_told
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim(
+    "Clipping holds zero skip gains down, and that costs a short training accuracy", tables=("screened", "confirmed")
+)
+
+PAPER = "paper's: from 0, clipped"
+GAINS = "skip gains not clipped"
+VECTORS = "gains and biases not clipped"
+EPS = "eps {:g}"
+ONE = "skip gains from 1"
+NONE = "no clipping"
+
+
+def arms(clip: float, eps: list[float]) -> dict[str, dict]:
+    """What differs in each arm, as fields of a TrainConfig; `eps` are floors of the norm of a unit's weights."""
+    zero = {"model_args": {"skip_gain": 0.0}}
+    return {
+        PAPER: {**zero, "clip": clip},
+        GAINS: {**zero, "clip": clip, "clip_exempt": ["*skip_gain"]},
+        VECTORS: {**zero, "clip": clip, "clip_exempt": ["vectors"]},
+        **{EPS.format(value): {**zero, "clip": clip, "clip_eps": value} for value in eps},
+        ONE: {"model_args": {"skip_gain": 1.0}, "clip": clip},
+        NONE: {**zero, "clip": None},
+    }
+
+
+def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
+    found = effects(confirmed, PAPER, contrast=GAINS)
+    gains = interval_of(found, GAINS)
+    holds = side(gains)
+    relation = {True: "raises accuracy", False: "lowers accuracy", None: "is not shown to change accuracy"}[holds]
+    rows = found.set_index("arm")
+    others = "; ".join(
+        f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})" for arm in rows.index.drop(GAINS)
+    )
+    sentence = (
+        f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}.{edges_told(screened)}"
+    )
+    return Verdict(
+        sentence,
+        holds,
+        "accuracy with skip gains not clipped minus with",
+        gains,
+        p=float(rows.p[GAINS]),
+        in_points=True,
+    )
+
+
+def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Left: accuracy beside the paper's choice, each arm at its own best rate. Right: which rates each arm stands."""
+    return effects_and_rates(screened, confirmed, PAPER)

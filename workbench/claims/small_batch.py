@@ -1,0 +1,152 @@
+"""Claim 5: at small batches a normalizer-free network keeps its accuracy, and a BatchNorm network loses it.
+
+Source: Brock et al. 2021a, the precursor paper: at batch 4 on ImageNet 69.9 % against 55.7 %. Tables: one row a
+training, with arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, clip, lr (here the peak rate per 256 images), seed,
+failed, val_acc; in `screened` each of several thresholds is a setting of NF+AGC ("NF+AGC at 0.04"). `confirmed` has
+also test_acc, each arm and batch at its own best rate, and NF+AGC at the best threshold, on fresh seeds. "BN
+recomputed" is the same training evaluated with statistics of training images, taken anew at its end.
+The contrast, written down before the confirmation: (test accuracy of NF+AGC at the smallest batch minus at the largest)
+minus the same of BN, paired by seed.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.effects import EQUAL
+from workbench.lab.statistics.intervals import (
+    Interval,
+    accuracy_interval,
+    below_p,
+    difference_p,
+    holm,
+    points,
+    side,
+    t_interval,
+)
+from workbench.lab.statistics.rates import by_seed, edges_told
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim(
+    "As the batch shrinks to 4, a normalizer-free net loses less accuracy than BatchNorm",
+    number=5,
+    tables=("screened", "confirmed"),
+)
+
+RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken anew
+ARMS = ["BN", "BN recomputed", "GN", "NF", "NF+AGC"]
+
+
+def per_image(table: pd.DataFrame) -> pd.DataFrame:
+    """`lr` as the peak rate per 256 images, which is what the grid is of; `peak_lr` is the one that was trained at."""
+    return table.assign(peak_lr=table.lr, lr=table.base_lr)
+
+
+def changes(confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm and batch: accuracy (test, mean) with acc_low and acc_high, failed, n, and the change from the
+    largest batch, paired by seed, with low, high, p and p_holm over all of them."""
+    reference, rows = confirmed.batch_size.max(), []
+    for arm in (arm for arm in ARMS if arm in set(confirmed.arm)):
+        cells = confirmed[confirmed.arm == arm]
+        values = by_seed(cells, "batch_size")
+        for batch in values.columns:
+            accuracy, difference = (
+                accuracy_interval(values[batch].dropna()),
+                (values[batch] - values[reference]).dropna(),
+            )
+            change = t_interval(difference)
+            at = cells[cells.batch_size == batch]
+            rows.append(
+                {
+                    "arm": arm, "batch_size": batch, "lr": at.lr.iloc[0], "failed": int(at.failed.sum()), "n": len(at),
+                    "accuracy": accuracy.mean, "acc_low": accuracy.low, "acc_high": accuracy.high,
+                    "change": change.mean, "low": change.low, "high": change.high,
+                    "p": difference_p(difference) if batch != reference else np.nan,
+                }
+            )  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table.p))
+
+
+def contrast(confirmed: pd.DataFrame, arm: str, against: str) -> pd.Series:
+    """By seed: the change of `arm` from the largest to the smallest batch, minus that of `against`."""
+    smallest, reference = confirmed.batch_size.min(), confirmed.batch_size.max()
+    kept = {}
+    for name in (arm, against):
+        values = by_seed(confirmed[confirmed.arm == name], "batch_size")
+        kept[name] = values[smallest] - values[reference]
+    return (kept[arm] - kept[against]).dropna()
+
+
+def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
+    """Does NF+AGC lose less than BN where the batch shrinks?"""
+    smallest, reference = confirmed.batch_size.min(), confirmed.batch_size.max()
+    difference = contrast(confirmed, "NF+AGC", "BN")
+    effect = t_interval(difference)
+    holds = side(effect)
+    relation = {True: "keeps more", False: "keeps less", None: "is not shown to keep more or less"}[holds]
+    at = changes(confirmed)
+    lost = "; ".join(
+        f"{row.arm} {points(Interval(row.change, row.low, row.high, row.n))} to {row.accuracy:.1%}"
+        for row in at[at.batch_size == smallest].itertuples()
+    )
+    sentence = (
+        f"From batch {reference} to {smallest}, at as many images, NF+AGC {relation} of its accuracy than BN, by "
+        f"{points(effect)}. Changes: {lost}"
+    )
+    if RECOMPUTED["BN"] in set(confirmed.arm):
+        anew = t_interval(contrast(confirmed, "NF+AGC", RECOMPUTED["BN"]))
+        sentence += f". Beside BN with its statistics taken anew: {points(anew)}"
+    values = by_seed(confirmed[confirmed.arm == "NF+AGC"], "batch_size")
+    p_kept = below_p(values[reference] - values[smallest], EQUAL)
+    kept = "is" if p_kept < 0.05 else "is not"
+    sentence += f". That NF+AGC loses no more than {100 * EQUAL:g} points {kept} shown (p = {p_kept:.2g})"
+    thresholds = confirmed[confirmed.arm == "NF+AGC"].groupby("batch_size")["clip"].first()
+    told = ", ".join(f"{clip:g} at batch {batch}" for batch, clip in thresholds.items())
+    sentence += f". NF+AGC's threshold is {told}"
+    failed = {arm: (int(t.failed.sum()), len(t)) for arm, t in confirmed.groupby("arm", sort=False)}
+    said = ", ".join(f"{arm} {n} of {of}" for arm, (n, of) in failed.items() if n)
+    sentence += f". Failed on fresh seeds: {said}." if said else ". None failed on fresh seeds."
+    sentence += edges_told(screened, by=["batch_size"])
+    return Verdict(
+        sentence, holds, "loss of BN minus loss of NF+AGC", effect, p=difference_p(difference), in_points=True
+    )
+
+
+def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
+    """Test accuracy over the batch; its change from the largest batch, paired by seed; and the best rates."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    table = changes(confirmed)
+    names = [arm for arm in ARMS if arm in set(table.arm)]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.1), layout="constrained", width_ratios=[1.2, 1.2, 1])
+    columns = (("accuracy", "acc_low", "acc_high"), ("change", "low", "high"))
+    for i, arm in enumerate(names):
+        rows = table[table.arm == arm]
+        look = {"marker": plots.MARKERS[arm], "color": plots.COLOURS[arm], "ms": 5}
+        x = rows.batch_size * 1.05 ** (i - (len(names) - 1) / 2)  # side by side
+        for ax, (mean, low, high) in zip(axes, columns, strict=False):
+            bounds = 100 * np.nan_to_num([rows[mean] - rows[low], rows[high] - rows[mean]])
+            ax.errorbar(x, 100 * rows[mean], bounds, capsize=3, lw=1.2, label=arm, **look)
+            lost = rows.failed > 0
+            ax.plot(x[lost], 100 * rows[mean][lost], "x", ms=11, color="black", zorder=5)
+        axes[2].plot(x, rows.lr, lw=1.2, **look)
+    axes[0].plot([], [], "x", ms=9, color="black", label="a seed failed")
+    axes[0].set(title="accuracy at an equal number of images", ylabel="test accuracy, %")
+    reference = table.batch_size.max()
+    axes[1].axhline(0, color="0.3", lw=0.8)
+    axes[1].set(title=f"change from batch {reference}", ylabel="test accuracy, points")
+    axes[2].set(yscale="log", title="best rate in screening", ylabel="peak learning rate per 256 images")
+    axes[2].set_yticks(sorted(screened.lr.unique()), [f"{lr:g}" for lr in sorted(screened.lr.unique())])
+    axes[2].yaxis.set_minor_locator(plt.NullLocator())
+    batches = sorted(table.batch_size.unique())
+    for ax in axes:
+        ax.set(xscale="log", xlabel="batch size")
+        ax.set_xticks(batches, [str(b) for b in batches])
+        ax.xaxis.set_minor_locator(plt.NullLocator())
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=6, loc="outside lower center")
+    return figure

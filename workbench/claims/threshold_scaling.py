@@ -1,0 +1,313 @@
+"""Claim 3: the best clipping threshold falls as the batch grows. Is it the batch, or the rate that grows with it?
+
+Source: NFNet paper, section 4.1, figure 2. Clipping bounds the step of a unit relative to its weights by rate x
+threshold, so stability may depend on that product alone. At a fixed number of steps the largest stable rate at batch B
+and threshold c is fitted by one model over all trainings:
+
+    log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, which a large threshold is
+
+k = 1: only the product counts; k = 0: only the rate. a_B - a_B': what the batch itself does at an equal threshold.
+The contrast, written down before the confirmation: k is 1 within 0.25. The same fit to divergence alone is told beside.
+Table: as of stability_boundary, with outcome.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
+from workbench.lab.statistics.intervals import Interval, t_interval
+from workbench.lab.statistics.rates import at_carried_rate
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim("The threshold falls because the rate rises: stability depends on rate x threshold alone", number=3)
+
+MARGIN = 0.25  # of the exponent
+EXPONENTS = np.linspace(-0.25, 2.0, 46)
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The fitted boundary: the exponent k, the shift from the smallest to the largest batch in doublings, u and a by
+    batch at the best fit, and the p-values of k = 0, of k away from 1 by 0.25 and more, of k within that, and of no
+    shift. `fits` are those of 95 %: one row each with exponent, batch_size, unclipped and product."""
+
+    exponent: Interval
+    shift: Interval
+    unclipped: dict[int, float]
+    product: dict[int, float]
+    p_rate_alone: float
+    p_not_product: float
+    p_product: float
+    p_no_shift: float
+    fits: pd.DataFrame
+
+
+def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse:
+    """Fits the model by maximum likelihood on a grid; intervals are profiles."""
+    batches = sorted(table.batch_size.unique())
+    products = np.log2(table.lr * table["clip"].fillna(1))
+    u, a = positions(np.log2(table.lr))[::2], positions(products[table["clip"].notna()])
+    outcomes = {b: _outcomes(table[table.batch_size == b]) for b in batches}
+    best: dict[tuple, np.ndarray] = {}  # by (k, steepness): for every batch the best over u, by a
+    for k in exponents:
+        for steep in STEEPNESS:
+            best[k, steep] = [_by_product(outcomes[b], u, a, k, steep) for b in batches]
+    by_exponent = {k: max(sum(p.max() for p, _ in best[k, s]) for s in STEEPNESS) for k in exponents}
+    top = max(by_exponent.values())
+    inside = [k for k, value in by_exponent.items() if value >= top - DROP]
+    k_best, s_best = max(best, key=lambda ks: sum(p.max() for p, _ in best[ks]))
+    n = len(table)
+    shifts = _profile_of_shift(best, len(a)) if len(batches) > 1 else {0: top}
+    d_best = float(np.median([d for d, value in shifts.items() if value >= top - 0.05]))  # of a plateau, its middle
+    d_inside = [d for d, value in shifts.items() if value >= top - DROP]
+    doubling = a[1] - a[0]
+    far = [value for k, value in by_exponent.items() if abs(k - 1) > MARGIN - 1e-9]
+    near = [value for k, value in by_exponent.items() if abs(k - 1) < MARGIN + 1e-9]
+    at_best = best[k_best, s_best]
+    return Collapse(
+        exponent=Interval(float(k_best), float(min(inside)), float(max(inside)), n),
+        shift=Interval(d_best * doubling, min(d_inside) * doubling, max(d_inside) * doubling, n),
+        unclipped={b: float(2 ** u[w[p.argmax()]]) for b, (p, w) in zip(batches, at_best, strict=True)},
+        product={b: float(2 ** a[p.argmax()]) for b, (p, _) in zip(batches, at_best, strict=True)},
+        p_rate_alone=p_of_drop(top - by_exponent[min(exponents, key=abs)]),
+        p_not_product=p_of_drop(top - max(far)) / 2 if abs(k_best - 1) < MARGIN - 1e-9 else 1.0,
+        p_product=p_of_drop(top - max(near)),
+        p_no_shift=p_of_drop(top - shifts[0]),
+        fits=_of_95_percent(best, batches, u, a, top),
+    )
+
+
+def _outcomes(cell: pd.DataFrame) -> list[tuple]:
+    """By threshold: it, the rates' binary logarithms, and which failed."""
+    by_clip = cell.groupby("clip", dropna=False)
+    return [(clip, np.log2(rows.lr.to_numpy()), rows.failed.to_numpy(float)) for clip, rows in by_clip]
+
+
+def _by_product(outcomes: list[tuple], u: np.ndarray, a: np.ndarray, k: float, steep: float) -> tuple:
+    """For each place a the best log-likelihood over u, and which u that is. A training's bound is one of the two, so
+    the likelihood is needed at the places of each alone, not at all pairs."""
+    total = np.zeros((len(u), len(a)))
+    for clip, x, y in outcomes:
+
+        def at(bound, x=x, y=y):
+            return log_likelihood(lambda place: logistic(steep * (place - bound)), x, y)
+
+        if np.isnan(clip):
+            total += at(u)[:, None]
+        else:
+            clipped = a - k * math.log2(clip)
+            total += np.where(u[:, None] >= clipped, at(u)[:, None], at(clipped))
+    return total.max(0), total.argmax(0)
+
+
+def _of_95_percent(best: dict[tuple, list], batches: list[int], u: np.ndarray, a: np.ndarray, top: float):
+    """The fits whose likelihood is within DROP of the best, the other batches at their best."""
+    rows = []
+    for (k, _), profiles in best.items():
+        whole = sum(p.max() for p, _ in profiles)
+        for batch, (p, which) in zip(batches, profiles, strict=True):
+            inside = whole - p.max() + p >= top - DROP
+            rows.append(pd.DataFrame({"exponent": k, "batch_size": batch, "unclipped": 2.0 ** u[which[inside]],
+                                      "product": 2.0 ** a[inside]}))  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
+    """The best log-likelihood by a(last batch) - a(first batch), in places."""
+    found = dict.fromkeys(range(-places + 1, places), -math.inf)
+    for profiles in best.values():
+        first, last = profiles[0][0], profiles[-1][0]
+        others = sum(p.max() for p, _ in profiles[1:-1])
+        for d in found:
+            i = np.arange(max(0, -d), min(places, places - d))
+            found[d] = max(found[d], (first[i] + last[i + d]).max() + others)
+    return found
+
+
+def judge(table: pd.DataFrame) -> Verdict:
+    """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
+    whole, table = table, upper_side(table)
+    found = collapse(table)
+    holds = True if found.p_not_product < 0.05 else False if found.p_product < 0.05 else None
+    relation = {True: "depends on rate x threshold alone", False: "does not depend on rate x threshold alone",
+                None: "is not shown to depend on rate x threshold alone"}[holds]  # fmt: skip
+    batches = sorted(found.product)
+    bounds = ", ".join(f"{found.product[b]:.2g} at batch {b}" for b in batches)
+    sentence = (
+        f"The boundary of stability {relation}: largest stable rate ~ threshold^-k with k = {found.exponent:.2f} "
+        f"(1: the product; 0: the rate alone, p = {found.p_rate_alone:.1g}); half of the trainings fail at a product "
+        f"of {bounds}"
+    )
+    if len(batches) > 1:
+        moved = "does not move it measurably" if found.p_no_shift >= 0.05 else "moves it"
+        sentence += (
+            f". From batch {batches[0]} to {batches[-1]}, at an equal threshold, the batch itself {moved}: "
+            f"{found.shift:+.1f} doublings (p = {found.p_no_shift:.1g}); where the rate is scaled with the batch, the "
+            "threshold has to fall as the rate rises"
+        )
+        alone = {batch: collapse(table[table.batch_size == batch]).exponent for batch in batches}
+        each = ", ".join(f"{k:.2f} at batch {batch}" for batch, k in alone.items())
+        apart = max(k.low for k in alone.values()) > min(k.high for k in alone.values())
+        sentence += f". Each batch alone has k = {each}" + (", so one exponent fits neither well" if apart else "")
+    seeds = [collapse(rows, EXPONENTS[1::2]).exponent.mean for _, rows in table.groupby("seed")]
+    sentence += f". Fitted to one seed each, k is from {min(seeds):.2f} to {max(seeds):.2f} ({len(seeds)} seeds)"
+    sentence += f". {_by_divergence(table)}"
+    best = best_thresholds(whole)
+    told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
+    sentence += (
+        f" Best threshold of those trained at each rate, by validation accuracy: {told}. {_protocols_in_words(whole)}"
+    )
+    p = min(found.p_not_product, found.p_product)
+    name = f"exponent k of the threshold (n: trainings, of {table.seed.nunique()} seeds)"
+    return Verdict(sentence, holds, name, found.exponent, p=p)
+
+
+def _by_divergence(table: pd.DataFrame) -> str:
+    """The same fit to divergence alone, which leaves out the trainings that end with a high loss: they grow more as the
+    batch, and with it the number of images, shrinks."""
+    found = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
+    k, batches = found.exponent, sorted(found.product)
+    said = f"Divergence alone, without what ends with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
+    said += f" (p = {found.p_product:.1g} against the product)"
+    if len(batches) > 1:
+        by, ends = found.shift, f"from batch {batches[0]} to {batches[-1]}"
+        said += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] {ends}"
+    return said + "."
+
+
+def upper_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the rates below the one of best accuracy of each batch and threshold: there a training fails for being
+    slow."""
+    means = table.groupby(["batch_size", "clip", "lr"], dropna=False).val_acc.mean().reset_index()
+    best = means.loc[means.groupby(["batch_size", "clip"], dropna=False).val_acc.idxmax()]
+    best = best[["batch_size", "clip", "lr"]].rename(columns={"lr": "best_lr"})
+    merged = table.merge(best, on=["batch_size", "clip"])
+    return merged[merged.lr >= merged.best_lr].drop(columns="best_lr")
+
+
+def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
+    """By batch: over the rates the threshold of the highest mean validation accuracy, of those that were trained there
+    and did not fail, in words; neighbouring rates with the same one are put together."""
+    said: dict[int, str] = {}
+    for batch, rows in table[table.failed == 0].groupby("batch_size"):
+        means = rows.groupby(["lr", "clip"], dropna=False).val_acc.mean().reset_index()
+        best = means.loc[means.groupby("lr").val_acc.idxmax(), ["lr", "clip"]]
+        parts = []
+        for clip, same in groupby(best.itertuples(), key=lambda row: "none" if np.isnan(row.clip) else f"{row.clip:g}"):
+            rates = [f"{row.lr:.3g}" for row in same]
+            parts.append(f"{clip} at {rates[0]}" + (f" to {rates[-1]}" if len(rates) > 1 else ""))
+        said[batch] = ", ".join(parts)
+    return said
+
+
+def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
+    """The best threshold of each batch by two protocols. Columns: batch_size, protocol, lr, clip, val_acc (mean over
+    seeds).
+
+    `tuned`: rate and threshold are the best of all. `rate scaled` is the paper's way (section 4.1): the best rate of
+    the smallest batch, in proportion to the batch, and the best threshold there; only where that rate is on the grid.
+    """
+    means = table.groupby(["batch_size", "lr", "clip"], dropna=False).val_acc.mean().reset_index()
+    rows = []
+    for batch, cells in means.groupby("batch_size"):
+        choices = {"tuned": cells}
+        if batch > means.batch_size.min():
+            choices["rate scaled"] = at_carried_rate(means, batch, "val_acc")
+        rows += [
+            {"batch_size": batch, "protocol": protocol, **found.loc[found.val_acc.idxmax(), ["lr", "clip", "val_acc"]]}
+            for protocol, found in choices.items()
+            if len(found)
+        ]
+    return pd.DataFrame(rows)
+
+
+def _protocols_in_words(table: pd.DataFrame) -> str:
+    said = []
+    for row in by_protocol(table).itertuples():
+        clip = "none" if np.isnan(row.clip) else f"{row.clip:g}"
+        said.append(f"batch {row.batch_size}, {row.protocol}: {clip} at rate {row.lr:.3g} ({row.val_acc:.1%})")
+    return f"Best threshold by both protocols, the paper's being the scaled rate: {'; '.join(said)}."
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """Above: which trainings fail, over rate and threshold, with the fitted boundary. Below: the failed share over the
+    rate, over rate x threshold, and over rate x threshold^k at the fitted k: where the thresholds fall on one curve,
+    that is what counts."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    found, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
+    figure = plt.figure(figsize=(12, 8), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    _maps(above, table, found, batches)
+    _shares(below, table, found, batches)
+    return figure
+
+
+def _maps(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> None:
+    from workbench.lab import plots
+
+    k = found.exponent.mean
+    clips = table["clip"].dropna()
+    thresholds = np.geomspace(clips.min() / 2, clips.max() * 2, 200)
+    axes = figure.subplots(1, len(batches), squeeze=False)[0]
+    for ax, batch in zip(axes, batches, strict=True):
+        rows = table[(table.batch_size == batch) & table["clip"].notna()]
+        cells = rows.groupby(["lr", "clip"]).agg(failed=("failed", "mean"), val_acc=("val_acc", "mean")).reset_index()
+        ok, some = cells[cells.failed < 1], cells[cells.failed > 0]
+        points = ax.scatter(ok.lr, ok["clip"], c=ok.val_acc, cmap="viridis", s=60, edgecolors="none")
+        ax.scatter(some.lr, some["clip"], marker="x", s=45, color="#d55e00", label="a seed failed")
+        bound = np.maximum(found.unclipped[batch], found.product[batch] * thresholds**-k)
+        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}, and its 95 % band")
+        fits = found.fits[found.fits.batch_size == batch].to_numpy(float)[:, :, None]
+        bounds = np.maximum(fits[:, 2], fits[:, 3] * thresholds ** -fits[:, 0])
+        ax.fill_betweenx(thresholds, bounds.min(0), bounds.max(0), color="black", alpha=0.15, lw=0)
+        ax.axvline(found.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
+        ax.set(xscale="log", yscale="log", xlabel="peak learning rate", title=f"batch {batch}",
+               xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4), ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
+        for axis in (ax.xaxis, ax.yaxis):
+            plots.plain_log_ticks(axis)
+        figure.colorbar(points, ax=ax, label="validation accuracy")
+    axes[0].set_ylabel("clipping threshold")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+
+
+def _shares(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> None:
+    from workbench.lab import plots
+
+    k = found.exponent.mean
+    clips = sorted(table["clip"].dropna().unique())
+    axes = figure.subplots(1, 3, sharey=True)
+    over = {"learning rate": 0.0, "rate x threshold": 1.0, f"rate x threshold$^{{{k:.2f}}}$ (fitted)": k}
+    for ax, (name, power) in zip(axes, over.items(), strict=True):
+        for clip, colour in zip(clips, plots.graded(len(clips)), strict=True):
+            for batch, marker in zip(batches, "os^Dv", strict=False):
+                binds = found.product[batch] * clip**-k > found.unclipped[batch]
+                rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
+                share = rows.failed.groupby(rows.lr * clip**power).mean()
+                ax.plot(share.index, share, f"{marker}{'-' if binds else ':'}", ms=4, lw=1 if binds else 0.6,
+                        color=colour if binds else "0.75", label=f"{clip:g}, batch {batch}")  # fmt: skip
+        ax.set(xscale="log", xlabel=f"peak {name}", ylim=(-0.03, 1.03))
+        plots.plain_log_ticks(ax.xaxis)
+    axes[0].set(ylabel="share of trainings that failed")
+    idle = any(found.product[b] * c**-k <= found.unclipped[b] for b in batches for c in clips)
+    handles, title = axes[0].get_legend_handles_labels(), "threshold" + (" (gray: too large to bind)" if idle else "")
+    figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower center", fontsize="small")
+
+
+def accuracy_at_best(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a batch and threshold at its best rate: batch_size, clip, lr, lr_x_clip, accuracy."""
+    rows = []
+    for (batch, clip), cell in table.groupby(["batch_size", "clip"], dropna=False):
+        lr = cell.groupby("lr").val_acc.mean().idxmax()
+        accuracy = f"{t_interval(cell[cell.lr == lr].val_acc):.1%}"
+        rows.append({"batch_size": batch, "clip": clip, "lr": lr, "lr_x_clip": lr * clip, "accuracy": accuracy})
+    return pd.DataFrame(rows)

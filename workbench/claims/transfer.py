@@ -1,0 +1,164 @@
+"""Claim 11: do the best rate and threshold move over width? A narrow network's could then stand for a wide one's.
+
+Source: Yang et al. 2022 for what is meant by transfer; the NFNet paper keeps both over its sizes F0 to F6. Every width
+searches the same grid of rates and thresholds. From all widths but the largest the best rate is extrapolated, log rate
+over log width as a straight line, to the largest, which is held out; the threshold is the median of theirs. The
+contrast, written down before the confirmation: at the predicted point the held-out width loses less than 0.5 points of
+test accuracy against every rival, over fresh seeds: the neighbours, with half and twice the rate and with the threshold
+a step of the grid down and up, and its own best point, where that is another. Each is a non-inferiority test, and all
+must pass. Tables: `screened` (width, lr, clip, seed, val_acc, failed) and `table` (arm, seed, lr, clip, test_acc).
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.claims.claim import Claim
+from workbench.lab.statistics.effects import beside, effects, interval_of
+from workbench.lab.statistics.intervals import below_p, beyond_p, points
+from workbench.lab.statistics.panels import draw_differences
+from workbench.lab.statistics.rates import by_seed
+from workbench.lab.statistics.verdict import Verdict
+
+CLAIM = Claim("Rate and threshold can be taken from narrower networks", number=11, tables=("screened", "table"))
+
+MARGIN = 0.005  # of test accuracy
+FACTOR = 2.0  # within which a predicted rate counts as right
+PREDICTED, OWN = "predicted", "own best"
+
+
+def best_points(screened: pd.DataFrame) -> pd.DataFrame:
+    """One row a width: the rate and threshold of the best mean validation accuracy, and that accuracy."""
+    means = screened.groupby(["width", "lr", "clip"]).val_acc.mean().reset_index()
+    return means.loc[means.groupby("width").val_acc.idxmax()].sort_values("width").reset_index(drop=True)
+
+
+def predicted(screened: pd.DataFrame) -> dict[str, float]:
+    """Rate and threshold for the largest width, from the others: {lr, clip}, the nearest on the grid searched."""
+    best = best_points(screened)
+    known, width = best[best.width < best.width.max()], best.width.max()
+    if len(known) > 1:
+        slope, height = np.polyfit(np.log(known.width), np.log(known.lr), 1)
+        lr = float(np.exp(height + slope * np.log(width)))
+    else:
+        lr = float(known.lr.iloc[0])
+    clip = float(np.exp(np.log(known["clip"]).median()))
+    return {"lr": nearest(lr, screened.lr), "clip": nearest(clip, screened["clip"])}
+
+
+def nearest(value: float, grid: pd.Series) -> float:
+    """The value of the grid that is nearest by ratio."""
+    grid = np.array(sorted(grid.unique()))
+    return float(grid[np.abs(np.log(grid / value)).argmin()])
+
+
+def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
+    """The predicted point of the largest width and its rivals: arm, lr, clip, width."""
+    guess, own, clips = predicted(screened), best_points(screened).iloc[-1], sorted(screened["clip"].unique())
+    step = clips[1] / clips[0] if len(clips) > 1 else FACTOR
+    lr, clip = guess["lr"], guess["clip"]
+    named = {
+        PREDICTED: (lr, clip),
+        "half the rate": (lr / FACTOR, clip),
+        "twice the rate": (lr * FACTOR, clip),
+        f"threshold / {step:g}": (lr, clip / step),
+        f"threshold x {step:g}": (lr, clip * step),
+    }
+    if (own.lr, own["clip"]) not in named.values():
+        named[OWN] = (own.lr, own["clip"])
+    rows = [{"arm": arm, "lr": float(f"{a:.4g}"), "clip": float(f"{b:.4g}")} for arm, (a, b) in named.items()]
+    return pd.DataFrame(rows).assign(width=own.width)
+
+
+def _ends_told(screened: pd.DataFrame, best: pd.DataFrame) -> str:
+    """A sentence, with a space before it, on the widths whose best rate or threshold is the first or last tried."""
+    told = ""
+    for name, what in (("lr", "rate"), ("clip", "threshold")):
+        ends = {screened[name].min(), screened[name].max()}
+        at = [f"{row.width:g}" for _, row in best.iterrows() if row[name] in ends and len(ends) > 1]
+        if at:
+            told += f" At width {', '.join(at)} the best {what} is at an end of those tried, so it may lie beyond."
+    return told
+
+
+def losses(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `beside`, whose difference is what the predicted point loses against each rival, with small_p of a
+    loss below the margin and large_p of one beyond it."""
+    values = by_seed(table)
+    loss = values.sub(values[PREDICTED], axis=0).drop(columns=PREDICTED)
+    small = {arm: below_p(loss[arm].dropna(), MARGIN) for arm in loss}
+    large = {arm: beyond_p(loss[arm].dropna(), MARGIN) if loss[arm].mean() > 0 else 1.0 for arm in loss}
+    found = beside(table, PREDICTED, settings=("lr", "clip"))
+    return found.assign(small_p=found.arm.map(small), large_p=found.arm.map(large))
+
+
+def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
+    """Does the held-out width lose nothing at the rate and threshold that the narrow ones predict?"""
+    best, guess, lost = best_points(screened), predicted(screened), losses(table)
+    own, rivals, found = best.iloc[-1], lost[lost.arm != PREDICTED], effects(table, PREDICTED)
+    small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
+    holds = True if small_p < 0.05 else False if large_p < 0.05 else None
+    ratio = guess["lr"] / own.lr
+    within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
+    each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
+    relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
+    loss = "; ".join(f"{arm} {points(interval_of(found, arm))}" for arm in rivals.arm)
+    sentence = (
+        f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
+        f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there it {relation} "
+        f"{100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus that of the predicted "
+        f"point: {loss}.{_ends_told(screened, best)}"
+    )
+    rival = rivals.loc[rivals.difference.idxmax(), "arm"]
+    name = f"test accuracy of the best rival ({rival}) minus at the predicted point"
+    return Verdict(sentence, holds, name, interval_of(found, rival), p=min(small_p, large_p), in_points=True)
+
+
+def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Above: validation accuracy over the rate, a panel a threshold, a line a width; crosses where a seed failed.
+    Below: test accuracy of the rivals beside the predicted point of the largest width, paired by seed."""
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
+    clips, arms = sorted(screened["clip"].unique()), list(dict.fromkeys(table.arm))
+    height = 1.1 + 0.36 * len(arms)
+    figure = plt.figure(figsize=(1.5 + 3.3 * len(clips), 4.2 + height), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[4.2, height])
+    _screening(above, screened, clips)
+    ax = below.subplots()
+    draw_differences(ax, table, PREDICTED, [arm for arm in arms if arm != PREDICTED])
+    below.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize="small")
+    return figure
+
+
+def _screening(figure, screened: pd.DataFrame, clips: list[float]) -> None:
+    from workbench.lab import plots
+
+    widths = sorted(screened.width.unique())
+    axes = figure.subplots(1, len(clips), sharey=True, squeeze=False)
+    guess, own = predicted(screened), best_points(screened).iloc[-1]
+    marks = [(guess, "--", "predicted"), (own, ":", "its own best")]
+    if (guess["lr"], guess["clip"]) == (own.lr, own["clip"]):
+        marks = [(guess, "--", "predicted, and its own best")]
+    for ax, clip in zip(axes[0], clips, strict=True):
+        for width, colour in zip(widths, plots.graded(len(widths)), strict=True):
+            over = screened[(screened["clip"] == clip) & (screened.width == width)].groupby("lr")
+            mean = over.val_acc.mean()
+            spread = [mean - over.val_acc.min(), over.val_acc.max() - mean]
+            look = {"ms": 4, "lw": 1.1, "capsize": 2, "color": colour, "label": f"width {width:g}"}
+            ax.errorbar(mean.index, mean, spread, fmt="o-", **look)
+            failed = over.failed.max() == 1
+            ax.plot(mean.index[failed], mean[failed], "x", color="#d55e00", ms=9)
+        for point, style, name in marks:
+            if point["clip"] == clip:
+                ax.axvline(point["lr"], color="0.4", ls=style, lw=1, label=f"width {widths[-1]:g}, {name}")
+        ax.set(xscale="log", xlabel="peak learning rate", title=f"threshold {clip:g}")
+        plots.plain_log_ticks(ax.xaxis)
+    axes[0, 0].set_ylabel("validation accuracy")
+    axes[0, 0].plot([], [], "x", color="#d55e00", ms=8, ls="none", label="a seed failed")
+    handles = {}
+    for ax in axes[0]:
+        handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, frameon=False, ncols=5, loc="outside lower center", fontsize="small")

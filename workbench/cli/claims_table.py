@@ -1,0 +1,112 @@
+"""The claims' verdicts as a table to read, and as one to keep."""
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from workbench.claims.judging import Judged
+from workbench.lab.statistics.intervals import Interval, points
+from workbench.lab.statistics.pairs import pairs
+
+ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "not decided"}
+
+
+def show_claims(found: list[Judged], console: Console) -> None:
+    """A row a claim, the sentence of its verdict below it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "claim", "verdict", "effect [95 %]", "n", "p", "p (Holm)", "data", "device", "run"):
+        table.add_column(heading, justify="right" if heading in ("n", "p", "p (Holm)") else "left")
+    for one in found:
+        if one.verdict is None:
+            todo = f"not measured here: ./run study {one.claim.study}"
+            table.add_row(_number(one), one.claim.sentence, f"[dim]{todo}[/dim]")
+            continue
+        verdict, evidence = one.verdict, one.evidence
+        table.add_row(
+            _number(one),
+            one.claim.sentence,
+            ANSWERS[verdict.holds],
+            escape(verdict.effect_value),
+            str(verdict.effect.n),
+            _p(verdict.p),
+            _p(one.p_holm),
+            escape(evidence.data),
+            escape(evidence.device),
+            f"{evidence.run[:8] or '?'} ({evidence.source})",
+        )
+    console.print(table)
+    for one in found:
+        if one.verdict is not None:
+            name = f"[bold]{', '.join(filter(None, (_number(one), one.claim.study)))}[/bold]"
+            console.print(f"\n{name}: {escape(one.verdict.sentence)}", highlight=False)
+            console.print(f"    effect: {one.verdict.effect_name}", style="dim", markup=False, highlight=False)
+            if one.evidence.departs:
+                told = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
+                console.print(told, style="yellow", markup=False, highlight=False)
+
+
+def show_pairs(found: list[Judged], console: Console) -> None:
+    """A row a pair of arms, of each claim whose last table has arms that seeds trained."""
+    for one in found:
+        told = pairs(one.evidence.tables[one.claim.tables[-1]]) if one.evidence else pd.DataFrame()
+        if told.empty:
+            console.print(f"\n{one.claim.study}: its tables have no arms to set side by side.", highlight=False)
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("a", "b", "a minus b [95 %]", "n", "p, not adjusted"):
+            table.add_column(heading, justify="right" if heading[0] in "np" else "left")
+        for row in told.itertuples():
+            difference = points(Interval(row.difference, row.low, row.high, row.n))
+            table.add_row(escape(row.a), escape(row.b), escape(difference), str(row.n), f"{row.p:.2g}")
+        console.print(f"\n[bold]{one.claim.study}[/bold]", table, sep="\n")
+
+
+def as_table(found: list[Judged]) -> pd.DataFrame:
+    """One row a claim that was measured: claim, study, holds, effect with bounds, n, p, p_holm, data, device,
+    run, date, departs, sentence."""
+    rows = []
+    for one in found:
+        if one.verdict is None:
+            continue
+        verdict, evidence = one.verdict, one.evidence
+        rows.append(
+            {"claim": one.claim.number, "study": one.claim.study, "holds": verdict.holds, "effect": verdict.effect.mean,
+             "low": verdict.effect.low, "high": verdict.effect.high, "n": verdict.effect.n, "p": verdict.p,
+             "p_holm": one.p_holm, "data": evidence.data, "device": evidence.device, "run": evidence.run,
+             "date": evidence.date, "departs": evidence.departs, "sentence": verdict.sentence}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def as_markdown(found: list[Judged]) -> str:
+    """The table of the README: a row a claim, those that nobody has measured among them; each links its figure."""
+    lines = [
+        "| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study's figure, run |",
+        "|---" * 8 + "|",
+    ]
+    words = {True: "**holds**", False: "**does not hold**", None: "not decided"}
+    for one in found:
+        head = f"| {one.claim.number} | {one.claim.sentence}"
+        if one.verdict is None:
+            lines.append(f"{head} | not measured | | | | | `{one.claim.study}` |")
+            continue
+        verdict, evidence = one.verdict, one.evidence
+        departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
+        where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
+        figure = f"[{one.claim.study}](docs/figures/{one.claim.study}.png)"
+        lines.append(
+            f"{head} | {words[verdict.holds]} | {verdict.effect_value} {verdict.effect_name} | {verdict.effect.n} | "
+            f"{_p(one.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
+        )
+    return "\n".join(lines)
+
+
+def _number(one: Judged) -> str:
+    return "" if one.claim.number is None else str(one.claim.number)
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None or math.isnan(p) else f"{p:.2g}"

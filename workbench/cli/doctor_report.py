@@ -1,0 +1,38 @@
+"""What the doctor says: a line per finding, and a table of what was mended."""
+
+from collections.abc import Callable
+
+import filelock
+import psutil
+
+from workbench.lab.doctor import examine
+
+
+def report(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
+    """Looks, with `fix` mends, says a line a finding and a table, and returns whether all is well now.
+
+    Args: `moved` says that the store was moved or copied here and that nobody uses it, where that cannot be seen.
+    """
+    found: dict[str, list[tuple[bool, int]]] = {}
+    for finding in examine(moved):
+        mended = False
+        if not fix or finding.mend is None:
+            say(f"{finding.what}; {'would ' if finding.mend else ''}{finding.cure}")
+        else:
+            try:
+                finding.mend()
+                mended = True
+                say(f"{finding.what}; done: {finding.cure}")
+            except (OSError, psutil.Error, filelock.Timeout) as error:
+                say(f"{finding.what}; could not {finding.cure} ({error or type(error).__name__})")
+        found.setdefault(finding.kind, []).append((mended, finding.size))
+    if not found:
+        say("All well: nothing is left of a crash.")
+        return True
+    say(f"\n{'what':24}{'found':>8}{'mended':>8}{'MiB':>10}")
+    for kind, each in found.items():
+        size = sum(size for _, size in each) / 2**20
+        say(f"{kind:24}{len(each):8}{sum(mended for mended, _ in each):8}{size:10.1f}")
+    if not fix:
+        say("Nothing was changed; --fix mends.")
+    return all(mended for each in found.values() for mended, _ in each)

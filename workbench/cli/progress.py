@@ -1,0 +1,200 @@
+"""What the launcher shows of studies: the plan, progress while they run, a line for each at the end."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from workbench.lab.executors import Choice
+from workbench.lab.store.client import Store
+from workbench.lab.studies.launcher import Execution, execute
+
+
+def show_plan(executions: list[Execution], workers: int, console: Console) -> None:
+    """What runs and why, what is reused, and how long it may take with so many at a time."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("study", "mode", "plan", "why", "estimate"):
+        table.add_column(heading)
+    for e in executions:
+        plan = f"reuse run {e.run[:8]}" if e.action == "reuse" else e.action
+        why = {"finished": "finished", "new": e.why}.get(e.state, f"{e.state}: {e.why}")
+        table.add_row(escape(e.name), e.mode, plan, escape(why), _duration(e.seconds) if e.action == "run" else "")
+    console.print(table)
+    todo = [e for e in executions if e.action == "run"]
+    known = [e.seconds for e in todo if e.seconds is not None]
+    counts = [(len(todo), "to run")] + [
+        (sum(e.action == action for e in executions), word) for action, word in (("reuse", "reused"), ("leave", "left"))
+    ]
+    said = ", ".join(f"{count} {word}" for count, word in counts if count or word != "left")
+    if todo:
+        at_a_time = min(workers, len(todo))
+        estimate = _duration(max(sum(known) / at_a_time, max(known)) if known else None)
+        console.print(f"{said}; about {estimate} in all.\n")
+    elif any(e.action == "leave" for e in executions):
+        console.print(f"Nothing to run: {said} (see why; without --rerun whatever is not finished runs).\n")
+    else:
+        console.print("Nothing to run: every execution is in the store already (--rerun all repeats them).\n")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known yet"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def run_and_show(executions: list[Execution], store: Store, choice: Choice, console: Console) -> list[str]:
+    """Executes them with a bar each; divergences are shown as they happen. Returns the run ids."""
+    with Board(console) as board, _interruption_is_told(console):
+        try:
+            return execute(executions, store, choice, board.on_event)
+        except KeyboardInterrupt:
+            board.stopping()
+            raise
+
+
+@contextlib.contextmanager
+def _interruption_is_told(console: Console) -> Iterator[None]:
+    """Within it, Ctrl-C says at once what it does: saving takes a while."""
+
+    def interrupted(*_) -> None:
+        console.print("stopping: what is under way saves itself first; Ctrl-C again stops at once", highlight=False)
+        raise KeyboardInterrupt
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a script, on purpose
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@dataclass
+class _Line:
+    """What the board knows of one execution."""
+
+    bar: TaskID
+    started: float
+    trained: int = 0
+    reused: int = 0
+    diverged: int = 0
+
+
+class Board:
+    """The progress of all that runs: a bar for each execution on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console):
+        self._console, self._lines = console, {}
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[study]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Board":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def stopping(self) -> None:
+        """Said when an interruption has been dealt with."""
+        for name in list(self._lines):
+            self._end(name, "stopped")
+
+    def on_event(self, execution: Execution, event: dict) -> None:
+        """Shows what happened."""
+        kind, name = event["kind"], execution.name
+        if kind == "started":
+            if name in self._lines:  # tried again
+                self._progress.remove_task(self._lines[name].bar)
+            self._lines[name] = _Line(
+                self._progress.add_task("starting a kernel", total=None, study=name), time.monotonic()
+            )
+            if not self._console.is_terminal:
+                self._console.print(f"{name}: started", markup=False)
+            return
+        line = self._lines[name]
+        if kind == "step":
+            self._update(line, event, f"{event['name']}, step {event['step']}")
+        elif kind == "progress":
+            self._update(line, event, event["name"])
+        elif kind == "training":
+            self._training(line, event)
+        elif kind == "waiting":
+            self._console.print(f"  {event['message']}", markup=False, highlight=False)
+        elif kind == "broken":
+            self._console.print(f"  [red]{event['status']}[/red]: {escape(event['message'])}", highlight=False)
+        elif kind == "ended":
+            self._end(name, "" if event["status"] == "FINISHED" else event["status"].lower())
+
+    def _update(self, line: _Line, event: dict, description: str) -> None:
+        self._progress.update(line.bar, total=event["total"], completed=event["done"], description=description)
+
+    def _training(self, line: _Line, event: dict) -> None:
+        line.trained, line.reused = line.trained + (not event["reused"]), line.reused + event["reused"]
+        self._update(line, event, event["name"])
+        if event["outcome"] == "diverged":
+            line.diverged += 1
+            count = "" if self._console.is_terminal else f"{event['done']}/{event['total']} "
+            self._console.print(f"  {count}diverged: {event['name']} ({event['cause']})", markup=False, highlight=False)
+        elif not self._console.is_terminal and not event["reused"]:
+            self._console.print(
+                f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", markup=False, highlight=False
+            )
+
+    def _end(self, name: str, how: str) -> None:
+        line = self._lines.pop(name)
+        self._progress.remove_task(line.bar)
+        trained = f"{line.trained} trained, {line.reused} reused" if line.trained or line.reused else "measured"
+        said = [how or trained, f"{line.diverged} diverged" if line.diverged else ""]
+        said = ", ".join(filter(None, [*said, _duration(time.monotonic() - line.started)]))
+        self._console.print(f"{name}: {said}", markup=False, highlight=False)
+
+
+def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
+    """A line a study, and where they compare. Returns whether all of them finished."""
+    console.print()
+    all_finished = True
+    for run_id in run_ids:
+        run = store.get(run_id)
+        tags = run.tags
+        name = f"[bold]{escape(run.name)}[/bold]"
+        if run.status != "FINISHED":
+            all_finished = False
+            console.print(f"{name}: [red]{run.status}[/red]. {escape(tags.get('cause', ''))}", highlight=False)
+            continue
+        demo = "[yellow]DEMO[/yellow] " if tags["mode"] == "quick" else ""
+        holds = {1.0: "Holds.", 0.0: "Does not hold."}.get(run.metrics.get("holds"), "Not decided.")
+        console.print(f"{name}: {demo}{holds} {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
+        said = f"    {tags.get('effect', '')}   run {run_id[:8]}"
+        console.print(said, style="dim", markup=False, highlight=False)
+    if run_ids:
+        mode = store.get(run_ids[0]).tags["mode"]
+        pages = "" if store.uri.startswith("http") else " ./run ui, then"
+        console.print(f"\nCompare them:{pages}", highlight=False)
+        console.print(f"  {store.compare_url(run_ids, 'studies', mode)}", highlight=False, soft_wrap=True)
+        console.print(f"  their trainings: {store.experiment_url('trainings', mode)}", highlight=False, soft_wrap=True)
+    return all_finished

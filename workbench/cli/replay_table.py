@@ -1,0 +1,32 @@
+"""A replay on the terminal."""
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from workbench.lab.jobs.replay import Replay
+
+
+def show_steps(found: Replay, console: Console) -> None:
+    """A line a step: loss, largest ratio and whose it is, the fork's beside the original's."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("step", justify="right")
+    runs = {name: _by_step(found, name) for name in found.first}
+    for name in runs:
+        shown.add_column("loss" if name == "original" else f"{name}: loss", justify="right")
+        shown.add_column("largest ratio", justify="right")
+        shown.add_column("in", no_wrap=True)
+    for step in sorted(set().union(*runs.values())):
+        shown.add_row(str(step), *(cell for name in runs for cell in runs[name].get(step, ("", "", ""))))
+    console.print(shown, highlight=False)
+
+
+def _by_step(found: Replay, name: str) -> dict[int, tuple[str, str, str]]:
+    cells = {}
+    for row in found.steps[found.steps.run == name].itertuples():
+        here = found.ratios[(found.ratios.run == name) & (found.ratios.step == row.step)].set_index("parameter").ratio
+        broken = here.index[here.isna()]
+        ratio, where = ("not finite", broken[-1]) if len(broken) else (f"{here.max():.3g}", here.idxmax())
+        cells[row.step] = (f"{row.loss:.4g}" if math.isfinite(row.loss) else "not finite", ratio, where)
+    return cells

@@ -1,0 +1,107 @@
+"""A comparison as a person reads it: the printed table, the CSV file, the address of MLflow's page."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.files import write_whole
+from workbench.lab.compare.table import Comparison, words
+from workbench.lab.store.client import Store
+
+LABELS = {
+    "batch_size": "batch",
+    "lr": "peak lr",
+    "weight_decay": "weight decay",
+    "data_digest": "data bytes",
+    "train_size": "images",
+}
+NOT_SAID = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
+MOST_BESIDE = 30  # runs that MLflow's page puts side by side
+
+
+def as_text(found: Comparison) -> pd.DataFrame:
+    """The table as it is printed: ranks with "=" where they are shared, intervals, plain numbers."""
+    table = found.table
+    shared = table["rank"].duplicated(keep=False)
+    shown = pd.DataFrame(index=table.index)
+    shown["rank"] = [
+        "" if math.isnan(rank) else f"{rank:.0f}{'=' if same else ''}"
+        for rank, same in zip(table["rank"], shared, strict=True)
+    ]
+    first, last = table.columns.get_loc("tie") + 1, table.columns.get_loc("seeds")
+    for name in table.columns[first:last]:
+        shown[LABELS.get(name, name)] = [_plain(name, value) for value in table[name]]
+    shown["seeds"] = table.seeds.astype(str)
+    shown["failed"] = [str(n) if n else "" for n in table.failed]
+    shown[words(found.metric)] = [
+        f"{row.mean:.2%}" + ("" if math.isnan(row.low) else f" [{row.low:.2%}, {row.high:.2%}]")
+        for row in table[["mean", "low", "high"]].set_axis(["mean", "low", "high"], axis=1).itertuples(index=False)
+    ]
+    shown["minus best, points"] = [_minus_best(row) for row in table.itertuples()]
+    if len(table) > 1 and (table.seeds > 1).any():
+        shown.loc[(table.seeds > 1).idxmax(), "minus best, points"] = "best"
+    shown["device s"] = ["" if math.isnan(s) else f"{s:,.3g}" for s in table.device_seconds]
+    shown["config"] = table.config_id
+    return shown
+
+
+def group_names(found: Comparison) -> dict[int, str]:
+    """What a person calls each group: what varies among them."""
+    text = as_text(found)
+    text = text[[c for c in text if c not in NOT_SAID and c != words(found.metric)]]
+    varied = [c for c in text if text[c].nunique() > 1] or ["arm"]
+    return {
+        group: ", ".join(
+            value if name in ("arm", "model") else f"{name} {value}" for name, value in row.items() if value
+        )
+        for group, row in zip(found.table.index, text[varied].to_dict("records"), strict=True)
+    }
+
+
+def verdict(found: Comparison) -> str:
+    """The comparison in a sentence or two: which group is best, and whether the seeds tell it from the others."""
+    table, names = found.table, group_names(found)
+    ranked = table[table.seeds > 1]
+    if ranked.empty:
+        return f"Nothing is ranked: the {len(table)} groups have one seed each; give them more."
+    best = ranked.index[0]
+    mean = as_text(found).loc[best, words(found.metric)]
+    said = f"Highest {words(found.metric)}: {names[best]}, {mean}, {ranked.seeds[best]} seeds."
+    others = ranked.drop(best)
+    if others.empty:
+        return f"{said} There is no other group with several seeds to compare it with."
+    ties = int(others.tie.sum())
+    if ties == 0:
+        return (
+            f"{said} It is shown to be better than {'the other' if len(others) == 1 else f'all {len(others)} others'}."
+        )
+    return f"{said} Of {len(others)} others {ties} {'is' if ties == 1 else 'are'} not told apart from it."
+
+
+def _minus_best(row) -> str:
+    if math.isnan(row.minus_best):
+        return ""
+    mean, low, high = (round(100 * x, 2) + 0.0 for x in (row.minus_best, row.minus_best_low, row.minus_best_high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]{'  tie' if row.tie else ''}"  # + 0.0: no minus zero
+
+
+def _plain(name: str, value) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return {"clip": "none", "train_size": "all"}.get(name, "")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def to_csv(found: Comparison, file: str) -> None:
+    """Writes the table, plain numbers; accuracies are shares."""
+    whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in found.table}
+    table = found.table.astype(whole).assign(metric=found.metric)
+    write_whole(Path(file).expanduser(), lambda part: table.to_csv(part, index=False))
+
+
+def address(store: Store, found: Comparison, mode: str = "full") -> str:
+    """Where MLflow shows these trainings: side by side, or, too many for that, the experiment grouped over seeds."""
+    runs = list(found.rows.run_id)
+    if len(runs) > MOST_BESIDE:
+        return f"{store.experiment_url('trainings', mode)}&viewStateShareKey=seeds"
+    return store.compare_url(runs, "trainings", mode)

@@ -1,0 +1,106 @@
+"""Results of a detached run into the store, as if the trainings had been run here.
+
+A training whose key is finished in the store is passed over, so importing a folder twice, or while its run still goes
+on, adds only what is new. Nothing in the folder is executed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+from workbench.lab.jobs.job import log_measured
+from workbench.lab.store.client import REUSABLE, Store
+from workbench.training import code_hash, training_key
+from workbench.training.detached.records import FINISHED, Record, numbered, read_records, tables_of
+
+
+@dataclass
+class Imported:
+    """What became of a folder: the runs that were made, how many trainings the store knew, which failed on the node
+    and are not finished there since (name and cause), and which lines and tables are damaged (place and cause)."""
+
+    runs: list[str] = field(default_factory=list)
+    known: int = 0
+    failed: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    other_code: int = 0  # of the runs: no study of this checkout will ask for them
+
+    def __str__(self) -> str:
+        said = f"{len(self.runs)} imported, {self.known} known already, {len(self.damaged)} damaged"
+        return said + (f", {len(self.failed)} failed on the node" if self.failed else "")
+
+
+def import_results(
+    folder: str | Path, store: Store, told: Callable[[int, int], None] = lambda done, total: None
+) -> Imported:
+    """Makes a FINISHED run of each training in `folder` that the store does not know; `told` hears the progress.
+
+    Raises: WorkbenchError for a folder that holds no results.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir() or not numbered(folder, "results", ".jsonl"):
+        raise WorkbenchError(f"{folder} must be a folder with results.jsonl, from `python -m workbench.training`.")
+    found, records, failed = Imported(), {}, {}
+    for place, record in read_records(folder):
+        cause = record if isinstance(record, WorkbenchError) else _contradiction(record)
+        if cause:
+            found.damaged.append(f"{place}: {cause}")
+        else:
+            (records if record.result.outcome in FINISHED else failed).setdefault(record.result.key, record)
+    found.failed = [f"{r.result.config.name}: {r.result.cause}" for key, r in failed.items() if key not in records]
+    known = {mode: _finished_keys(store, mode) for mode in {record.mode for record in records.values()}}
+    for done, record in enumerate(records.values()):
+        told(done, len(records))
+        if record.result.key in known[record.mode]:
+            found.known += 1
+            continue
+        with store.lock(f"{record.mode}-{record.result.key}"):
+            if store.find_training(record.result.key, record.mode) is not None:
+                found.known += 1
+            else:
+                try:
+                    tables = tables_of(folder, record.result.key)
+                except WorkbenchError as error:
+                    found.damaged.append(f"{record.result.config.name}: {error}")
+                    continue
+                found.runs.append(_as_run(folder.name, record, tables, store))
+                found.other_code += record.result.code != code_hash()
+    told(len(records), len(records))
+    return found
+
+
+def _finished_keys(store: Store, mode: str) -> set[str]:
+    """The keys of all finished trainings, in one search."""
+    runs = store.search("trainings", mode, "attributes.status = 'FINISHED'")
+    return {run.tags.get("key", "") for run in runs if run.tags.get("outcome") in REUSABLE}
+
+
+def _contradiction(record: Record) -> str | None:
+    """What is wrong with a line that can be read: its key is not that of its configuration and data."""
+    result = record.result
+    checkable = result.code == code_hash() and result.config.weights is None
+    if checkable and training_key(result.config, result.data_digest) != result.key:
+        return "its key is not that of its configuration and data; it was changed after it was written."
+    return None
+
+
+def _as_run(folder: str, record: Record, tables: dict[str, pd.DataFrame], store: Store) -> str:
+    result = record.result
+    asked = {"role": record.role, "arm": record.arm, "owner": record.owner}
+    run_id = store.open_training(result.config, result.key, record.mode, **asked, started=record.started)
+    try:
+        store.set_tags(run_id, imported=folder)
+        store.log_rows(run_id, result.history)
+        for name, table in tables.items():
+            log_measured(store, run_id, name, table)
+        if record.study:
+            store.tag_study(run_id, record.study, record.owner or folder)
+        store.finish_training(run_id, result, record.ended)
+    except BaseException as error:
+        store.set_tags(run_id, outcome="failed", cause=f"not imported: {type(error).__name__}: {error}"[:500])
+        store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    return run_id

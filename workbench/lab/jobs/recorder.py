@@ -1,0 +1,93 @@
+"""What a replay records in every step, and how a fork changes the training."""
+
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from workbench.optim import AGC
+from workbench.optim.agc import unitwise_norm
+from workbench.training import TrainConfig
+from workbench.training.cause import largest_ratios
+from workbench.training.setup import groups_of
+
+SEEN_AFTER = {"cpu": 0}  # steps in which a training sees that it diverged
+
+
+SEEN_AFTER_ELSEWHERE = 10
+
+
+class Enough(Exception):
+    pass
+
+
+class Recorder:
+    """What `train` calls in every step: keeps those from `first` to `last`, and with `clip` or `lr` (the peak rate)
+    first changes them to that. Numbers stay on the device until they are asked for."""
+
+    def __init__(
+        self, config: TrainConfig, first: int, last: int, *, clip: float | None = None, lr: float | None = None
+    ):
+        self.config, self.first, self.last = config, first, last
+        self.clip, self.rate = clip, 1.0 if lr is None else lr / config.lr
+        self.names: list[str] = []
+        self.began = 0  # the first step it was called in
+        self._seen: list[tuple[int, Tensor, float, Tensor]] = []
+        self._updates: dict[int, Tensor] = {}
+        self._before: tuple[int, list[Tensor]] | None = None
+
+    def __call__(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if step > self.last + SEEN_AFTER.get(loss.device.type, SEEN_AFTER_ELSEWHERE):
+            raise Enough
+        if not self.names:
+            self.names, self.began = [name for name, _ in model.named_parameters()], step
+            optimizer.register_step_post_hook(lambda *_: self._updated(model))
+        if step == self.first and self.clip is not None:
+            self._set_clip(model, optimizer)
+        if self.first <= step <= self.last:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.rate  # the schedule sets it anew for the next step
+            rate = optimizer.param_groups[0]["lr"]
+            self._seen.append((step, loss.detach().clone(), rate, largest_ratios(model, self.config.clip_eps)))
+            self._before = step, [p.detach().clone() for p in model.parameters()]
+
+    def _set_clip(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """The groups as `train` makes them, with this threshold."""
+        groups = groups_of(model, self.config.replace(clip=self.clip, clip_norm=None))
+        for group, wanted in zip(optimizer.param_groups, groups, strict=True):
+            group["clip"] = wanted["clip"]
+        if self.config.clip is None:
+            AGC(optimizer, self.clip, self.config.clip_eps)
+
+    @torch.no_grad()
+    def _updated(self, model: nn.Module) -> None:
+        if self._before is None:
+            return
+        (step, before), self._before = self._before, None
+        eps = self.config.clip_eps
+        moved = [
+            (unitwise_norm(p - old) / unitwise_norm(old).clamp_min(eps)).max()
+            for p, old in zip(model.parameters(), before, strict=True)
+        ]
+        self._updates[step] = torch.stack(moved)
+
+    def steps(self) -> pd.DataFrame:
+        """One row a step: step, loss, lr."""
+        rows = [{"step": step, "loss": finite_or_nan(loss.item()), "lr": lr} for step, loss, lr, _ in self._seen]
+        return pd.DataFrame(rows, columns=["step", "loss", "lr"])
+
+    def ratios(self) -> pd.DataFrame:
+        """One row a step and parameter: step, parameter, ratio, update."""
+        rows = []
+        for step, _, _, ratios in self._seen:
+            moved = self._updates[step].tolist() if step in self._updates else [math.nan] * len(self.names)
+            for name, ratio, update in zip(self.names, ratios.tolist(), moved, strict=True):
+                rows.append(
+                    {"step": step, "parameter": name, "ratio": finite_or_nan(ratio), "update": finite_or_nan(update)}
+                )
+        return pd.DataFrame(rows, columns=["step", "parameter", "ratio", "update"])
+
+
+def finite_or_nan(value: float) -> float:
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,264 @@
+"""Search over hyperparameters, with Optuna: persistent, pruned, resumable. No other file knows Optuna.
+
+The sampler is rebuilt before every suggestion with a seed of (search seed, slot), where the slot counts the trials
+that are complete, pruned or running: a killed trial gives its slot and its parameters back, and a resumed search never
+repeats a suggestion. One process asks, however many train. A diverged training is an infeasible point (a constraint),
+not a bad number. Only the validation split is seen.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from workbench.data.augment import seed_for
+from workbench.errors import WorkbenchError, of_the_disk, unknown
+from workbench.lab.executors import Choice
+from workbench.lab.executors.lifetime import is_held
+from workbench.lab.jobs.job import Wanted
+from workbench.lab.jobs.run_all import Progress, check, trained
+from workbench.lab.store.database import with_driver, without_password
+from workbench.lab.store.locations import runs_folder
+from workbench.lab.studies.parameters import Range
+from workbench.lab.studies.session import Session
+from workbench.training import TrainConfig, training_key
+from workbench.training.inputs import source_digest
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+WAVE = 8  # trials that a plan asks for at a time, once there are results to go by
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """`trials` has one row a trial, its columns those of `run_all` and trial, state; `best` is the feasible row with
+    the best val_acc."""
+
+    trials: pd.DataFrame
+    importance: dict[str, float]
+
+    @property
+    def best(self) -> pd.Series | None:
+        feasible = self.trials[(self.trials.state == "COMPLETE") & (self.trials.failed == 0)]
+        if feasible.empty:
+            feasible = self.trials[(self.trials.state == "COMPLETE") & (self.trials.outcome == "complete")]
+        return None if feasible.empty else feasible.loc[feasible.val_acc.idxmax()]
+
+
+def search(
+    objective: Callable[[dict[str, float]], TrainConfig],
+    space: dict[str, dict | Range | float],
+    *,
+    trials: int,
+    session: Session,
+    seed: int = 0,
+    arm: str = "search",
+    start: list[dict[str, float]] | None = None,
+    executor: Choice | str | None = None,
+) -> SearchResult:
+    """Maximises validation accuracy over `space`, whose entries are ranges ({low, high, log}) or fixed numbers.
+
+    Args: `objective` maps a point to the training that judges it; `start` are points to try first; `executor` says
+    where trials run, as in `run_all`. The search continues where an earlier one with the same space, training, data and
+    code stopped. Trials that break (not: diverge) are reported at the end, and tried again by the next start.
+    """
+    ranges = {name: _as_range(value) for name, value in space.items() if not isinstance(value, int | float)}
+    fixed = {name: float(value) for name, value in space.items() if name not in ranges}
+    if trials < 1:
+        raise WorkbenchError(f"`trials` (={trials}) must be at least 1.")
+    for name in {name for point in start or () for name in point}:
+        if name not in space:
+            raise unknown("name of a point in `start`", name, space)
+    corner = objective(fixed | {name: r.low for name, r in ranges.items()})
+    check(corner)
+    identity = (
+        training_key(corner, source_digest(corner)),
+        sorted((n, r.low, r.high, r.log) for n, r in ranges.items()),
+        fixed,
+        seed,
+        session.mode,
+    )
+    name = f"{session.study} {arm} {hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+
+    with filelock.FileLock(search_lock(name)):
+        asking = _Asking(_open(name), ranges, fixed, seed, trials, start or [])
+        asking.give_back()
+        limit = trials
+        if session.planning:  # without results there is little to go by
+            limit = min(trials, asking.taken() + max(asking.startup - asking.taken(), WAVE))
+        wanted = asking.wanted(objective, arm, limit)
+        with Progress(f"search: {arm}", trials, asking.taken()) as progress:
+            for done in trained(wanted, session, role="search", executor=executor, progress=progress):
+                asking.tell(done)
+        found = asking.done()
+    if asking.broken:
+        raise RuntimeError(f"{len(asking.broken)} trials broke, the others are kept:\n" + "\n".join(asking.broken))
+    for trial in found:
+        session.store.tag_study(trial.user_attrs["row"]["run_id"], session.study, session.run_id)
+    table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(found)])
+    return SearchResult(table, _importance(asking.study))
+
+
+class _Asking:
+    """The one process that asks the sampler and tells it results."""
+
+    def __init__(self, study: optuna.Study, ranges, fixed, seed: int, trials: int, start: list[dict]):
+        self.study, self._ranges, self._fixed, self._seed, self._start = study, ranges, fixed, seed, start
+        self.startup = max(4, trials // 3)
+        self.broken: list[str] = []
+
+    def give_back(self) -> None:
+        """Trials that a killed process left: each gives its slot and its parameters back. (The lock is ours.)"""
+        left = _trials(self.study, TrialState.RUNNING)
+        for trial in sorted(left, key=lambda t: t.user_attrs.get("slot", t.number)):
+            _give_back(self.study, trial)
+
+    def taken(self) -> int:
+        """The slots that are taken: trials complete, pruned or running, and those that broke this time."""
+        return len(_trials(self.study, *DONE, TrialState.RUNNING)) + len(self.broken)
+
+    def wanted(self, objective: Callable, arm: str, limit: int) -> Iterator[Wanted]:
+        """The training of the next trial, until all slots up to `limit` are taken."""
+        while (slot := self.taken()) < limit:
+            trial = self._ask(slot)
+
+            def watch(row: dict, trial=trial) -> bool:
+                if row["step"] not in self.study.trials[trial.number].intermediate_values:
+                    trial.report(row["val_acc"], row["step"])
+                return trial.should_prune()
+
+            yield Wanted(objective(self._fixed | trial.params), arm, watch=watch, about=trial)
+
+    def _ask(self, slot: int) -> optuna.Trial:
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=seed_for(self._seed, "trial", slot) % 2**32, n_startup_trials=self.startup
+        )
+        if not _trials(self.study, TrialState.WAITING):
+            point = (self._start[slot : slot + 1] or [{}])[0]
+            if point:
+                self.study.enqueue_trial({n: v for n, v in point.items() if n in self._ranges})
+        distributions = {
+            n: optuna.distributions.FloatDistribution(r.low, r.high, log=r.log) for n, r in self._ranges.items()
+        }
+        trial = self.study.ask(distributions)
+        if "slot" not in trial.user_attrs:
+            trial.set_user_attr("slot", slot)
+        return trial
+
+    def tell(self, done) -> None:
+        """What came of a trial."""
+        trial = done.wanted.about
+        if done.error is not None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.broken.append(f"{done.wanted.name}: {done.broken}")
+            return
+        trial.set_user_attr("row", {"arm": done.wanted.arm, **done.result.row(), "run_id": done.run_id})
+        if done.result.outcome == "pruned":
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_constraint("failed", 1.0 if done.result.outcome == "diverged" else -1.0)
+            self.study.tell(trial, done.result.metrics["val_acc"])
+
+    def done(self) -> list[FrozenTrial]:
+        """The trials that ended, by slot."""
+        return sorted(_trials(self.study, *DONE), key=lambda t: t.user_attrs.get("slot", t.number))
+
+
+def storage_uri() -> str:
+    """WORKBENCH_OPTUNA_STORAGE, e.g. postgresql://..., else the sqlite file under mlruns/."""
+    return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or f"sqlite:///{runs_folder() / 'optuna.db'}"
+
+
+def search_lock(name: str) -> Path:
+    """The file that is locked while a search runs."""
+    folder = runs_folder() / "locks"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
+
+
+def _storage() -> optuna.storages.RDBStorage:
+    uri = storage_uri()
+    patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
+    with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
+        try:
+            return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
+            cure = "start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"
+            if uri.startswith("sqlite"):
+                if of_the_disk(error):
+                    raise
+                cure = "move the file away and a new one is made; trainings are kept, and found again"
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise WorkbenchError(f"cannot open the database {without_password(uri)} ({cause}): {cure}.") from error
+
+
+def _open(name: str) -> optuna.Study:
+    storage = _storage()
+    with filelock.FileLock(runs_folder() / ".optuna.lock"):
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
+        )
+
+
+def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Ends a trial that nobody runs; its slot and its parameters go to the next that is asked for."""
+    slot = trial.user_attrs.get("slot")
+    given = {t.user_attrs.get("slot") for t in _trials(study, TrialState.WAITING)}  # by one that was killed right here
+    if slot is not None and slot not in given:  # without one it was killed while it was suggested, and is again
+        study.enqueue_trial(trial.params, user_attrs={"slot": slot})
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=states)
+
+
+def _as_range(value: dict | Range) -> Range:
+    return value if isinstance(value, Range) else Range(**value)
+
+
+def _importance(study: optuna.Study) -> dict[str, float]:
+    """The share of the variance of accuracy that each parameter accounts for; empty where too few trials completed."""
+    complete = _trials(study, TrialState.COMPLETE)
+    if len(complete) < 4 or len({t.value for t in complete}) < 2 or len(complete[0].params) < 2:
+        return {}
+    return dict(optuna.importance.get_param_importances(study))
+
+
+# ---- what a crash left
+
+
+def abandoned_trials() -> list[tuple[str, int]]:
+    """(search, number) of each trial that says RUNNING though no search that could run it does."""
+    if storage_uri().startswith("sqlite") and not (runs_folder() / "optuna.db").is_file():
+        return []
+    storage, found = _storage(), []
+    for name in optuna.get_all_study_names(storage):
+        if not is_held(search_lock(name)):
+            study = optuna.load_study(study_name=name, storage=storage)
+            found += [(name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
+    return found
+
+
+def give_up_trial(name: str, number: int) -> None:
+    """Marks an abandoned trial FAIL, and has its slot and its parameters wait for whoever continues the search.
+
+    Raises: filelock.Timeout where the search has begun again.
+    """
+    with filelock.FileLock(search_lock(name), timeout=0):
+        study = optuna.load_study(study_name=name, storage=_storage())
+        for trial in _trials(study, TrialState.RUNNING):
+            if trial.number == number:
+                _give_back(study, trial)

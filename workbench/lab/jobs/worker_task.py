@@ -1,0 +1,63 @@
+"""What a worker does: train, and leave the result beside the checkpoints before anybody is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.environment import number
+from workbench.files import write_whole
+from workbench.training import TrainConfig, TrainResult, train, training_key
+from workbench.training.checkpoint import Checkpoints
+from workbench.training.distributed import World
+from workbench.training.inputs import source_digest
+
+RESULT = "result.json"
+
+
+def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str:
+    """Trains `arguments["config"]`, going on from the checkpoints in `folder`; returns the result as JSON.
+
+    Sends ("row", row), which is answered by whether to prune, and ("table", name, table). One that ended here before,
+    but was not taken, is sent again without training.
+    """
+    config, folder = TrainConfig.from_dict(arguments["config"]), Path(arguments["folder"])
+    alone = World.from_environment().size == 1  # where several train together, the others wait for this one
+    kept = _kept(config, folder) if alone and not arguments["save"] else None
+    if kept is not None:
+        for row in kept.history:
+            send(("row", row))
+        for file in sorted(folder.glob("*.parquet")):
+            send(("table", file.stem, pd.read_parquet(file)))
+        return kept.to_json()
+
+    def keep(name: str, table: pd.DataFrame) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        send(("table", name, table))
+
+    result = train(
+        config,
+        lambda row: send(("row", row)),
+        keep,
+        checkpoints=Checkpoints(folder, every_seconds=checkpoint_seconds()),
+        save=arguments["save"],
+        stop=stop,
+    )
+    if result.outcome != "pruned":  # whether to prune is decided anew
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RESULT, lambda path: path.write_text(result.to_json()))
+    return result.to_json()
+
+
+def checkpoint_seconds() -> float:
+    """WORKBENCH_CHECKPOINT_SECONDS, else a minute: what a killed training loses at most."""
+    return number("WORKBENCH_CHECKPOINT_SECONDS", 60)
+
+
+def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:
+    try:
+        result = TrainResult.from_json((folder / RESULT).read_text())
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if result.key == training_key(config, source_digest(config)) else None

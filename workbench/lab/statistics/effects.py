@@ -1,0 +1,67 @@
+"""Arms beside one of them: paired differences over seeds with intervals, Holm within the family, and equivalence."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from workbench.lab.statistics.intervals import Interval, difference_p, holm, paired_interval, within_p
+from workbench.lab.statistics.rates import by_seed
+
+EQUAL = 0.005  # accuracy: differences within half a point count as none
+
+
+def effects(
+    confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = None, contrast: str | None = None
+) -> pd.DataFrame:
+    """One row an arm but `against`: accuracy (test, mean), difference to `against` with low and high (95 %), n, p and
+    p_holm of no difference, and p_equal of a difference beyond half a point.
+
+    Columns of `confirmed`: arm, seed, test_acc. `arms` in their order; None: as they come. The arm that a claim's
+    `contrast` is about is adjusted over the claims, so it is not of the family here, and its p_holm NaN.
+    """
+    values = by_seed(confirmed)
+    wanted = [arm for arm in (arms or dict.fromkeys(confirmed.arm)) if arm != against and arm in values]
+    rows = []
+    for arm in wanted:
+        pairs = values[[arm, against]].dropna()
+        difference = paired_interval(pairs[arm], pairs[against])
+        both = pairs[arm] - pairs[against]
+        rows.append(
+            {
+                "arm": arm,
+                "accuracy": float(values[arm].mean()),
+                "difference": difference.mean,
+                "low": difference.low,
+                "high": difference.high,
+                "n": difference.n,
+                "p": difference_p(both),
+                "p_equal": within_p(both, EQUAL),
+            }
+        )
+    columns = ["arm", "accuracy", "difference", "low", "high", "n", "p", "p_equal"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(p_holm=holm(table.p.where(table.arm != contrast)))
+
+
+def beside(
+    confirmed: pd.DataFrame,
+    against: str,
+    arms: Iterable[str] | None = None,
+    settings: Sequence[str] = ("lr",),
+    mark: str = "failed",
+    contrast: str | None = None,
+) -> pd.DataFrame:
+    """One row an arm, `against` among them: its settings (columns that are alike in all its trainings), accuracy (test,
+    mean), in how many trainings `mark` is set, n trainings, and what `effects` says of the difference to `against`."""
+    told = {name: (name, "first") for name in settings} | {"accuracy": ("test_acc", "mean"), mark: (mark, "sum")}
+    each = confirmed.groupby("arm", sort=False).agg(**told, n=("seed", "size"))
+    if arms is not None:
+        each = each.reindex([arm for arm in arms if arm in each.index])
+    found = effects(confirmed, against, list(each.index), contrast=contrast).drop(columns=["accuracy", "n"])
+    return each.reset_index().merge(found, on="arm", how="left")
+
+
+def interval_of(found: pd.DataFrame, arm: str) -> Interval:
+    """The difference of one arm, from the rows of `effects`."""
+    row = found.set_index("arm").loc[arm]
+    return Interval(row.difference, row.low, row.high, int(row.n))

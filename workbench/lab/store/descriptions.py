@@ -1,0 +1,30 @@
+"""A training in words, and the parameters that its run shows."""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads the store does without
+    from workbench.training import TrainResult
+
+
+def in_words(result: "TrainResult") -> str:
+    """A training's description."""
+    config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
+    clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
+    clip = f"clipping by the global norm {config.clip_norm:g}" if config.clip_norm is not None else clip
+    length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs:g} epochs"
+    said = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
+    said += f"{length}, seed {config.seed}: {result.outcome}"
+    if result.cause:
+        said += f" ({result.cause})"
+    elif accuracy is not None:
+        said += f", {'test' if 'test_acc' in result.metrics else 'validation'} accuracy {accuracy:.2%}"
+    if result.outcome == "complete" and result.metrics.get("failed"):
+        said += "; failed by the failure rule: its training loss is above 0.8 ln(classes)"
+    return f"{said}."
+
+
+def as_param(value) -> str:
+    """How the store writes a value of a parameter."""
+    return value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict)  # a Range

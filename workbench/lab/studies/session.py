@@ -1,0 +1,161 @@
+"""A notebook's side of the store: the same few calls by hand in JupyterLab and under the launcher.
+
+Launched, the run is open already and WORKBENCH_RUN names it, with the launcher's process, which alone sets the final
+status. By hand, the run opens here, ends FINISHED with the verdict, FAILED with an uncaught error of a cell, and is
+closed by `workbench doctor` if the kernel died.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from workbench.lab.executors import events
+from workbench.lab.executors.lifetime import SESSION, die_with, is_alive, whoami
+from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.store.client import Store
+from workbench.paths import root
+
+PLANNING = "WORKBENCH_PLAN"  # <file>|<study>|<mode>: trainings that are missing are written there, and none is run
+
+
+@dataclass
+class Session:
+    """Where the results of one notebook execution go. `run_id` is None for trainings that no notebook asked for."""
+
+    store: Store
+    study: str
+    mode: str = "full"
+    run_id: str | None = None
+    by_hand: bool = True
+    plan: Path | None = None  # where missing trainings are written, when the notebook is only asked which it needs
+
+    @property
+    def planning(self) -> bool:
+        return self.plan is not None
+
+    def progress(self, items: Iterable, name: str) -> Iterator:
+        """The items, one by one, with a bar here or, launched, with the launcher's."""
+        items = list(items)
+        for i, item in enumerate(tqdm(items, desc=name, disable=events.listening())):
+            events.emit(kind="progress", name=name, done=i, total=len(items))
+            yield item
+
+    def table(self, table: pd.DataFrame, name: str = "table") -> pd.DataFrame:
+        """Keeps a tidy table with the run, and returns it to be shown."""
+        if not self.planning:
+            self.store.log_table(self.run_id, table, name)
+        return table
+
+    def figure(self, figure, name: str = "figure"):
+        """Keeps a figure with the run, stamped DEMO in quick mode, and returns it to be shown."""
+        import matplotlib.pyplot as plt
+
+        if self.mode == "quick":
+            figure.text(
+                0.5,
+                0.5,
+                "DEMO",
+                fontsize=90,
+                color="0.5",
+                alpha=0.18,
+                ha="center",
+                va="center",
+                rotation=25,
+                zorder=100,
+            )
+        if not self.planning:
+            self.store.log_figure(self.run_id, figure, name)
+        plt.close(figure)  # else the notebook shows it twice
+        return figure
+
+    def verdict(self, verdict: Verdict) -> Verdict:
+        """Keeps the verdict as the run's description and headline metrics; by hand, this ends the run."""
+        verdict = verdict.stamped("DEMO") if self.mode == "quick" else verdict
+        if self.planning:
+            return verdict
+        self.store.describe(self.run_id, str(verdict))
+        self.store.set_tags(self.run_id, verdict=verdict.sentence, effect=verdict.effect_text)
+        self.store.log_metrics(self.run_id, verdict.metrics())
+        if self.by_hand:
+            self.store.close(self.run_id, "FINISHED")
+        return verdict
+
+
+_open_by_hand: Session | None = None
+
+
+def open_session(notebook: str, namespace: dict) -> Session:
+    """The session of the notebook `notebook` (its file's name without suffix); call it as open_session("large_batch",
+    globals()).
+
+    By hand it opens a run with the values that the notebook's parameters have in `namespace`.
+    """
+    if planned := os.environ.get(PLANNING):
+        file, study, mode = planned.split("|")
+        return Session(Store(), study, mode, by_hand=False, plan=Path(file))
+    run_id, mode, launcher = (os.environ.get(SESSION, "") + "||").split("|")[:3]
+    if run_id and is_alive(launcher):
+        store = Store()
+        die_with(launcher, first=abandon_run)  # a kernel must not go on training for nobody
+        die_with(whoami(os.getppid()))
+        return Session(store, store.get(run_id).tags["study"], mode, run_id, by_hand=False)
+    return _open_by_hand_session(notebook, namespace)
+
+
+def abandon_run() -> None:
+    """Closes the run that WORKBENCH_RUN names, and its trainings, when the launcher that owns them is gone."""
+    run_id = os.environ.get(SESSION, "").partition("|")[0]
+    if not run_id:
+        return
+    store = Store()
+    if store.status(run_id) == "RUNNING":
+        store.set_tags(run_id, cause="the launcher ended before the notebook did")
+        store.close(run_id, "KILLED")
+    store.close_orphans(owner=run_id)
+
+
+def _open_by_hand_session(notebook: str, namespace: dict) -> Session:
+    global _open_by_hand
+    from workbench.lab.studies.parameters import read_parameters
+
+    _end_unfinished()
+    store = Store()
+    names = read_parameters(root() / "notebooks" / f"{notebook}.ipynb")
+    parameters = {name: knob.check(namespace[name]) for name, knob in names.items() if name in namespace}
+    run_id = store.open_notebook(
+        notebook, f"{notebook}.ipynb", parameters, "full", f"{notebook} (by hand)", {"by": "hand"}
+    )
+    _open_by_hand = Session(store, notebook, "full", run_id)
+    _watch_cells()
+    return _open_by_hand
+
+
+def _watch_cells() -> None:
+    """Marks the run FAILED when a cell ends in an error, and what is left open KILLED when the kernel ends."""
+    if getattr(_watch_cells, "done", False):
+        return
+    _watch_cells.done = True
+    atexit.register(_end_unfinished)
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    if shell is not None:
+        shell.events.register("post_run_cell", _after_cell)
+
+
+def _after_cell(result) -> None:
+    if not result.success:
+        _end_unfinished("FAILED")
+
+
+def _end_unfinished(status: str = "KILLED") -> None:
+    """Closes the run by hand, unless its verdict has closed it: what comes after that is the user's own."""
+    if _open_by_hand is not None and _open_by_hand.store.status(_open_by_hand.run_id) == "RUNNING":
+        _open_by_hand.store.close(_open_by_hand.run_id, status)

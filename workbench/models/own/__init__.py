@@ -1,1 +1,0 @@
-"""A user's own networks: found and imported (`modules`), and built like those of the library (`networks`)."""

@@ -1,1 +1,0 @@
-"""What workbench.models.checkpoints is made of: layouts, safe reading, strict loading, fetching, whole writing."""

@@ -1,0 +1,219 @@
+"""What a network with BatchNorm is made of, found by running it once: its convolutions, norms and block ends, and the
+constants that its normalizer-free version needs.
+
+Source: NFNet paper, section 2; the precursor's section 3 for alpha and beta. A convolution that will be standardised
+gets scale = 1 / deviation of what it reads, which is gamma / beta at once, and its output is N(0, 1) again; a branch
+gets alpha / its deviation.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.weak import WeakIdKeyDictionary
+
+from workbench.models.additions import ADDITIONS, PRODUCTS, Addition, aten, watch_modules
+from workbench.normfree.shadows import Shadows, is_constant, normalised, per_row, spread, tensors_in
+from workbench.normfree.standardized_convs import can_be_standardized
+
+LINEAR = {"clone", "add", "add_", "mul", "mul_", "div", "div_"}  # pointwise operations that a factor passes through
+
+
+class Trail(NamedTuple):
+    """What lies behind a map."""
+
+    last: frozenset = frozenset()  # the convolutions that nothing has been multiplied with since
+    convs: bool = False  # whether there is one to standardise since the last block end
+    linear: bool = False  # whether the map is linear in the last of them
+    upsampled: bool = False  # since the last block end
+
+
+@dataclass
+class End:
+    """The end of a residual block: which addition it is, counted from 0, where, and what is known of it there."""
+
+    number: int
+    path: str
+    makers: list[str]  # the modules that returned the branch, the innermost first
+    last: frozenset
+    linear: bool
+    scale: float  # alpha over the branch's deviation
+    variance: float = math.nan  # of the trunk, after it
+
+
+@dataclass
+class Survey:
+    """What was found; modules by name."""
+
+    calls: Counter = field(default_factory=Counter)
+    uses: Counter = field(default_factory=Counter)  # of what a module returned, by operations
+    scales: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # of convolutions, by call
+    left: dict[str, str] = field(default_factory=dict)  # convolutions that stay, and why
+    norms: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what BatchNorms read, by call
+    betas: dict[str, float] = field(default_factory=dict)  # deviations of trunks that are normalised and added
+    written: set[str] = field(default_factory=set)  # BatchNorms whose output is written to in place
+    followed: set[str] = field(default_factory=set)
+    ends: list[End] = field(default_factory=list)
+    functional: list[str] = field(default_factory=list)  # where code normalises by the batch without a module
+
+
+class Surveyor(Shadows):
+    """Fills `found` while `model` runs inside it.
+
+    Args: `blocks` names of modules whose additions are block ends, None for all that look so; `skip` numbers of
+    additions that are not; `variances` {path: variance of the trunk after that block}, in place of the expected one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: list[Tensor],
+        *,
+        alpha: float,
+        variances: Mapping[str, float],
+        blocks: Collection[str] | None,
+        skip: Collection[int],
+    ):
+        super().__init__(inputs)
+        self.model, self.modules = model, dict(model.named_modules())
+        self.alpha, self.variances, self.blocks, self.skip = alpha, variances, blocks, skip
+        self.found = Survey()
+        self.trails = WeakIdKeyDictionary({t: Trail() for t in inputs})
+        self.makers = WeakIdKeyDictionary()
+        self.normed = WeakIdKeyDictionary()  # outputs of BatchNorms
+        self.additions, self.end, self.branch = 0, None, None
+
+    def __enter__(self):
+        self.hooks = watch_modules(self.model, self.stack)
+        for name, module in self.modules.items():
+            self.hooks.append(module.register_forward_hook(lambda m, args, out, name=name: self._returned(name, out)))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+        return super().__exit__(*error)
+
+    def _returned(self, name: str, out) -> None:
+        self.found.calls[name] += 1
+        if isinstance(out, Tensor) and out in self.shadows:
+            self.makers.setdefault(out, []).append(name)
+
+    def run(self, func, args: tuple, kwargs: dict):
+        if func._schema.is_mutable and args and args[0] in self.normed:
+            self.found.written.add(self.normed[args[0]])
+        if func in ADDITIONS:
+            self._divide_trunks(args)
+        out = super().run(func, args, kwargs)
+        known = [t for t in tensors_in((args, kwargs)) if t in self.trails]
+        for tensor in known:
+            self.found.uses.update(self.makers.get(tensor, []))
+        outputs = [t for t in tensors_in(out) if t in self.shadows]
+        if known and outputs:
+            trail = self._trail(func, known, outputs[0])
+            for tensor in outputs:
+                self.trails[tensor], self.makers[tensor] = trail, []
+                self.normed.pop(tensor, None)
+            if "batch_norm" in func.overloadpacket.__name__ and self.stack[-1] in self.found.norms:
+                self.normed[outputs[0]] = self.stack[-1]
+        return out
+
+    def _trail(self, func, known: list[Tensor], out: Tensor) -> Trail:
+        trails, name = [self.trails[t] for t in known], func.overloadpacket.__name__
+        last = frozenset().union(*(t.last for t in trails))
+        before, after = known[0].shape[2:].numel(), out.shape[2:].numel()
+        grown = out.ndim == known[0].ndim > 2 and after >= 2 * before > 2  # a gate that is spread out has grown from 1
+        upsampled = grown or any(t.upsampled for t in trails)
+        convs, linear = any(t.convs for t in trails), any(t.linear for t in trails)
+        if func in PRODUCTS:
+            self.found.followed |= last
+            own = self.stack[-1] in self.found.scales and func is aten.convolution.default
+            return Trail(frozenset([self.stack[-1]] if own else []), convs or own, own, upsampled)
+        if "batch_norm" in name:
+            self.found.followed |= last
+        elif torch.Tag.pointwise in func.tags and name not in LINEAR:
+            linear = False
+        return Trail(last, convs, linear, upsampled)
+
+    # ---- shadows of the network as it will be
+
+    def shadows_of(self, func, name: str, args: tuple, kwargs: dict, known: list[Tensor]) -> list[Tensor]:
+        if func is aten.convolution.default and args[0] in self.shadows and self._is_to_be_standardized(args):
+            self.found.scales[self.stack[-1]].append(spread(self.shadows[args[0]]) ** -0.5)
+            return [self.fresh() if args[2] is None else self.fresh() + per_row(args[2])]
+        if "batch_norm" in name:
+            return [self._without_norm(args)]
+        return super().shadows_of(func, name, args, kwargs, known)
+
+    def _is_to_be_standardized(self, args: tuple) -> bool:
+        name, weight = self.stack[-1], args[1]
+        conv = self.modules[name]
+        if name in self.found.left:
+            return False
+        if conv._parameters.get("weight") is not weight:
+            self.found.left[name] = "its weight is no parameter of its own"
+        elif is_constant(self.shadows[args[0]]):
+            self.found.left[name] = "reads a map pooled to one position"
+        elif not can_be_standardized(conv):
+            self.found.left[name] = "one weight in each unit, or a layout that is not known"
+        return name not in self.found.left
+
+    def _without_norm(self, args: tuple) -> Tensor:
+        name, shadow = self.stack[-1], self.shadows[args[0]]
+        norm = self.modules[name]
+        if isinstance(norm, _InstanceNorm):
+            return normalised(shadow, 1)
+        if not isinstance(norm, _BatchNorm):
+            self.found.functional.append(name)
+            return shadow
+        makers = self.makers.get(args[0]) or [""]
+        conv = next((maker for maker in makers if maker in self.found.scales), None)
+        self.found.norms[name].append(conv or makers[0])
+        if conv is None or not norm.affine or not norm.weight.any():
+            return shadow
+        return normalised(shadow, 1) * per_row(norm.weight) + per_row(norm.bias)
+
+    def _divide_trunks(self, args: tuple) -> None:
+        """A BatchNorm that reads no convolution, and is added: no scale behind it could stand for beta."""
+        for tensor in args[:2]:
+            if isinstance(tensor, Tensor) and tensor in self.normed and tensor is not self.branch:
+                name, shadow = self.normed[tensor], self.shadows[tensor]
+                if self.found.norms[name][-1] not in self.found.scales and not is_constant(shadow):
+                    self.found.betas[name] = spread(shadow) ** 0.5
+                    self.shadows[tensor] = shadow / self.found.betas[name]
+
+    # ---- block ends
+
+    def before_addition(self, addition: Addition) -> None:
+        shortcut, branch = self.trails[addition.shortcut], self.trails[addition.branch]
+        number = self.additions
+        self.additions += 1
+        if self.blocks is None:  # but where one side has been a smaller map: decoders and pyramids join resolutions
+            wanted = shortcut.upsampled == branch.upsampled
+        else:
+            wanted = any(addition.module == b or addition.module.startswith(f"{b}.") for b in self.blocks)
+        shadow = self.shadows[addition.branch]
+        gated = shadow * self.shadows.get(addition.gate, 1.0) if addition.gate is not None else shadow
+        if not wanted or not branch.convs or number in self.skip or is_constant(gated):
+            return
+        scale = self.alpha * spread(gated) ** -0.5
+        self.shadows[addition.branch] = shadow * scale
+        makers = list(self.makers.get(addition.branch, []))
+        self.branch = addition.branch
+        self.end = End(number, addition.module, makers, branch.last, branch.linear, scale)
+
+    def after_addition(self, out: Tensor) -> None:
+        if self.end is not None:
+            measured = self.variances.get(self.end.path)
+            if measured is not None:
+                self.shadows[out] = self.shadows[out] * (measured / spread(self.shadows[out])) ** 0.5
+            self.end.variance = spread(self.shadows[out])
+            self.found.ends.append(self.end)
+        self.end, self.branch = None, None
+        self.trails[out] = Trail(last=self.trails[out].last)

@@ -1,0 +1,130 @@
+"""Out again: a network of plain convolutions, torch.export, ONNX.
+
+Weight standardisation does not depend on the input, so at inference it is a constant: `fold` computes it once.
+"""
+
+import copy
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from workbench.errors import WorkbenchError
+from workbench.files import target_path, write_whole
+from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
+from workbench.models.network import Network
+from workbench.models.timm_nets import TimmConv2d
+
+# Odd after every halving: at an even size the tracer takes divisions for exact and then cannot solve its own guards.
+TRACED_AT = (97, 129)
+
+
+class SamePad2d(nn.Module):
+    """TF-SAME padding in front of a convolution of stride 2: (N, C, H, W) -> (N, C, H + pads, W + pads)."""
+
+    def __init__(self, kernel_size: int):
+        super().__init__()
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, bottom = same_padding(x.shape[-2], self.kernel_size, 2)
+        left, right = same_padding(x.shape[-1], self.kernel_size, 2)
+        return F.pad(x, (left, right, top, bottom))
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """A copy for inference in which every convolution is a plain nn.Conv2d that computes the same.
+
+    gain, gamma and 1 / beta are folded into its weight, and alpha and the skip gain into the last one of a branch where
+    no gate follows it. A convolution of stride 2 becomes (SamePad2d, nn.Conv2d), for its padding depends on the size.
+    The copy is in evaluation mode; signal propagation wants the model itself.
+    """
+    folded = copy.deepcopy(model).eval()
+    for block in getattr(folded, "blocks", []):
+        gated = (
+            getattr(block, "squeeze_excite", None) is not None or getattr(block, "channel_attention", None) is not None
+        )
+        if isinstance(block.conv2, ScaledStdConv2d) and (not gated or getattr(block, "attention_inside", False)):
+            _fold_gain(block)
+    foreign = {m: m.plain() for m in list(folded.modules()) if hasattr(m, "plain")}  # what `normfree` has put there
+    for module in list(folded.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ScaledStdConv2d | PlainConv2d):
+                setattr(module, name, _plain(child))
+            elif child in foreign:
+                setattr(module, name, foreign[child])
+    return folded
+
+
+def _fold_gain(block: nn.Module) -> None:
+    """alpha * skip_gain, the factor of the whole branch, into its last convolution."""
+    factor = block.alpha
+    if hasattr(block, "skip_gain"):
+        factor = factor * block.skip_gain.clone()
+        block.skip_gain.fill_(1.0)
+    block.conv2.gain.mul_(factor)
+    block.conv2.bias.mul_(factor)
+    block.alpha = 1.0
+
+
+def _plain(conv: ScaledStdConv2d | PlainConv2d) -> nn.Module:
+    weight = conv.standardized_weight() if isinstance(conv, ScaledStdConv2d) else conv.weight * conv.scale
+    same = conv.stride == 2 and conv.kernel_size > 1 and not isinstance(conv, TimmConv2d)
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        padding=0 if same else conv.kernel_size // 2,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    plain.weight.copy_(weight)
+    if conv.bias is not None:
+        plain.bias.copy_(conv.bias)
+    return nn.Sequential(SamePad2d(conv.kernel_size), plain) if same else plain
+
+
+def export_program(model: nn.Module) -> ExportedProgram:
+    """torch.export of a network of this library, plain or folded, in evaluation mode; batch and size stay free."""
+    if not isinstance(model, Network):
+        raise WorkbenchError(f"export knows the networks of this library, but got a {type(model).__name__}.")
+    first = next(p for p in model.parameters() if p.ndim == 4)
+    example = torch.zeros(2, first.shape[1], *TRACED_AT, device=first.device, dtype=first.dtype)
+    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    return torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes={"x": free})
+
+
+def export_pt2(model: nn.Module, file: str | Path) -> Path:
+    """The exported program as a file for torch.export.load."""
+    file = target_path(file, (".pt2",))
+    program = export_program(model)
+    return write_whole(file, lambda part: _save_program(program, part))
+
+
+def _save_program(program: ExportedProgram, part: Path) -> None:
+    with open(part, "wb") as stream:
+        torch.export.save(program, stream)
+
+
+def export_onnx(model: nn.Module, file: str | Path) -> Path:
+    """An ONNX file with the input `images` (N, C, H, W) and the output `logits` (N, classes); N, H and W stay free.
+
+    Raises: WorkbenchError where the packages for it are not installed.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WorkbenchError(f"ONNX export needs {' and '.join(missing)}: `pip install 'normfree-workbench[export]'`.")
+    file = target_path(file, (".onnx",))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its notes on opset versions are not the user's business
+    program = torch.onnx.export(
+        export_program(model), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    return write_whole(file, program.save)
