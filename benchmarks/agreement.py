@@ -66,10 +66,10 @@ def main() -> int:
     for ours, theirs in PAIRS.items():
         for size in ((64, 64), (75, 83)):
             for made_exact in (False, True) if theirs.startswith("dm_") else (False,):
-                found = compare(ours, theirs, size, made_exact)
+                gaps = compare(ours, theirs, size, made_exact)
                 judged = made_exact or not theirs.startswith("dm_")
-                bad += judged and max(found.values()) > LIMIT
-                distances = "  ".join(f"{k} {v:.1e}" for k, v in found.items())
+                bad += judged and max(gaps.values()) > LIMIT
+                distances = "  ".join(f"{k} {v:.1e}" for k, v in gaps.items())
                 print(f"{ours:18} {theirs:14} {size[0]}x{size[1]}  {distances}{'' if judged else '  (as timm has it)'}")
     print("all below" if not bad else f"{bad} above", LIMIT)
     return bad

@@ -81,10 +81,10 @@ def multiply(database: sqlite3.Connection, experiment: str, run_id: str, times: 
                 {"new": new, "old": run_id},
             )
         group = f"{number // SEEDS:08x}"
-        own = {"new": new, "key": key_of(number), "seed": str(number % SEEDS), "group": group}
-        database.execute("update tags set value = :key where run_uuid = :new and key = 'key'", own)
-        database.execute("update tags set value = :group where run_uuid = :new and key = 'config_id'", own)
-        database.execute("update params set value = :seed where run_uuid = :new and key = 'seed'", own)
+        values = {"new": new, "key": key_of(number), "seed": str(number % SEEDS), "group": group}
+        database.execute("update tags set value = :key where run_uuid = :new and key = 'key'", values)
+        database.execute("update tags set value = :group where run_uuid = :new and key = 'config_id'", values)
+        database.execute("update params set value = :seed where run_uuid = :new and key = 'seed'", values)
         shutil.copytree(folder / run_id, folder / new)
 
 
@@ -101,9 +101,9 @@ def seconds(call, times: int = 5) -> tuple[float, float]:
     """The medians over a few calls: of the wall clock, and of the process's own time."""
     taken = []
     for _ in range(times):
-        wall, own = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
-        taken.append((time.perf_counter() - wall, time.process_time() - own))
+        taken.append((time.perf_counter() - wall, time.process_time() - cpu))
     return tuple(statistics.median(each) for each in zip(*taken, strict=True))
 
 
@@ -144,11 +144,11 @@ def main() -> None:
         if not (root / "mlruns" / "mlflow.db").exists():
             make(args.runs)
         print(f"{args.runs} trainings, {EXECUTIONS} executions; made in {time.perf_counter() - start:.0f} s")
-        found = measured(args.runs)
+        timings = measured(args.runs)
         print(f"{'seconds':24}{'wall':>8}{'own':>8}")
-        for what, (wall, own) in found.items():
-            print(f"{what:24}{wall:8.3f}{own:8.3f}")
-        slow = [what for what, (_, own) in found.items() if own > MAY_TAKE and what != "doctor"]
+        for what, (wall, cpu) in timings.items():
+            print(f"{what:24}{wall:8.3f}{cpu:8.3f}")
+        slow = [what for what, (_, cpu) in timings.items() if cpu > MAY_TAKE and what != "doctor"]
         sys.exit(f"longer than {MAY_TAKE:g} s: {', '.join(slow)}" if slow else 0)
 
 

@@ -52,8 +52,8 @@ def largest_gradient_difference(ours: nn.Module, theirs: nn.Module) -> float:
     for model in (ours.train(), theirs.train()):
         model.zero_grad()
         F.cross_entropy(model(x), y).backward()
-    found = from_timm({name: p.grad for name, p in theirs.named_parameters()})
-    gaps = [(p.grad - found[name]).norm() / found[name].norm() for name, p in ours.named_parameters()]
+    gradients = from_timm({name: p.grad for name, p in theirs.named_parameters()})
+    gaps = [(p.grad - gradients[name]).norm() / gradients[name].norm() for name, p in ours.named_parameters()]
     for model in (ours, theirs):
         model.zero_grad(set_to_none=True)
     return max(gaps).item()

@@ -31,13 +31,13 @@ def _with_gradients(model) -> list[Tensor]:
 
 def copies(params: list[Tensor], n: int) -> list[list[Tensor]]:
     """The same parameters and gradients n times over."""
-    found = []
+    sets = []
     for _ in range(n):
         mine = [p.detach().clone().requires_grad_() for p in params]
         for a, b in zip(mine, params, strict=True):
             a.grad = b.grad.clone()
-        found.append(mine)
-    return found
+        sets.append(mine)
+    return sets
 
 
 def as_before(*sets: list[Tensor]):

@@ -22,8 +22,8 @@ class Made(TorchDispatchMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        own = [*model.parameters(), *model.buffers()]
-        self.own = {StorageWeakRef(t.untyped_storage()).cdata for t in own}
+        tensors = [*model.parameters(), *model.buffers()]
+        self.permanent = {StorageWeakRef(t.untyped_storage()).cdata for t in tensors}
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -36,8 +36,8 @@ class Made(TorchDispatchMode):
         return out
 
     def alive(self) -> int:
-        found = (entry for address, entry in self.storages.items() if address not in self.own)
-        return sum(size for reference, size in found if not reference.expired())
+        entries = (entry for address, entry in self.storages.items() if address not in self.permanent)
+        return sum(size for reference, size in entries if not reference.expired())
 
 
 def saved(model: nn.Module, x: Tensor, scope=contextlib.nullcontext) -> int:

@@ -220,11 +220,11 @@ def train(problem: Problem, clip: float, seed: int, steps: int = STEPS) -> dict:
 
 def measure(problem: Problem) -> tuple[list[dict], dict]:
     """Every training as a row, and the line of the table."""
-    found = suggest_clip(*_as_asked(start(problem, SEEDS[0])), progress=False)
-    rows = [{"problem": str(problem), "role": "suggestion", "clip": found.clip, "steps": found.steps}]
+    advice = suggest_clip(*_as_asked(start(problem, SEEDS[0])), progress=False)
+    rows = [{"problem": str(problem), "role": "suggestion", "clip": advice.clip, "steps": advice.steps}]
     rows += [{"role": "search", **train(problem, clip, seed)} for clip in SEARCHED for seed in SEEDS]
-    rows += [{"role": "suggested", **train(problem, found.clip, seed)} for seed in SEEDS]
-    line = compare(pd.DataFrame(rows)) | {"search": f"{found.low:g} to {found.high:g}", "sure": found.confidence}
+    rows += [{"role": "suggested", **train(problem, advice.clip, seed)} for seed in SEEDS]
+    line = compare(pd.DataFrame(rows)) | {"search": f"{advice.low:g} to {advice.high:g}", "sure": advice.confidence}
     return rows, {"problem": str(problem), **line}
 
 

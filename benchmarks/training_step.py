@@ -59,7 +59,7 @@ class Timms(Ours):
 def main() -> None:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--compile", action="store_true")
-    own, rest = options.parse_known_args()
+    flags, rest = options.parse_known_args()
     sys.argv[1:] = rest
     args = arguments(__doc__, threads=2)
     if timm() is None:
@@ -70,7 +70,7 @@ def main() -> None:
     def cases():
         for name in PAIRS:
             batch, size = (256, 192) if gpu else (16, 96)
-            label = f"{name}, {batch}x{size}px{', compiled' if own.compile else ''}"
+            label = f"{name}, {batch}x{size}px{', compiled' if flags.compile else ''}"
             if args.only not in label:
                 continue
             ours, theirs = pair(name)
@@ -80,10 +80,10 @@ def main() -> None:
             x = torch.randn(batch, 3, size, size, device=args.device).contiguous(memory_format=layout)
             y = torch.randint(0, 1000, (batch,), device=args.device)
             work = 3 * flops(ours, x)
-            steps = [Ours(ours, x, y, own.compile)]
-            steps += [Timms(m, x, y, own.compile) for m in (theirs, copy.deepcopy(theirs))]
+            steps = [Ours(ours, x, y, flags.compile)]
+            steps += [Timms(m, x, y, flags.compile) for m in (theirs, copy.deepcopy(theirs))]
             a, b, c = (s.step if gpu else s.backward for s in steps)
-            target = 1.0 if not gpu else 0.95 if own.compile else 0.85
+            target = 1.0 if not gpu else 0.95 if flags.compile else 0.85
             dtype = torch.bfloat16 if gpu else torch.float32
             yield Case(label, a, b, c, agreement, ROUNDING, target, flops=work, dtype=dtype)
 

@@ -142,8 +142,8 @@ def command(capsys):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.setattr(sys, "argv", ["workbench", *map(str, arguments)])
             cli.main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out, said.err
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
 
     yield run
     signal.signal(signal.SIGTERM, before)

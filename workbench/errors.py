@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
     return WorkbenchError(f"unknown {kind} '{name}': {hint}")
 
 
-def of_the_disk(error: BaseException | None) -> str | None:
+def disk_error_message(error: BaseException | None) -> str | None:
     """What an error, or one that it came from, says of a disk that is full or may not be written; None if nothing."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_CODES:

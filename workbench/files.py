@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, of_the_disk
+from workbench.errors import WorkbenchError, disk_error_message
 
 
 def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -43,7 +43,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
         part.chmod(mode)
         part.replace(file)
     except Exception as error:
-        if not isinstance(error, OSError) and of_the_disk(error) is None:
+        if not isinstance(error, OSError) and disk_error_message(error) is None:
             raise
         cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise WorkbenchError(f"cannot write {file} ({cause}): choose another place.") from error

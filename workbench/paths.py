@@ -32,6 +32,11 @@ def root() -> Path:
     )
 
 
+def import_folder() -> Path:
+    """The folder from which this package is imported: what PYTHONPATH must name for another process."""
+    return Path(__file__).resolve().parents[1]
+
+
 def data_folder() -> Path:
     """Where data sets lie: WORKBENCH_DATA, else `data/` under the root."""
     named = os.environ.get("WORKBENCH_DATA")

@@ -19,11 +19,11 @@ ARMS = {
 
 
 def test_only_batchnorm_sees_the_parts():
-    found = gradient_differences(ARMS, [8, 16], [0, 1], "mnist5k", 32)
-    largest = found.groupby("arm").difference.max()
+    differences = gradient_differences(ARMS, [8, 16], [0, 1], "mnist5k", 32)
+    largest = differences.groupby("arm").difference.max()
     assert largest["NF+AGC"] < 1e-12 and largest["GN"] < 1e-12
-    assert found[found.arm == "BN"].difference.min() > 0.05
-    assert len(found) == 3 * 2 * 2
+    assert differences[differences.arm == "BN"].difference.min() > 0.05
+    assert len(differences) == 3 * 2 * 2
 
 
 def test_accumulated_batchnorm_is_ghost_batchnorm():
@@ -53,8 +53,8 @@ def test_an_accumulated_training_that_diverges_is_a_difference_and_not_left_out(
     table = trainings(0.0005).assign(outcome="complete", val_acc=0.5)
     lost = (table.arm == "NF+AGC") & table.micro_batch.notna() & (table.seed < 5)
     table.loc[lost, ["test_acc", "val_acc", "outcome"]] = None, 0.1, "diverged"
-    found = accumulation.judge(GRADIENTS, scored(table))
-    assert found.effect.n == 8 and found.holds is not True
+    verdict = accumulation.judge(GRADIENTS, scored(table))
+    assert verdict.effect.n == 8 and verdict.holds is not True
 
 
 def test_the_figure_shows_the_margin_and_every_seed():

@@ -71,8 +71,8 @@ def test_the_largest_rate_of_each_seed_by_hand():
     cell = pd.DataFrame(
         [{"lr": 2.0**i, "failed": f, "seed": seed} for seed, failed in seeds.items() for i, f in enumerate(failed)]
     )
-    found = largest_by_seed(cell.sample(frac=1, random_state=0))
-    assert found.to_dict() == pytest.approx({0: 1.5, 1: 1.5, 2: 2.5, 3: 0.0, 4: 3.0})
+    largest = largest_by_seed(cell.sample(frac=1, random_state=0))
+    assert largest.to_dict() == pytest.approx({0: 1.5, 1: 1.5, 2: 2.5, 3: 0.0, 4: 3.0})
 
 
 def test_seeds_are_counted_and_not_trainings():
@@ -97,22 +97,22 @@ def test_clipping_that_raises_the_boundary_holds_and_clipping_that_does_nothing_
 
 
 def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero():
-    found = threshold_scaling.collapse(outcomes(by_product))
-    assert found.exponent.mean == pytest.approx(1, abs=0.1) and found.exponent.low < 1 < found.exponent.high
-    assert found.product[128] == pytest.approx(0.1, rel=0.25) and found.unclipped[512] == pytest.approx(1, rel=0.3)
-    assert found.p_rate_alone < 1e-3 and found.p_no_shift > 0.05 and abs(found.shift.mean) < 0.3
-    fits = found.fits  # those of 95 %, of both batches, span the interval and hold the best
-    assert (fits.exponent.min(), fits.exponent.max()) == (found.exponent.low, found.exponent.high)
-    for batch, own in fits.groupby("batch_size"):
-        assert own["product"].min() <= found.product[batch] <= own["product"].max()
+    fit = threshold_scaling.collapse(outcomes(by_product))
+    assert fit.exponent.mean == pytest.approx(1, abs=0.1) and fit.exponent.low < 1 < fit.exponent.high
+    assert fit.product[128] == pytest.approx(0.1, rel=0.25) and fit.unclipped[512] == pytest.approx(1, rel=0.3)
+    assert fit.p_rate_alone < 1e-3 and fit.p_no_shift > 0.05 and abs(fit.shift.mean) < 0.3
+    fits = fit.fits  # those of 95 %, of both batches, span the interval and hold the best
+    assert (fits.exponent.min(), fits.exponent.max()) == (fit.exponent.low, fit.exponent.high)
+    for batch, batch_fits in fits.groupby("batch_size"):
+        assert batch_fits["product"].min() <= fit.product[batch] <= batch_fits["product"].max()
     rate = threshold_scaling.collapse(outcomes(by_rate))
     assert rate.p_rate_alone > 0.05
 
 
 def test_a_batch_that_moves_the_boundary_is_seen():
-    found = threshold_scaling.collapse(outcomes(lambda b, c: by_product(b, c) * (4 if b == 512 else 1)))
-    assert found.shift.mean == pytest.approx(2, abs=0.5)  # rates are a doubling apart
-    assert 0.5 < found.shift.low < 2 < found.shift.high and found.p_no_shift < 0.01
+    fit = threshold_scaling.collapse(outcomes(lambda b, c: by_product(b, c) * (4 if b == 512 else 1)))
+    assert fit.shift.mean == pytest.approx(2, abs=0.5)  # rates are a doubling apart
+    assert 0.5 < fit.shift.low < 2 < fit.shift.high and fit.p_no_shift < 0.01
 
 
 def test_batches_with_exponents_of_their_own_are_told():
@@ -132,8 +132,8 @@ def test_seeds_that_do_not_agree_on_the_exponent_are_told():
         threshold_scaling.collapse(rows).exponent.mean for _, rows in threshold_scaling.upper_side(both).groupby("seed")
     ]
     assert alone[0] < 0.8 < alone[1]
-    said = f"Fitted to one seed each, k is from {alone[0]:.2f} to {alone[1]:.2f} (2 seeds)"
-    assert said in threshold_scaling.judge(both).sentence
+    sentence = f"Fitted to one seed each, k is from {alone[0]:.2f} to {alone[1]:.2f} (2 seeds)"
+    assert sentence in threshold_scaling.judge(both).sentence
 
 
 def test_the_verdict_on_the_product_flips_with_the_exponent():
@@ -148,8 +148,8 @@ def test_divergence_is_read_beside_and_apart_from_high_losses():
     """Half of the rate that makes a training diverge already leaves its loss too high, at the small batch alone."""
     table = outcomes(lambda b, c: by_product(b, c) / (2 if b == 128 else 1), seeds=6)
     diverged = outcomes(by_product, seeds=6).failed.astype(bool)
-    found = threshold_scaling.judge(table.assign(outcome=np.where(diverged, "diverged", "complete")))
-    rule, divergence = found.sentence.split("Divergence alone")
+    verdict = threshold_scaling.judge(table.assign(outcome=np.where(diverged, "diverged", "complete")))
+    rule, divergence = verdict.sentence.split("Divergence alone")
     assert "moves it: +1.0 [" in rule and "moves it: +" not in divergence
     assert "k = 1.00" in divergence and "moved by +0.0 doublings" in divergence
 
@@ -197,8 +197,8 @@ def test_a_threshold_that_is_best_below_its_own_best_rate_counts_there():
          "outcome": "complete"}
         for (lr, clip), a in accuracy.items() for seed in (0, 1)
     ]  # fmt: skip
-    told = threshold_scaling.judge(pd.DataFrame(rows)).sentence
-    assert "by validation accuracy: batch 64: 0.1 at 0.2 to 0.8." in told
+    sentence = threshold_scaling.judge(pd.DataFrame(rows)).sentence
+    assert "by validation accuracy: batch 64: 0.1 at 0.2 to 0.8." in sentence
 
 
 def test_the_best_threshold_by_both_protocols():
@@ -209,6 +209,6 @@ def test_the_best_threshold_by_both_protocols():
          "val_acc": (0.5 if lr == 0.2 else 0.4) - 0.2 * (clip != best[batch, lr])}
         for (batch, lr), clip, seed in product(best, (0.01, 0.1, np.nan), (0, 1))
     ]  # fmt: skip
-    found = threshold_scaling.by_protocol(pd.DataFrame(rows)).set_index(["batch_size", "protocol"])
-    assert found["clip"].to_dict() == {(128, "tuned"): 0.1, (512, "tuned"): 0.1, (512, "rate scaled"): 0.01}
-    assert found.lr[512, "rate scaled"] == 0.8 and found.val_acc[512, "tuned"] == 0.5
+    protocol_table = threshold_scaling.by_protocol(pd.DataFrame(rows)).set_index(["batch_size", "protocol"])
+    assert protocol_table["clip"].to_dict() == {(128, "tuned"): 0.1, (512, "tuned"): 0.1, (512, "rate scaled"): 0.01}
+    assert protocol_table.lr[512, "rate scaled"] == 0.8 and protocol_table.val_acc[512, "tuned"] == 0.5

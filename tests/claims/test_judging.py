@@ -38,15 +38,19 @@ def measured(store, study, table, mode="full", tags=(), **other):
 def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path, monkeypatch):
     table = outcomes(by_product, seeds=8).assign(data="cifar10", train_size=500.0, device="cpu")
     run = measured(Store(), "stability_boundary", table)
-    (found,) = judged(chosen(["7"]))
+    (judgement,) = judged(chosen(["7"]))
     by_hand = stability_boundary.judge(table)
-    assert (found.verdict.sentence, found.verdict.p) == (by_hand.sentence, by_hand.p)
-    assert (found.evidence.run, found.evidence.data, found.evidence.device) == (run, "cifar10 (500 images)", "cpu")
+    assert (judgement.verdict.sentence, judgement.verdict.p) == (by_hand.sentence, by_hand.p)
+    assert (judgement.evidence.run, judgement.evidence.data, judgement.evidence.device) == (
+        run,
+        "cifar10 (500 images)",
+        "cpu",
+    )
 
-    export([found], results_folder())
+    export([judgement], results_folder())
     assert mpimg.imread(root / "docs" / "figures" / "stability_boundary.png").std() > 0.01  # something is drawn
     (again,) = judged(chosen(["stability_boundary"]), where="docs")
-    assert again.verdict.sentence == found.verdict.sentence and again.evidence.source == "docs/results"
+    assert again.verdict.sentence == judgement.verdict.sentence and again.evidence.source == "docs/results"
     assert again.evidence.run == run
 
     drawings = [root / "docs" / "figures" / f"stability_boundary.{suffix}" for suffix in ("svg", "png")]
@@ -64,29 +68,29 @@ def test_the_newest_full_run_counts_and_a_quick_one_never(root):
     measured(store, "stability_boundary", outcomes(by_rate, seeds=8))
     newest = measured(store, "stability_boundary", outcomes(by_product, seeds=8))
     measured(store, "stability_boundary", outcomes(by_rate, seeds=8), mode="quick")
-    (found,) = judged(chosen(["7"]), store=store)
-    assert found.evidence.run == newest and found.verdict.holds is True
+    (judgement,) = judged(chosen(["7"]), store=store)
+    assert judgement.evidence.run == newest and judgement.verdict.holds is True
 
 
 def test_a_look_with_other_settings_does_not_replace_the_run_of_the_studys_file(root):
     store = Store()
     as_written = measured(store, "stability_boundary", outcomes(by_product, seeds=8))
     measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=20)
-    (found,) = judged(chosen(["7"]), store=store)
-    assert (found.evidence.run, found.evidence.departs) == (as_written, "")
+    (judgement,) = judged(chosen(["7"]), store=store)
+    assert (judgement.evidence.run, judgement.evidence.departs) == (as_written, "")
 
 
 def test_a_departure_is_told_where_there_is_nothing_else(root):
     store = Store()
     measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=30)
     newest = measured(store, "stability_boundary", outcomes(by_rate, seeds=8), steps=20, train_size=None)
-    (found,) = judged(chosen(["7"]), store=store)
-    assert (found.evidence.run, found.evidence.departs) == (newest, "train_size=none, steps=20")
-    assert "not as in the study's file: train_size=none, steps=20" in as_markdown([found])
+    (judgement,) = judged(chosen(["7"]), store=store)
+    assert (judgement.evidence.run, judgement.evidence.departs) == (newest, "train_size=none, steps=20")
+    assert "not as in the study's file: train_size=none, steps=20" in as_markdown([judgement])
     shown = CliRunner().invoke(app, ["claims", "7", "--from", "store"], env={"COLUMNS": "300"})
     assert "whose parameters are not those of stability_boundary.yaml: train_size=none, steps=20" in shown.output
 
-    export([found], results_folder())
+    export([judgement], results_folder())
     (again,) = judged(chosen(["7"]), where="docs")
     assert again.evidence.departs == "train_size=none, steps=20"
 
@@ -122,9 +126,9 @@ def test_a_run_by_hand_counts_only_with_the_parameters_of_the_studys_file(root):
 
 
 def test_what_nobody_measured_is_left_open(root):
-    found = judged(claims(), where="store")
-    assert [one.verdict for one in found] == [None] * len(claims())
-    assert as_table(found).empty
+    judgements = judged(claims(), where="store")
+    assert [one.verdict for one in judgements] == [None] * len(claims())
+    assert as_table(judgements).empty
 
 
 def test_holms_adjustment_can_take_a_verdict_back(root, monkeypatch):
@@ -154,11 +158,11 @@ def test_every_claim_has_its_study_and_the_committed_tables_are_judged():
     assert len(set(numbers)) == len(numbers)
     for claim in claims():
         assert Study.load(claim.study).question
-    found = [one for one in judged(claims(), where="docs") if one.verdict is not None]
-    assert {"signal_propagation", "large_batch"} <= {one.claim.study for one in found}
+    judgements = [one for one in judged(claims(), where="docs") if one.verdict is not None]
+    assert {"signal_propagation", "large_batch"} <= {one.claim.study for one in judgements}
     index = json.loads((results_folder() / "runs.json").read_text())
-    assert all(index[one.claim.study]["run"] for one in found)
-    assert found[0].verdict.holds is True  # signal propagation, as in LOG.md
+    assert all(index[one.claim.study]["run"] for one in judgements)
+    assert judgements[0].verdict.holds is True  # signal propagation, as in LOG.md
 
 
 def test_a_question_of_our_own_is_judged_outside_the_family():
@@ -173,11 +177,11 @@ def test_a_question_of_our_own_is_judged_outside_the_family():
 
 
 def test_the_table_in_the_readme_is_that_of_the_committed_results():
-    found = as_markdown(judged(claims(), where="docs"))
+    table = as_markdown(judged(claims(), where="docs"))
     assert (
-        f"<!-- claims -->\n{found}\n<!-- /claims -->" in (CHECKOUT / "README.md").read_text()
+        f"<!-- claims -->\n{table}\n<!-- /claims -->" in (CHECKOUT / "README.md").read_text()
     )  # ./run claims --export
-    for file in re.findall(r"\]\((docs/figures/\w+\.png)\)", found):
+    for file in re.findall(r"\]\((docs/figures/\w+\.png)\)", table):
         assert (CHECKOUT / file).is_file()
 
 
@@ -187,8 +191,8 @@ def test_data_and_device_come_from_whichever_table_has_them(root):
     store.log_table(run, GRADIENTS, "gradients")
     store.log_table(run, trainings(0.0).assign(data="cifar10", device="cpu", train_size=10000.0), "table")
     store.close(run, "FINISHED")
-    (found,) = judged(chosen(["6"]), store=store)
-    assert (found.evidence.data, found.evidence.device) == ("cifar10 (10000 images)", "cpu")
+    (judgement,) = judged(chosen(["6"]), store=store)
+    assert (judgement.evidence.data, judgement.evidence.device) == ("cifar10 (10000 images)", "cpu")
 
 
 def test_asking_for_one_claim_does_not_spare_it_the_others(root, tmp_path):

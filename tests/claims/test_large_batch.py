@@ -10,9 +10,11 @@ from workbench.claims import large_batch
 def test_many_cells_of_a_few_seeds_are_a_few_seeds():
     """Ten rates, of which clipping saves every one: ten cells a seed, and no more evidence than the seeds."""
     grid = pd.concat([batch_table(5, 0, cells=5).assign(lr=lr) for lr in range(1, 11)])
-    found = large_batch.judge(grid)
-    assert found.holds is None and found.p == pytest.approx(2 / 2**5) and "In 50 of the 50 cells" in found.sentence
-    assert found.effect.n == 5 and found.effect.low < 0.5
+    verdict = large_batch.judge(grid)
+    assert (
+        verdict.holds is None and verdict.p == pytest.approx(2 / 2**5) and "In 50 of the 50 cells" in verdict.sentence
+    )
+    assert verdict.effect.n == 5 and verdict.effect.low < 0.5
 
 
 def test_large_batch_counts_the_seeds_and_their_cells():
@@ -36,8 +38,8 @@ def grid():
 
 
 def test_a_rate_is_tuned_kept_and_scaled():
-    found = large_batch.protocols(grid())
-    rows = found[found.batch_size == 256].set_index(["arm", "protocol"])
+    protocol_table = large_batch.protocols(grid())
+    rows = protocol_table[protocol_table.batch_size == 256].set_index(["arm", "protocol"])
     assert rows.lr.to_dict() == {
         ("NF", "tuned"): 0.4,
         ("NF", "rate kept"): 0.4,
@@ -50,15 +52,15 @@ def test_a_rate_is_tuned_kept_and_scaled():
     assert scaled.accuracy == pytest.approx(0.32)
     assert scaled.best_four_of_five == pytest.approx(0.325)  # of 30 to 34 % the last four
     assert (scaled.n, scaled.failed) == (5, 1)
-    assert found[found.batch_size == 64].protocol.tolist() == ["tuned"] * 2
+    assert protocol_table[protocol_table.batch_size == 64].protocol.tolist() == ["tuned"] * 2
 
 
 def test_the_verdict_tells_both_protocols():
-    told = large_batch.judge(grid()).sentence
-    assert "batch 256, that rate scaled, the worst seed left out: NF 32.5% at 1.6 (1 of 5 failed)" in told
-    assert "batch 256: NF 62.0%" in told and "NF+AGC 92.0%" in told
+    sentence = large_batch.judge(grid()).sentence
+    assert "batch 256, that rate scaled, the worst seed left out: NF 32.5% at 1.6 (1 of 5 failed)" in sentence
+    assert "batch 256: NF 62.0%" in sentence and "NF+AGC 92.0%" in sentence
 
 
 def test_a_scaled_rate_off_the_grid_is_left_out():
-    found = large_batch.protocols(grid()[lambda t: t.lr != 1.6])
-    assert "rate scaled" not in found.protocol.tolist()
+    protocol_table = large_batch.protocols(grid()[lambda t: t.lr != 1.6])
+    assert "rate scaled" not in protocol_table.protocol.tolist()

@@ -21,8 +21,8 @@ def tables(nf_step, final=0.6, bn_step=60):
                  "outcome": "complete"}
             )  # fmt: skip
             for step in range(10, 101, 10):
-                there = step >= first + 10 * (seed % 2)
-                curves.append({"arm": arm, "seed": seed, "step": step, "val_acc": final if there else 0.2})
+                reached = step >= first + 10 * (seed % 2)
+                curves.append({"arm": arm, "seed": seed, "step": step, "val_acc": final if reached else 0.2})
     return pd.DataFrame(confirmed), pd.DataFrame(curves)
 
 
@@ -32,8 +32,8 @@ def screened(best=0.4):
 
 
 def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
-    found = latency.times(COSTS, *tables(40))
-    first = found[found.seed == 0].set_index("arm")
+    times = latency.times(COSTS, *tables(40))
+    first = times[times.seed == 0].set_index("arm")
     assert first.time["BN"] == 60 and first.time["NF+AGC"] == pytest.approx(40 * 0.8) and first.reached.all()
 
 
@@ -50,8 +50,8 @@ def test_a_side_that_depends_on_which_round_measured_the_step_is_not_decided():
     """As many steps: only the time of a step tells the two apart, and that is between 0.9 and 1.1 of BN's."""
     at = lambda low, high: COSTS.assign(cost=[1.0, 0.95, 1.0], low=[1.0, low, 1.0], high=[1.0, high, 1.0])
     assert latency.judge(at(0.9, 1.1), screened(), *tables(60)).holds is None
-    told = latency.judge(at(0.9, 0.97), screened(), *tables(60))
-    assert told.holds is True and told.p == pytest.approx(2 / 2**6)  # no spread over six seeds: the sign test
+    verdict = latency.judge(at(0.9, 0.97), screened(), *tables(60))
+    assert verdict.holds is True and verdict.p == pytest.approx(2 / 2**6)  # no spread over six seeds: the sign test
 
 
 def test_a_bn_that_diverges_gives_no_target():
@@ -59,14 +59,14 @@ def test_a_bn_that_diverges_gives_no_target():
     lost = (confirmed.arm == "BN") & (confirmed.seed < 5)
     confirmed.loc[lost, ["val_acc", "test_acc", "outcome"]] = 0.1, 0.1, "diverged"
     kept = curves[~((curves.arm == "BN") & (curves.seed < 5))]
-    found = latency.judge(COSTS, screened(), confirmed, kept)
-    assert found.holds is None and "BN itself rarely gets there" in found.sentence
-    assert f"at {0.9 * (5 * 0.1 + 0.6) / 6:.1%} validation accuracy" in found.sentence
+    verdict = latency.judge(COSTS, screened(), confirmed, kept)
+    assert verdict.holds is None and "BN itself rarely gets there" in verdict.sentence
+    assert f"at {0.9 * (5 * 0.1 + 0.6) / 6:.1%} validation accuracy" in verdict.sentence
 
 
 def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
-    found = latency.times(COSTS, *tables(1000))
-    never = found[found.arm == "NF+AGC"]
+    times = latency.times(COSTS, *tables(1000))
+    never = times[times.arm == "NF+AGC"]
     assert not never.reached.any() and (never.time == 2 * 100 * 0.8).all()
     assert "NF+AGC 0 of 6" in latency.judge(COSTS, screened(), *tables(1000)).sentence
 
@@ -82,8 +82,8 @@ def test_the_figure_has_costs_curves_and_what_diverged():
 
 def test_a_rate_at_the_end_of_the_grid_is_told():
     assert "may lie beyond" not in latency.judge(COSTS, screened(), *tables(90)).sentence
-    told = latency.judge(COSTS, screened(best=0.2), *tables(90)).sentence
-    assert told.endswith("BN is best at the last rate that was tried, so a better one may lie beyond.")
+    sentence = latency.judge(COSTS, screened(best=0.2), *tables(90)).sentence
+    assert sentence.endswith("BN is best at the last rate that was tried, so a better one may lie beyond.")
 
 
 def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not():
@@ -91,9 +91,9 @@ def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not()
     confirmed, curves = (named(t) for t in tables(30))
     slow = [{"arm": "NF+AGC at 0.01", "lr": lr, "val_acc": lr} for lr in (0.2, 0.4)]  # best at its last rate
     all_screened = pd.concat([screened(), screened().assign(arm="NF+AGC at 0.16"), pd.DataFrame(slow)])
-    found = latency.judge(named(COSTS), all_screened, confirmed, curves)
-    assert found.holds is True and found.sentence.startswith("NF+AGC at 0.16 is sooner")
+    verdict = latency.judge(named(COSTS), all_screened, confirmed, curves)
+    assert verdict.holds is True and verdict.sentence.startswith("NF+AGC at 0.16 is sooner")
     ends = "NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
-    assert found.sentence.endswith(ends) and "last rate" not in found.sentence
+    assert verdict.sentence.endswith(ends) and "last rate" not in verdict.sentence
     plain = latency.judge(COSTS, screened(), *tables(30))
-    assert found.effect == plain.effect
+    assert verdict.effect == plain.effect

@@ -62,9 +62,9 @@ def test_the_margin_of_stability_is_in_doublings_and_none_where_every_rate_faile
 
 def test_a_largest_rate_that_is_the_last_one_tried_says_at_least():
     stage = claim.STAGE.format(1)
-    told = claim.judge(*tables({arm: 3.2 for arm in ARMS} | {stage: 0.8})).sentence
-    assert "failed in screening: 3.2, the last that was tried, for the paper's choice" in told
-    assert f"{stage} -2.0 doublings or more" in told and f"{claim.HEAD} as far as was tried" in told
+    sentence = claim.judge(*tables({arm: 3.2 for arm in ARMS} | {stage: 0.8})).sentence
+    assert "failed in screening: 3.2, the last that was tried, for the paper's choice" in sentence
+    assert f"{stage} -2.0 doublings or more" in sentence and f"{claim.HEAD} as far as was tried" in sentence
 
 
 def test_holm_covers_the_family_which_the_contrast_is_not_of():

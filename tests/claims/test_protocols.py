@@ -68,22 +68,22 @@ def test_the_rates_of_a_batch_are_there_kept_and_scaled():
 
 
 def test_a_report_is_compared_with_fresh_seeds_on_the_same_split():
-    found = protocols.summary(screened(), confirmed()).set_index(["arm", "protocol"])
-    assert found.flattered["NF+AGC", "paper's"] == pytest.approx(0.105)  # 0.605 reported, 0.5 on fresh seeds
-    assert found.setting["NF+AGC", "tuned"] == "NF+AGC at 0.1" and found.n["BN", "tuned"] == 8
+    summary = protocols.summary(screened(), confirmed()).set_index(["arm", "protocol"])
+    assert summary.flattered["NF+AGC", "paper's"] == pytest.approx(0.105)  # 0.605 reported, 0.5 on fresh seeds
+    assert summary.setting["NF+AGC", "tuned"] == "NF+AGC at 0.1" and summary.n["BN", "tuned"] == 8
 
 
 @pytest.mark.parametrize(
-    ("leads", "holds", "said"),
+    ("leads", "holds", "phrase"),
     [((0.03, -0.02), True, "favours NF+AGC"), ((-0.03, 0.02), False, "favours BN"), ((0.01, 0.0105), None, "is not shown")],
 )  # fmt: skip
-def test_the_verdict_flips_with_the_table(leads, holds, said):
-    found = protocols.judge(screened(), confirmed(*leads))
-    assert found.holds is holds and said in found.sentence
-    assert found.effect.mean == pytest.approx(leads[0] - leads[1] + 0.0005)
-    said = float(re.search(r"NF\+AGC minus BN is ([+-][\d.]+) points .* under it", found.sentence)[1])
-    assert said == pytest.approx(100 * leads[0] + 0.05, abs=0.051) and "minus NF is" not in found.sentence
-    assert "NF+AGC at 0.4 by the paper's at rate 0.8: 60.5% reported, 50.0% on fresh seeds" in found.sentence
+def test_the_verdict_flips_with_the_table(leads, holds, phrase):
+    verdict = protocols.judge(screened(), confirmed(*leads))
+    assert verdict.holds is holds and phrase in verdict.sentence
+    assert verdict.effect.mean == pytest.approx(leads[0] - leads[1] + 0.0005)
+    points = float(re.search(r"NF\+AGC minus BN is ([+-][\d.]+) points .* under it", verdict.sentence)[1])
+    assert points == pytest.approx(100 * leads[0] + 0.05, abs=0.051) and "minus NF is" not in verdict.sentence
+    assert "NF+AGC at 0.4 by the paper's at rate 0.8: 60.5% reported, 50.0% on fresh seeds" in verdict.sentence
 
 
 def test_the_figure_crosses_what_failed():

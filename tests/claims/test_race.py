@@ -49,22 +49,24 @@ def tables(ahead=0.0, ratio=1.0, failed=()):
     ],
 )
 def test_accuracy_and_seconds_must_both_be_shown(how, holds):
-    found = race.judge(*tables(**how))
-    assert found.holds is holds
-    assert (found.p < 0.05) == (holds is True)
+    verdict = race.judge(*tables(**how))
+    assert verdict.holds is holds
+    assert (verdict.p < 0.05) == (holds is True)
 
 
 def test_the_sentence_tells_what_each_took():
-    found = race.judge(*tables(ahead=0.001, ratio=1.2))
-    assert "+0.1 points" in found.sentence or "+0.10 points" in found.sentence
-    assert "1.20 [1.1" in found.sentence and "BN 94.00%" in found.sentence and "in 12 s (100 steps" in found.sentence
-    assert "30% of the peak" in found.sentence and "on GPU" in found.sentence
+    verdict = race.judge(*tables(ahead=0.001, ratio=1.2))
+    assert "+0.1 points" in verdict.sentence or "+0.10 points" in verdict.sentence
+    assert (
+        "1.20 [1.1" in verdict.sentence and "BN 94.00%" in verdict.sentence and "in 12 s (100 steps" in verdict.sentence
+    )
+    assert "30% of the peak" in verdict.sentence and "on GPU" in verdict.sentence
 
 
 def test_what_diverged_counts_as_guessing_and_has_no_pace():
     screened, confirmed, paces = tables(failed=(0, 1))
-    found = race.judge(screened, confirmed, paces)
-    assert found.holds is not True and found.effect.mean == pytest.approx(-0.84 * 2 / 8, abs=0.002)
+    verdict = race.judge(screened, confirmed, paces)
+    assert verdict.holds is not True and verdict.effect.mean == pytest.approx(-0.84 * 2 / 8, abs=0.002)
     (left, *_) = race.figure(screened, confirmed, paces).axes
     assert _legend(left) == ["BN", "NF+AGC at 0.04", "NF+AGC at 0.04, failed"]
     (left, *_) = race.figure(*tables(failed=range(8))).axes
@@ -90,9 +92,9 @@ def test_the_pace_leaves_the_start_out_and_the_share_is_of_the_devices_peak():
             [("NVIDIA H100 80GB HBM3", "complete"), ("cpu", "complete"), ("cpu", "diverged")]
         )
     ]
-    found = race.paces(pd.DataFrame(rows), {"BN": 989e9}, Histories(), "bfloat16")
-    assert found.images_per_second[0] == pytest.approx(100) and found.seconds[0] == pytest.approx(3)
-    assert found.peak_share[0] == pytest.approx(0.1) and np.isnan(found.peak_share[1]) and np.isnan(found.seconds[2])
+    paces = race.paces(pd.DataFrame(rows), {"BN": 989e9}, Histories(), "bfloat16")
+    assert paces.images_per_second[0] == pytest.approx(100) and paces.seconds[0] == pytest.approx(3)
+    assert paces.peak_share[0] == pytest.approx(0.1) and np.isnan(paces.peak_share[1]) and np.isnan(paces.seconds[2])
     assert race.paces(pd.DataFrame(rows), {"BN": 1.0}, Histories(), "float32").peak_share.isna().all()
     assert race.peak_of("NVIDIA H100 PCIe") < race.peak_of("NVIDIA H200")
 

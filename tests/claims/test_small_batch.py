@@ -11,7 +11,7 @@ from workbench.lab.statistics.rates import best_rates
 def tables(**loss):
     """Eight seeds at batches 4, 32 and 128; each arm loses so much at batch 4, and half at 32."""
     rng, rows = np.random.default_rng(0), []
-    names = {"bn": "BN", "anew": "BN recomputed", "gn": "GN", "nf": "NF", "agc": "NF+AGC"}
+    names = {"bn": "BN", "recomputed": "BN recomputed", "gn": "GN", "nf": "NF", "agc": "NF+AGC"}
     for short, arm in names.items():
         for batch, share in ((4, 1.0), (32, 0.5), (128, 0.0)):
             luck = rng.normal(0, 0.003, 8)
@@ -25,12 +25,12 @@ def tables(**loss):
 
 
 def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
-    lost = claim.judge(*tables(bn=0.1, anew=0.1))
+    lost = claim.judge(*tables(bn=0.1, recomputed=0.1))
     assert lost.holds is True and lost.effect.mean == pytest.approx(0.1, abs=0.005) and lost.p < 1e-4
     assert "NF+AGC keeps more of its accuracy than BN" in lost.sentence
     kept = claim.judge(*tables(agc=0.1))
     assert kept.holds is False and "keeps less" in kept.sentence
-    assert claim.judge(*tables(bn=0.1, anew=0.1, agc=0.1)).holds is None
+    assert claim.judge(*tables(bn=0.1, recomputed=0.1, agc=0.1)).holds is None
 
 
 def test_whether_the_clipped_net_itself_keeps_its_accuracy_is_tested():
@@ -42,8 +42,8 @@ def test_whether_the_clipped_net_itself_keeps_its_accuracy_is_tested():
 def test_statistics_taken_anew_are_reported_beside():
     sentence = claim.judge(*tables(bn=0.1)).sentence
     assert "taken anew: " in sentence
-    anew = sentence.partition("taken anew: ")[2]
-    assert abs(float(anew.split()[0])) < 0.6  # points: those lost nothing
+    difference = sentence.partition("taken anew: ")[2]
+    assert abs(float(difference.split()[0])) < 0.6  # points: those lost nothing
     assert "None failed" in sentence
     assert "threshold is 0.16 at batch 4, 0.04 at batch 32, 0.04 at batch 128" in sentence
 

@@ -78,16 +78,16 @@ def test_all_rivals_must_be_shown_not_to_be_better():
 
 def test_a_refutation_pays_for_the_number_of_rivals():
     """By hand: the p-value of the worst of three rivals, two-sided, times three."""
-    found = transfer.judge(screened(lambda width: 0.8), confirmed(0.02, spread=0.012))
+    verdict = transfer.judge(screened(lambda width: 0.8), confirmed(0.02, spread=0.012))
     loss = np.array([0.02 + 0.012 * (-1) ** seed for seed in range(8)])
-    assert found.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
+    assert verdict.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
 
 
 def test_the_figure_has_a_panel_a_threshold_and_one_of_rivals_and_marks_failures():
     figure = transfer.figure(screened(lambda width: 0.8), confirmed(0.0))
     above, below = figure.subfigs
     assert [ax.get_title() for ax in above.axes] == ["threshold 0.01", "threshold 0.04"]
-    told = [text.get_text() for text in above.legends[0].get_texts()]
-    assert "a seed failed" in told and "width 2, predicted, and its own best" in told
+    legend = [text.get_text() for text in above.legends[0].get_texts()]
+    assert "a seed failed" in legend and "width 2, predicted, and its own best" in legend
     rivals = [label.get_text() for label in below.axes[0].get_yticklabels()]
     assert rivals == ["half the rate", "twice the rate", "own best"]

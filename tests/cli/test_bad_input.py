@@ -109,13 +109,13 @@ def bad(tmp_path_factory):
 
 def tree(*folders):
     """What must be as before: every file but the store's own."""
-    own = ("mlflow.db", ".store.lock", ".optuna.lock", "ui.log", "locks")
-    found = {}
+    store_files = ("mlflow.db", ".store.lock", ".optuna.lock", "ui.log", "locks")
+    sizes = {}
     for folder in folders:
         for f in folder.rglob("*"):
-            if not any(part.startswith(own) for part in f.relative_to(folder).parts):
-                found[f] = f.stat().st_size if f.is_file() else -1
-    return found
+            if not any(part.startswith(store_files) for part in f.relative_to(folder).parts):
+                sizes[f] = f.stat().st_size if f.is_file() else -1
+    return sizes
 
 
 def left_open(root):
@@ -135,12 +135,12 @@ def refused(root, bad, command, tmp_path, monkeypatch):
 
     def run(*arguments):
         before = tree(root, work, bad)
-        code, out, said = command(*(str(a).replace("{bad}", str(bad)) for a in arguments))
-        assert code == 2, (code, out, said)
-        assert "Traceback" not in said and "Traceback" not in out
+        code, out, errors = command(*(str(a).replace("{bad}", str(bad)) for a in arguments))
+        assert code == 2, (code, out, errors)
+        assert "Traceback" not in errors and "Traceback" not in out
         assert tree(root, work, bad) == before
         assert left_open(root) == []
-        return said
+        return errors
 
     return run
 
@@ -264,15 +264,15 @@ CASES = [
 
 @pytest.mark.parametrize(("line", "pieces"), CASES, ids=[line.replace("{bad}/", "") for line, _ in CASES])
 def test_what_cannot_be_meant_is_one_sentence(refused, bad, line, pieces):
-    said = refused(
+    errors = refused(
         *(
             word.replace("\N{NO-BREAK SPACE}", " ")
             for word in line.replace(":\N{SPACE}", ":\N{NO-BREAK SPACE}").split(" ")
         )
     )
     for piece in pieces:
-        assert piece in said, said
-    assert "executed" not in said.replace("nothing in it was executed", "")
+        assert piece in errors, errors
+    assert "executed" not in errors.replace("nothing in it was executed", "")
 
 
 def test_there_are_at_least_forty():
@@ -300,10 +300,10 @@ def test_there_are_at_least_forty():
 def test_an_environment_that_cannot_be_meant_is_one_sentence(refused, bad, monkeypatch, name, value, pieces):
     monkeypatch.setenv(name, value.replace("{bad}", str(bad)))
     started = time.monotonic()
-    said = refused("train", *SMALL)
+    errors = refused("train", *SMALL)
     assert time.monotonic() - started < 20
-    assert all(piece in said for piece in pieces), said
-    assert "secret" not in said
+    assert all(piece in errors for piece in pieces), errors
+    assert "secret" not in errors
 
 
 def test_data_that_is_cut_off_is_one_sentence(refused, bad, monkeypatch):
@@ -348,16 +348,16 @@ def test_a_store_of_a_newer_mlflow_is_told_with_the_versions_and_the_cure(refuse
 
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as db:
         db.execute("update alembic_version set version_num = 'ffff00000000'")
-    said = refused(*command_line)
-    assert "ffff00000000 is unknown to MLflow" in said and mlflow.__version__ in said
-    assert "Install the version that made it" in said and "move the file away" not in said
+    errors = refused(*command_line)
+    assert "ffff00000000 is unknown to MLflow" in errors and mlflow.__version__ in errors
+    assert "Install the version that made it" in errors and "move the file away" not in errors
 
 
 def test_a_store_of_an_older_mlflow_is_told_how_to_upgrade(refused, root):
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as db:
         db.execute("update alembic_version set version_num = '451aebb31d03'")
-    said = refused("doctor")
-    assert "mlflow db upgrade sqlite:///" in said and "move the file away" not in said
+    errors = refused("doctor")
+    assert "mlflow db upgrade sqlite:///" in errors and "move the file away" not in errors
 
 
 @pytest.mark.parametrize(
@@ -374,8 +374,8 @@ def test_a_store_that_is_none_is_one_sentence(refused, root, what):
     else:
         (store / "mlflow.db").unlink()
         (store / "mlflow.db").mkdir() if "folder" in what else (store / "mlflow.db").write_text("no database" * 99)
-    said = refused("train", *SMALL)
-    assert str(store) in said and ("WORKBENCH_ROOT" in said or "MLFLOW_TRACKING_URI" in said)
+    errors = refused("train", *SMALL)
+    assert str(store) in errors and ("WORKBENCH_ROOT" in errors or "MLFLOW_TRACKING_URI" in errors)
 
 
 def test_a_port_that_is_taken_is_one_sentence(refused):
@@ -404,14 +404,14 @@ def files_of_at_most(size):
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.npz"])
 def test_weights_that_the_disk_cannot_hold_are_not_written_by_half(refused, bad, name):
     with files_of_at_most(10_000):
-        said = refused("models", "convert", f"{bad}/tiny.safetensors", name)
-    assert "cannot write" in said and "choose another place" in said
+        errors = refused("models", "convert", f"{bad}/tiny.safetensors", name)
+    assert "cannot write" in errors and "choose another place" in errors
 
 
 def test_a_store_that_the_disk_cannot_hold_is_one_sentence(refused, root):
     with files_of_at_most(10_000):
-        said = refused("train", *SMALL)
-    assert "disk" in said and "WORKBENCH_ROOT" in said
+        errors = refused("train", *SMALL)
+    assert "disk" in errors and "WORKBENCH_ROOT" in errors
 
 
 @pytest.mark.slow
@@ -420,8 +420,10 @@ def test_a_training_whose_weights_the_disk_cannot_hold_is_one_sentence_and_faile
 
     size = (root / "mlruns" / "mlflow.db").stat().st_size
     with files_of_at_most(size + 2**18):
-        code, _, said = command("train", *SMALL, "-p", "model=nf_resnet26_cifar", "--save", tmp_path / "x.safetensors")
-    assert code == 2 and "cannot write" in said and "Traceback" not in said
+        code, _, errors = command(
+            "train", *SMALL, "-p", "model=nf_resnet26_cifar", "--save", tmp_path / "x.safetensors"
+        )
+    assert code == 2 and "cannot write" in errors and "Traceback" not in errors
     assert not (tmp_path / "x.safetensors").exists()
     (run,) = Store().runs("trainings")
     assert run.status == "FAILED"
@@ -430,6 +432,6 @@ def test_a_training_whose_weights_the_disk_cannot_hold_is_one_sentence_and_faile
 def test_a_store_that_may_only_be_read_is_one_sentence(root, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where MLflow makes a folder for the strange address
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{root}/mlruns/mlflow.db?mode=ro&uri=true")
-    code, _, said = command("train", *SMALL)
-    assert code == 2 and "Traceback" not in said and left_open(root) == []
-    assert "readonly database" in said and "WORKBENCH_ROOT" in said
+    code, _, errors = command("train", *SMALL)
+    assert code == 2 and "Traceback" not in errors and left_open(root) == []
+    assert "readonly database" in errors and "WORKBENCH_ROOT" in errors

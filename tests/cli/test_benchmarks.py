@@ -50,12 +50,12 @@ def test_what_does_not_agree_is_not_timed():
 
 
 def test_the_turns_are_prepared_and_shuffled():
-    said = []
+    calls = []
     it = harness.Case(
-        "x", *[lambda n=n: said.append(n) for n in "opc"], 0.0, 0.0, 1.0, prepare=lambda: said.append(".")
+        "x", *[lambda n=n: calls.append(n) for n in "opc"], 0.0, 0.0, 1.0, prepare=lambda: calls.append(".")
     )
     harness.measure(it, Ticks(), 6)
-    turns = "".join(said).split(".")[1:]
+    turns = "".join(calls).split(".")[1:]
     assert turns[:6] == ["o", "o", "p", "p", "c", "c"]
     rounds = ["".join(turns[i : i + 3]) for i in range(6, 24, 3)]
     assert all(sorted(r) == ["c", "o", "p"] for r in rounds) and len(set(rounds)) > 1
@@ -85,9 +85,9 @@ def test_saved_bytes_by_hand():
 
 
 def test_every_program_is_listed_and_has_help(command):
-    code, said, _ = command("bench", "--list")
+    code, output, _ = command("bench", "--list")
     assert code == 0
-    listed = said.split()
+    listed = output.split()
     assert {"agc_step", "update", "evaluation", "saved_bytes", "training_step", "signal_probe", "pipeline"} <= set(
         listed
     )
@@ -108,8 +108,8 @@ def results(tmp_path, monkeypatch):
 def test_a_benchmark_beside_torch_alone_runs_and_becomes_the_readmes_table(results, command):
     assert command("bench", "agc_over_norm", "--rounds", "2")[0] == 0
     assert not (results / "docs").exists()  # a quick look is not kept
-    code, said, _ = command("bench", "agc_over_norm")
-    assert code == 0 and "[1/1] agc_over_norm" in said
+    code, output, _ = command("bench", "agc_over_norm")
+    assert code == 0 and "[1/1] agc_over_norm" in output
     (row,) = json.loads((results / "docs/results/benchmarks/agc_over_norm-cpu.json").read_text())
     assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
     assert command("bench", "--readme")[0] == 0
@@ -125,16 +125,16 @@ def test_unknown_benchmarks_and_missing_results_are_one_sentence(results, comman
         (["bench", "--device", "cud"], "unknown device 'cud': did you mean 'cuda'?"),
         (["bench", "--readme"], "holds no results: run `workbench bench` first"),
     ):
-        code, _, said = command(*arguments)
-        assert code == 2 and message in said
+        code, _, errors = command(*arguments)
+        assert code == 2 and message in errors
 
 
 def test_a_damaged_row_file_is_named(results, command):
     folder = results / "docs/results/benchmarks"
     folder.mkdir(parents=True)
     (folder / "x-cpu.json").write_text("{broken")
-    code, _, said = command("bench", "--readme")
-    assert code == 2 and "x-cpu.json" in said and "run its benchmark again" in said
+    code, _, errors = command("bench", "--readme")
+    assert code == 2 and "x-cpu.json" in errors and "run its benchmark again" in errors
 
 
 def test_a_readme_without_marks_is_left_alone(tmp_path):

@@ -54,11 +54,11 @@ def test_who_only_reads_the_store_does_without_torch(root, arguments):
 
 @pytest.mark.parametrize("name", [*COMMANDS, *(f"models {c}" for c in OF_MODELS)])
 def test_every_command_has_help(name, command):
-    code, said, _ = command(*name.split(), "--help")
+    code, output, _ = command(*name.split(), "--help")
     assert code == 0
-    assert f"workbench {name}" in said
+    assert f"workbench {name}" in output
     if name == "models":
-        assert all(each in said for each in OF_MODELS)
+        assert all(each in output for each in OF_MODELS)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_every_command_has_help(name, command):
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2_and_nothing_is_written(root, command, arguments, message):
     before = sorted((root / "mlruns").rglob("*"))
-    code, _, said = command(*arguments)
+    code, _, errors = command(*arguments)
     assert code == 2
-    assert message in said
+    assert message in errors
     assert sorted((root / "mlruns").rglob("*")) == before
 
 
@@ -110,11 +110,11 @@ def test_weights_are_converted_and_exported_from_the_command_line(tmp_path, comm
     from workbench.weights.checkpoints import load_checkpoint, save_checkpoint
 
     first = save_checkpoint(create_model("nf_resnet_tiny", 3), tmp_path / "a.safetensors")
-    code, said, _ = command("models", "convert", first, tmp_path / "b.npz")
-    assert code == 0 and "nf_resnet_tiny, 3 classes" in said
+    code, output, _ = command("models", "convert", first, tmp_path / "b.npz")
+    assert code == 0 and "nf_resnet_tiny, 3 classes" in output
     assert load_checkpoint(tmp_path / "b.npz").recipe["name"] == "nf_resnet_tiny"
-    code, said, _ = command("models", "export", tmp_path / "b.npz", tmp_path / "c.pt2")
-    assert code == 0 and said.strip().endswith("nf_resnet_tiny, folded")
+    code, output, _ = command("models", "export", tmp_path / "b.npz", tmp_path / "c.pt2")
+    assert code == 0 and output.strip().endswith("nf_resnet_tiny, folded")
     program = torch.export.load(tmp_path / "c.pt2").module()
     model = load_checkpoint(first).eval()
     x = torch.randn(1, 3, 28, 31)
@@ -166,11 +166,11 @@ def test_the_doctor_says_before_it_mends(root, command):
     store = Store()
     run_id = store.open_training(TrainConfig(steps=1), "k", "full", role="screen", arm="a", owner=None)
     store.set_tags(run_id, process="")
-    code, said, _ = command("doctor")
-    assert code == 1 and "trainings: nf_resnet_tiny" in said and "would close it as KILLED" in said
+    code, output, _ = command("doctor")
+    assert code == 1 and "trainings: nf_resnet_tiny" in output and "would close it as KILLED" in output
     assert store.status(run_id) == "RUNNING"
-    code, said, _ = command("doctor", "--fix")
-    assert code == 0 and "done: close it as KILLED" in said
+    code, output, _ = command("doctor", "--fix")
+    assert code == 0 and "done: close it as KILLED" in output
     assert store.status(run_id) == "KILLED"
     assert "All well" in command("doctor")[1]
 
@@ -219,7 +219,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(message):
 
 
 @pytest.mark.parametrize(
-    ("size", "micro", "found"), [(1, None, None), (1, 8, 8), (2, None, 32), (2, 64, 32), (3, 8, 8)]
+    ("size", "micro", "expected"), [(1, None, None), (1, 8, 8), (2, None, 32), (2, 64, 32), (3, 8, 8)]
 )
-def test_a_batch_that_processes_share_is_one_of_parts(size, micro, found):
-    assert World(size=size).micro_batch(64, micro) == found
+def test_a_batch_that_processes_share_is_one_of_parts(size, micro, expected):
+    assert World(size=size).micro_batch(64, micro) == expected

@@ -42,8 +42,8 @@ def test_normalisation_by_hand():
 
 def test_squash_ignores_the_aspect_ratio_and_cuts_sixteen_pixels():
     size = 32  # resized to 64 x 64: an image of 128 x 64 shrinks two to one across, and not at all down
-    found = pixels(squash(gradient(128, 64), size))
-    middle = found[8:24, 8:24]
+    squashed = pixels(squash(gradient(128, 64), size))
+    middle = squashed[8:24, 8:24]
     rows, columns = np.arange(8, 24) + 16, np.arange(8, 24) + 16
     np.testing.assert_allclose(
         middle[..., 0], np.broadcast_to(2 * columns + 0.5, (16, 16)), atol=1e-2
@@ -64,9 +64,11 @@ def test_the_centre_box_by_hand(width, height, size, box):
 
 
 def test_crop_keeps_the_aspect_ratio():
-    found = pixels(crop(gradient(200, 128), 96))  # the box is 96 px: 1 to 1, columns 52 to 147, rows 16 to 111
-    np.testing.assert_allclose(found[5:-5, 5:-5, 0], np.broadcast_to(np.arange(57, 143), (86, 86)), atol=1e-3)
-    np.testing.assert_allclose(found[5:-5, 5:-5, 1], np.broadcast_to(np.arange(21, 107)[:, None], (86, 86)), atol=1e-3)
+    cropped = pixels(crop(gradient(200, 128), 96))  # the box is 96 px: 1 to 1, columns 52 to 147, rows 16 to 111
+    np.testing.assert_allclose(cropped[5:-5, 5:-5, 0], np.broadcast_to(np.arange(57, 143), (86, 86)), atol=1e-3)
+    np.testing.assert_allclose(
+        cropped[5:-5, 5:-5, 1], np.broadcast_to(np.arange(21, 107)[:, None], (86, 86)), atol=1e-3
+    )
 
 
 def keys(x):
@@ -78,7 +80,7 @@ def keys(x):
 def test_resizing_is_keys_cubic_and_is_not_clamped():
     step = np.zeros((8, 8, 3), np.uint8)
     step[:, 4:] = 255
-    found = pixels(squash(Image.fromarray(step), 32))[10, :, 0]  # 8 px to 64 px: eight to one, then columns 16 to 47
+    resized = pixels(squash(Image.fromarray(step), 32))[10, :, 0]  # 8 px to 64 px: eight to one, then columns 16 to 47
     centres = (np.arange(64) + 0.5) / 8 - 0.5
     line = step[0, :, 0].astype(float)
     literal = []
@@ -86,8 +88,8 @@ def test_resizing_is_keys_cubic_and_is_not_clamped():
         taps = [i for i in range(math.floor(centre) - 1, math.floor(centre) + 3) if 0 <= i < 8]
         weights = [keys(i - centre) for i in taps]
         literal.append(sum(w * line[i] for w, i in zip(weights, taps, strict=True)) / sum(weights))
-    np.testing.assert_allclose(found, literal[16:48], atol=0.01)
-    assert found.min() < -5 and found.max() > 260
+    np.testing.assert_allclose(resized, literal[16:48], atol=0.01)
+    assert resized.min() < -5 and resized.max() > 260
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (40, 400), (33, 33)])

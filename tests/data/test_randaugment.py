@@ -84,17 +84,17 @@ def test_rotation_turns_by_three_degrees_a_level():
     image = Image.new("RGB", (101, 101))
     image.putpixel((90, 50), (255, 255, 255))
     for sign in (1, -1):
-        found = np.argwhere(apply("Rotate", 10, image, sign=sign)[..., 0] == 255)
-        angle = np.degrees(np.arctan2(50 - found[0][0], found[0][1] - 50))
+        white_pixels = np.argwhere(apply("Rotate", 10, image, sign=sign)[..., 0] == 255)
+        angle = np.degrees(np.arctan2(50 - white_pixels[0][0], white_pixels[0][1] - 50))
         assert angle == pytest.approx(30 * sign, abs=1.5)
 
 
 def test_cutout_by_hand():
     x = pixels(picture((100, 90)))
-    found = apply("Cutout", 5, picture((100, 90)), places=(30, 40))  # pad 20: columns 10..49, rows 20..59
+    cut = apply("Cutout", 5, picture((100, 90)), places=(30, 40))  # pad 20: columns 10..49, rows 20..59
     expected = x.copy()
     expected[20:60, 10:50] = GRAY
-    assert np.array_equal(found, expected)
+    assert np.array_equal(cut, expected)
     corner = apply("Cutout", 5, picture((100, 90)), places=(0, 89))
     assert (corner[69:, :20] == GRAY).all() and np.array_equal(corner[:69], x[:69])
 

@@ -76,7 +76,7 @@ def plain(result):
 
 def test_an_image_without_mixing_is_the_authors_train_crop(stripes):
     files = open_image_folder(str(stripes)).train
-    made = TrainImages(files, 24, seed=7)[Request(5, 2, 8, own=3, partner=4)]
+    made = TrainImages(files, 24, seed=7)[Request(5, 2, 8, image=3, partner=4)]
     with Image.open(files.paths[3]) as image:
         wanted = train_pixels(image, 24, generator_for(7, "crop", 5, 2)).transpose(2, 0, 1)
     assert np.allclose(made.pixels, wanted, atol=1e-3)
@@ -90,7 +90,7 @@ def test_an_image_without_mixing_is_the_authors_train_crop(stripes):
 def test_an_image_is_cropped_then_mixed_then_changed(stripes, position, level):
     """By hand: MixUp in the first half of a batch, CutMix in the second; RandAugment on what comes of it, clamped."""
     files = open_image_folder(str(stripes)).train
-    made = TrainImages(files, 24, seed=7, mix=True, level=level)[Request(5, position, 8, own=3, partner=40)]
+    made = TrainImages(files, 24, seed=7, mix=True, level=level)[Request(5, position, 8, image=3, partner=40)]
     crops = []
     for index, what in ((3, "crop"), (40, "partner's crop")):
         with Image.open(files.paths[index]) as image:
@@ -115,16 +115,16 @@ def test_mixed_labels_are_weighted_by_the_share(stripes):
     inputs = StreamedInputs(config(stripes, mix=True), open_image_folder(str(stripes)), World(), CPU)
     ((_, y),) = all_batches(inputs, 1)
     images, requests = TrainImages(inputs.train, 24, 0, mix=True), next(iter(inputs._requests(1, 0)))
-    for found, made in zip(y, (images[request] for request in requests), strict=False):
-        own, other = one_hot(torch.tensor([made.label, made.partner_label]), 2).float()
-        assert torch.allclose(found, made.share * own + (1 - made.share) * other, atol=1e-6)
+    for mixed, made in zip(y, (images[request] for request in requests), strict=False):
+        label, other = one_hot(torch.tensor([made.label, made.partner_label]), 2).float()
+        assert torch.allclose(mixed, made.share * label + (1 - made.share) * other, atol=1e-6)
 
 
 def test_test_images_are_cut_as_for_the_model(stripes):
     data = open_image_folder(str(stripes))
-    found = torch.cat([x for x, _ in StreamedInputs(config(stripes, eval_size=40), data, World(), CPU).val()])
+    images = torch.cat([x for x, _ in StreamedInputs(config(stripes, eval_size=40), data, World(), CPU).val()])
     wanted = [eval_image(Image.open(path), 40, "whole") for path in data.val.paths]
-    assert torch.equal(found, torch.stack(wanted))
+    assert torch.equal(images, torch.stack(wanted))
     labels = torch.cat([y for _, y in StreamedInputs(config(stripes), data, World(), CPU).val()])
     assert torch.equal(labels, data.val.labels)
 
@@ -135,10 +135,10 @@ def test_test_images_are_cut_as_for_the_model(stripes):
 def test_every_image_comes_once_an_epoch_across_steps(stripes):
     inputs = StreamedInputs(config(stripes, batch_size=24), open_image_folder(str(stripes)), World(), CPU)
     assert len(inputs.train) == 42
-    own = [request.own for chunk in inputs._requests(7, 0) for request in chunk]
-    assert len(own) == 7 * 24 == 4 * 42
+    indices = [request.image for chunk in inputs._requests(7, 0) for request in chunk]
+    assert len(indices) == 7 * 24 == 4 * 42
     for epoch in range(4):
-        assert sorted(own[epoch * 42 : (epoch + 1) * 42]) == list(range(42))
+        assert sorted(indices[epoch * 42 : (epoch + 1) * 42]) == list(range(42))
 
 
 @pytest.mark.parametrize("changes", [{}, {"mix": True, "rand_augment": 10.0, "cutout": 4, "micro_batch": 15}])
@@ -148,8 +148,8 @@ def test_workers_and_a_late_start_change_no_bit(stripes, changes):
     wanted = all_batches(StreamedInputs(settings, data, World(), CPU), 3)
     assert len(wanted) == 3 * (3 if changes else 1)
     for workers in (1, 2):
-        found = all_batches(StreamedInputs(settings.replace(workers=workers), data, World(), CPU), 3, done=1)
-        for (x, y), (a, b) in zip(wanted[len(wanted) // 3 :], found, strict=True):
+        batches = all_batches(StreamedInputs(settings.replace(workers=workers), data, World(), CPU), 3, done=1)
+        for (x, y), (a, b) in zip(wanted[len(wanted) // 3 :], batches, strict=True):
             assert torch.equal(x, a) and torch.equal(y, b)
 
 
@@ -180,9 +180,9 @@ def test_a_streamed_training_learns_and_says_how_its_images_are_made(stripes, tm
     result = train(settings, save=tmp_path / "x.safetensors")
     assert result.outcome == "complete" and result.metrics["val_acc"] == 1.0
     assert result.metrics["train_loss"] < 0.3
-    said = read_weights(tmp_path / "x.safetensors").preprocess
-    assert (said["style"], said["image_size"]) == ("whole", 32)
-    assert said["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    preprocess = read_weights(tmp_path / "x.safetensors").preprocess
+    assert (preprocess["style"], preprocess["image_size"]) == ("whole", 32)
+    assert preprocess["mean"] == pytest.approx([0.485, 0.456, 0.406])
 
 
 def test_broken_off_it_ends_in_the_same_rows_with_other_workers(stripes, tmp_path):
@@ -222,8 +222,8 @@ def test_or_skipped_for_the_next_and_named_once(stripes, capsys):
             file.write(b"no picture")
     result = train(config(stripes, unreadable="skip", workers=2, steps=4))
     assert result.outcome == "complete" and result.metrics["images_skipped"] == 2
-    said = capsys.readouterr().err
-    assert said.count(in_train) == said.count(in_val) == 1
+    errors = capsys.readouterr().err
+    assert errors.count(in_train) == errors.count(in_val) == 1
     made = TrainImages(data.train, 24, 0)[Request(1, 0, 1, 1, 1)]
     instead = TrainImages(data.train, 24, 0)[Request(1, 0, 1, 2, 2)]
     assert torch.equal(made.pixels, instead.pixels) and made.unreadable[0][0] == in_train
@@ -243,7 +243,7 @@ def test_skipping_goes_on_from_where_refusing_stopped(stripes, tmp_path):
     """What was computed before the broken file is not lost by the cure."""
     settings = config(stripes, steps=6, eval_every=1, batch_size=10)
     order = next(iter(StreamedInputs(settings, open_image_folder(str(stripes)), World(), CPU)._requests(6, 4)))
-    broken = open_image_folder(str(stripes)).train.paths[order[0].own]  # needed in step 5
+    broken = open_image_folder(str(stripes)).train.paths[order[0].image]  # needed in step 5
     with open(broken, "r+b") as file:
         file.write(b"no picture")
     rows, checkpoints = [], Checkpoints(tmp_path / "c", every_steps=1)

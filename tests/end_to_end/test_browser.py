@@ -158,9 +158,9 @@ def test_the_pages_show_the_stores_numbers(browser, pages, filled):
     )
     shown(browser, f"{run}/artifacts/notebook/run.html", "the report 42", within="iframe")
 
-    found = from_store(store, ["large_batch"], tags={"arm": "NF+AGC"})
+    comparison = from_store(store, ["large_batch"], tags={"arm": "NF+AGC"})
     port = int(pages.rpartition(":")[2])
-    address = store.compare_url(list(found.rows.run_id), "trainings", "full", port)
+    address = store.compare_url(list(comparison.rows.run_id), "trainings", "full", port)
     beside = shown(browser, address, "Comparing 2 Runs from 1 Experiment", "0.813", "0.838")
     assert "nf_resnet_tiny B64 lr0.4 c0.04 s0" in beside
     assert re.search(r"Metrics:\s+val_acc", beside)  # what the page draws before one chooses

@@ -72,9 +72,9 @@ def dangers(source):
                 yield "shell=True"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Name) and node not in safe:
-            found = name(node)
-            if found in LOADS or found in ONLY_WITH:
-                yield found
+            dotted_name = name(node)
+            if dotted_name in LOADS or dotted_name in ONLY_WITH:
+                yield dotted_name
             elif isinstance(node, ast.Attribute) and node.attr == "exec_module":
                 yield "exec_module"
 
@@ -82,9 +82,9 @@ def dangers(source):
 def test_nothing_in_the_package_unpickles_or_executes_what_a_file_holds():
     package = CHECKOUT / "workbench"
     files = sorted(package.rglob("*.py"))
-    found = {(str(file.relative_to(package)), danger) for file in files for danger in dangers(file.read_text())}
+    uses = {(str(file.relative_to(package)), danger) for file in files for danger in dangers(file.read_text())}
     assert len(files) > 50
-    assert found == set(ALLOWED)
+    assert uses == set(ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -243,15 +243,15 @@ def test_a_link_within_a_run_that_leads_out_of_it_is_not_followed(run, root, tmp
 @pytest.fixture
 def started(root, monkeypatch):
     """The (command, environment) that a page would be started with, without starting it."""
-    found = []
+    starts = []
 
     def instead(command, env=None, **_):
-        found.append((command, env))
+        starts.append((command, env))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve.subprocess, "Popen", instead)
     monkeypatch.setattr(serve.subprocess, "run", instead)
-    return found
+    return starts
 
 
 def value_of(command, option):
@@ -274,8 +274,8 @@ def test_the_page_listens_on_loopback_unless_told_otherwise_and_checks_hosts(sta
 
 @pytest.mark.parametrize("hosts", ["*", "node1,*", "*.example.org"])
 def test_every_host_is_no_name(started, root, command, hosts):
-    code, _, said = command("ui", "--port", 5999, "--allowed-hosts", hosts)
-    assert code == 2 and "must be names, without *" in said and not started
+    code, _, errors = command("ui", "--port", 5999, "--allowed-hosts", hosts)
+    assert code == 2 and "must be names, without *" in errors and not started
 
 
 def test_jupyterlab_listens_on_loopback_and_keeps_its_token(started, command):
@@ -329,5 +329,5 @@ def test_a_real_page_answers_here_and_not_to_a_foreign_host(root):
 
 def addresses():
     """This machine's, without loopback's."""
-    found = [a for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
-    return [a.address for a in found if not a.address.startswith("127.")]
+    ipv4 = [a for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
+    return [a.address for a in ipv4 if not a.address.startswith("127.")]

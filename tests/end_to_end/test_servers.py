@@ -41,12 +41,12 @@ TRAININGS = 6  # three of run_all, three trials
 
 def program(name):
     """PostgreSQL's program: on PATH, or where Debian puts it."""
-    found = shutil.which(name) or next(
+    path = shutil.which(name) or next(
         iter(sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None
     )
-    if found is None:
+    if path is None:
         pytest.skip(f"PostgreSQL's {name} is not here: apt-get install postgresql")
-    return str(found)
+    return str(path)
 
 
 def another_user():
@@ -242,15 +242,15 @@ def test_a_killed_server_ends_the_study_with_a_sentence_and_the_next_start_goes_
     study = command(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     before = in_the_middle(store, study)
     servers.kill()
-    _, said = study.communicate(timeout=300)
+    _, errors = study.communicate(timeout=300)
     assert study.returncode == 1
-    assert "does not answer any more" in said and "the same command goes on" in said
-    assert "Traceback" not in said
+    assert "does not answer any more" in errors and "the same command goes on" in errors
+    assert "Traceback" not in errors
 
     servers.start()
     study = command()
-    out, said = study.communicate(timeout=300)
-    assert study.returncode == 0, out + said
+    out, errors = study.communicate(timeout=300)
+    assert study.returncode == 0, out + errors
     assert before.items() <= finished(store).items()
     everything_is_there(store)
 
@@ -262,8 +262,8 @@ def test_a_study_outlives_a_server_that_comes_back(servers):
     before = in_the_middle(store, study)
     servers.kill()
     servers.start()
-    out, said = study.communicate(timeout=300)
-    assert study.returncode == 0, out + said
+    out, errors = study.communicate(timeout=300)
+    assert study.returncode == 0, out + errors
     assert before.items() <= finished(store).items()
     everything_is_there(store)
     assert [run.status for run in store.search("studies", "full")] == ["FINISHED"]

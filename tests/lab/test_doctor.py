@@ -37,18 +37,18 @@ def training(store, outcome="complete", key="k" * 64, owner=None):
 
 def state(root):
     """Every file's bytes, with databases by their rows: what a dry run may not change. Locks are taken for a look."""
-    found = {}
+    digests = {}
     for file in sorted((root / "mlruns").rglob("*")):
         if file.suffix == ".lock" or file.name == "locks":
             continue
         if file.suffix == ".db":
             with sqlite3.connect(file) as db:
-                found[file] = hashlib.sha256("\n".join(db.iterdump()).encode()).hexdigest()
+                digests[file] = hashlib.sha256("\n".join(db.iterdump()).encode()).hexdigest()
         elif file.is_file() and not file.name.endswith(("-wal", "-shm", "-journal")):
-            found[file] = hashlib.sha256(file.read_bytes()).hexdigest()
+            digests[file] = hashlib.sha256(file.read_bytes()).hexdigest()
         elif file.is_dir():
-            found[file] = ""
-    return found
+            digests[file] = ""
+    return digests
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def doctor(root, command):
 
     def run(*options):
         before = state(root)
-        code, found, _ = command("doctor", *options)
-        assert code == 1, found
+        code, findings, _ = command("doctor", *options)
+        assert code == 1, findings
         assert state(root) == before
         code, mended, _ = command("doctor", "--fix", *options)
         assert code == 0, mended
-        code, said, _ = command("doctor")
-        assert (code, said) == (0, "All well: nothing is left of a crash.\n")
-        return found, mended
+        code, afterwards, _ = command("doctor")
+        assert (code, afterwards) == (0, "All well: nothing is left of a crash.\n")
+        return findings, mended
 
     return run
 
@@ -86,12 +86,12 @@ def test_runs_that_nobody_runs_are_closed_whatever_their_kind(root, doctor):
     dead += [store.open_run("checks", "net", {}, {}, source="workbench check")]
     for run_id in dead:
         store.set_tags(run_id, process=GONE)
-    found, mended = doctor()
+    findings, mended = doctor()
     for run_id in dead:
-        assert f"({run_id}) says RUNNING though nobody runs it; would close it as KILLED" in found
+        assert f"({run_id}) says RUNNING though nobody runs it; would close it as KILLED" in findings
         assert f"({run_id}) says RUNNING though nobody runs it; done: close it as KILLED" in mended
         assert store.status(run_id) == "KILLED" and store.get(run_id).tags["cause"]
-    assert store.status(living) == "RUNNING" and living not in found
+    assert store.status(living) == "RUNNING" and living not in findings
 
 
 @pytest.mark.parametrize("damage", ["file", "half", "folder"])
@@ -104,9 +104,9 @@ def test_a_finished_training_without_its_result_is_run_again(root, doctor, damag
     else:
         text = (folder / "result.json").read_text()
         (folder / "result.json").unlink() if damage == "file" else (folder / "result.json").write_text(text[:40])
-    found, _ = doctor()
-    assert f"({hurt}) says FINISHED but its files are gone; would mark it FAILED, to be run again" in found
-    assert whole not in found
+    findings, _ = doctor()
+    assert f"({hurt}) says FINISHED but its files are gone; would mark it FAILED, to be run again" in findings
+    assert whole not in findings
     assert (store.status(whole), store.status(hurt)) == ("FINISHED", "FAILED")
     assert store.find_training("b" * 64, "full") is None and store.find_training("a" * 64, "full")[0] == whole
 
@@ -117,8 +117,8 @@ def test_a_finished_notebook_without_its_files_is_run_again_but_one_by_hand_need
     launched = store.open_notebook("s", "s.ipynb", {}, "full", "launched", {"key": "x"})
     for run_id in (by_hand, launched):
         store.close(run_id, "FINISHED")
-    found, _ = doctor()
-    assert launched in found and by_hand not in found
+    findings, _ = doctor()
+    assert launched in findings and by_hand not in findings
     assert (store.status(launched), store.status(by_hand)) == ("FAILED", "FINISHED")
 
 
@@ -128,8 +128,8 @@ def test_of_points_logged_twice_the_last_is_kept(root, doctor):
     for value in (0.7, 0.8):
         time.sleep(0.002)
         store.log_metrics(run_id, {"val_acc": value}, step=2)
-    found, _ = doctor()
-    assert "has 2 points twice; would keep the last of each" in found
+    findings, _ = doctor()
+    assert "has 2 points twice; would keep the last of each" in findings
     points = client(store).get_metric_history(run_id, "val_acc")
     assert sorted((p.step, p.value) for p in points) == [(2, 0.8), (4, 0.5)]
     assert store.get(run_id).metrics["val_acc"] == 0.5  # of step 4: what MLflow shows stays
@@ -147,8 +147,8 @@ def abandoned_search(root, running=1):
 
 def test_trials_that_nobody_runs_are_given_up(root, doctor):
     study = abandoned_search(root, running=2)
-    found, _ = doctor()
-    assert "trial 1 of the search 'mine / NF 12' says RUNNING though nobody runs it; would mark it FAIL" in found
+    findings, _ = doctor()
+    assert "trial 1 of the search 'mine / NF 12' says RUNNING though nobody runs it; would mark it FAIL" in findings
     assert [t.state.name for t in study.get_trials()] == ["COMPLETE", "FAIL", "FAIL"]
 
 
@@ -158,8 +158,8 @@ def test_checkpoints_of_complete_trainings_go_and_those_of_others_stay(root, doc
     training(store, "diverged", key="b" * 64)
     store.set_tags(training(store, None, key="c" * 64), process=GONE)
     gone, diverged, killed = (checkpoint(root, key=key * 64) for key in "abc")
-    found, _ = doctor()
-    assert f"{gone.parent} is of a training that is complete (1.0 MiB); would remove it" in found
+    findings, _ = doctor()
+    assert f"{gone.parent} is of a training that is complete (1.0 MiB); would remove it" in findings
     assert not gone.parent.exists() and diverged.is_dir() and killed.is_dir()
 
 
@@ -171,8 +171,8 @@ def test_halves_of_checkpoints_and_of_uploads_go(root, doctor):
     being_written = checkpoint(root, key="d" * 64, name=f".part-{os.getpid()}-00000004")
     upload = root / "mlruns" / "artifacts" / "trainings" / run_id / "artifacts" / ".artifact.uploading.x1"
     upload.write_bytes(bytes(2**19))
-    found, mended = doctor()
-    assert f"{half} was being written when its process ended (1.0 MiB); would remove it" in found
+    findings, mended = doctor()
+    assert f"{half} was being written when its process ended (1.0 MiB); would remove it" in findings
     assert whole.is_dir() and not half.exists() and not upload.exists() and being_written.is_dir()
     assert mended.splitlines()[-1].split() == ["halves", "3", "3", "2.0"]
 
@@ -187,8 +187,8 @@ def test_files_of_no_run_are_set_aside_and_those_in_the_trash_stay(root, doctor)
     for place in places:
         (place / "artifacts").mkdir(parents=True)
         (place / "artifacts" / "result.json").write_text("{}")
-    found, _ = doctor()
-    assert f"{places[0]} belongs to no run" in found
+    findings, _ = doctor()
+    assert f"{places[0]} belongs to no run" in findings
     aside = root / "mlruns" / "set-aside" / "trainings" / ("f" * 32) / "artifacts" / "result.json"
     assert not places[0].exists() and aside.read_text() == "{}"
     assert places[1].exists()  # of an experiment that is not ours
@@ -208,19 +208,19 @@ def test_the_files_of_another_store_in_this_root_are_not_lost(root, monkeypatch,
 
 def test_searches_that_cannot_be_read_are_told(root, monkeypatch, command):
     (root / "mlruns" / "optuna.db").write_text("no database")
-    code, said, _ = command("doctor")
-    assert code == 1 and "file is not a database): move the file away" in said
+    code, output, _ = command("doctor")
+    assert code == 1 and "file is not a database): move the file away" in output
     (root / "mlruns" / "optuna.db").unlink()
     monkeypatch.setenv("WORKBENCH_OPTUNA_STORAGE", "postgresql+psycopg2://nobody:secret@127.0.0.1:1/x")
-    code, said, _ = command("doctor")
-    assert code == 1 and "the searches are out of reach" in said and "secret" not in said
+    code, output, _ = command("doctor")
+    assert code == 1 and "the searches are out of reach" in output and "secret" not in output
 
 
 def test_when_the_database_was_replaced_no_files_are_removed(root, command):
     place = root / "mlruns" / "artifacts" / "trainings" / ("f" * 32)
     place.mkdir(parents=True)
-    code, said, _ = command("doctor", "--fix")
-    assert code == 1 and "was it replaced?" in said and place.is_dir()
+    code, output, _ = command("doctor", "--fix")
+    assert code == 1 and "was it replaced?" in output and place.is_dir()
 
 
 def test_processes_without_their_launcher_are_ended(root, doctor, tmp_path):
@@ -235,9 +235,9 @@ def test_processes_without_their_launcher_are_ended(root, doctor, tmp_path):
         run_id = training(store, outcome=None)
         lost = whoami(stray.pid)
         store.set_tags(run_id, process=lost)
-        found, _ = doctor()
-        assert f"process {stray.pid} goes on though its launcher is gone" in found
-        assert f"({run_id}) says RUNNING" in found  # it runs for nobody
+        findings, _ = doctor()
+        assert f"process {stray.pid} goes on though its launcher is gone" in findings
+        assert f"({run_id}) says RUNNING" in findings  # it runs for nobody
         assert not is_alive(lost)
         assert kept.poll() is None and elsewhere.poll() is None
         assert store.status(run_id) == "KILLED"
@@ -261,12 +261,12 @@ def test_a_moved_store_gets_its_new_place_and_everything_is_found_again(root, tm
     run_id = training(Store())
     new = moved_store(root, tmp_path, monkeypatch)
     before = state(new)
-    code, said, _ = command("doctor")
+    code, output, _ = command("doctor")
     assert code == 1 and state(new) == before
-    assert f"have their files at {root}/mlruns, but the store is at {new}/mlruns; would put the new place" in said
-    assert "would mark" not in said  # the results are there, in the new place
-    code, said, _ = command("doctor", "--fix")
-    assert code == 0, said
+    assert f"have their files at {root}/mlruns, but the store is at {new}/mlruns; would put the new place" in output
+    assert "would mark" not in output  # the results are there, in the new place
+    code, output, _ = command("doctor", "--fix")
+    assert code == 0, output
     assert Store().find_training("k" * 64, "full")[0] == run_id
     place = (new / "mlruns" / "artifacts" / "trainings" / run_id / "artifacts").as_uri()  # a space is %20 there
     assert Store().get(run_id).files_uri == place
@@ -281,8 +281,8 @@ def test_a_copy_is_given_its_own_place_only_when_told(root, tmp_path, monkeypatc
     before = state(new)
     with pytest.raises(WorkbenchError, match=r"was moved or copied.*doctor --fix"):
         Store()  # it would write into the other one
-    code, said, _ = command("doctor", "--fix")
-    assert code == 1 and "there is a store there too: say --moved" in said
+    code, output, _ = command("doctor", "--fix")
+    assert code == 1 and "there is a store there too: say --moved" in output
     assert state(new) == before
     assert command("doctor", "--fix", "--moved")[0] == 0
     assert Database(f"sqlite:///{new}/mlruns/mlflow.db").places(["trainings"]) == {(new / "mlruns").as_uri(): 2}
@@ -293,8 +293,8 @@ def test_a_moved_database_without_its_files_loses_no_result(root, tmp_path, monk
     run_id = training(Store())
     new = moved_store(root, tmp_path, monkeypatch)
     shutil.move(new / "mlruns" / "artifacts", tmp_path / "left behind")
-    code, said, _ = command("doctor", "--fix")
-    assert code == 1 and "bring its folder artifacts/ here too" in said
+    code, output, _ = command("doctor", "--fix")
+    assert code == 1 and "bring its folder artifacts/ here too" in output
     assert Store(anywhere=True).status(run_id) == "FINISHED"
 
 
@@ -303,8 +303,8 @@ def test_a_store_is_not_moved_under_a_run_that_goes_on(root, tmp_path, monkeypat
     training(Store())
     new = moved_store(root, tmp_path, monkeypatch)
     before = state(new)
-    code, said, _ = command("doctor", "--fix")
-    assert code == 1 and "runs are going on" in said and state(new) == before
+    code, output, _ = command("doctor", "--fix")
+    assert code == 1 and "runs are going on" in output and state(new) == before
 
 
 def test_a_prefix_is_replaced_only_where_a_folder_ends(root):
@@ -425,14 +425,14 @@ def test_a_finding_that_cannot_be_mended_does_not_stop_the_others(root, command,
         return original(folder, *arguments, **kwargs)
 
     monkeypatch.setattr(module.shutil, "rmtree", refuses)
-    code, said, _ = command("doctor", "--fix")
-    assert code == 1 and "could not remove it ([Errno 13] Permission denied)" in said and not place.exists()
+    code, output, _ = command("doctor", "--fix")
+    assert code == 1 and "could not remove it ([Errno 13] Permission denied)" in output and not place.exists()
 
 
 def test_this_process_and_those_it_descends_from_are_never_strays(tmp_path):
     code = (
         "import os; from pathlib import Path; from workbench.lab.executors.lifetime import strays;"
-        "found = strays('WORKBENCH_RUN', 'x', Path(os.environ['WORKBENCH_ROOT'])); assert not found, found"
+        "stray = strays('WORKBENCH_RUN', 'x', Path(os.environ['WORKBENCH_ROOT'])); assert not stray, stray"
     )
     environment = os.environ | {"WORKBENCH_RUN": f"r|full|{GONE}", "PYTHONPATH": str(CHECKOUT)}
     environment["WORKBENCH_ROOT"] = str(tmp_path)
@@ -455,8 +455,8 @@ def test_a_worker_whose_launcher_is_gone_is_ended(root, doctor, tmp_path):
     stray, kept, elsewhere = worker(GONE, root / "mlruns"), worker(whoami(), root), worker(GONE, tmp_path)
     try:
         time.sleep(0.5)
-        found, _ = doctor()
-        assert f"process {stray.pid} goes on" in found
+        findings, _ = doctor()
+        assert f"process {stray.pid} goes on" in findings
         assert not psutil.pid_exists(stray.pid)
         assert kept.poll() is None and elsewhere.poll() is None
     finally:

@@ -70,5 +70,5 @@ def test_the_table_has_every_activation_beside_its_exact_constant(command):
     assert table.difference.drop("log_softmax").abs().max() < 2e-3
     pairs = torch.randn(400_000, 2, dtype=torch.float64)
     assert table.exact["glu"] == pytest.approx(torch.nn.functional.glu(pairs, 1).std().item() ** -1, rel=0.01)
-    code, said, _ = command("models", "activations")
-    assert code == 0 and "relu" in said and "+0.0" in said and "log_softmax" in said
+    code, output, _ = command("models", "activations")
+    assert code == 0 and "relu" in output and "+0.0" in output and "log_softmax" in output

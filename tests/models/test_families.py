@@ -24,8 +24,8 @@ from workbench.probes import expected_signal
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_equals_the_literal_reference(case, size, training):
-    found = distances(*build(case), SIZES[size], training)
-    assert all(value < 1e-9 for value in found.values()), found
+    deviations = distances(*build(case), SIZES[size], training)
+    assert all(value < 1e-9 for value in deviations.values()), deviations
 
 
 @pytest.mark.parametrize("case", ["nfnet", "nf_resnet", "nf_regnet"])
@@ -144,7 +144,7 @@ def test_f0_is_built_block_by_block_as_published():
     """in, out, mid, groups, stride, squeeze-excite's hidden width of each block, as the authors' code builds it."""
     with torch.device("meta"):
         model = create_model("nfnet_f0")
-    found = [
+    built = [
         (
             b.conv0.in_channels,
             b.conv2.out_channels,
@@ -156,7 +156,7 @@ def test_f0_is_built_block_by_block_as_published():
         for b in model.blocks
     ]
     deep = (1536, 1536, 768, 6, 1, 768)
-    assert found == [
+    assert built == [
         (128, 256, 128, 1, 1, 128), (256, 512, 256, 2, 2, 256), (512, 512, 256, 2, 1, 256), (512, 1536, 768, 6, 2, 768),
         *[deep] * 5, (1536, 1536, 768, 6, 2, 768), *[deep] * 2,
     ]  # fmt: skip

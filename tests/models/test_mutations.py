@@ -93,7 +93,7 @@ def beta_before_the_activation(patch, model):
 
 
 def shortcut_of_the_raw_trunk(patch, model):
-    patch.setattr(nfnet.Block, "shortcut", lambda self, h, a, own=nfnet.Block.shortcut: own(self, h, h))
+    patch.setattr(nfnet.Block, "shortcut", lambda self, h, a, original=nfnet.Block.shortcut: original(self, h, h))
 
 
 def symmetric_padding(patch, model):
@@ -188,8 +188,8 @@ def test_a_mistake_in_the_network_is_caught(mistake, monkeypatch):
     case, size, mutate = FORWARD[mistake]
     model, description = build(case)
     mutate(monkeypatch, model)
-    found = distances(model, description, {"even": (32, 32), "odd": (75, 83)}[size])
-    assert found["logits"] > CAUGHT, found
+    deviations = distances(model, description, {"even": (32, 32), "odd": (75, 83)}[size])
+    assert deviations["logits"] > CAUGHT, deviations
 
 
 def test_an_average_that_repeats_the_border_is_the_same_and_not_a_mistake(monkeypatch):
@@ -199,12 +199,12 @@ def test_an_average_that_repeats_the_border_is_the_same_and_not_a_mistake(monkey
 
 
 def classifier_clipped(patch):
-    own = agc.AGC.__init__
+    original = agc.AGC.__init__
 
     def init(self, optimizer, clip, *rest):
         for group in optimizer.param_groups:
             group["clip"] = clip
-        own(self, optimizer, clip, *rest)
+        original(self, optimizer, clip, *rest)
 
     patch.setattr(agc.AGC, "__init__", init)
     return {}
@@ -237,36 +237,36 @@ def over_the_inputs(x):  # the other axis of a linear weight
 
 def decay_before_clipping(patch):
     """Decay joined to the gradient before AGC sees it."""
-    own = agc._clip
+    original = agc._clip
 
     def clip(parts):
         for part in parts:
             if part.p.grad is not None and part.p.ndim > 1:
                 part.p.grad.add_(part.p.detach(), alpha=1e-2)
-        return own(parts)
+        return original(parts)
 
     patch.setattr(agc, "_clip", clip)
 
 
 def everything_decayed(patch):
-    own = torch.optim.SGD.__init__
+    original = torch.optim.SGD.__init__
 
     def init(self, groups, **settings):
         for group in groups:
             group["weight_decay"] = 1e-2
-        own(self, groups, **settings)
+        original(self, groups, **settings)
 
     patch.setattr(torch.optim.SGD, "__init__", init)
 
 
 def vectors_not_clipped(patch):
-    own = torch.optim.SGD.__init__
+    original = torch.optim.SGD.__init__
 
     def init(self, groups, **settings):
         for group in groups:
             if group["name"] == "gains_biases":
                 group["clip"] = None
-        own(self, groups, **settings)
+        original(self, groups, **settings)
 
     patch.setattr(torch.optim.SGD, "__init__", init)
 

@@ -90,8 +90,8 @@ def data(n=8):
 
 def test_micro_batches_in_a_scope_give_the_gradient_of_each_on_its_own(monkeypatch):
     model, (x, y), calls = net(), data(), []
-    own = ScaledStdConv2d.standardized_weight
-    monkeypatch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: (calls.append(1), own(self))[1])
+    original = ScaledStdConv2d.standardized_weight
+    monkeypatch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: (calls.append(1), original(self))[1])
 
     def gradients():
         for part, labels in zip(x.split(2), y.split(2), strict=True):
@@ -240,10 +240,10 @@ def test_recomputed_activations_change_no_bit(name):
 def test_recomputed_activations_are_not_kept():
     model, x, kept = create_model("nfnet_micro", 10), torch.randn(2, 3, 32, 32), []
     outputs = []
-    own = model.blocks[0].act
+    original = model.blocks[0].act
 
     def act(x):
-        outputs.append(own(x))
+        outputs.append(original(x))
         return outputs[-1]
 
     for block in model.blocks:

@@ -59,14 +59,14 @@ def convolutions(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def output_variances(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
-    found = {}
+    variances = {}
     for name, conv in convolutions(model).items():
         conv.register_forward_hook(
-            lambda m, args, out, name=name: found.update({name: out.var((0, 2, 3), correction=0).mean().item()})
+            lambda m, args, out, name=name: variances.update({name: out.var((0, 2, 3), correction=0).mean().item()})
         )
     with torch.no_grad():
         model(x)
-    return found
+    return variances
 
 
 def without_biases(model: nn.Module) -> nn.Module:
@@ -87,9 +87,9 @@ def without_biases(model: nn.Module) -> nn.Module:
 )
 def test_convolutions_give_variance_one_and_the_trunk_what_was_predicted(build):
     result, x = normfree(build().eval(), skip_gain=1.0), torch.randn(16, 3, 64, 64)
-    found = output_variances(result.model, x)
-    assert len(found) >= 4
-    for name, variance in found.items():
+    variances = output_variances(result.model, x)
+    assert len(variances) >= 4
+    for name, variance in variances.items():
         assert variance == pytest.approx(1.0, abs=0.12), name
     table = signal_propagation(result.model, x)[1:]
     assert table.path.tolist() == result.blocks.path.tolist()
@@ -102,10 +102,10 @@ def test_a_u_net_keeps_its_variance_up_to_what_its_max_pool_adds(up, skip):
     """Of white noise the largest of four varies 1.4 times as much; of images less."""
     torch.manual_seed(1)
     result = normfree(UNet(32, up, skip).eval())
-    found = output_variances(result.model, torch.randn(16, 1, 64, 64))
-    assert len(found) == 7 and all(0.85 < v < 1.5 for v in found.values()), found
+    variances = output_variances(result.model, torch.randn(16, 1, 64, 64))
+    assert len(variances) == 7 and all(0.85 < v < 1.5 for v in variances.values()), variances
     assert len(result.blocks) == 0  # a skip that is added joins two resolutions: no residual block
-    assert "out" not in found and type(result.model.out) is nn.Conv2d  # the output keeps its own scale
+    assert "out" not in variances and type(result.model.out) is nn.Conv2d  # the output keeps its own scale
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -386,8 +386,8 @@ def test_which_additions_are_blocks_can_be_said():
     assert normfree(model, x, blocks=["0.3"]).blocks.path.tolist() == ["0.3"]
     none = normfree(model, x, blocks=[])
     assert len(none.blocks) == 0 and not ends(none.model)
-    found = output_variances(none.model, torch.randn(16, 3, 16, 16))  # plain sums are counted
-    assert all(v == pytest.approx(1.0, abs=0.25) for v in found.values()), found
+    variances = output_variances(none.model, torch.randn(16, 3, 16, 16))  # plain sums are counted
+    assert all(v == pytest.approx(1.0, abs=0.25) for v in variances.values()), variances
 
 
 def test_a_decoders_addition_can_be_named_a_block():

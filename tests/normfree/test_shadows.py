@@ -86,9 +86,9 @@ def test_products_follow_from_their_weights(layer):
     x = torch.randn(SHAPE)
     with torch.no_grad(), Shadows([x]) as shadows:
         out = layer(x)
-    found = spread(shadows.shadows[out])
+    predicted = spread(shadows.shadows[out])
     maps = out.transpose(0, 2).flatten(1) if out.ndim == 3 else out[..., 4:-4, 4:-4].transpose(0, 1).flatten(1)
-    assert found == pytest.approx(maps.var(1, correction=0).mean().item(), rel=0.06)
+    assert predicted == pytest.approx(maps.var(1, correction=0).mean().item(), rel=0.06)
 
 
 def test_a_mean_goes_through_the_sums_of_the_weights():
@@ -119,11 +119,11 @@ def test_fresh_shadows_are_standard_normal_and_independent():
 def test_other_layouts_keep_the_distribution_and_borders_do_not_count():
     x = torch.randn(SHAPE)
     with torch.no_grad(), Shadows([x]) as shadows:
-        there = scaled(x).permute(0, 2, 3, 1).clone()
-        back = there.flatten(1, 2).transpose(1, 2).reshape(SHAPE)
+        channels_last = scaled(x).permute(0, 2, 3, 1).clone()
+        back = channels_last.flatten(1, 2).transpose(1, 2).reshape(SHAPE)
         padded = F.pad(x, (3, 3, 3, 3))
     expected = scaled(x).transpose(0, 1).flatten(1).var(1).mean().item()
-    assert spread(shadows.shadows[there]) == pytest.approx(expected, rel=0.1)
+    assert spread(shadows.shadows[channels_last]) == pytest.approx(expected, rel=0.1)
     assert spread(shadows.shadows[back]) == pytest.approx(expected, rel=0.2)
     assert torch.equal(shadows.shadows[padded], shadows.shadows[x])
 

@@ -41,7 +41,7 @@ TRANSPOSED = {
 }
 
 
-class Own(nn.Conv2d):
+class CustomConv(nn.Conv2d):
     """A convolution with code of its own, as timm's with TF-SAME padding."""
 
     def forward(self, x):
@@ -106,7 +106,7 @@ def test_a_transposed_one_is_torchs_with_the_standardised_weight():
 
 
 def test_a_class_of_its_own_is_called_with_its_weight_standardised():
-    conv, x = Own(3, 5, 3, bias=False), torch.randn(2, 3, 8, 8)
+    conv, x = CustomConv(3, 5, 3, bias=False), torch.randn(2, 3, 8, 8)
     weight = formula(conv.weight.data, torch.ones(5), 1.7)
     new = made(conv)
     assert isinstance(new, StandardizedCall) and new.conv is conv
@@ -115,7 +115,7 @@ def test_a_class_of_its_own_is_called_with_its_weight_standardised():
     assert all(p.grad is not None for p in (new.gain, conv.weight, conv.bias))
 
 
-@pytest.mark.parametrize("build", [CONVS["grouped"][0], TRANSPOSED["3 by 2"], lambda: Own(8, 12, 3)])
+@pytest.mark.parametrize("build", [CONVS["grouped"][0], TRANSPOSED["3 by 2"], lambda: CustomConv(8, 12, 3)])
 def test_there_is_a_way_back_and_copies_are_whole(build):
     new, x = made(build(), gain=torch.rand(12), bias=torch.randn(12)).eval(), torch.randn(2, 8, 9, 9)
     before = new(x)

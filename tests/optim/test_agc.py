@@ -277,9 +277,9 @@ def test_thresholds_and_floors_by_group_and_a_schedule():
         {"params": model[2].parameters()},
     ]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.0)
-    with pytest.warns(UserWarning, match="wins over") as said:
+    with pytest.warns(UserWarning, match="wins over") as warned:
         AGC(optimizer, clip=lambda step: 0.1 / (1 + step), eps=1e-3)
-    assert len(said) == 2  # once for each key, and not again at every step
+    assert len(warned) == 2  # once for each key, and not again at every step
     for step in range(2):
         for p in model.parameters():
             p.grad = torch.full_like(p, 1000.0)

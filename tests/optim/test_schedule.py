@@ -12,12 +12,12 @@ from workbench.optim import scaled_lr, warmup_cosine
 def rates(peak, warmup, total):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = warmup_cosine(optimizer, warmup, total)
-    found = []
+    lr_by_step = []
     for _ in range(total):
-        found.append(optimizer.param_groups[0]["lr"])
+        lr_by_step.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return [*found, optimizer.param_groups[0]["lr"]]
+    return [*lr_by_step, optimizer.param_groups[0]["lr"]]
 
 
 def test_linear_scaling_gives_the_papers_rate():
@@ -25,17 +25,17 @@ def test_linear_scaling_gives_the_papers_rate():
 
 
 def test_warmup_is_linear_from_zero_and_the_cosine_ends_at_zero():
-    found = rates(1.6, 4, 12)
-    assert found[:5] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6])
-    assert found[8] == pytest.approx(0.8)  # half way down
-    assert found[12] == pytest.approx(0, abs=1e-12)
+    lr_by_step = rates(1.6, 4, 12)
+    assert lr_by_step[:5] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6])
+    assert lr_by_step[8] == pytest.approx(0.8)  # half way down
+    assert lr_by_step[12] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_fraction_of_a_step_is_kept():
     # 5 epochs of 1,281,167 images at batch 4096 are 1563.9 steps; here 2.5 of 10
-    found = rates(1.0, 2.5, 10)
-    assert found[2] == pytest.approx(2 / 2.5)
-    assert found[3] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5 / 7.5)))
+    lr_by_step = rates(1.0, 2.5, 10)
+    assert lr_by_step[2] == pytest.approx(2 / 2.5)
+    assert lr_by_step[3] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5 / 7.5)))
 
 
 def test_without_warmup_it_starts_at_the_peak():
@@ -51,12 +51,12 @@ def test_impossible_lengths_are_refused(warmup, total):
 def test_the_cosine_may_end_above_zero():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
     schedule = warmup_cosine(optimizer, 2, 10, final_share=0.001 / 0.4)
-    found = []
+    lr_by_step = []
     for _ in range(11):
-        found.append(optimizer.param_groups[0]["lr"])
+        lr_by_step.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert found[:3] == pytest.approx([0.0, 0.2, 0.4])
-    assert found[6] == pytest.approx((0.4 + 0.001) / 2) and found[10] == pytest.approx(0.001)
+    assert lr_by_step[:3] == pytest.approx([0.0, 0.2, 0.4])
+    assert lr_by_step[6] == pytest.approx((0.4 + 0.001) / 2) and lr_by_step[10] == pytest.approx(0.001)
     with pytest.raises(WorkbenchError, match="final_share"):
         warmup_cosine(optimizer, 2, 10, final_share=2.0)

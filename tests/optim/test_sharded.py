@@ -95,11 +95,11 @@ def check_communication(rank):
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    calls, own = [], torch.distributed.all_reduce
+    calls, original = [], torch.distributed.all_reduce
 
     def counted(tensor, **settings):
         calls.append(tensor.numel())
-        return own(tensor, **settings)
+        return original(tensor, **settings)
 
     torch.distributed.all_reduce = counted
 
@@ -155,9 +155,9 @@ def check_stop(rank):
 
 
 def run(check):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}", "OMP_NUM_THREADS": "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES)}
     workers = [
@@ -170,9 +170,9 @@ def run(check):
         )
         for rank in range(PROCESSES)
     ]
-    said = [worker.communicate(timeout=120) for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers), "\n".join(err[-1500:] for _, err in said)
-    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+    outputs = [worker.communicate(timeout=120) for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(err[-1500:] for _, err in outputs)
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
 
 @pytest.mark.slow
@@ -183,15 +183,15 @@ def test_shards_of_uneven_size_give_what_one_process_gives():
 
 
 def test_two_processes_with_ddp_equal_one_on_the_joined_batch():
-    assert all(found["distance"] < 1e-12 for found in run("ddp"))
+    assert all(result["distance"] < 1e-12 for result in run("ddp"))
 
 
 def test_only_split_vectors_are_communicated_and_other_placements_are_refused():
-    for found in run("communication"):
-        assert found["matrices"] == [] and found["whole"] == []
-        assert found["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors, at once
-        assert found["same"] < 1e-6
-        assert "sharded over dimension 0" in found["refused"] and "Shard(dim=1)" in found["refused"]
+    for result in run("communication"):
+        assert result["matrices"] == [] and result["whole"] == []
+        assert result["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors, at once
+        assert result["same"] < 1e-6
+        assert "sharded over dimension 0" in result["refused"] and "Shard(dim=1)" in result["refused"]
 
 
 @pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5, "sam_rho": 0.5}], ids=["plain", "recipe"])
@@ -205,8 +205,8 @@ def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra
     first, second = run("train")
     assert (first["rows"], second["rows"]) == (2, 0)
     assert first["outcome"] == second["outcome"] == "complete"
-    for found in (first, second):
-        for mine, theirs in zip(found["history"], one.history, strict=True):
+    for result in (first, second):
+        for mine, theirs in zip(result["history"], one.history, strict=True):
             for name in ("train_loss", "val_loss", "clipped_share"):
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
 
@@ -221,7 +221,7 @@ def test_a_divergence_ends_all_processes_at_one_step_with_one_cause(monkeypatch)
     first, second = run("train")
     assert first["outcome"] == second["outcome"] == one.outcome == "diverged"
     assert first["cause"] == second["cause"]
-    steps = {found["metrics"]["failed_at_step"] for found in (first, second)}
+    steps = {result["metrics"]["failed_at_step"] for result in (first, second)}
     assert steps == {one.metrics["failed_at_step"]}
 
 

@@ -80,28 +80,30 @@ def test_sgd_gets_the_threshold_at_which_a_unit_moves_by_its_share():
     between the level, 0.02, and the spikes, 50."""
     model = Linear()
     sgd = torch.optim.SGD(model.parameters(), lr=0.016, momentum=0.9)
-    found = quiet(model, gradients(0.02, 50.0, {60: 4}), sgd, loss=its_own)
-    assert (found.clip, found.low, found.high, found.confidence) == (1.0, 0.25, 4.0, "high")
-    assert "16% of its length" in found.why and found.steps == 60 and found.diverged_at is None
+    suggestion = quiet(model, gradients(0.02, 50.0, {60: 4}), sgd, loss=its_own)
+    assert (suggestion.clip, suggestion.low, suggestion.high, suggestion.confidence) == (1.0, 0.25, 4.0, "high")
+    assert "16% of its length" in suggestion.why and suggestion.steps == 60 and suggestion.diverged_at is None
 
 
 def test_at_a_small_rate_only_the_rarest_spikes_are_taken():
     """One unit in one of 30 steps of 4 units is less than a hundredth."""
     model = Linear()
     sgd = torch.optim.SGD(model.parameters(), lr=1e-4)
-    found = quiet(model, gradients(0.015, 50.0, {45: 1}), sgd, loss=its_own)
-    assert found.clip == pytest.approx(0.015, rel=1e-3)
-    assert found.ladder[0.01] == 1.0 and found.ladder[0.02] == pytest.approx(1 / 120)
-    assert "less than 1.5e-06 of their length a step: no threshold matters much" in found.why
+    suggestion = quiet(model, gradients(0.015, 50.0, {45: 1}), sgd, loss=its_own)
+    assert suggestion.clip == pytest.approx(0.015, rel=1e-3)
+    assert suggestion.ladder[0.01] == 1.0 and suggestion.ladder[0.02] == pytest.approx(1 / 120)
+    assert "less than 1.5e-06 of their length a step: no threshold matters much" in suggestion.why
 
 
 @pytest.mark.parametrize("build", [torch.optim.AdamW, Lion])
 def test_where_the_step_does_not_grow_the_threshold_lies_at_the_level_and_below_the_spikes(build):
     model = Linear()
-    found = quiet(model, gradients(0.02, 5.0, {40: 4, 50: 4}), build(model.parameters(), lr=1e-6), loss=its_own, seed=3)
-    assert found.clip == pytest.approx(0.02, rel=1e-3) and found.clip < found.high < 5.0
-    assert found.confidence == "medium" and "does not grow with the gradient" in found.why
-    assert found.ladder[0.32] == pytest.approx(8 / 120)
+    suggestion = quiet(
+        model, gradients(0.02, 5.0, {40: 4, 50: 4}), build(model.parameters(), lr=1e-6), loss=its_own, seed=3
+    )
+    assert suggestion.clip == pytest.approx(0.02, rel=1e-3) and suggestion.clip < suggestion.high < 5.0
+    assert suggestion.confidence == "medium" and "does not grow with the gradient" in suggestion.why
+    assert suggestion.ladder[0.32] == pytest.approx(8 / 120)
 
 
 def test_gains_by_hand():
@@ -143,11 +145,11 @@ def test_a_divergence_by_hand_and_a_threshold_that_stops_it():
     Clipped at 0.16 and rate 1, w loses 16 % a step."""
     model, batches = Quadratic(), [(torch.zeros(1), None)]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    found = quiet(model, batches, sgd, loss=its_own, steps=8)
-    assert found.diverged_at == 3 and found.steps == 3 + 8
-    assert (found.clip, found.confidence) == (0.16, "medium")
-    assert found.ladder[0.32] == 1.0
-    AGC(sgd, found.clip)
+    suggestion = quiet(model, batches, sgd, loss=its_own, steps=8)
+    assert suggestion.diverged_at == 3 and suggestion.steps == 3 + 8
+    assert (suggestion.clip, suggestion.confidence) == (0.16, "medium")
+    assert suggestion.ladder[0.32] == 1.0
+    AGC(sgd, suggestion.clip)
     for _ in range(10):
         sgd.zero_grad()
         model(None).backward()
@@ -158,30 +160,34 @@ def test_a_divergence_by_hand_and_a_threshold_that_stops_it():
 def test_a_threshold_that_diverges_is_quartered_and_where_none_helps_the_rate_is_named():
     model, batches = Quadratic(), [(torch.zeros(1), None)]
     adam = torch.optim.Adam(model.parameters(), lr=1e3)
-    found = quiet(model, batches, adam, loss=its_own, steps=16)
-    assert found.confidence == "low" and "lower the learning rate" in found.why
-    assert found.steps <= 32 and found.diverged_at is not None
-    assert found.clip < 10 / 4**2  # every ratio is 10
-    assert found.clip / found.low == pytest.approx(4, rel=0.05) and found.high / found.clip == pytest.approx(
-        4, rel=0.05
-    )
+    suggestion = quiet(model, batches, adam, loss=its_own, steps=16)
+    assert suggestion.confidence == "low" and "lower the learning rate" in suggestion.why
+    assert suggestion.steps <= 32 and suggestion.diverged_at is not None
+    assert suggestion.clip < 10 / 4**2  # every ratio is 10
+    assert suggestion.clip / suggestion.low == pytest.approx(4, rel=0.05)
+    assert suggestion.high / suggestion.clip == pytest.approx(4, rel=0.05)
 
 
 def test_a_run_that_learns_nothing_is_run_again_and_not_trusted():
     """The loss falls by less than 2 % of 100 at this rate, with clipping and without."""
     model = Linear()
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
-    found = quiet(model, gradients(0.02, 0.0, {}), sgd, loss=lambda out, y: 100 + out)
-    assert (found.confidence, found.steps, found.clip, found.diverged_at) == ("low", 120, 160.0, None)
-    assert "learnt nothing" in found.why and "give it more steps" in found.why
+    suggestion = quiet(model, gradients(0.02, 0.0, {}), sgd, loss=lambda out, y: 100 + out)
+    assert (suggestion.confidence, suggestion.steps, suggestion.clip, suggestion.diverged_at) == (
+        "low",
+        120,
+        160.0,
+        None,
+    )
+    assert "learnt nothing" in suggestion.why and "give it more steps" in suggestion.why
 
 
 def test_dead_units_do_not_make_the_threshold_zero():
     """Two of four units never have a gradient: a twentieth of what the others have."""
     model = Linear()
     batches = [(torch.tensor([[0.0, 0.02], [0.0, 0.02], [0.0, 0.0], [0.0, 0.0]]), None)]
-    found = quiet(model, batches, torch.optim.Adam(model.parameters(), lr=1e-6), loss=its_own)
-    assert found.clip == pytest.approx(0.001, rel=1e-3) and found.ladder[0.01] == 0.5
+    suggestion = quiet(model, batches, torch.optim.Adam(model.parameters(), lr=1e-6), loss=its_own)
+    assert suggestion.clip == pytest.approx(0.001, rel=1e-3) and suggestion.ladder[0.01] == 0.5
 
 
 # ---- the originals
@@ -236,10 +242,10 @@ def test_the_originals_are_left_bit_for_bit(name):
     before, stats = picture(model, optimizer, loader), agc.stats
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        found = quiet(model, loader, optimizer, steps=16)
+        suggestion = quiet(model, loader, optimizer, steps=16)
     assert picture(model, optimizer, loader) == before
     assert agc.steps == 5 and agc.stats is stats
-    assert 0 < found.low < found.clip < found.high and found.steps <= 32
+    assert 0 < suggestion.low < suggestion.clip < suggestion.high and suggestion.steps <= 32
     step(model, optimizer, *digits(1)[0])
     assert agc.steps == 6 and any(
         not torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
@@ -297,8 +303,8 @@ def test_exempt_groups_and_frozen_parameters_are_not_counted():
         {"params": model.a.parameters()},
         {"params": [*model.b.parameters(), *model.frozen.parameters()], "clip": None},
     ]
-    found = quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=its_own)
-    assert found.ladder[0.01] == 1.0 and found.ladder[0.04] == 0.0
+    suggestion = quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=its_own)
+    assert suggestion.ladder[0.01] == 1.0 and suggestion.ladder[0.04] == 0.0
     del groups[1]["clip"]
     assert quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=its_own).ladder[0.04] == 0.5
 
@@ -342,7 +348,7 @@ def test_the_peak_rate_is_found_behind_a_schedule_and_can_be_said():
 
 
 def test_a_users_own_attributes_go_along():
-    class Own(torch.optim.SGD):
+    class CountingSGD(torch.optim.SGD):
         def __init__(self, params, lr):
             super().__init__(params, lr)
             self.seen, self.all = {"steps": 0}, [p for g in self.param_groups for p in g["params"]]
@@ -353,9 +359,9 @@ def test_a_users_own_attributes_go_along():
             return super().step()
 
     model = perceptron()
-    own = Own(model.parameters(), 0.1)
-    assert quiet(model, digits(), own) == quiet(model, digits(), torch.optim.SGD(model.parameters(), 0.1))
-    assert own.seen == {"steps": 0}
+    optimizer = CountingSGD(model.parameters(), 0.1)
+    assert quiet(model, digits(), optimizer) == quiet(model, digits(), torch.optim.SGD(model.parameters(), 0.1))
+    assert optimizer.seen == {"steps": 0}
 
 
 def test_a_loss_with_parameters_is_copied_too():
@@ -375,8 +381,10 @@ def test_a_loss_with_parameters_is_copied_too():
 
 def test_it_reads_well():
     model = Linear()
-    found = quiet(model, gradients(0.02, 50.0, {60: 4}), torch.optim.SGD(model.parameters(), lr=0.16), loss=its_own)
-    first, *_, ladder, steps = str(found).splitlines()
+    suggestion = quiet(
+        model, gradients(0.02, 50.0, {60: 4}), torch.optim.SGD(model.parameters(), lr=0.16), loss=its_own
+    )
+    first, *_, ladder, steps = str(suggestion).splitlines()
     assert first == "clip=1, search 0.25 to 4; confidence high"
     assert "0.01: 100%" in ladder and "0.02: 3%" in ladder and steps.strip() == "60 steps of a copy"
 
@@ -421,11 +429,11 @@ def test_what_the_program_compares_by_hand():
     rows = [{"role": "search", "clip": c, "val_acc": a, "steps": 100} for c, a in search]
     rows += [{"role": "suggested", "clip": 0.015, "val_acc": a, "steps": 100} for a in (0.7, 0.8)]
     rows += [{"role": "suggestion", "clip": 0.015, "steps": 30}]
-    found = program.compare(pd.DataFrame(rows))
-    assert (found["best clip"], found["clip"], found["cost"]) == (0.02, 0.015, 0.05)
-    assert found["best acc"] == pytest.approx(0.85) and found["acc"] == pytest.approx(0.75)
-    assert found["seed sd"] == pytest.approx(0.1 / 2**0.5) and found["pooled sd"] == pytest.approx((0.025 / 2) ** 0.5)
-    assert found["within"] == "pooled" and found["as good"] == 2
+    scores = program.compare(pd.DataFrame(rows))
+    assert (scores["best clip"], scores["clip"], scores["cost"]) == (0.02, 0.015, 0.05)
+    assert scores["best acc"] == pytest.approx(0.85) and scores["acc"] == pytest.approx(0.75)
+    assert scores["seed sd"] == pytest.approx(0.1 / 2**0.5) and scores["pooled sd"] == pytest.approx((0.025 / 2) ** 0.5)
+    assert scores["within"] == "pooled" and scores["as good"] == 2
 
 
 def test_lion_by_hand():
@@ -445,8 +453,13 @@ def test_lion_by_hand():
 def test_a_network_that_fails_without_learns_with_the_suggestion():
     problem = program.Problem("nf_resnet", "sgd", "mnist5k", 1.6)
     model, optimizer, batches = program.start(problem, 7)
-    found = quiet(model, batches, optimizer)
+    suggestion = quiet(model, batches, optimizer)
     # whether it diverges or only learns nothing is chaos, and differs from one kind of processor to the next
-    assert found.confidence == "medium" and found.why.startswith("the run without clipping ")
-    assert "learnt nothing" in found.why or "diverged at step" in found.why
-    assert program.train(problem, math.inf, 7)["val_acc"] < 0.2 < 0.7 < program.train(problem, found.clip, 7)["val_acc"]
+    assert suggestion.confidence == "medium" and suggestion.why.startswith("the run without clipping ")
+    assert "learnt nothing" in suggestion.why or "diverged at step" in suggestion.why
+    assert (
+        program.train(problem, math.inf, 7)["val_acc"]
+        < 0.2
+        < 0.7
+        < program.train(problem, suggestion.clip, 7)["val_acc"]
+    )

@@ -72,9 +72,9 @@ def test_a_small_net_against_the_dense_hessian(dtype, digits):
         return F.cross_entropy(torch.func.functional_call(model.double(), weights, x.double()), y)
 
     loss = lambda m: F.cross_entropy(m(x), y)
-    found = hessian_eigenvalues(model, loss, 5, tol=1e-9)
+    eigenvalues = hessian_eigenvalues(model, loss, 5, tol=1e-9)
     dense = torch.func.hessian(flat_loss)(torch.cat([v.detach().flatten() for v in values]).double())
-    assert found == pytest.approx(torch.linalg.eigvalsh(dense).flip(0)[:5].tolist(), rel=digits)
+    assert eigenvalues == pytest.approx(torch.linalg.eigvalsh(dense).flip(0)[:5].tolist(), rel=digits)
 
 
 def largest_by_power_iteration(model, loss, steps: int) -> float:

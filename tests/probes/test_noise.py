@@ -35,24 +35,24 @@ def linear(size: int) -> nn.Linear:
 def test_two_batches_by_hand():
     """Gradients (3, 4) and (5, 4), b = 2: mean (4, 4), squares around it 1 + 1, so tr = 2 * 2, |G|^2 = 32 - 4 / 4."""
     x = torch.tensor([[1, 8], [5, 0], [9, 4], [1, 4]], dtype=torch.float64)
-    found = gradient_noise_scale(linear(2), mean_of, [(x[:2], x[:2]), (x[2:], x[2:])])
-    assert (found.trace, found.grad_sq, found.noise_scale) == pytest.approx((4, 31, 4 / 31))
-    assert (found.batch, found.batches, found.interval) == (2, 2, (0, math.inf))
-    assert "no upper end" in found.note
+    estimate = gradient_noise_scale(linear(2), mean_of, [(x[:2], x[:2]), (x[2:], x[2:])])
+    assert (estimate.trace, estimate.grad_sq, estimate.noise_scale) == pytest.approx((4, 31, 4 / 31))
+    assert (estimate.batch, estimate.batches, estimate.interval) == (2, 2, (0, math.inf))
+    assert "no upper end" in estimate.note
 
 
 def test_the_jackknife_against_leaving_batches_out():
     x = torch.randn(7, 3, 5, dtype=torch.float64) + 1
-    found = gradient_noise_scale(linear(5), mean_of, zip(x, x, strict=True))
+    estimate = gradient_noise_scale(linear(5), mean_of, zip(x, x, strict=True))
     gradients = x.mean(1).numpy()
     trace, grad_sq = as_the_paper_has_it(gradients, 3)
-    assert (found.trace, found.grad_sq, found.noise_scale) == pytest.approx((trace, grad_sq, trace / grad_sq))
+    assert (estimate.trace, estimate.grad_sq, estimate.noise_scale) == pytest.approx((trace, grad_sq, trace / grad_sq))
     without = [as_the_paper_has_it(np.delete(gradients, i, 0), 3) for i in range(7)]
     ratios = np.array([g / t for t, g in without])
     error = math.sqrt(6 / 7 * np.square(ratios - ratios.mean()).sum())
     ends = [grad_sq / trace + side * 2.446912 * error for side in (1, -1)]  # t of 6 degrees of freedom, 97.5 %
-    assert ends[1] > 0 and found.interval == pytest.approx((1 / ends[0], 1 / ends[1]))
-    assert found.note == ""
+    assert ends[1] > 0 and estimate.interval == pytest.approx((1 / ends[0], 1 / ends[1]))
+    assert estimate.note == ""
 
 
 def test_a_regression_whose_covariance_is_known():
@@ -65,17 +65,17 @@ def test_a_regression_whose_covariance_is_known():
     grad_sq = w.square().sum().item()
     trace = size * (grad_sq + s**2) + grad_sq
     half_square = lambda out, y: 0.5 * (out - y).square().mean()
-    found = []
+    estimates = []
     for _ in range(20):
         x, e = torch.randn(50, b, size, dtype=torch.float64), torch.randn(50, b, 1, dtype=torch.float64)
-        found.append(gradient_noise_scale(model, half_square, zip(x, s * e, strict=True)))
+        estimates.append(gradient_noise_scale(model, half_square, zip(x, s * e, strict=True)))
     error = (
         2 * math.sqrt((w @ w + s**2) * w @ w + (w @ w) ** 2) / math.sqrt(20 * 50 * b)
     )  # 2 sqrt(w' Sigma w / samples)
-    assert np.mean([f.trace for f in found]) == pytest.approx(trace, rel=0.03)
-    assert np.mean([f.grad_sq for f in found]) == pytest.approx(grad_sq, abs=2.5 * error)
-    assert sum(f.interval[0] < trace / grad_sq < f.interval[1] for f in found) >= 18
-    assert np.median([f.interval[1] / f.interval[0] for f in found]) < 4
+    assert np.mean([f.trace for f in estimates]) == pytest.approx(trace, rel=0.03)
+    assert np.mean([f.grad_sq for f in estimates]) == pytest.approx(grad_sq, abs=2.5 * error)
+    assert sum(f.interval[0] < trace / grad_sq < f.interval[1] for f in estimates) >= 18
+    assert np.median([f.interval[1] / f.interval[0] for f in estimates]) < 4
 
 
 @pytest.mark.parametrize("batches", [4, 16])
@@ -90,25 +90,25 @@ def test_the_interval_covers_the_truth(batches, signal):
     for _ in range(300):
         g = mean + rng.standard_normal((batches, size)) / math.sqrt(b)
         d = g - g.mean(0)
-        found = noise_scale_of(np.square(g.mean(0)).sum(), np.square(d).sum(1), d @ g.mean(0), b)
-        inside.append(found.interval[0] <= true <= found.interval[1])
+        estimate = noise_scale_of(np.square(g.mean(0)).sum(), np.square(d).sum(1), d @ g.mean(0), b)
+        inside.append(estimate.interval[0] <= true <= estimate.interval[1])
     assert 0.92 < np.mean(inside) <= 1
 
 
 def test_pure_noise_is_said_to_be_that():
     x = torch.randn(6, 4, 30, dtype=torch.float64)
     x -= x.mean((0, 1))  # gradients with mean 0: |G|^2 comes out below
-    found = gradient_noise_scale(linear(30), mean_of, zip(x, x, strict=True))
-    assert found.grad_sq < 0 < found.trace
-    assert found.noise_scale == found.interval[1] == math.inf
-    assert "no gradient stands out of the noise of 24 samples" in found.note
+    estimate = gradient_noise_scale(linear(30), mean_of, zip(x, x, strict=True))
+    assert estimate.grad_sq < 0 < estimate.trace
+    assert estimate.noise_scale == estimate.interval[1] == math.inf
+    assert "no gradient stands out of the noise of 24 samples" in estimate.note
 
 
 def test_equal_batches_have_no_noise():
     x = torch.ones(2, 3, dtype=torch.float64)
-    found = gradient_noise_scale(linear(3), mean_of, [(x, x)] * 4)
-    assert (found.noise_scale, found.interval, found.trace, found.grad_sq) == (0, (0, 0), 0, 3)
-    assert "no noise" in found.note
+    estimate = gradient_noise_scale(linear(3), mean_of, [(x, x)] * 4)
+    assert (estimate.noise_scale, estimate.interval, estimate.trace, estimate.grad_sq) == (0, (0, 0), 0, 3)
+    assert "no noise" in estimate.note
     assert math.isnan(gradient_noise_scale(linear(3), mean_of, [(0 * x, x)] * 4).noise_scale)
     two_equal = gradient_noise_scale(linear(3), mean_of, [(x, x), (x, x), (2 * x, x)])
     assert two_equal.interval == (0, math.inf)
@@ -123,7 +123,7 @@ def test_a_network_with_random_parts_is_left_as_found_and_both_passes_see_one_dr
     grads = [p.grad.clone() for p in model.parameters()]
     state = torch.get_rng_state()
     with torch.no_grad():
-        found = gradient_noise_scale(model, F.cross_entropy, loader)
+        estimate = gradient_noise_scale(model, F.cross_entropy, loader)
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
@@ -135,17 +135,17 @@ def test_a_network_with_random_parts_is_left_as_found_and_both_passes_see_one_dr
         loss = F.cross_entropy(model(x), y)
         kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).numpy())
     trace, grad_sq = as_the_paper_has_it(np.stack(kept).astype(np.float64), 4)
-    assert (found.trace, found.grad_sq) == pytest.approx((trace, grad_sq), rel=1e-6)
-    assert found.batches == 8
+    assert (estimate.trace, estimate.grad_sq) == pytest.approx((trace, grad_sq), rel=1e-6)
+    assert estimate.batches == 8
 
 
 def test_frozen_parameters_do_not_count():
     model = nn.Sequential(linear(3), nn.Linear(1, 1, bias=False, dtype=torch.float64))
     model[0].requires_grad_(False)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
-    found = gradient_noise_scale(model, mean_of, zip(x, x, strict=True))
+    estimate = gradient_noise_scale(model, mean_of, zip(x, x, strict=True))
     trace, _ = as_the_paper_has_it(model[0](x).mean(1).numpy(), 2)
-    assert found.trace == pytest.approx(trace)
+    assert estimate.trace == pytest.approx(trace)
 
 
 def test_bad_input_is_refused():

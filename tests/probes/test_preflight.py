@@ -49,15 +49,15 @@ SOUND = {
 @pytest.mark.parametrize("case", SOUND)
 def test_a_sound_network_passes(case):
     name, arguments, size = SOUND[case]
-    found = preflight(create_model(name, 10, **arguments), noise(size=size))
-    assert found.ok, str(found)
-    assert "is sound" in str(found)
+    report = preflight(create_model(name, 10, **arguments), noise(size=size))
+    assert report.ok, str(report)
+    assert "is sound" in str(report)
 
 
 @pytest.mark.parametrize(("model", "size"), [(SmallResNet, 32), (SmallViT, 16)])
 def test_a_sound_network_of_others_passes(model, size):
-    found = preflight(model(), noise(16, size=size))
-    assert found.ok and set(found.table.verdict[1:]) == {"sound"}
+    report = preflight(model(), noise(16, size=size))
+    assert report.ok and set(report.table.verdict[1:]) == {"sound"}
 
 
 @pytest.mark.slow
@@ -66,8 +66,8 @@ def test_a_sound_network_passes_whatever_was_drawn(case):
     name, arguments, size = SOUND[case]
     for seed in range(1, 9):
         torch.manual_seed(seed)
-        found = preflight(create_model(name, 10, **arguments), torch.randn(8, 3, size, size))
-        assert found.ok, str(found)
+        report = preflight(create_model(name, 10, **arguments), torch.randn(8, 3, size, size))
+        assert report.ok, str(report)
 
 
 @pytest.mark.slow
@@ -203,14 +203,14 @@ FAULTS = {
 def test_a_planted_fault_is_caught_and_named(case):
     build, verdict, cause = FAULTS[case]
     torch.manual_seed(0)
-    found = preflight(build(), noise())
-    by_verdict = {fault.verdict: fault for fault in found.faults}
-    assert not found.ok
-    assert verdict in by_verdict, str(found)
+    report = preflight(build(), noise())
+    by_verdict = {fault.verdict: fault for fault in report.faults}
+    assert not report.ok
+    assert verdict in by_verdict, str(report)
     assert cause in by_verdict[verdict].cause
     if by_verdict[verdict].block is not None:
-        assert found.table.verdict[by_verdict[verdict].block] in by_verdict
-    assert "Cure: " in str(found)
+        assert report.table.verdict[by_verdict[verdict].block] in by_verdict
+    assert "Cure: " in str(report)
 
 
 def test_values_that_float16_cannot_hold():
@@ -231,9 +231,9 @@ def test_values_that_float16_cannot_hold():
 def test_a_fault_is_named_where_it_starts():
     model = nf()
     model.blocks[9].conv1.scale *= 2
-    found = preflight(model, noise())
-    assert [(f.block, f.verdict) for f in found.faults] == [(10, "off design")]
-    assert found.table.verdict[10] == "off design" and found.table.verdict[9] == "matches theory"
+    report = preflight(model, noise())
+    assert [(f.block, f.verdict) for f in report.faults] == [(10, "off design")]
+    assert report.table.verdict[10] == "off design" and report.table.verdict[9] == "matches theory"
 
 
 # ---- rules by hand
@@ -245,9 +245,9 @@ def table(var, mean_sq=None, stage=None, **columns):
     return pd.DataFrame({"stage": stage or [-1, *[0] * (n - 1)], "mean_sq": mean_sq or 0.0, "var": var, **filled})
 
 
-def verdicts(found, closed=None):
-    closed = pd.Series([False] * len(found)) if closed is None else pd.Series(closed)
-    return {(f.block, f.verdict) for f in broken_rules(found, closed, "float32")}
+def verdicts(signal_table, closed=None):
+    closed = pd.Series([False] * len(signal_table)) if closed is None else pd.Series(closed)
+    return {(f.block, f.verdict) for f in broken_rules(signal_table, closed, "float32")}
 
 
 def test_linear_growth_is_sound_and_doubling_is_not():
@@ -279,8 +279,8 @@ def test_gradients_are_followed_from_the_end():
 
 
 def test_what_is_not_finite_is_the_one_fault():
-    found = table([1.0, 50.0, math.nan, math.nan], peak=[3.0, 9.0, math.inf, math.nan])
-    (fault,) = broken_rules(found, pd.Series([False] * 4), "bfloat16")
+    signal_table = table([1.0, 50.0, math.nan, math.nan], peak=[3.0, 9.0, math.inf, math.nan])
+    (fault,) = broken_rules(signal_table, pd.Series([False] * 4), "bfloat16")
     assert (
         (fault.block, fault.verdict) == (2, "overflows") and "bfloat16" in fault.cause and "before is 9" in fault.cause
     )
@@ -317,14 +317,14 @@ def test_inputs_that_the_model_cannot_take():
         preflight(nf(), noise(2, channels=5, size=32))  # a line of ours would help nobody
     with pytest.raises(WorkbenchError, match=r"give images of real numbers, normalised"):
         preflight(SmallResNet(), noise(2, size=32).to(torch.uint8))
-    for x, said in [
+    for x, message in [
         ({"x": noise(2)}, "must be a tensor .*, not dict"),
         ((noise(2), 3), "must be a tensor .*, not a tensor of shape .*, int"),
         ((), "must be a tensor"),
         (noise(2).fill_(3), "finite values that vary"),
         (noise(2) / 0, "finite values that vary"),
     ]:
-        with pytest.raises(WorkbenchError, match=said):
+        with pytest.raises(WorkbenchError, match=message):
             preflight(SmallResNet(), x)
     with pytest.raises(WorkbenchError, match="did you mean 'float16'"):
         preflight(SmallResNet(), noise(2), precision="fp16")
@@ -337,8 +337,8 @@ def test_inputs_that_the_model_cannot_take():
 def test_a_network_whose_batchnorm_was_taken_out_passes(build):
     before = build()
     made = normfree(before, noise(2, size=32)).model
-    found = preflight(made, noise(16, size=32))
-    assert found.ok and set(found.table.verdict[1:]) == {"sound"}  # opened, though its skip gains are zero
+    report = preflight(made, noise(16, size=32))
+    assert report.ok and set(report.table.verdict[1:]) == {"sound"}  # opened, though its skip gains are zero
     assert all(not p.detach().any() for n, p in made.named_parameters() if n.endswith("skip_gain"))
 
 
@@ -402,10 +402,10 @@ CUT = {
 @pytest.mark.parametrize("way", CUT)
 def test_a_branch_or_skip_that_no_gradient_passes_is_cut_off(way):
     join, cause = CUT[way]
-    found = preflight(added(sound, join, sound), noise(size=16))
-    by_verdict = {fault.verdict: fault for fault in found.faults}
-    assert by_verdict["cut off"].block == 2 and cause in by_verdict["cut off"].cause, str(found)
-    assert found.table.cut_off[1] == "" and found.table.cut_off[3] == ("shortcut" if "without" in way else "")
+    report = preflight(added(sound, join, sound), noise(size=16))
+    by_verdict = {fault.verdict: fault for fault in report.faults}
+    assert by_verdict["cut off"].block == 2 and cause in by_verdict["cut off"].cause, str(report)
+    assert report.table.cut_off[1] == "" and report.table.cut_off[3] == ("shortcut" if "without" in way else "")
 
 
 def straight_through(h, branch, block):
@@ -442,8 +442,8 @@ OPEN = {
 
 @pytest.mark.parametrize("way", OPEN)
 def test_what_starts_at_zero_or_passes_gradients_by_is_not_cut_off(way):
-    found = preflight(added(OPEN[way], OPEN[way], OPEN[way]), noise(size=16))
-    assert "cut off" not in {fault.verdict for fault in found.faults}, str(found)
+    report = preflight(added(OPEN[way], OPEN[way], OPEN[way]), noise(size=16))
+    assert "cut off" not in {fault.verdict for fault in report.faults}, str(report)
 
 
 def test_a_shortcut_of_our_own_blocks_that_is_detached():
@@ -524,9 +524,9 @@ def test_a_head_that_float16_cannot_hold():
     [(torch.log, "overflows"), (lambda h: 100 * h, "too large"), (lambda h: 0 * h, "dead")],
 )
 def test_a_stem_is_told_from_the_blocks(stem, verdict):
-    found = preflight(Around(stem=stem), noise(size=32))
-    assert (0, verdict) in {(fault.block, fault.verdict) for fault in found.faults}, str(found)
-    assert f"- stem: {verdict}: " in str(found) and found.table.verdict[0] == verdict
+    report = preflight(Around(stem=stem), noise(size=32))
+    assert (0, verdict) in {(fault.block, fault.verdict) for fault in report.faults}, str(report)
+    assert f"- stem: {verdict}: " in str(report) and report.table.verdict[0] == verdict
 
 
 BYTES = 127 + 70 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -535,11 +535,12 @@ BYTES = 127 + 70 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_
 @pytest.mark.parametrize("x", [BYTES, 70 * noise(), noise() + 20], ids=["bytes", "deviation 70", "mean 20"])
 @pytest.mark.parametrize("build", [nf, lambda: create_model("resnet26_cifar", 10), lambda: Around(masked)])
 def test_an_input_that_is_not_normalised_is_named_first(build, x):
-    found = preflight(build(), x)
-    named = [(fault.block, fault.verdict) for fault in found.faults]
+    report = preflight(build(), x)
+    named = [(fault.block, fault.verdict) for fault in report.faults]
     if x.std() > 2:
-        assert named[0] == ("input", "not normalised") and f"standard deviation {x.std():.3g}" in str(found), str(found)
-    assert set(named) <= {("input", "not normalised"), ("head", "not finite")}, str(found)
+        text = str(report)
+        assert named[0] == ("input", "not normalised") and f"standard deviation {x.std():.3g}" in text, text
+    assert set(named) <= {("input", "not normalised"), ("head", "not finite")}, str(report)
 
 
 def test_the_network_is_still_blamed_for_what_is_its_own():
@@ -548,12 +549,12 @@ def test_the_network_is_still_blamed_for_what_is_its_own():
 
 
 def test_a_network_that_normalises_by_itself_gets_what_it_is_for():
-    class Own(SmallResNet):
+    class SelfNormalising(SmallResNet):
         def forward(self, x):
             return super().forward((x - 127) / 70)
 
-    assert preflight(Own(), BYTES).ok and preflight(SmallResNet(), BYTES).ok
-    model = Own()
+    assert preflight(SelfNormalising(), BYTES).ok and preflight(SmallResNet(), BYTES).ok
+    model = SelfNormalising()
     model.fc.register_forward_pre_hook(lambda m, args: (args[0].detach(),))
     assert [(fault.block, fault.verdict) for fault in preflight(model, BYTES).faults] == [("head", "cut off")]
 
@@ -615,9 +616,9 @@ FEATURES = torch.randn(128, 20, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_features_tokens_and_two_inputs(build, x, blocks):
-    found = preflight(build(), x)
-    assert found.ok and len(found.table) == blocks + 1, str(found)
-    assert found.table[["var", "residual_var"]][1:].gt(0).all(axis=None) and found.table.grad_var[1:].gt(0).all()
+    report = preflight(build(), x)
+    assert report.ok and len(report.table) == blocks + 1, str(report)
+    assert report.table[["var", "residual_var"]][1:].gt(0).all(axis=None) and report.table.grad_var[1:].gt(0).all()
 
 
 def test_their_faults_are_found_too():

@@ -6,7 +6,7 @@ from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.probes import shared
-from workbench.probes.shared import as_found, measured_parameters
+from workbench.probes.shared import left_unchanged, measured_parameters
 
 
 class Counts(nn.Module):
@@ -29,7 +29,7 @@ def test_buffers_and_random_state_come_back(fails):
     model, state = Counts(), torch.get_rng_state()
     seen, average = model.seen, model.average
     try:
-        with as_found(model):
+        with left_unchanged(model):
             model(torch.randn(3))
             assert model.seen == 1 and model.average is not average
             if fails:
@@ -45,7 +45,7 @@ def test_a_graph_from_before_may_be_differentiated_after(training):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train(training)
     x = torch.randn(2, 3, 4, 4)
     pending, version = model(x), model[1].running_mean._version
-    with as_found(model):
+    with left_unchanged(model):
         model(x)
     pending.square().sum().backward()
     assert model[1].running_mean._version == version

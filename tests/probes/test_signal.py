@@ -147,11 +147,11 @@ def test_tokens_gates_and_plain_sequences():
 def test_watching_agrees_with_what_our_own_blocks_say(monkeypatch):
     """Skip gain 1 and alpha 0.2: a watched branch is 0.2 of ours before it is added; the trunk is the same."""
     model, x = create_model("nf_resnet_tiny", 10, skip_gain=1.0).eval(), torch.randn(4, 3, 32, 32)
-    own = signal_propagation(model, x)
-    monkeypatch.setattr(signal, "own_blocks", lambda model: [])
+    ours = signal_propagation(model, x)
+    monkeypatch.setattr(signal, "library_blocks", lambda model: [])
     watched = signal_propagation(model, x)
-    assert watched["var"][1:].tolist() == pytest.approx(own["var"][1:].tolist(), rel=1e-5)
-    assert watched.residual_var[1:].tolist() == pytest.approx((0.04 * own.residual_var[1:]).tolist(), rel=1e-5)
+    assert watched["var"][1:].tolist() == pytest.approx(ours["var"][1:].tolist(), rel=1e-5)
+    assert watched.residual_var[1:].tolist() == pytest.approx((0.04 * ours.residual_var[1:]).tolist(), rel=1e-5)
 
 
 def test_a_networks_input_is_left_as_it_was():
@@ -186,11 +186,11 @@ def test_statistics_keep_their_digits_far_from_zero(mean):
     x = torch.randn(4, 3, 16, 16) + mean * torch.tensor([1.0, -1.0, 0.5]).view(-1, 1, 1)
     gate = torch.rand(4, 3, 1, 1)
     for given in (None, gate):
-        found = moments(x, given)
+        measured = moments(x, given)
         product = x.double() if given is None else given.double() * x.double()
         var, centre = torch.var_mean(product, dim=(0, 2, 3), correction=0)
-        assert found["var"] == pytest.approx(var.mean().item(), rel=3e-5)
-        assert found["mean_sq"] == pytest.approx(centre.square().mean().item(), rel=3e-5)
+        assert measured["var"] == pytest.approx(var.mean().item(), rel=3e-5)
+        assert measured["mean_sq"] == pytest.approx(centre.square().mean().item(), rel=3e-5)
 
 
 # ---- columns for the asking
@@ -318,13 +318,13 @@ def test_blocks_by_name_where_nothing_is_added():
 def test_blocks_by_name_take_the_last_addition_inside_as_their_branch():
     model, x = SmallResNet().eval(), torch.randn(4, 3, 16, 16)
     by_name = signal_propagation(model, x, blocks=["layer1", "layer2"])
-    found = signal_propagation(model, x)
-    assert by_name.residual_var[1:].tolist() == pytest.approx(found.residual_var[[2, 4]].tolist(), rel=1e-5)
+    by_addition = signal_propagation(model, x)
+    assert by_name.residual_var[1:].tolist() == pytest.approx(by_addition.residual_var[[2, 4]].tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("blocks", "said"), [(["layer3"], "did you mean 'layer"), (["fc"], "must name modules that return a map")]
+    ("blocks", "message"), [(["layer3"], "did you mean 'layer"), (["fc"], "must name modules that return a map")]
 )
-def test_blocks_that_cannot_be_meant(blocks, said):
-    with pytest.raises(WorkbenchError, match=said):
+def test_blocks_that_cannot_be_meant(blocks, message):
+    with pytest.raises(WorkbenchError, match=message):
         signal_propagation(SmallResNet(), torch.randn(2, 3, 16, 16), blocks=blocks)

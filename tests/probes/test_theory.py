@@ -132,8 +132,8 @@ def test_measured_gradients_agree_over_orders_of_magnitude(case):
 def blurred(n: int, size: int, seed: int = 0) -> torch.Tensor:
     """Normal fields whose pixels are alike over a few pixels and over channels: images, as far as moments go."""
     generator = torch.Generator().manual_seed(seed)
-    common, own = (torch.randn(n, c, size + 8, size + 8, generator=generator) for c in (1, 3))
-    x = torch.nn.functional.avg_pool2d(common + 0.3 * own, 5, 1)[..., :size, :size]
+    common, per_channel = (torch.randn(n, c, size + 8, size + 8, generator=generator) for c in (1, 3))
+    x = torch.nn.functional.avg_pool2d(common + 0.3 * per_channel, 5, 1)[..., :size, :size]
     return x / x.std()
 
 

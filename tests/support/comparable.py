@@ -8,7 +8,7 @@ from workbench.training import TrainConfig, TrainResult
 
 def rows(*groups: dict) -> pd.DataFrame:
     """A row a seed for each group: {"config_id": "a", "val_acc": [0.5, 0.6], ...}; other fields as they are."""
-    found = []
+    table_rows = []
     for group in groups:
         accuracies = group["val_acc"]
         for seed, accuracy in enumerate(accuracies):
@@ -17,8 +17,8 @@ def rows(*groups: dict) -> pd.DataFrame:
             row |= {"batch_size": 64.0, "lr": 0.1, "failed": 0.0, "train_loss": 1.0, "samples_seen": 640.0}
             row |= {"device_seconds": 2.0, "seed": float(seed)}
             given = {k: v[seed] if isinstance(v, list) else v for k, v in group.items()}
-            found.append(row | given | {"val_acc": accuracy})
-    return pd.DataFrame(found).reindex(columns=list(COLUMNS)).assign(name="training", key="")
+            table_rows.append(row | given | {"val_acc": accuracy})
+    return pd.DataFrame(table_rows).reindex(columns=list(COLUMNS)).assign(name="training", key="")
 
 
 def log(store, accuracy: float, *, arm: str = "NF", seed: int = 0, mode: str = "full", study: str | None = "mine", code="c",

@@ -83,14 +83,14 @@ def start(root: Path, executor: str) -> subprocess.Popen:
 
 def family(root: Path) -> list[psutil.Process]:
     """Everything that works for this root, the launcher too."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("WORKBENCH_ROOT") == str(root) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return [p for p in found if p.pid != os.getpid()]
+    return [p for p in processes if p.pid != os.getpid()]
 
 
 def find(victim: str, launcher: subprocess.Popen) -> psutil.Process | None:
@@ -178,11 +178,11 @@ def runs(root: Path) -> list[tuple[str, str, str, dict, str]]:
 
 def check(root: Path, victim: str) -> int:
     """Nothing may be wrong at any time; returns the number of runs left RUNNING, which only a killed launcher may."""
-    found = runs(root)
-    finished = collections.Counter(tags["key"] for e, _, s, tags in found if e == "trainings" and s == "FINISHED")
+    all_runs = runs(root)
+    finished = collections.Counter(tags["key"] for e, _, s, tags in all_runs if e == "trainings" and s == "FINISHED")
     assert not [key for key, n in finished.items() if n > 1], "a finished training was repeated"
-    assert sum(e == "studies" and s == "FINISHED" for e, _, s, _ in found) <= 1
-    left = sum(status == "RUNNING" for _, _, status, _ in found)
+    assert sum(e == "studies" and s == "FINISHED" for e, _, s, _ in all_runs) <= 1
+    left = sum(status == "RUNNING" for _, _, status, _ in all_runs)
     assert left == 0 or victim == "launcher", f"{left} runs say RUNNING though nobody runs them"
     return left
 
@@ -227,7 +227,7 @@ def campaign(kills: int, seed: int, executors: tuple[str, ...], say=print) -> co
         root = make_root(scratch / f"undisturbed-{executor}")
         assert start(root, executor).wait() == 0, (root / "said").read_text()
         wanted[executor] = results(root)
-    assert len({json.dumps(found, sort_keys=True) for found in wanted.values()}) == 1, "executors differ"
+    assert len({json.dumps(result, sort_keys=True) for result in wanted.values()}) == 1, "executors differ"
     plans = [(v, m) for v in VICTIMS for m in MOMENTS if m != "database"]  # of which every second round has one first
     queue: list[tuple[str, str]] = []
     while done < kills:

@@ -5,9 +5,9 @@ from support.mlflow_view import client
 
 def points_twice(store, runs):
     """(run, metric) pairs with two points at one step."""
-    found = []
+    repeated = []
     for run in runs:
         for metric in run.metrics:
             steps = [point.step for point in client(store).get_metric_history(run.id, metric)]
-            found += [(run.id, metric)] if len(steps) != len(set(steps)) else []
-    return found
+            repeated += [(run.id, metric)] if len(steps) != len(set(steps)) else []
+    return repeated

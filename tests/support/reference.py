@@ -228,8 +228,8 @@ def resnet(weights, x, *, depth, activation, training, **_):
 
 def forward(weights, x, *, family, **description):
     """(logits, pooled features, [stem, trunk after each block]) of a family with these weights."""
-    own = {"skipinit": skipinit, "fixup": fixup, "resnet": resnet}.get(family)
-    return own(weights, x, **description) if own else nf(weights, x, family=family, **description)
+    special = {"skipinit": skipinit, "fixup": fixup, "resnet": resnet}.get(family)
+    return special(weights, x, **description) if special else nf(weights, x, family=family, **description)
 
 
 def signal(trunk):

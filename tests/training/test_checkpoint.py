@@ -246,12 +246,12 @@ def test_trained_weights_are_evaluated_as_they_were_trained(root, tmp_path, comm
     settings = [f"data={tmp_path / 'images'}", "steps=40", "batch_size=16", "base_lr=0.8", "clip=0.1", "device=cpu"]
     arguments = [a for s in [*settings, "model_args={skip_gain: 1.0}"] for a in ("-p", s)]
     file = tmp_path / "mine.safetensors"
-    code, said, err = command("train", *arguments, "--save", file)
-    assert code == 0 and "complete" in said, err
-    code, said, err = command(
+    code, output, err = command("train", *arguments, "--save", file)
+    assert code == 0 and "complete" in output, err
+    code, output, err = command(
         "evaluate", "nf_resnet_tiny", "--weights", file, "--data", tmp_path / "images", "--device", "cpu"
     )
     assert code == 0, err
-    assert "100.00%" in said.splitlines()[0]
+    assert "100.00%" in output.splitlines()[0]
     assert "reused" in command("train", *arguments)[1]  # asked for without weights, its result is known
     assert not list((root / "mlruns").glob("checkpoints/*"))

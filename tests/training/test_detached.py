@@ -54,9 +54,9 @@ def check_against_training_here(out, plan):
         wanted = train(
             training.config.replace(progress=False), tables=lambda n, t, tables=tables: tables.update({n: t})
         )
-        found = records[training.key]
-        assert plain(found.result) == plain(wanted)
-        assert (found.study, found.arm, found.result.config) == ("mine", "a", training.config)
+        kept = records[training.key]
+        assert plain(kept.result) == plain(wanted)
+        assert (kept.study, kept.arm, kept.result.config) == ("mine", "a", training.config)
         again = tables_of(out, training.key)
         assert set(again) == set(tables) and all(again[name].equals(tables[name]) for name in tables)
     history = pd.read_parquet(out / "history.parquet")
@@ -143,8 +143,8 @@ def test_told_to_stop_it_checkpoints_and_goes_on_from_there(plan, tmp_path, one_
     summary = run_plan(plan, out, device="cpu")
     assert (summary.done + summary.known, summary.left) == (3, 0)
     check_against_training_here(out, plan)
-    found = {record.result.key: record.result for _, record in read_records(out)}[place.partition("/")[0]]
-    assert found.history[: len(state["history"])] == state["history"]
+    result = {record.result.key: record.result for _, record in read_records(out)}[place.partition("/")[0]]
+    assert result.history[: len(state["history"])] == state["history"]
 
 
 def steps_archived(out):
@@ -163,10 +163,10 @@ def test_ctrl_c_and_term_reach_all_processes_and_leave_a_checkpoint(plan, tmp_pa
     running = start(plan, out, "--checkpoint-seconds", "0.2")
     wait_for(lambda: (out / "checkpoints.json").exists(), running)
     os.killpg(running.pid, number)
-    said = running.communicate(timeout=60)
-    assert running.returncode == code, said
-    assert "Traceback" not in said[1]
-    assert "left: the same command goes on from there" in said[0]
+    outputs = running.communicate(timeout=60)
+    assert running.returncode == code, outputs
+    assert "Traceback" not in outputs[1]
+    assert "left: the same command goes on from there" in outputs[0]
     assert (out / "checkpoints.json").exists()
 
 
@@ -179,8 +179,10 @@ worker = Worker(Seat("cpu", "cpu", None, 1, 1))
 print(pathlib.Path(f"/proc/{worker.process.pid}/status").read_text())
 worker.end(kill=True)
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True).stdout
-    blocked = int(next(line for line in said.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+    status = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True
+    ).stdout
+    blocked = int(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1], 16)
     assert blocked >> (signal.SIGINT - 1) & 1
 
 
@@ -196,8 +198,8 @@ def test_the_second_ctrl_c_ends_it_at_once(plan, tmp_path, one_thread):
     with pytest.raises(subprocess.TimeoutExpired):
         running.wait(timeout=3)
     running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=20)
-    assert running.returncode == 130, said
+    outputs = running.communicate(timeout=20)
+    assert running.returncode == 130, outputs
     assert not worker.is_running()
 
 
@@ -228,7 +230,7 @@ def changed(plan, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes, options, said",
+    "changes, options, message",
     [
         ({"code": "0" * 16}, [], "the plan was made by code 0000000000000000, and here is"),
         ({"data_digest": "0" * 16}, [], "here and 0000000000000000 in the plan: bring the same files"),
@@ -245,12 +247,12 @@ def changed(plan, **changes):
     ],
 )
 def test_what_cannot_run_here_is_refused_before_anything_is_written(
-    plan, tmp_path, monkeypatch, capsys, changes, options, said
+    plan, tmp_path, monkeypatch, capsys, changes, options, message
 ):
     changed(plan, **changes)
     code, shown = run_program(monkeypatch, capsys, plan, "--out", tmp_path / "out", *options)
     assert code == 2
-    assert said in shown.err and shown.err.startswith("workbench: ")
+    assert message in shown.err and shown.err.startswith("workbench: ")
     assert not (tmp_path / "out").exists()
 
 
@@ -267,8 +269,8 @@ def test_curvature_needs_scipy_here(plan, monkeypatch):
 
 def test_with_other_code_the_keys_are_those_of_the_code_here(plan):
     here = read_plan(plan).trainings[0]
-    (found,) = ready(Plan("0" * 16, [Planned("1" * 64, here.config, here.data_digest)]), other_code=True)
-    assert found.key == here.key
+    (training,) = ready(Plan("0" * 16, [Planned("1" * 64, here.config, here.data_digest)]), other_code=True)
+    assert training.key == here.key
 
 
 def test_torchrun_is_refused(plan, tmp_path, monkeypatch):
@@ -282,8 +284,8 @@ def test_torchrun_is_refused(plan, tmp_path, monkeypatch):
 
 def test_one_training_a_gpu_with_its_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = seats("auto", None, gpus=4, cores=32)
-    assert [(s.name, s.device, s.visible, s.threads, s.loaders) for s in found] == [
+    all_seats = seats("auto", None, gpus=4, cores=32)
+    assert [(s.name, s.device, s.visible, s.threads, s.loaders) for s in all_seats] == [
         (f"cuda:{i}", "cuda", str(i), 8, 8) for i in range(4)
     ]
     assert [s.visible for s in seats("cuda", 6, gpus=4, cores=32)] == ["0", "1", "2", "3", "0", "1"]
@@ -315,9 +317,9 @@ def test_a_worker_sees_its_own_gpu_alone_and_the_environment_is_as_before(monkey
 
 def test_a_seat_changes_where_a_training_runs_and_not_its_name(image_folder):
     config = TINY.replace(data=str(image_folder), stream=True, image_size=32, workers=3)
-    there = on_seat(config, seats("cuda", None, gpus=4, cores=32)[2])
-    assert (there.device, there.workers, there.progress) == ("cuda", 8, False)
-    assert training_key(there, "d") == training_key(config, "d")
+    seated = on_seat(config, seats("cuda", None, gpus=4, cores=32)[2])
+    assert (seated.device, seated.workers, seated.progress) == ("cuda", 8, False)
+    assert training_key(seated, "d") == training_key(config, "d")
     assert on_seat(TINY, seats("cpu", None, gpus=0, cores=8)[0]).workers is None  # only streamed images have loaders
 
 

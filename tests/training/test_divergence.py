@@ -124,8 +124,8 @@ def test_a_loss_above_its_limit_names_the_largest_ratio_of_gradient_to_weight():
     loss = ratios.pop("loss")
     worst = max(ratios, key=ratios.get)
     assert result.outcome == "diverged" and 20 * math.log(10) < loss < math.inf and sound(result)
-    said = f"training loss {loss:.9g} at step {result.metrics['failed_at_step']} is above 46.05; largest gradient"
-    assert result.cause == f"{said} for its weight: {worst}, ratio {ratios[worst]:.3g}"
+    opening = f"training loss {loss:.9g} at step {result.metrics['failed_at_step']} is above 46.05; largest gradient"
+    assert result.cause == f"{opening} for its weight: {worst}, ratio {ratios[worst]:.3g}"
 
 
 def test_weights_that_are_no_numbers_behind_a_sound_step_are_found_by_the_evaluation():
@@ -194,8 +194,8 @@ def test_norms_and_ratios_by_hand():
 
 def test_a_look_at_the_losses_reads_each_once():
     watch, norms = LossWatch(limit=10.0, every=3), torch.ones(2)
-    told = [watch.diverged(step, torch.tensor(float(step)), norms, look=step == 4) for step in range(1, 5)]
-    assert told == [False] * 4 and watch.mean_since_last() == 2.5 and watch.failed.item() == 0
+    verdicts = [watch.diverged(step, torch.tensor(float(step)), norms, look=step == 4) for step in range(1, 5)]
+    assert verdicts == [False] * 4 and watch.mean_since_last() == 2.5 and watch.failed.item() == 0
     assert not watch.diverged(5, torch.tensor(11.0), norms, look=False) and watch.failed.item() == 1
     assert watch.diverged(6, torch.tensor(1.0), norms, look=False) and (watch.step, watch.loss) == (5, 11.0)
 

@@ -283,8 +283,8 @@ def test_the_gpu_trains_as_the_cpu_does():
 
 @pytest.mark.gpu
 def test_the_gpu_learns_in_bfloat16_with_channels_last():
-    found = train(QUICK.replace(device="cuda", precision="bfloat16", steps=60))
-    assert found.outcome == "complete" and found.history[-1]["train_loss"] < found.history[0]["train_loss"]
+    result = train(QUICK.replace(device="cuda", precision="bfloat16", steps=60))
+    assert result.outcome == "complete" and result.history[-1]["train_loss"] < result.history[0]["train_loss"]
 
 
 def test_a_training_needs_only_what_stands_below_the_wall(image_folder):

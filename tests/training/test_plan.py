@@ -48,7 +48,7 @@ def spoilt(lines, at, **changes):
 
 
 @pytest.mark.parametrize(
-    "spoil, said",
+    "spoil, message",
     [
         (lambda lines: [], "its first line says None"),
         (lambda lines: ["an image", *lines[1:]], "line 1 is no JSON object"),
@@ -65,12 +65,12 @@ def spoilt(lines, at, **changes):
         (lambda lines: spoilt(lines, 1, colour="red"), "line 2: "),
     ],
 )
-def test_what_is_no_plan_is_refused_with_its_line(tmp_path, spoil, said):
+def test_what_is_no_plan_is_refused_with_its_line(tmp_path, spoil, message):
     file = write_plan(tmp_path / "plan.jsonl", [planned(0), planned(1)])
     file.write_text("".join(line + "\n" for line in spoil(file.read_text().splitlines())))
     with pytest.raises(WorkbenchError) as refused:
         read_plan(file)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_file_that_cannot_be_read_or_written_is_refused(tmp_path):

@@ -124,8 +124,8 @@ def test_another_size_is_that_of_test_images_too_and_streams_fields_go_with_it()
 def test_values_that_are_none_are_one_sentence(root, command, given, message):
     import re
 
-    code, _, said = command("train", "-p", given, "-p", "steps=1")
-    assert code == 2 and re.search(message, said), said
+    code, _, errors = command("train", "-p", given, "-p", "steps=1")
+    assert code == 2 and re.search(message, errors), errors
 
 
 @pytest.mark.parametrize(
@@ -159,18 +159,18 @@ def test_a_recipe_that_is_none_is_one_sentence(root, tmp_path, command, content,
     import re
 
     (tmp_path / "r.yaml").write_text(content)
-    code, _, said = command("train", tmp_path / "r.yaml")
-    assert code == 2 and re.search(message, said)
+    code, _, errors = command("train", tmp_path / "r.yaml")
+    assert code == 2 and re.search(message, errors)
 
 
 def test_show_prints_every_number_and_writes_nothing(root, command):
     before = sorted((root / "mlruns").rglob("*"))
-    code, said, _ = command("train", "paper_nfnet:f0", "-p", "clip=0.02", "--show")
-    assert code == 0 and yaml.safe_load(said) == paper_nfnet("f0", clip=0.02).to_dict()
+    code, output, _ = command("train", "paper_nfnet:f0", "-p", "clip=0.02", "--show")
+    assert code == 0 and yaml.safe_load(output) == paper_nfnet("f0", clip=0.02).to_dict()
     assert sorted((root / "mlruns").rglob("*")) == before
 
 
 def test_train_takes_a_recipe_from_a_file(root, tmp_path, command):
     (tmp_path / "r.yaml").write_text("model: nf_resnet_tiny\nsteps: 2\ntrain_size: 128\nbatch_size: 32\ndevice: cpu\n")
-    code, said, _ = command("train", tmp_path / "r.yaml", "-p", "clip=0.05")
-    assert code == 0 and "nf_resnet_tiny B32 lr0.0125 c0.05 s0 on mnist5k: 3,500 train, 500 val" in said
+    code, output, _ = command("train", tmp_path / "r.yaml", "-p", "clip=0.05")
+    assert code == 0 and "nf_resnet_tiny B32 lr0.0125 c0.05 s0 on mnist5k: 3,500 train, 500 val" in output

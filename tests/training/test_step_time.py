@@ -18,10 +18,10 @@ def test_steps_are_matched_to_a_twentieth(cost, steps):
 
 
 def test_a_larger_batch_costs_more_and_the_first_costs_one(one_thread):
-    found = step_costs({"small": SMALL, "large": SMALL.replace(batch_size=128)}, rounds=3, steps=3).set_index("arm")
-    assert found.cost["small"] == 1
-    assert found.low["large"] <= found.cost["large"] <= found.high["large"]
-    assert found.cost["large"] > 1.5
+    costs = step_costs({"small": SMALL, "large": SMALL.replace(batch_size=128)}, rounds=3, steps=3).set_index("arm")
+    assert costs.cost["small"] == 1
+    assert costs.low["large"] <= costs.cost["large"] <= costs.high["large"]
+    assert costs.cost["large"] > 1.5
 
 
 def test_a_cost_measured_before_goes_first_and_a_misspelt_arm_is_refused():

@@ -45,12 +45,12 @@ def server():
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        found.asked, found.cut, found.ranges = [], None, True
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        found.url = f"http://127.0.0.1:{found.server_port}/weights.bin"
-        yield found
-        found.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        listener.asked, listener.cut, listener.ranges = [], None, True
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        listener.url = f"http://127.0.0.1:{listener.server_port}/weights.bin"
+        yield listener
+        listener.shutdown()
 
 
 def test_a_file_is_fetched_once(server, cache):

@@ -73,8 +73,8 @@ def check_everywhere(model, tmp_path, channels=3):
             x = torch.randn(size[0], channels, *size[1:])
             wanted = net(x)
             assert relative(program(x), wanted) < 1e-5
-            (found,) = session.run(["logits"], {"images": x.numpy()})
-            assert relative(torch.from_numpy(found), wanted) < 1e-5
+            (logits,) = session.run(["logits"], {"images": x.numpy()})
+            assert relative(torch.from_numpy(logits), wanted) < 1e-5
 
 
 def test_a_small_network_leaves_by_every_door(tmp_path):

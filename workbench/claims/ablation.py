@@ -16,7 +16,7 @@ from workbench.claims.claim import Claim
 from workbench.lab.statistics.effects import beside, effects, interval_of
 from workbench.lab.statistics.intervals import difference_p, points, side, t_interval
 from workbench.lab.statistics.panels import draw_differences
-from workbench.lab.statistics.rates import by_seed, edges_told
+from workbench.lab.statistics.rates import by_seed, edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim("The parts of the NFNet recipe pay for their time", number=8, tables=("costs", "screened", "confirmed"))
@@ -50,27 +50,27 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) 
     holds = side(effect)
     relation = {True: "pay for their time", False: "do not pay for their time",
                 None: "are not shown to pay for their time, or not to"}[holds]  # fmt: skip
-    said = [f"at {protocol}: {_each(rows)}" for protocol, rows in confirmed.groupby("protocol", sort=False)]
+    texts = [f"at {protocol}: {_each(rows)}" for protocol, rows in confirmed.groupby("protocol", sort=False)]
     matched = matched_cost(confirmed)
     cost = ", ".join(
         f"{row.arm} {row.cost:.2f} ({matched[row.arm]:.2f})" for row in costs.itertuples() if row.arm != WHOLE
     )
     sentence = (
         f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
-        f"equal time. Accuracy without a part, {'; '.join(said)}. Time of a step, as measured here (and as matched "
+        f"equal time. Accuracy without a part, {'; '.join(texts)}. Time of a step, as measured here (and as matched "
         f"by the steps): {cost}."
     )
-    sentence += edges_told(screened)
+    sentence += edge_warnings(screened)
     return Verdict(
         sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference), in_points=True
     )
 
 
 def _each(rows: pd.DataFrame) -> str:
-    found = effects(rows, WHOLE)
-    worse = [arm for arm, p, d in zip(found.arm, found.p_holm, found.difference, strict=True) if p < 0.05 and d < 0]
-    better = [arm for arm, p, d in zip(found.arm, found.p_holm, found.difference, strict=True) if p < 0.05 and d > 0]
-    each = ", ".join(f"{arm} {points(interval_of(found, arm))}" for arm in found.arm)
+    table = effects(rows, WHOLE)
+    worse = [arm for arm, p, d in zip(table.arm, table.p_holm, table.difference, strict=True) if p < 0.05 and d < 0]
+    better = [arm for arm, p, d in zip(table.arm, table.p_holm, table.difference, strict=True) if p < 0.05 and d > 0]
+    each = ", ".join(f"{arm} {points(interval_of(table, arm))}" for arm in table.arm)
     return f"{each} (by Holm worse: {', '.join(worse) or 'none'}; better: {', '.join(better) or 'none'})"
 
 

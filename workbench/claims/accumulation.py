@@ -48,12 +48,12 @@ def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
 
 def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:
     """By arm: accumulated minus at once, seed by seed."""
-    found = {}
+    by_arm = {}
     for arm, rows in table.groupby("arm", sort=False):
         rows = rows.assign(way=rows.micro_batch.notna().map({True: "parts", False: "at once"}))
         pairs = by_seed(rows, "way").dropna()
-        found[arm] = pairs["parts"] - pairs["at once"]
-    return found
+        by_arm[arm] = pairs["parts"] - pairs["at once"]
+    return by_arm
 
 
 def figure(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Figure:

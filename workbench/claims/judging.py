@@ -24,9 +24,9 @@ from workbench.paths import root
 
 LEVEL = 0.05
 INDEX = "runs.json"  # of the committed tables: which run each study's are of
-TOLD = 40  # characters of a value
+MAX_VALUE_LENGTH = 40  # characters of a value
 UNDATED = {".svg": {"Date": None}}  # equal tables give an equal file
-SAID = ("run", "date", "data", "device", "departs")  # of a run, in that index
+INDEX_FIELDS = ("run", "date", "data", "device", "departs")  # of a run, in that index
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
     ]
 
 
-def export(found: list[Judged], folder: Path) -> list[Path]:
+def export(judged_claims: list[Judged], folder: Path) -> list[Path]:
     """Writes the tables that came from the store, and which run they are of, as `judged` reads them again; and the
     figures of all, of committed tables drawn anew, into the folder `figures` beside."""
     figures = folder.parent / "figures"
@@ -87,7 +87,7 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
     index_file = folder / INDEX
     index = json.loads(index_file.read_text()) if index_file.exists() else {}
     written = []
-    for judged_claim in found:
+    for judged_claim in judged_claims:
         claim, evidence = judged_claim.claim, judged_claim.evidence
         if evidence is None:
             continue
@@ -96,7 +96,7 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
                 file = folder / _file(claim.study, name)
                 evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
                 written.append(file)
-            index[claim.study] = {name: getattr(evidence, name) for name in SAID}
+            index[claim.study] = {name: getattr(evidence, name) for name in INDEX_FIELDS}
         figure = claim.figure(evidence.tables)
         for drawing in (figures / f"{claim.study}.{suffix}" for suffix in ("png", "svg")):
             figure.savefig(drawing, dpi=160, bbox_inches="tight", metadata=UNDATED.get(drawing.suffix))
@@ -107,9 +107,9 @@ def export(found: list[Judged], folder: Path) -> list[Path]:
 
 def _find(claim: RegisteredClaim, where: str, store: Store | None) -> Evidence | None:
     if where != "docs":
-        found = _in_store(claim, store or Store())
-        if found is not None or where == "store":
-            return found
+        evidence = _in_store(claim, store or Store())
+        if evidence is not None or where == "store":
+            return evidence
     return _committed(claim)
 
 
@@ -118,11 +118,11 @@ def _in_store(claim: RegisteredClaim, store: Store) -> Evidence | None:
     if not runs:
         return None
     study = Study.load(claim.study)
-    told = [(run, departures(study, run.parameters)) for run in runs]
-    told = [(run, departs) for run, departs in told if not departs or run.tags.get("by") != "hand"]
-    if not told:
+    candidates = [(run, departures(study, run.parameters)) for run in runs]
+    candidates = [(run, departs) for run, departs in candidates if not departs or run.tags.get("by") != "hand"]
+    if not candidates:
         return None
-    run, departs = min(told, key=lambda one: bool(one[1]))  # of equals the first, which is the newest
+    run, departs = min(candidates, key=lambda one: bool(one[1]))  # of equals the first, which is the newest
     try:
         tables = {name: store.read_table(run.id, name) for name in claim.tables}
     except WorkbenchError as error:
@@ -138,7 +138,7 @@ def departures(study: Study, params: Mapping[str, str]) -> str:
     the notebook's order, long values left out, beside the nearest of its executions; empty where they are. A parameter
     that the notebook has got since counts as its default; one that it has no more is told as it was."""
     defaults = {name: knob.default for name, knob in study.knobs().items()}
-    found = []
+    by_execution = []
     for wanted in study.executions(quick=False):
         other = []
         for name, value in wanted.items():
@@ -146,13 +146,13 @@ def departures(study: Study, params: Mapping[str, str]) -> str:
             if was is None and value is not None and value != defaults[name]:
                 other.append(f"{name}=none")
             elif was is not None and name != "device" and was != as_param(value):
-                other.append(_told(name, was))
-        found.append(other + [_told(name, was) for name, was in params.items() if name not in wanted])
-    return ", ".join(min(found, key=len))
+                other.append(_setting_text(name, was))
+        by_execution.append(other + [_setting_text(name, was) for name, was in params.items() if name not in wanted])
+    return ", ".join(min(by_execution, key=len))
 
 
-def _told(name: str, value: str) -> str:
-    return f"{name}={value}" if len(value) <= TOLD else name
+def _setting_text(name: str, value: str) -> str:
+    return f"{name}={value}" if len(value) <= MAX_VALUE_LENGTH else name
 
 
 def _committed(claim: RegisteredClaim) -> Evidence | None:
@@ -165,8 +165,8 @@ def _committed(claim: RegisteredClaim) -> Evidence | None:
         index = json.loads((folder / INDEX).read_text()).get(claim.study, {}) if (folder / INDEX).exists() else {}
     except (OSError, ValueError) as error:
         raise WorkbenchError(f"the committed table of {claim.study} cannot be read ({error}).") from error
-    said = {name: index.get(name, "") for name in SAID}
-    return Evidence(tables, **said, source=str(folder.relative_to(root())))
+    fields = {name: index.get(name, "") for name in INDEX_FIELDS}
+    return Evidence(tables, **fields, source=str(folder.relative_to(root())))
 
 
 def _file(study: str, table: str) -> str:

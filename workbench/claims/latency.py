@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval
-from workbench.lab.statistics.rates import arm_of, edges_told
+from workbench.lab.statistics.rates import arm_of, edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -36,11 +36,16 @@ def times(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) ->
     target = _target(confirmed)
     rows = []
     for training in confirmed.itertuples():
-        own = curves[(curves.arm == training.arm) & (curves.seed == training.seed)].sort_values("step")
-        there = own[own.val_acc >= target]
-        steps = there.step.iloc[0] if len(there) else 2 * training.steps
+        curve = curves[(curves.arm == training.arm) & (curves.seed == training.seed)].sort_values("step")
+        at_target = curve[curve.val_acc >= target]
+        steps = at_target.step.iloc[0] if len(at_target) else 2 * training.steps
         rows.append(
-            {"arm": training.arm, "seed": training.seed, "reached": len(there) > 0, "time": steps * cost[training.arm]}
+            {
+                "arm": training.arm,
+                "seed": training.seed,
+                "reached": len(at_target) > 0,
+                "time": steps * cost[training.arm],
+            }
         )
     return pd.DataFrame(rows)
 
@@ -51,16 +56,16 @@ def _target(confirmed: pd.DataFrame) -> float:
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Verdict:
     """Is NF+AGC sooner at the target than BN?"""
-    found = times(costs, confirmed, curves)
-    by_arm = found.pivot_table(index="seed", columns="arm", values="time")
+    timings = times(costs, confirmed, curves)
+    by_arm = timings.pivot_table(index="seed", columns="arm", values="time")
     clipped = next(arm for arm in by_arm if arm_of(arm) == "NF+AGC")
     doublings = np.log2(by_arm[clipped] / by_arm["BN"]).dropna()
     effect, p = t_interval(doublings), _p_whatever_the_cost(doublings, costs.set_index("arm").loc[clipped])
-    no_target = found[found.arm == "BN"].reached.mean() < 0.5
+    no_target = timings[timings.arm == "BN"].reached.mean() < 0.5
     holds = None if no_target or not p < 0.05 else bool(effect.mean < 0)
     relation = {True: "is sooner", False: "is later", None: "is not shown to be sooner or later"}[holds]
     steps = ", ".join(f"{row.arm} {row.cost:.2f} ({row.low:.2f}..{row.high:.2f})" for row in costs.itertuples())
-    reached = ", ".join(f"{arm} {int(t.reached.sum())} of {len(t)}" for arm, t in found.groupby("arm", sort=False))
+    reached = ", ".join(f"{arm} {int(t.reached.sum())} of {len(t)}" for arm, t in timings.groupby("arm", sort=False))
     accuracies = {arm: (accuracy_interval(t.test_acc), t.lr.iloc[0]) for arm, t in confirmed.groupby("arm", sort=False)}
     ends = ", ".join(f"{arm} {accuracy:.1%} at {lr:.3g}" for arm, (accuracy, lr) in accuracies.items())
     sentence = (
@@ -69,7 +74,7 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, 
         f"Test accuracy at the end: {ends}."
     )
     sentence += " BN itself rarely gets there, so the target says nothing." if no_target else ""
-    sentence += edges_told(screened)
+    sentence += edge_warnings(screened)
     return Verdict(sentence, holds, "doublings of the time to accuracy, NF+AGC over BN", effect, p=p)
 
 

@@ -19,7 +19,7 @@ from workbench.errors import unknown
 from workbench.lab.statistics.effects import beside, effects, interval_of
 from workbench.lab.statistics.intervals import points, side
 from workbench.lab.statistics.panels import effects_and_rates
-from workbench.lab.statistics.rates import edges_told
+from workbench.lab.statistics.rates import edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -43,16 +43,16 @@ def arms(clip: float, stages: list[int], only: Sequence[str] = ()) -> dict[str, 
     Raises: WorkbenchError for a name in `only` that is no arm.
     """
     left_out = {FIRST: "first_conv", **{STAGE.format(n): f"stage{n}" for n in stages}, VECTORS: "vectors"}
-    found = {
+    all_arms = {
         PAPER: {"clip": clip},
         HEAD: {"clip": clip, "clip_head": True},
         **{arm: {"clip": clip, "clip_exempt": [part]} for arm, part in left_out.items()},
         NONE: {"clip": None},
     }
     for arm in only:
-        if arm not in found:
-            raise unknown("arm", arm, found)
-    return {arm: fields for arm, fields in found.items() if not only or arm in (PAPER, HEAD, *only)}
+        if arm not in all_arms:
+            raise unknown("arm", arm, all_arms)
+    return {arm: fields for arm, fields in all_arms.items() if not only or arm in (PAPER, HEAD, *only)}
 
 
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
@@ -68,31 +68,31 @@ def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 def largest_stable(screened: pd.DataFrame) -> pd.Series:
     """By arm the largest rate at which no training failed; NaN where one failed at each."""
     clean = screened.groupby(["arm", "lr"], sort=False).failed.max().reset_index()
-    found = clean[clean.failed == 0].groupby("arm").lr.max()
-    return found.reindex(list(dict.fromkeys(screened.arm)))
+    largest = clean[clean.failed == 0].groupby("arm").lr.max()
+    return largest.reindex(list(dict.fromkeys(screened.arm)))
 
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does clipping the head cost accuracy? And what of the other layers?"""
-    found = effects(confirmed, PAPER, contrast=HEAD)
-    head = interval_of(found, HEAD)
+    comparison = effects(confirmed, PAPER, contrast=HEAD)
+    head = interval_of(comparison, HEAD)
     better = side(head)
     holds = None if better is None else not better
     relation = {True: "costs accuracy", False: "gains accuracy", None: "is not shown to change accuracy"}[holds]
     sentence = f"Clipping the classifier's weight, too, {relation}: {points(head)}"
-    rows, each = found.set_index("arm"), summary(screened, confirmed).set_index("arm")
+    rows, each = comparison.set_index("arm"), summary(screened, confirmed).set_index("arm")
     if FIRST in rows.index:
         equal = rows.p_equal[FIRST] < 0.05
-        said = "is equal within 0.5 points" if equal else "is not shown to be equal within 0.5 points"
-        change = f"{points(interval_of(found, FIRST))}, Holm p = {rows.p_holm[FIRST]:.2g}"
-        sentence += f"; the first convolution left out {said} ({change})"
+        equality = "is equal within 0.5 points" if equal else "is not shown to be equal within 0.5 points"
+        change = f"{points(interval_of(comparison, FIRST))}, Holm p = {rows.p_holm[FIRST]:.2g}"
+        sentence += f"; the first convolution left out {equality} ({change})"
     for arm in rows.index.drop([HEAD, FIRST], errors="ignore"):
-        sentence += f"; {arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
+        sentence += f"; {arm} {points(interval_of(comparison, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
     base = each.loc[PAPER]
     stable = ", ".join(f"{arm} {_doublings(each.loc[arm], base)}" for arm in rows.index)
     beyond = ", the last that was tried, for the paper's choice" if base.open else " for the paper's choice"
     sentence += f". Largest rate at which no training failed in screening: {base.largest_stable:.3g}{beyond}; {stable}."
-    sentence += edges_told(screened)
+    sentence += edge_warnings(screened)
     return Verdict(
         sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]), in_points=True
     )

@@ -163,9 +163,9 @@ def judge(
     slow = int((confirmed.failed.astype(bool) & (confirmed.outcome != "diverged")).sum())
     if slow:
         failed += f" ({slow} of these without diverging: the training loss is still high at the end; train longer)"
-    sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}{_ends_told(confirmed, ranges or {})}"
+    sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}{_end_warnings(confirmed, ranges or {})}"
     return Verdict(
-        f"{sentence}{_batches_said(noise, int(nf.batch_size))}", holds, name, effect, in_points=BN in by_seed
+        f"{sentence}{_batch_advice(noise, int(nf.batch_size))}", holds, name, effect, in_points=BN in by_seed
     )
 
 
@@ -178,9 +178,9 @@ def _region(trials: pd.DataFrame) -> str:
     )
 
 
-def _ends_told(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Range]) -> str:
+def _end_warnings(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Range]) -> str:
     """A sentence on the best values that lie in the first or last tenth of their range; empty where none does."""
-    told = []
+    ends = []
     for name, given in ranges.items():
         if isinstance(given, int | float):
             continue
@@ -190,23 +190,23 @@ def _ends_told(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Rang
             share = searched.share_below(value)
             if min(share, 1 - share) <= END:
                 end = "low" if share < 0.5 else "high"
-                told.append(f"`{name}` {value:.2g} of {arm} at the {end} end of {searched.low:g} to {searched.high:g}")
-    return f" The best {', '.join(told)}: a better one may lie beyond, search further there." if told else ""
+                ends.append(f"`{name}` {value:.2g} of {arm} at the {end} end of {searched.low:g} to {searched.high:g}")
+    return f" The best {', '.join(ends)}: a better one may lie beyond, search further there." if ends else ""
 
 
-def _batches_said(noise: NoiseScale | None, batch_size: int) -> str:
+def _batch_advice(noise: NoiseScale | None, batch_size: int) -> str:
     if noise is None:
         return ""
     low, high = noise.interval
     if not noise.noise_scale > 0 or (math.isinf(high) and low < batch_size):
         return f" Which batch size pays could not be told: {noise.note}."
     if low > batch_size:
-        told = "larger batches still save steps"
+        advice = "larger batches still save steps"
     elif high < 2 * batch_size:
-        told = "larger batches buy little"
+        advice = "larger batches buy little"
     else:
-        told = "this batch is about where larger ones buy little"
+        advice = "this batch is about where larger ones buy little"
     size = (
         f"at least {low:.0f} images" if math.isinf(high) else f"{noise.noise_scale:.0f} images [{low:.0f}, {high:.0f}]"
     )
-    return f" The gradient noise scale at the end is {size}: {told}."
+    return f" The gradient noise scale at the end is {size}: {advice}."

@@ -50,10 +50,10 @@ def choices(screened: pd.DataFrame) -> pd.DataFrame:
     for _, trained in screened.groupby(screened.arm.map(arm_of), sort=False):
         for protocol, sum_up in PROTOCOLS.items():
             cells = trained.groupby(["batch_size", "arm", "lr"], sort=False).val_acc
-            told = cells.agg(lambda values, sum_up=sum_up: float(sum_up(values))).rename("reported").reset_index()
-            for batch, at in told.groupby("batch_size"):
+            reported = cells.agg(lambda values, sum_up=sum_up: float(sum_up(values))).rename("reported").reset_index()
+            for batch, at in reported.groupby("batch_size"):
                 if protocol == PAPER:
-                    at = at_carried_rate(told, batch, "reported")
+                    at = at_carried_rate(reported, batch, "reported")
                 rows.append({"protocol": protocol} | at.loc[at.reported.idxmax()].to_dict())
     return pd.DataFrame(rows)
 
@@ -90,17 +90,17 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     effect = t_interval(difference)
     holds = side(effect)
     relation = {True: "favours NF+AGC", False: "favours BN", None: "is not shown to favour either"}[holds]
-    found = summary(screened, confirmed)
+    summary_rows = summary(screened, confirmed)
     each = "; ".join(
         f"{row.setting} by the {row.protocol} at rate {row.lr:.3g}: {row.reported:.1%} reported, {row.validation:.1%} "
         f"on fresh seeds, {row.test:.1%} in the test" + (f" ({row.failed} of {row.n} failed)" if row.failed else "")
-        for row in found.itertuples()
+        for row in summary_rows.itertuples()
     )
-    rivals = [arm for arm in ARMS[:-1] if arm in set(found.arm)]
+    rivals = [arm for arm in ARMS[:-1] if arm in set(summary_rows.arm)]
     leads = {rival: [points(t_interval(_ahead(confirmed, name, rival))) for name in PROTOCOLS] for rival in rivals}
-    told = "; ".join(f"NF+AGC minus {r} is {paper} under it, {tuned} tuned" for r, (paper, tuned) in leads.items())
+    text = "; ".join(f"NF+AGC minus {r} is {paper} under it, {tuned} tuned" for r, (paper, tuned) in leads.items())
     sentence = (
-        f"At batch {screened.batch_size.max()} the paper's protocol {relation}, by {points(effect)}: {told}. {each}."
+        f"At batch {screened.batch_size.max()} the paper's protocol {relation}, by {points(effect)}: {text}. {each}."
     )
     name = "NF+AGC minus BN under the paper's protocol, minus the same tuned"
     return Verdict(sentence, holds, name, effect, p=difference_p(difference), in_points=True)
@@ -121,11 +121,11 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     from workbench.lab import plots
 
     plots.style()
-    found = summary(screened, confirmed)
+    summary_rows = summary(screened, confirmed)
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1.3, 1])
-    arms = [arm for arm in ARMS if arm in set(found.arm)]
+    arms = [arm for arm in ARMS if arm in set(summary_rows.arm)]
     for i, (protocol, marker) in enumerate(zip(PROTOCOLS, "os", strict=True)):
-        rows = found[found.protocol == protocol].set_index("arm").loc[arms]
+        rows = summary_rows[summary_rows.protocol == protocol].set_index("arm").loc[arms]
         x = np.arange(len(arms)) + 0.24 * (i - 0.5)
         look = {"fmt": marker, "ms": 6, "capsize": 3, "lw": 1.3, "color": plots.CYCLE[i]}
         for ax, mean, low, high in ((axes[0], "test", "test_low", "test_high"), (axes[1], "flattered", "low", "high")):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points, t_interval
-from workbench.lab.statistics.rates import arm_of, by_seed, edges_told
+from workbench.lab.statistics.rates import arm_of, by_seed, edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 from workbench.lab.store.client import Store
 
@@ -83,8 +83,8 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) 
     sentence = (
         f"{clipped} {relation} within {100 * MARGIN:g} points of BN's accuracy in at most {RATIO:g} times its seconds: "
         f"{points(ahead)}, {2**longer.mean:.2f} [{2**longer.low:.2f}, {2**longer.high:.2f}] times the seconds. "
-        f"{'; '.join(_told(arm, confirmed, paces) for arm in ('BN', clipped))}; on {', '.join(paces.device.unique())}."
-        f"{edges_told(screened)}"
+        f"{'; '.join(_text(arm, confirmed, paces) for arm in ('BN', clipped))}; on {', '.join(paces.device.unique())}."
+        f"{edge_warnings(screened)}"
     )
     return Verdict(sentence, holds, "accuracy of NF+AGC minus BN", ahead, p=p, in_points=True)
 
@@ -96,13 +96,13 @@ def _doublings(seconds: pd.DataFrame, clipped: str) -> pd.Series:
     return np.log2(seconds[clipped] / seconds["BN"]).dropna()
 
 
-def _told(arm: str, confirmed: pd.DataFrame, paces: pd.DataFrame) -> str:
-    trainings, own = confirmed[confirmed.arm == arm], paces[paces.arm == arm]
+def _text(arm: str, confirmed: pd.DataFrame, paces: pd.DataFrame) -> str:
+    trainings, arm_paces = confirmed[confirmed.arm == arm], paces[paces.arm == arm]
     accuracy = accuracy_interval(trainings.test_acc)
-    share = f", {own.peak_share.mean():.0%} of the peak" if own.peak_share.notna().all() else ""
+    share = f", {arm_paces.peak_share.mean():.0%} of the peak" if arm_paces.peak_share.notna().all() else ""
     return (
-        f"{arm} {accuracy:.2%} in {own.seconds.mean():.3g} s ({trainings.steps.iloc[0]} steps, "
-        f"{own.images_per_second.mean():.3g} images/s{share})"
+        f"{arm} {accuracy:.2%} in {arm_paces.seconds.mean():.3g} s ({trainings.steps.iloc[0]} steps, "
+        f"{arm_paces.images_per_second.mean():.3g} images/s{share})"
     )
 
 

@@ -56,10 +56,10 @@ def all_claims() -> tuple[RegisteredClaim, ...]:
     """All claims by their numbers, then our own questions by name."""
     package = importlib.import_module("workbench.claims")
     modules = {info.name: importlib.import_module(f"workbench.claims.{info.name}") for info in _files(package)}
-    found = [
+    registered = [
         RegisteredClaim(m.CLAIM, name, m) for name, m in modules.items() if isinstance(getattr(m, "CLAIM", None), Claim)
     ]
-    return tuple(sorted(found, key=lambda each: (each.number is None, each.number or 0, each.study)))
+    return tuple(sorted(registered, key=lambda each: (each.number is None, each.number or 0, each.study)))
 
 
 def _files(package: ModuleType) -> list[pkgutil.ModuleInfo]:

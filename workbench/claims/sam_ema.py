@@ -16,7 +16,7 @@ from workbench.claims.claim import Claim
 from workbench.lab.statistics.effects import beside, effects, interval_of
 from workbench.lab.statistics.intervals import accuracy_interval, points, side
 from workbench.lab.statistics.panels import draw_differences
-from workbench.lab.statistics.rates import edges_told
+from workbench.lab.statistics.rates import edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -43,18 +43,18 @@ def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Do both together add accuracy at equal time? And each?"""
-    found = effects(confirmed, "plain", ARMS, contrast="SAM+EMA")
-    both = interval_of(found, "SAM+EMA")
+    comparison = effects(confirmed, "plain", ARMS, contrast="SAM+EMA")
+    both = interval_of(comparison, "SAM+EMA")
     holds = side(both)
     relation = {True: "add accuracy", False: "cost accuracy", None: "are not shown to change accuracy"}[holds]
-    rows = found.set_index("arm")
-    told = {
-        arm: f"{points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g}"
+    rows = comparison.set_index("arm")
+    effect_texts = {
+        arm: f"{points(interval_of(comparison, arm))} (Holm p = {rows.p_holm[arm]:.2g}"
         f"{', equal within 0.5 points' if rows.p_equal[arm] < 0.05 else ''})"
         for arm in rows.index.drop("SAM+EMA")
     }
-    longer = told.pop(LONGER, None)
-    each = "; ".join(f"{arm} {effect}" for arm, effect in told.items())
+    longer = effect_texts.pop(LONGER, None)
+    each = "; ".join(f"{arm} {effect}" for arm, effect in effect_texts.items())
     cost = costs.set_index("arm").cost["SAM"]
     seconds = confirmed.groupby("arm").device_seconds.mean()
     steps = confirmed.groupby("arm").steps.first()
@@ -65,7 +65,7 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) 
         "the seconds."
     )
     sentence += f" With as many steps as plain, in more time, SAM {longer}." if longer else ""
-    sentence += edges_told(screened)
+    sentence += edge_warnings(screened)
     return Verdict(
         sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]), in_points=True
     )

@@ -63,12 +63,12 @@ def judge(table: pd.DataFrame) -> Verdict:
 
 def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
     """Of a network without a theory: in how many initialisations no rule is broken."""
-    found = []
+    faults_by_seed = []
     for _, rows in table.groupby("seed"):
         rows = rows.reset_index(drop=True).assign(peak=0.0)
-        found.append(broken_rules(rows, rows.residual_var == 0, "float32"))
-    share = share_interval(sum(not faults for faults in found), len(found))
-    broken = sorted({fault.verdict for faults in found for fault in faults})
+        faults_by_seed.append(broken_rules(rows, rows.residual_var == 0, "float32"))
+    share = share_interval(sum(not faults for faults in faults_by_seed), len(faults_by_seed))
+    broken = sorted({fault.verdict for faults in faults_by_seed for fault in faults})
     names = ", ".join(broken)
     ends = table[table.block == table.block.max()]
     sentence = (
@@ -76,7 +76,9 @@ def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
         f"{t_interval(ends['var']):.3g}, and in {share.mean:.0%} of {share.n} initialisations no rule of signal "
         f"propagation is broken{f' (broken: {names})' if broken else ''}."
     )
-    return Verdict(sentence, all(not faults for faults in found), "share of initialisations without a fault", share)
+    return Verdict(
+        sentence, all(not faults for faults in faults_by_seed), "share of initialisations without a fault", share
+    )
 
 
 def _growth_per_block(blocks: pd.DataFrame) -> float:

@@ -15,7 +15,7 @@ from workbench.claims.claim import Claim
 from workbench.lab.statistics.effects import effects, interval_of
 from workbench.lab.statistics.intervals import points, side
 from workbench.lab.statistics.panels import effects_and_rates
-from workbench.lab.statistics.rates import edges_told
+from workbench.lab.statistics.rates import edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -45,16 +45,17 @@ def arms(clip: float, eps: list[float]) -> dict[str, dict]:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
-    found = effects(confirmed, PAPER, contrast=GAINS)
-    gains = interval_of(found, GAINS)
+    comparison = effects(confirmed, PAPER, contrast=GAINS)
+    gains = interval_of(comparison, GAINS)
     holds = side(gains)
     relation = {True: "raises accuracy", False: "lowers accuracy", None: "is not shown to change accuracy"}[holds]
-    rows = found.set_index("arm")
+    rows = comparison.set_index("arm")
     others = "; ".join(
-        f"{arm} {points(interval_of(found, arm))} (Holm p = {rows.p_holm[arm]:.2g})" for arm in rows.index.drop(GAINS)
+        f"{arm} {points(interval_of(comparison, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
+        for arm in rows.index.drop(GAINS)
     )
     sentence = (
-        f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}.{edges_told(screened)}"
+        f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}.{edge_warnings(screened)}"
     )
     return Verdict(
         sentence,

@@ -25,7 +25,7 @@ from workbench.lab.statistics.intervals import (
     side,
     t_interval,
 )
-from workbench.lab.statistics.rates import by_seed, edges_told
+from workbench.lab.statistics.rates import by_seed, edge_warnings
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -96,19 +96,19 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
         f"{points(effect)}. Changes: {lost}"
     )
     if RECOMPUTED["BN"] in set(confirmed.arm):
-        anew = t_interval(contrast(confirmed, "NF+AGC", RECOMPUTED["BN"]))
-        sentence += f". Beside BN with its statistics taken anew: {points(anew)}"
+        beside_recomputed = t_interval(contrast(confirmed, "NF+AGC", RECOMPUTED["BN"]))
+        sentence += f". Beside BN with its statistics taken anew: {points(beside_recomputed)}"
     values = by_seed(confirmed[confirmed.arm == "NF+AGC"], "batch_size")
     p_kept = below_p(values[reference] - values[smallest], EQUAL)
     kept = "is" if p_kept < 0.05 else "is not"
     sentence += f". That NF+AGC loses no more than {100 * EQUAL:g} points {kept} shown (p = {p_kept:.2g})"
     thresholds = confirmed[confirmed.arm == "NF+AGC"].groupby("batch_size")["clip"].first()
-    told = ", ".join(f"{clip:g} at batch {batch}" for batch, clip in thresholds.items())
-    sentence += f". NF+AGC's threshold is {told}"
+    thresholds_text = ", ".join(f"{clip:g} at batch {batch}" for batch, clip in thresholds.items())
+    sentence += f". NF+AGC's threshold is {thresholds_text}"
     failed = {arm: (int(t.failed.sum()), len(t)) for arm, t in confirmed.groupby("arm", sort=False)}
-    said = ", ".join(f"{arm} {n} of {of}" for arm, (n, of) in failed.items() if n)
-    sentence += f". Failed on fresh seeds: {said}." if said else ". None failed on fresh seeds."
-    sentence += edges_told(screened, by=["batch_size"])
+    failures = ", ".join(f"{arm} {n} of {of}" for arm, (n, of) in failed.items() if n)
+    sentence += f". Failed on fresh seeds: {failures}." if failures else ". None failed on fresh seeds."
+    sentence += edge_warnings(screened, by=["batch_size"])
     return Verdict(
         sentence, holds, "loss of BN minus loss of NF+AGC", effect, p=difference_p(difference), in_points=True
     )

@@ -48,9 +48,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def judge(table: pd.DataFrame) -> Verdict:
     """Is the largest stable rate higher with clipping?"""
-    found = windows(table)
-    batch = found.batch_size.max()
-    at = found[found.batch_size == batch].set_index("clip").window
+    fitted = windows(table)
+    batch = fitted.batch_size.max()
+    at = fitted[fitted.batch_size == batch].set_index("clip").window
     smallest = min(clip for clip in at.index if not np.isnan(clip))
     here = table[table.batch_size == batch]
     clipped, plain = (here[_same(here["clip"], clip)] for clip in (smallest, np.nan))
@@ -59,10 +59,10 @@ def judge(table: pd.DataFrame) -> Verdict:
     holds = None if not p < 0.05 else bool(raised.mean > 0)
     relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
     each = "; ".join(
-        f"batch {batch}: " + ", ".join(_said(row["clip"], row.window) for _, row in rows.iterrows())
-        for batch, rows in found.groupby("batch_size")
+        f"batch {batch}: " + ", ".join(_largest_text(row["clip"], row.window) for _, row in rows.iterrows())
+        for batch, rows in fitted.groupby("batch_size")
     )
-    misfits = int((found.window.map(lambda w: w.deviance_p) < MISFIT).sum())
+    misfits = int((fitted.window.map(lambda w: w.deviance_p) < MISFIT).sum())
     together, _ = shift(at[smallest], at[np.nan])
     sentence = (
         f"At batch {batch} clipping at {smallest:g} {relation} the largest stable rate, by {raised:.2f} doublings over "
@@ -72,7 +72,7 @@ def judge(table: pd.DataFrame) -> Verdict:
     if ends := _beyond(clipped) + _beyond(plain):
         sentence += f" Of {ends} seeds an end lies beyond the rates that were tried."
     if misfits:
-        sentence += f" In {misfits} of {len(found)} cells no window of rates describes the outcomes."
+        sentence += f" In {misfits} of {len(fitted)} cells no window of rates describes the outcomes."
     return Verdict(sentence, holds, "doublings of the largest stable rate through clipping", raised, p=p)
 
 
@@ -81,7 +81,7 @@ def _beyond(cell: pd.DataFrame) -> int:
     return int(cell.groupby("seed").failed.mean().isin([0, 1]).sum())
 
 
-def _said(clip: float, window: Window) -> str:
+def _largest_text(clip: float, window: Window) -> str:
     return f"{'none' if np.isnan(clip) else f'{clip:g}'} {window.largest:.2g}"
 
 
@@ -93,13 +93,13 @@ def figure(table: pd.DataFrame) -> Figure:
     from workbench.lab import plots
 
     plots.style()
-    found = windows(table)
-    batches = sorted(found.batch_size.unique())
-    clips = sorted(found["clip"].unique())  # NaN last
+    fitted = windows(table)
+    batches = sorted(fitted.batch_size.unique())
+    clips = sorted(fitted["clip"].unique())  # NaN last
     colours = plots.graded(len(clips))
     figure, axes = plt.subplots(1, len(batches) + 1, figsize=(4.2 * (len(batches) + 1), 3.9), layout="constrained")
     for ax, batch in zip(axes, batches, strict=False):
-        rows = found[found.batch_size == batch].reset_index(drop=True)
+        rows = fitted[fitted.batch_size == batch].reset_index(drop=True)
         for (i, row), colour in zip(rows.iterrows(), colours, strict=True):
             cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
             share = cell.groupby("lr").failed.mean()
@@ -115,7 +115,7 @@ def figure(table: pd.DataFrame) -> Figure:
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, title="threshold", frameon=False, ncols=len(clips), loc="outside lower left")
     for batch, marker in zip(batches, "os^Dv", strict=False):
-        rows = found[(found.batch_size == batch)].reset_index(drop=True)
+        rows = fitted[(fitted.batch_size == batch)].reset_index(drop=True)
         largest = [w.largest for w in rows.window]
         top = table.lr.max() * 2
         y, low, high = (np.array([min(getattr(w, end), top) for w in largest]) for end in ("mean", "low", "high"))
@@ -124,8 +124,8 @@ def figure(table: pd.DataFrame) -> Figure:
                           color=plots.CYCLE[batches.index(batch)])  # fmt: skip
         for place, (_, row) in zip(x, rows.iterrows(), strict=True):
             cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
-            own = np.sort(2 ** largest_by_seed(cell))
-            axes[-1].plot(place + np.linspace(0.06, 0.22, len(own)), own, ".", ms=5, color="0.6", zorder=1)
+            rates = np.sort(2 ** largest_by_seed(cell))
+            axes[-1].plot(place + np.linspace(0.06, 0.22, len(rates)), rates, ".", ms=5, color="0.6", zorder=1)
         beyond = np.array([np.isinf(w.high) for w in largest])
         axes[-1].plot(x[beyond], np.full(beyond.sum(), top), "^", ms=7, mfc="none", color="0.3")
     axes[-1].set(yscale="log", xlabel="threshold", ylabel="largest stable rate", title="half of the trainings fail")

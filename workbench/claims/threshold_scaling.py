@@ -120,35 +120,35 @@ def _of_95_percent(best: dict[tuple, list], batches: list[int], u: np.ndarray, a
 
 def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
     """The best log-likelihood by a(last batch) - a(first batch), in places."""
-    found = dict.fromkeys(range(-places + 1, places), -math.inf)
+    likelihoods = dict.fromkeys(range(-places + 1, places), -math.inf)
     for profiles in best.values():
         first, last = profiles[0][0], profiles[-1][0]
         others = sum(p.max() for p, _ in profiles[1:-1])
-        for d in found:
+        for d in likelihoods:
             i = np.arange(max(0, -d), min(places, places - d))
-            found[d] = max(found[d], (first[i] + last[i + d]).max() + others)
-    return found
+            likelihoods[d] = max(likelihoods[d], (first[i] + last[i + d]).max() + others)
+    return likelihoods
 
 
 def judge(table: pd.DataFrame) -> Verdict:
     """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
     whole, table = table, upper_side(table)
-    found = collapse(table)
-    holds = True if found.p_not_product < 0.05 else False if found.p_product < 0.05 else None
+    fit = collapse(table)
+    holds = True if fit.p_not_product < 0.05 else False if fit.p_product < 0.05 else None
     relation = {True: "depends on rate x threshold alone", False: "does not depend on rate x threshold alone",
                 None: "is not shown to depend on rate x threshold alone"}[holds]  # fmt: skip
-    batches = sorted(found.product)
-    bounds = ", ".join(f"{found.product[b]:.2g} at batch {b}" for b in batches)
+    batches = sorted(fit.product)
+    bounds = ", ".join(f"{fit.product[b]:.2g} at batch {b}" for b in batches)
     sentence = (
-        f"The boundary of stability {relation}: largest stable rate ~ threshold^-k with k = {found.exponent:.2f} "
-        f"(1: the product; 0: the rate alone, p = {found.p_rate_alone:.1g}); half of the trainings fail at a product "
+        f"The boundary of stability {relation}: largest stable rate ~ threshold^-k with k = {fit.exponent:.2f} "
+        f"(1: the product; 0: the rate alone, p = {fit.p_rate_alone:.1g}); half of the trainings fail at a product "
         f"of {bounds}"
     )
     if len(batches) > 1:
-        moved = "does not move it measurably" if found.p_no_shift >= 0.05 else "moves it"
+        moved = "does not move it measurably" if fit.p_no_shift >= 0.05 else "moves it"
         sentence += (
             f". From batch {batches[0]} to {batches[-1]}, at an equal threshold, the batch itself {moved}: "
-            f"{found.shift:+.1f} doublings (p = {found.p_no_shift:.1g}); where the rate is scaled with the batch, the "
+            f"{fit.shift:+.1f} doublings (p = {fit.p_no_shift:.1g}); where the rate is scaled with the batch, the "
             "threshold has to fall as the rate rises"
         )
         alone = {batch: collapse(table[table.batch_size == batch]).exponent for batch in batches}
@@ -159,26 +159,26 @@ def judge(table: pd.DataFrame) -> Verdict:
     sentence += f". Fitted to one seed each, k is from {min(seeds):.2f} to {max(seeds):.2f} ({len(seeds)} seeds)"
     sentence += f". {_by_divergence(table)}"
     best = best_thresholds(whole)
-    told = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
+    text = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
     sentence += (
-        f" Best threshold of those trained at each rate, by validation accuracy: {told}. {_protocols_in_words(whole)}"
+        f" Best threshold of those trained at each rate, by validation accuracy: {text}. {_protocols_in_words(whole)}"
     )
-    p = min(found.p_not_product, found.p_product)
+    p = min(fit.p_not_product, fit.p_product)
     name = f"exponent k of the threshold (n: trainings, of {table.seed.nunique()} seeds)"
-    return Verdict(sentence, holds, name, found.exponent, p=p)
+    return Verdict(sentence, holds, name, fit.exponent, p=p)
 
 
 def _by_divergence(table: pd.DataFrame) -> str:
     """The same fit to divergence alone, which leaves out the trainings that end with a high loss: they grow more as the
     batch, and with it the number of images, shrinks."""
-    found = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
-    k, batches = found.exponent, sorted(found.product)
-    said = f"Divergence alone, without what ends with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
-    said += f" (p = {found.p_product:.1g} against the product)"
+    fit = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
+    k, batches = fit.exponent, sorted(fit.product)
+    sentence = f"Divergence alone, without what ends with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
+    sentence += f" (p = {fit.p_product:.1g} against the product)"
     if len(batches) > 1:
-        by, ends = found.shift, f"from batch {batches[0]} to {batches[-1]}"
-        said += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] {ends}"
-    return said + "."
+        by, ends = fit.shift, f"from batch {batches[0]} to {batches[-1]}"
+        sentence += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] {ends}"
+    return sentence + "."
 
 
 def upper_side(table: pd.DataFrame) -> pd.DataFrame:
@@ -194,7 +194,7 @@ def upper_side(table: pd.DataFrame) -> pd.DataFrame:
 def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
     """By batch: over the rates the threshold of the highest mean validation accuracy, of those that were trained there
     and did not fail, in words; neighbouring rates with the same one are put together."""
-    said: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for batch, rows in table[table.failed == 0].groupby("batch_size"):
         means = rows.groupby(["lr", "clip"], dropna=False).val_acc.mean().reset_index()
         best = means.loc[means.groupby("lr").val_acc.idxmax(), ["lr", "clip"]]
@@ -202,8 +202,8 @@ def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
         for clip, same in groupby(best.itertuples(), key=lambda row: "none" if np.isnan(row.clip) else f"{row.clip:g}"):
             rates = [f"{row.lr:.3g}" for row in same]
             parts.append(f"{clip} at {rates[0]}" + (f" to {rates[-1]}" if len(rates) > 1 else ""))
-        said[batch] = ", ".join(parts)
-    return said
+        texts[batch] = ", ".join(parts)
+    return texts
 
 
 def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
@@ -220,19 +220,19 @@ def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
         if batch > means.batch_size.min():
             choices["rate scaled"] = at_carried_rate(means, batch, "val_acc")
         rows += [
-            {"batch_size": batch, "protocol": protocol, **found.loc[found.val_acc.idxmax(), ["lr", "clip", "val_acc"]]}
-            for protocol, found in choices.items()
-            if len(found)
+            {"batch_size": batch, "protocol": protocol, **grid.loc[grid.val_acc.idxmax(), ["lr", "clip", "val_acc"]]}
+            for protocol, grid in choices.items()
+            if len(grid)
         ]
     return pd.DataFrame(rows)
 
 
 def _protocols_in_words(table: pd.DataFrame) -> str:
-    said = []
+    texts = []
     for row in by_protocol(table).itertuples():
         clip = "none" if np.isnan(row.clip) else f"{row.clip:g}"
-        said.append(f"batch {row.batch_size}, {row.protocol}: {clip} at rate {row.lr:.3g} ({row.val_acc:.1%})")
-    return f"Best threshold by both protocols, the paper's being the scaled rate: {'; '.join(said)}."
+        texts.append(f"batch {row.batch_size}, {row.protocol}: {clip} at rate {row.lr:.3g} ({row.val_acc:.1%})")
+    return f"Best threshold by both protocols, the paper's being the scaled rate: {'; '.join(texts)}."
 
 
 def figure(table: pd.DataFrame) -> Figure:
@@ -244,18 +244,18 @@ def figure(table: pd.DataFrame) -> Figure:
     from workbench.lab import plots
 
     plots.style()
-    found, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
+    fit, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
     figure = plt.figure(figsize=(12, 8), layout="constrained")
     above, below = figure.subfigures(2, 1)
-    _maps(above, table, found, batches)
-    _shares(below, table, found, batches)
+    _maps(above, table, fit, batches)
+    _shares(below, table, fit, batches)
     return figure
 
 
-def _maps(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> None:
+def _maps(figure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
     from workbench.lab import plots
 
-    k = found.exponent.mean
+    k = fit.exponent.mean
     clips = table["clip"].dropna()
     thresholds = np.geomspace(clips.min() / 2, clips.max() * 2, 200)
     axes = figure.subplots(1, len(batches), squeeze=False)[0]
@@ -265,12 +265,12 @@ def _maps(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> N
         ok, some = cells[cells.failed < 1], cells[cells.failed > 0]
         points = ax.scatter(ok.lr, ok["clip"], c=ok.val_acc, cmap="viridis", s=60, edgecolors="none")
         ax.scatter(some.lr, some["clip"], marker="x", s=45, color="#d55e00", label="a seed failed")
-        bound = np.maximum(found.unclipped[batch], found.product[batch] * thresholds**-k)
+        bound = np.maximum(fit.unclipped[batch], fit.product[batch] * thresholds**-k)
         ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}, and its 95 % band")
-        fits = found.fits[found.fits.batch_size == batch].to_numpy(float)[:, :, None]
+        fits = fit.fits[fit.fits.batch_size == batch].to_numpy(float)[:, :, None]
         bounds = np.maximum(fits[:, 2], fits[:, 3] * thresholds ** -fits[:, 0])
         ax.fill_betweenx(thresholds, bounds.min(0), bounds.max(0), color="black", alpha=0.15, lw=0)
-        ax.axvline(found.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
+        ax.axvline(fit.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
         ax.set(xscale="log", yscale="log", xlabel="peak learning rate", title=f"batch {batch}",
                xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4), ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
         for axis in (ax.xaxis, ax.yaxis):
@@ -280,17 +280,17 @@ def _maps(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> N
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
 
 
-def _shares(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) -> None:
+def _shares(figure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
     from workbench.lab import plots
 
-    k = found.exponent.mean
+    k = fit.exponent.mean
     clips = sorted(table["clip"].dropna().unique())
     axes = figure.subplots(1, 3, sharey=True)
     over = {"learning rate": 0.0, "rate x threshold": 1.0, f"rate x threshold$^{{{k:.2f}}}$ (fitted)": k}
     for ax, (name, power) in zip(axes, over.items(), strict=True):
         for clip, colour in zip(clips, plots.graded(len(clips)), strict=True):
             for batch, marker in zip(batches, "os^Dv", strict=False):
-                binds = found.product[batch] * clip**-k > found.unclipped[batch]
+                binds = fit.product[batch] * clip**-k > fit.unclipped[batch]
                 rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
                 share = rows.failed.groupby(rows.lr * clip**power).mean()
                 ax.plot(share.index, share, f"{marker}{'-' if binds else ':'}", ms=4, lw=1 if binds else 0.6,
@@ -298,7 +298,7 @@ def _shares(figure, table: pd.DataFrame, found: Collapse, batches: list[int]) ->
         ax.set(xscale="log", xlabel=f"peak {name}", ylim=(-0.03, 1.03))
         plots.plain_log_ticks(ax.xaxis)
     axes[0].set(ylabel="share of trainings that failed")
-    idle = any(found.product[b] * c**-k <= found.unclipped[b] for b in batches for c in clips)
+    idle = any(fit.product[b] * c**-k <= fit.unclipped[b] for b in batches for c in clips)
     handles, title = axes[0].get_legend_handles_labels(), "threshold" + (" (gray: too large to bind)" if idle else "")
     figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower center", fontsize="small")
 

@@ -24,7 +24,7 @@ CLAIM = Claim("Rate and threshold can be taken from narrower networks", number=1
 
 MARGIN = 0.005  # of test accuracy
 FACTOR = 2.0  # within which a predicted rate counts as right
-PREDICTED, OWN = "predicted", "own best"
+PREDICTED, HELD_OUT_BEST = "predicted", "own best"
 
 
 def best_points(screened: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def nearest(value: float, grid: pd.Series) -> float:
 
 def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
     """The predicted point of the largest width and its rivals: arm, lr, clip, width."""
-    guess, own, clips = predicted(screened), best_points(screened).iloc[-1], sorted(screened["clip"].unique())
+    guess, best, clips = predicted(screened), best_points(screened).iloc[-1], sorted(screened["clip"].unique())
     step = clips[1] / clips[0] if len(clips) > 1 else FACTOR
     lr, clip = guess["lr"], guess["clip"]
     named = {
@@ -64,21 +64,21 @@ def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
         f"threshold / {step:g}": (lr, clip / step),
         f"threshold x {step:g}": (lr, clip * step),
     }
-    if (own.lr, own["clip"]) not in named.values():
-        named[OWN] = (own.lr, own["clip"])
+    if (best.lr, best["clip"]) not in named.values():
+        named[HELD_OUT_BEST] = (best.lr, best["clip"])
     rows = [{"arm": arm, "lr": float(f"{a:.4g}"), "clip": float(f"{b:.4g}")} for arm, (a, b) in named.items()]
-    return pd.DataFrame(rows).assign(width=own.width)
+    return pd.DataFrame(rows).assign(width=best.width)
 
 
-def _ends_told(screened: pd.DataFrame, best: pd.DataFrame) -> str:
+def _end_warnings(screened: pd.DataFrame, best: pd.DataFrame) -> str:
     """A sentence, with a space before it, on the widths whose best rate or threshold is the first or last tried."""
-    told = ""
+    warnings = ""
     for name, what in (("lr", "rate"), ("clip", "threshold")):
         ends = {screened[name].min(), screened[name].max()}
         at = [f"{row.width:g}" for _, row in best.iterrows() if row[name] in ends and len(ends) > 1]
         if at:
-            told += f" At width {', '.join(at)} the best {what} is at an end of those tried, so it may lie beyond."
-    return told
+            warnings += f" At width {', '.join(at)} the best {what} is at an end of those tried, so it may lie beyond."
+    return warnings
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,30 +88,30 @@ def losses(table: pd.DataFrame) -> pd.DataFrame:
     loss = values.sub(values[PREDICTED], axis=0).drop(columns=PREDICTED)
     small = {arm: below_p(loss[arm].dropna(), MARGIN) for arm in loss}
     large = {arm: beyond_p(loss[arm].dropna(), MARGIN) if loss[arm].mean() > 0 else 1.0 for arm in loss}
-    found = beside(table, PREDICTED, settings=("lr", "clip"))
-    return found.assign(small_p=found.arm.map(small), large_p=found.arm.map(large))
+    comparison = beside(table, PREDICTED, settings=("lr", "clip"))
+    return comparison.assign(small_p=comparison.arm.map(small), large_p=comparison.arm.map(large))
 
 
 def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Does the held-out width lose nothing at the rate and threshold that the narrow ones predict?"""
     best, guess, lost = best_points(screened), predicted(screened), losses(table)
-    own, rivals, found = best.iloc[-1], lost[lost.arm != PREDICTED], effects(table, PREDICTED)
+    held_out, rivals, comparison = best.iloc[-1], lost[lost.arm != PREDICTED], effects(table, PREDICTED)
     small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
     holds = True if small_p < 0.05 else False if large_p < 0.05 else None
-    ratio = guess["lr"] / own.lr
+    ratio = guess["lr"] / held_out.lr
     within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
     each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
     relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
-    loss = "; ".join(f"{arm} {points(interval_of(found, arm))}" for arm in rivals.arm)
+    loss = "; ".join(f"{arm} {points(interval_of(comparison, arm))}" for arm in rivals.arm)
     sentence = (
-        f"Best rate and threshold by width: {each}. For width {own.width:g} the narrower predict {guess['lr']:.3g} "
-        f"and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there it {relation} "
-        f"{100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus that of the predicted "
-        f"point: {loss}.{_ends_told(screened, best)}"
+        f"Best rate and threshold by width: {each}. For width {held_out.width:g} the narrower predict "
+        f"{guess['lr']:.3g} and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there "
+        f"it {relation} {100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus "
+        f"that of the predicted point: {loss}.{_end_warnings(screened, best)}"
     )
     rival = rivals.loc[rivals.difference.idxmax(), "arm"]
     name = f"test accuracy of the best rival ({rival}) minus at the predicted point"
-    return Verdict(sentence, holds, name, interval_of(found, rival), p=min(small_p, large_p), in_points=True)
+    return Verdict(sentence, holds, name, interval_of(comparison, rival), p=min(small_p, large_p), in_points=True)
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -138,9 +138,9 @@ def _screening(figure, screened: pd.DataFrame, clips: list[float]) -> None:
 
     widths = sorted(screened.width.unique())
     axes = figure.subplots(1, len(clips), sharey=True, squeeze=False)
-    guess, own = predicted(screened), best_points(screened).iloc[-1]
-    marks = [(guess, "--", "predicted"), (own, ":", "its own best")]
-    if (guess["lr"], guess["clip"]) == (own.lr, own["clip"]):
+    guess, best = predicted(screened), best_points(screened).iloc[-1]
+    marks = [(guess, "--", "predicted"), (best, ":", "its own best")]
+    if (guess["lr"], guess["clip"]) == (best.lr, best["clip"]):
         marks = [(guess, "--", "predicted, and its own best")]
     for ax, clip in zip(axes[0], clips, strict=True):
         for width, colour in zip(widths, plots.graded(len(widths)), strict=True):

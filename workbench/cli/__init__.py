@@ -9,7 +9,7 @@ import click
 import typer
 
 from workbench.cli.app import app
-from workbench.errors import WorkbenchError, of_the_disk
+from workbench.errors import WorkbenchError, disk_error_message
 
 __all__ = ["app", "main"]
 
@@ -35,7 +35,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort, click.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if (cause := of_the_disk(error)) is None:
+        if (cause := disk_error_message(error)) is None:
             _say_who_is_away(error)
         print(
             f"workbench: the disk is full or may not be written ({cause}): free some space, or choose another place "

@@ -45,10 +45,10 @@ Set = Annotated[
 
 def pairs(texts: list[str] | None, option: str = "-p", example: str = "clip=0.1") -> dict[str, str]:
     """The texts NAME=VALUE of a repeated option. Raises: WorkbenchError for one of another form."""
-    found = {}
+    values = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise WorkbenchError(f"{option} (={text}) must have the form NAME=VALUE, e.g. {option} {example}.")
-        found[name.strip()] = value.strip()
-    return found
+        values[name.strip()] = value.strip()
+    return values

@@ -15,10 +15,10 @@ HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_cl
 
 def names() -> list[str]:
     """The programs in benchmarks/."""
-    found = sorted(f.stem for f in (root() / "benchmarks").glob("*.py") if f.stem not in HELPERS)
-    if not found:
+    programs = sorted(f.stem for f in (root() / "benchmarks").glob("*.py") if f.stem not in HELPERS)
+    if not programs:
         raise WorkbenchError(f"{root()} has no benchmarks/: run from a checkout, or set WORKBENCH_ROOT to one.")
-    return found
+    return programs
 
 
 def results_folder() -> Path:

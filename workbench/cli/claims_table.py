@@ -14,12 +14,12 @@ from workbench.lab.statistics.pairs import pairs
 ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "not decided"}
 
 
-def show_claims(found: list[Judged], console: Console) -> None:
+def show_claims(judged_claims: list[Judged], console: Console) -> None:
     """A row a claim, the sentence of its verdict below it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "claim", "verdict", "effect [95 %]", "n", "p", "p (Holm)", "data", "device", "run"):
         table.add_column(heading, justify="right" if heading in ("n", "p", "p (Holm)") else "left")
-    for one in found:
+    for one in judged_claims:
         if one.verdict is None:
             todo = f"not measured here: ./run study {one.claim.study}"
             table.add_row(_number(one), one.claim.sentence, f"[dim]{todo}[/dim]")
@@ -38,37 +38,37 @@ def show_claims(found: list[Judged], console: Console) -> None:
             f"{evidence.run[:8] or '?'} ({evidence.source})",
         )
     console.print(table)
-    for one in found:
+    for one in judged_claims:
         if one.verdict is not None:
             name = f"[bold]{', '.join(filter(None, (_number(one), one.claim.study)))}[/bold]"
             console.print(f"\n{name}: {escape(one.verdict.sentence)}", highlight=False)
             console.print(f"    effect: {one.verdict.effect_name}", style="dim", markup=False, highlight=False)
             if one.evidence.departs:
-                told = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
-                console.print(told, style="yellow", markup=False, highlight=False)
+                note = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
+                console.print(note, style="yellow", markup=False, highlight=False)
 
 
-def show_pairs(found: list[Judged], console: Console) -> None:
+def show_pairs(judged_claims: list[Judged], console: Console) -> None:
     """A row a pair of arms, of each claim whose last table has arms that seeds trained."""
-    for one in found:
-        told = pairs(one.evidence.tables[one.claim.tables[-1]]) if one.evidence else pd.DataFrame()
-        if told.empty:
+    for one in judged_claims:
+        pair_rows = pairs(one.evidence.tables[one.claim.tables[-1]]) if one.evidence else pd.DataFrame()
+        if pair_rows.empty:
             console.print(f"\n{one.claim.study}: its tables have no arms to set side by side.", highlight=False)
             continue
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("a", "b", "a minus b [95 %]", "n", "p, not adjusted"):
             table.add_column(heading, justify="right" if heading[0] in "np" else "left")
-        for row in told.itertuples():
+        for row in pair_rows.itertuples():
             difference = points(Interval(row.difference, row.low, row.high, row.n))
             table.add_row(escape(row.a), escape(row.b), escape(difference), str(row.n), f"{row.p:.2g}")
         console.print(f"\n[bold]{one.claim.study}[/bold]", table, sep="\n")
 
 
-def as_table(found: list[Judged]) -> pd.DataFrame:
+def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
     """One row a claim that was measured: claim, study, holds, effect with bounds, n, p, p_holm, data, device,
     run, date, departs, sentence."""
     rows = []
-    for one in found:
+    for one in judged_claims:
         if one.verdict is None:
             continue
         verdict, evidence = one.verdict, one.evidence
@@ -81,14 +81,14 @@ def as_table(found: list[Judged]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def as_markdown(found: list[Judged]) -> str:
+def as_markdown(judged_claims: list[Judged]) -> str:
     """The table of the README: a row a claim, those that nobody has measured among them; each links its figure."""
     lines = [
         "| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study's figure, run |",
         "|---" * 8 + "|",
     ]
     words = {True: "**holds**", False: "**does not hold**", None: "not decided"}
-    for one in found:
+    for one in judged_claims:
         head = f"| {one.claim.number} | {one.claim.sentence}"
         if one.verdict is None:
             lines.append(f"{head} | not measured | | | | | `{one.claim.study}` |")

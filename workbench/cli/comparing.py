@@ -60,21 +60,21 @@ def compare(
         check_file(file)
     store, mode = Store(), "quick" if quick else "full"
     wanted = pairs(tags, "--tag", "arm=NF+AGC")
-    found = from_store(store, what or [], tags=wanted, filter=only, role=role, mode=mode, equal=equal)
-    show_comparison(found, Console(width=None if sys.stdout.isatty() else 200), top)
+    comparison = from_store(store, what or [], tags=wanted, filter=only, role=role, mode=mode, equal=equal)
+    show_comparison(comparison, Console(width=None if sys.stdout.isatty() else 200), top)
     if csv is not None:
-        summary.to_csv(found, csv)
+        summary.to_csv(comparison, csv)
     if curves is not None:
         from workbench.lab.compare.figures import curves_figure, save
 
         x = "seconds" if equal == "seconds" else "samples_seen"
-        save(curves_figure(found, selection.curves(store, found.rows.run_id), x), curves)
+        save(curves_figure(comparison, selection.curves(store, comparison.rows.run_id), x), curves)
     if parallel is not None:
         from workbench.lab.compare.figures import parallel_figure, save
 
-        save(parallel_figure(found), parallel)
+        save(parallel_figure(comparison), parallel)
     pages = "" if store.uri.startswith("http") else " (workbench ui first)"
-    print(f"In MLflow{pages}:\n  {summary.address(store, found, mode)}")
+    print(f"In MLflow{pages}:\n  {summary.address(store, comparison, mode)}")
 
 
 @app.command()

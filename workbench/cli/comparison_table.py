@@ -4,15 +4,15 @@ from workbench.lab.compare.summary import as_text, verdict
 from workbench.lab.compare.table import Comparison
 
 
-def show_comparison(found: Comparison, console, limit: int | None = None) -> None:
+def show_comparison(comparison: Comparison, console, limit: int | None = None) -> None:
     """Prints the warnings, the verdict, the table (at most `limit` rows) and how to read it."""
     from rich.markup import escape
     from rich.table import Table
 
-    for warning in found.warnings:
+    for warning in comparison.warnings:
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}", highlight=False)
-    console.print(f"[bold]{escape(verdict(found))}[/]", highlight=False, soft_wrap=True)
-    text, printed = as_text(found), Table(box=None, pad_edge=False, header_style="bold")
+    console.print(f"[bold]{escape(verdict(comparison))}[/]", highlight=False, soft_wrap=True)
+    text, printed = as_text(comparison), Table(box=None, pad_edge=False, header_style="bold")
     left = {"arm", "model", "data", "role", "config"}
     for name in text:
         printed.add_column(name, justify="left" if name in left else "right", no_wrap=name not in left)
@@ -21,5 +21,5 @@ def show_comparison(found: Comparison, console, limit: int | None = None) -> Non
     console.print(printed, highlight=False)
     if limit and len(text) > limit:
         console.print(f"... and {len(text) - limit} more: --top 0 shows all, --csv keeps them.", highlight=False)
-    for note in found.notes:
+    for note in comparison.notes:
         console.print(note, markup=False, highlight=False, style="dim", soft_wrap=True)

@@ -6,7 +6,7 @@ from workbench.lab.compare.diff import Diff, Side
 from workbench.lab.compare.table import words
 
 
-def show_diff(found: Diff, console) -> None:
+def show_diff(diff: Diff, console) -> None:
     """Prints both tables, the seeds and their difference."""
     from rich.table import Table
 
@@ -14,11 +14,11 @@ def show_diff(found: Diff, console) -> None:
         name = side.runs[0].name
         return f"{side.name} ({len(side.runs)} trainings)" if side.kind == "group" else f"{name}\n{side.name[:8]}"
 
-    for warning in found.warnings:
+    for warning in diff.warnings:
         console.print(f"[bold yellow]Warning:[/] {warning}", highlight=False)
-    for title, table in (("what differs", found.settings), ("results", found.results)):
+    for title, table in (("what differs", diff.settings), ("results", diff.results)):
         printed = Table(box=None, pad_edge=False, header_style="bold")
-        for name in (title, heading(found.a), heading(found.b)):
+        for name in (title, heading(diff.a), heading(diff.b)):
             printed.add_column(name, overflow="fold")
         for row in table.itertuples(index=False):
             printed.add_row(*row)
@@ -26,18 +26,18 @@ def show_diff(found: Diff, console) -> None:
         if table.empty:
             console.print("nothing", highlight=False)
         console.print()
-    if found.interval is not None:
-        console.print(sentence(found), highlight=False, soft_wrap=True)
+    if diff.interval is not None:
+        console.print(sentence(diff), highlight=False, soft_wrap=True)
 
 
-def sentence(found: Diff) -> str:
+def sentence(diff: Diff) -> str:
     """The paired difference of two groups in words."""
-    if found.interval.n == 0:
+    if diff.interval.n == 0:
         return "They share no seed: there are no pairs to compare."
-    seeds = ", ".join(f"{seed:g}" for seed in found.seeds.seed)
-    said = f"{words(found.metric)}, first minus second, over {found.interval.n} shared seeds ({seeds}): "
-    if math.isnan(found.interval.low):
-        return f"{said}{100 * found.interval.mean:+.2f} points; one pair has no interval, so they are not ranked."
-    bounds = f"[{100 * found.interval.low:+.2f}, {100 * found.interval.high:+.2f}]"
-    tie = found.interval.low <= 0 <= found.interval.high
-    return f"{said}{100 * found.interval.mean:+.2f} points {bounds}{': a tie' if tie else ''}."
+    seeds = ", ".join(f"{seed:g}" for seed in diff.seeds.seed)
+    text = f"{words(diff.metric)}, first minus second, over {diff.interval.n} shared seeds ({seeds}): "
+    if math.isnan(diff.interval.low):
+        return f"{text}{100 * diff.interval.mean:+.2f} points; one pair has no interval, so they are not ranked."
+    bounds = f"[{100 * diff.interval.low:+.2f}, {100 * diff.interval.high:+.2f}]"
+    tie = diff.interval.low <= 0 <= diff.interval.high
+    return f"{text}{100 * diff.interval.mean:+.2f} points {bounds}{': a tie' if tie else ''}."

@@ -13,7 +13,7 @@ def report(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
 
     Args: `moved` says that the store was moved or copied here and that nobody uses it, where that cannot be seen.
     """
-    found: dict[str, list[tuple[bool, int]]] = {}
+    by_kind: dict[str, list[tuple[bool, int]]] = {}
     for finding in examine(moved):
         mended = False
         if not fix or finding.mend is None:
@@ -25,14 +25,14 @@ def report(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
                 say(f"{finding.what}; done: {finding.cure}")
             except (OSError, psutil.Error, filelock.Timeout) as error:
                 say(f"{finding.what}; could not {finding.cure} ({error or type(error).__name__})")
-        found.setdefault(finding.kind, []).append((mended, finding.size))
-    if not found:
+        by_kind.setdefault(finding.kind, []).append((mended, finding.size))
+    if not by_kind:
         say("All well: nothing is left of a crash.")
         return True
     say(f"\n{'what':24}{'found':>8}{'mended':>8}{'MiB':>10}")
-    for kind, each in found.items():
+    for kind, each in by_kind.items():
         size = sum(size for _, size in each) / 2**20
         say(f"{kind:24}{len(each):8}{sum(mended for mended, _ in each):8}{size:10.1f}")
     if not fix:
         say("Nothing was changed; --fix mends.")
-    return all(mended for each in found.values() for mended, _ in each)
+    return all(mended for each in by_kind.values() for mended, _ in each)

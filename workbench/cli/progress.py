@@ -32,13 +32,13 @@ def show_plan(executions: list[Execution], workers: int, console: Console) -> No
     counts = [(len(todo), "to run")] + [
         (sum(e.action == action for e in executions), word) for action, word in (("reuse", "reused"), ("leave", "left"))
     ]
-    said = ", ".join(f"{count} {word}" for count, word in counts if count or word != "left")
+    summary = ", ".join(f"{count} {word}" for count, word in counts if count or word != "left")
     if todo:
         at_a_time = min(workers, len(todo))
         estimate = _duration(max(sum(known) / at_a_time, max(known)) if known else None)
-        console.print(f"{said}; about {estimate} in all.\n")
+        console.print(f"{summary}; about {estimate} in all.\n")
     elif any(e.action == "leave" for e in executions):
-        console.print(f"Nothing to run: {said} (see why; without --rerun whatever is not finished runs).\n")
+        console.print(f"Nothing to run: {summary} (see why; without --rerun whatever is not finished runs).\n")
     else:
         console.print("Nothing to run: every execution is in the store already (--rerun all repeats them).\n")
 
@@ -57,7 +57,7 @@ def _duration(seconds: float | None) -> str:
 
 def run_and_show(executions: list[Execution], store: Store, choice: Choice, console: Console) -> list[str]:
     """Executes them with a bar each; divergences are shown as they happen. Returns the run ids."""
-    with Board(console) as board, _interruption_is_told(console):
+    with Board(console) as board, _announcing_interruption(console):
         try:
             return execute(executions, store, choice, board.on_event)
         except KeyboardInterrupt:
@@ -66,7 +66,7 @@ def run_and_show(executions: list[Execution], store: Store, choice: Choice, cons
 
 
 @contextlib.contextmanager
-def _interruption_is_told(console: Console) -> Iterator[None]:
+def _announcing_interruption(console: Console) -> Iterator[None]:
     """Within it, Ctrl-C says at once what it does: saving takes a while."""
 
     def interrupted(*_) -> None:
@@ -169,9 +169,9 @@ class Board:
         line = self._lines.pop(name)
         self._progress.remove_task(line.bar)
         trained = f"{line.trained} trained, {line.reused} reused" if line.trained or line.reused else "measured"
-        said = [how or trained, f"{line.diverged} diverged" if line.diverged else ""]
-        said = ", ".join(filter(None, [*said, _duration(time.monotonic() - line.started)]))
-        self._console.print(f"{name}: {said}", markup=False, highlight=False)
+        summary = [how or trained, f"{line.diverged} diverged" if line.diverged else ""]
+        summary = ", ".join(filter(None, [*summary, _duration(time.monotonic() - line.started)]))
+        self._console.print(f"{name}: {summary}", markup=False, highlight=False)
 
 
 def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
@@ -189,8 +189,8 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
         demo = "[yellow]DEMO[/yellow] " if tags["mode"] == "quick" else ""
         holds = {1.0: "Holds.", 0.0: "Does not hold."}.get(run.metrics.get("holds"), "Not decided.")
         console.print(f"{name}: {demo}{holds} {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
-        said = f"    {tags.get('effect', '')}   run {run_id[:8]}"
-        console.print(said, style="dim", markup=False, highlight=False)
+        effect_line = f"    {tags.get('effect', '')}   run {run_id[:8]}"
+        console.print(effect_line, style="dim", markup=False, highlight=False)
     if run_ids:
         mode = store.get(run_ids[0]).tags["mode"]
         pages = "" if store.uri.startswith("http") else " ./run ui, then"

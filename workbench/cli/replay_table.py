@@ -8,11 +8,11 @@ from rich.table import Table
 from workbench.lab.jobs.replay import Replay
 
 
-def show_steps(found: Replay, console: Console) -> None:
+def show_steps(replayed: Replay, console: Console) -> None:
     """A line a step: loss, largest ratio and whose it is, the fork's beside the original's."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("step", justify="right")
-    runs = {name: _by_step(found, name) for name in found.first}
+    runs = {name: _by_step(replayed, name) for name in replayed.first}
     for name in runs:
         shown.add_column("loss" if name == "original" else f"{name}: loss", justify="right")
         shown.add_column("largest ratio", justify="right")
@@ -22,10 +22,14 @@ def show_steps(found: Replay, console: Console) -> None:
     console.print(shown, highlight=False)
 
 
-def _by_step(found: Replay, name: str) -> dict[int, tuple[str, str, str]]:
+def _by_step(replayed: Replay, name: str) -> dict[int, tuple[str, str, str]]:
     cells = {}
-    for row in found.steps[found.steps.run == name].itertuples():
-        here = found.ratios[(found.ratios.run == name) & (found.ratios.step == row.step)].set_index("parameter").ratio
+    for row in replayed.steps[replayed.steps.run == name].itertuples():
+        here = (
+            replayed.ratios[(replayed.ratios.run == name) & (replayed.ratios.step == row.step)]
+            .set_index("parameter")
+            .ratio
+        )
         broken = here.index[here.isna()]
         ratio, where = ("not finite", broken[-1]) if len(broken) else (f"{here.max():.3g}", here.idxmax())
         cells[row.step] = (f"{row.loss:.4g}" if math.isfinite(row.loss) else "not finite", ratio, where)

@@ -142,16 +142,16 @@ def claims(
         target = target_path(csv, (".csv",))
     shown = chosen(which)
     family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are shown
-    found = [one for one in judged(list(family), where=where) if one.claim in shown]
+    judged_claims = [one for one in judged(list(family), where=where) if one.claim in shown]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    show_claims(found, console)
+    show_claims(judged_claims, console)
     if pairs:
-        show_pairs(found, console)
+        show_pairs(judged_claims, console)
     if csv:
-        table = as_table(found)
+        table = as_table(judged_claims)
         write_whole(target, lambda part: table.to_csv(part, index=False))
     if export:
-        for file in write(found, results_folder()):
+        for file in write(judged_claims, results_folder()):
             print(f"written: {file}")
         readme = results_folder().parent.parent / "README.md"
         write_readme(readme, as_markdown(judged(chosen(), where="docs")), "claims")
@@ -170,15 +170,15 @@ def import_(
 
     with tqdm(desc="importing", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
 
-        def told(done: int, total: int) -> None:
+        def refresh_bar(done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
 
-        found = import_results(folder, Store(), told)
-    for line in (*found.damaged, *found.failed):
+        imported = import_results(folder, Store(), refresh_bar)
+    for line in (*imported.damaged, *imported.failed):
         print(line, file=sys.stderr)
-    print(found)
-    if found.other_code:
-        print(f"{found.other_code} of them are of other code than this: no study asks for them.")
-    if found.damaged:
+    print(imported)
+    if imported.other_code:
+        print(f"{imported.other_code} of them are of other code than this: no study asks for them.")
+    if imported.damaged:
         raise typer.Exit(1)

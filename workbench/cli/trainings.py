@@ -108,9 +108,9 @@ def evaluate(
     )
     console = Console()
     published = scores.published or (None, None)
-    for name, found, theirs in (("top-1", scores.top1, published[0]), ("top-5", scores.top5, published[1])):
+    for name, share, theirs in (("top-1", scores.top1, published[0]), ("top-5", scores.top5, published[1])):
         beside = f"   published, ImageNet: {theirs} %" if theirs else ""
-        interval = f"{found.mean:.2%} [{found.low:.2%}, {found.high:.2%}] of {found.n:,}"
+        interval = f"{share.mean:.2%} [{share.low:.2%}, {share.high:.2%}] of {share.n:,}"
         console.print(f"  {name:18} {interval}{beside}", highlight=False)
     console.print(f"  {'cross-entropy':18} {scores.loss:.4g}", highlight=False)
     if scores.not_finite:
@@ -149,7 +149,7 @@ def check(
     from workbench.lab.jobs.check import check_model, parse_arguments
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    run_id, found = check_model(
+    run_id, judgement = check_model(
         model,
         arguments=parse_arguments(pairs(parameters)),
         data=data,
@@ -161,10 +161,10 @@ def check(
         seed=seed,
         device=device,
     )
-    show_blocks(found.table, console)
-    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    show_blocks(judgement.table, console)
+    console.print(str(judgement), highlight=False, markup=False, soft_wrap=True)
     console.print(f"run {run_id}", highlight=False)
-    if not found.ok:
+    if not judgement.ok:
         raise typer.Exit(1)
 
 
@@ -195,9 +195,9 @@ def replay(
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     say = lambda line: print(line, flush=True)
-    found = run_again(run, back=back, clip=clip, lr=lr, device=device, progress=sys.stderr.isatty(), say=say)
-    show_steps(found, console)
-    for line in (found.verdict, *sentences(found), f"run {found.run_id}"):
+    replayed = run_again(run, back=back, clip=clip, lr=lr, device=device, progress=sys.stderr.isatty(), say=say)
+    show_steps(replayed, console)
+    for line in (replayed.verdict, *sentences(replayed), f"run {replayed.run_id}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -220,14 +220,14 @@ def _from_hub(name: str) -> _Hub:
     import datasets
 
     try:
-        found = datasets.load_dataset(CIFAR[name][0])
+        splits = datasets.load_dataset(CIFAR[name][0])
     except Exception as error:  # whatever the hub's client raises when it is offline
         raise WorkbenchError(
             f"'{name}' is not at {data_folder() / name}, and the hub cannot be reached "
             f"({type(error).__name__}: {error})."
         ) from error
-    tables = [found[split].with_format("arrow")[:] for split in ("train", "test")]
-    return _Hub(tables, "".join(found[split]._fingerprint for split in ("train", "test")))
+    tables = [splits[split].with_format("arrow")[:] for split in ("train", "test")]
+    return _Hub(tables, "".join(splits[split]._fingerprint for split in ("train", "test")))
 
 
 # ---- folders of images

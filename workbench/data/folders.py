@@ -58,12 +58,12 @@ class ImageFolder:
         gigabytes are not read for a name."""
         paths = [path for split in (self.train, self.val, self.test) for path in split.paths]
         sizes = [os.stat(path).st_size for path in paths]
-        whole, found = sum(sizes) <= HASHED, hashlib.sha256()
+        whole, hashed = sum(sizes) <= HASHED, hashlib.sha256()
         for path, size in zip(paths, sizes, strict=True):
-            found.update(os.fsencode(f"{Path(path).relative_to(self.path)} {size}\n"))
+            hashed.update(os.fsencode(f"{Path(path).relative_to(self.path)} {size}\n"))
             if whole:
-                found.update(Path(path).read_bytes())
-        return found.hexdigest()[:16]
+                hashed.update(Path(path).read_bytes())
+        return hashed.hexdigest()[:16]
 
     def __str__(self) -> str:
         sizes = f"{len(self.train):,} train, {len(self.val):,} val, {len(self.test):,} test"
@@ -81,9 +81,9 @@ def open_folder(folder: Path) -> ImageFolder:
         raise WorkbenchError(f"{folder} has a folder '{other[0]}': name its splits train, val and test.")
     if present and "train" not in present:
         raise WorkbenchError(f"{folder} has {', '.join(present)} but no train: add it, or put the classes at the top.")
-    found = {s: image_files(folder / s) for s in present} or {"all": image_files(folder)}
-    roots = {s: folder / s if present else folder for s in found}
-    labelled = {s: [f for f in files if f.parent != roots[s]] for s, files in found.items()}
+    by_split = {s: image_files(folder / s) for s in present} or {"all": image_files(folder)}
+    roots = {s: folder / s if present else folder for s in by_split}
+    labelled = {s: [f for f in files if f.parent != roots[s]] for s, files in by_split.items()}
     names = {s: [f.relative_to(roots[s]).parts[0] for f in files] for s, files in labelled.items()}
     classes = tuple(sorted({name for each in names.values() for name in each}))
     if len(classes) < 2:
@@ -121,7 +121,7 @@ def open_folder(folder: Path) -> ImageFolder:
 
 def image_files(folder: Path) -> list[Path]:
     """All images under a folder, sorted, through links; what is hidden, and what is no file, is passed over."""
-    found, seen = [], set()
+    images, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link back up
@@ -130,8 +130,8 @@ def image_files(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         paths = (Path(place, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    return sorted(found)
+        images += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    return sorted(images)
 
 
 def stratified_parts(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -> list[Tensor]:

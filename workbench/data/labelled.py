@@ -48,11 +48,11 @@ class Labelled:
 
     def digest(self) -> str:
         """Names the data set: 16 hex digits over the files' names and sizes, without reading a hundred gigabytes."""
-        found = hashlib.sha256()
+        hashed = hashlib.sha256()
         folder = self.path if self.path.is_dir() else self.path.parent
         for file in self.files:
-            found.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-        return found.hexdigest()[:16]
+            hashed.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        return hashed.hexdigest()[:16]
 
 
 def open_labelled(path: str | Path) -> Labelled:
@@ -72,12 +72,12 @@ def open_labelled(path: str | Path) -> Labelled:
     if tables:
         return _open_parquet(path, tables)
     classes = tuple(sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith(".")))
-    found = [(file, label) for label, name in enumerate(classes) for file in image_files(path / name)]
-    if not found:
+    pairs = [(file, label) for label, name in enumerate(classes) for file in image_files(path / name)]
+    if not pairs:
         raise WorkbenchError(
             f"{path} holds no images in class folders (such as {path}/cat/1.jpg) and no parquet files."
         )
-    files, labels = zip(*found, strict=True)
+    files, labels = zip(*pairs, strict=True)
     return Labelled(path, classes, files, labels, len(files))
 
 

@@ -35,7 +35,7 @@ class Request(NamedTuple):
     step: int
     position: int  # in the batch
     batch_size: int
-    own: int
+    image: int
     partner: int
 
 
@@ -77,7 +77,7 @@ class TrainImages(Dataset):
     def __getitem__(self, request: Request) -> Made:
         step, position = request.step, request.position
         broken: list[tuple[str, str]] = []
-        pixels, label = self._cropped(request.own, generator_for(self.seed, "crop", step, position), broken)
+        pixels, label = self._cropped(request.image, generator_for(self.seed, "crop", step, position), broken)
         partner_label, share = label, 1.0
         rng = np.random.default_rng(seed_for(self.seed, "image", step, position))
         if self.mix:

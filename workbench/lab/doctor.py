@@ -71,6 +71,8 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
             yield from places
             local = all(place.mend for place in places)  # else the files are somewhere else, and not gone
         yield from _runs(store, runs, alive, local)
+        if local:
+            yield from _replays(store, database, [run for name, run in runs if name == "checks"])
         if database is not None:
             yield from _points(database, runs, alive)
         if local:
@@ -120,6 +122,31 @@ def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: boo
             yield Finding(
                 "results", f"{what} says FINISHED but its files are gone", "mark it FAILED, to be run again", mend
             )
+
+
+def _replays(store: Store, database: Database, checks: list[Run]) -> Iterator[Finding]:
+    """Replays among the checks, where the first edition kept them."""
+    for run in checks:
+        if "replay_of" in run.tags and run.status != "RUNNING":
+            yield Finding(
+                "replays",
+                f"checks: {run.name} ({run.id}) is a replay",
+                "move it into the experiment replays",
+                functools.partial(_move_replay, store, database.uri, run.id),
+            )
+
+
+def _move_replay(store: Store, uri: str, run_id: str) -> None:
+    """Moves the files first: whoever is interrupted between the two finds the run among the checks again."""
+    old, new = (files_of(experiment) / run_id for experiment in ("checks", "replays"))
+    if old.is_dir() and not new.exists():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(old, new)
+    database = Database(uri)
+    try:
+        database.move_run(run_id, store.experiment_id("replays", "full"), f"{new.as_uri()}/artifacts")
+    finally:
+        database.close()
 
 
 def _whole(experiment: str, run: Run) -> bool:
@@ -264,8 +291,8 @@ def _folder(experiment: str, run_id: str) -> Path:
 
 
 def _run_folders() -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     for name in EXPERIMENTS:
         for folder in files_of(name).glob("*/"):
-            found.setdefault(folder.name, []).append(folder)
-    return found
+            folders.setdefault(folder.name, []).append(folder)
+    return folders

@@ -36,7 +36,7 @@ def recomputed_activations(model: nn.Module) -> Iterator[nn.Module]:
     """
     recipes: dict[int, tuple[_Recipe, torch.Size]] = {}
     modules = [m for m in model.modules() if callable(vars(m).get("act"))]
-    own = [m.act for m in modules]
+    activations = [m.act for m in modules]
 
     def watched(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def act(x: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def recomputed_activations(model: nn.Module) -> Iterator[nn.Module]:
         return packed.made() if isinstance(packed, _Recipe) else packed
 
     try:
-        for module, activation in zip(modules, own, strict=True):
+        for module, activation in zip(modules, activations, strict=True):
             module.act = watched(activation)
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield model
     finally:
-        for module, activation in zip(modules, own, strict=True):
+        for module, activation in zip(modules, activations, strict=True):
             module.act = activation

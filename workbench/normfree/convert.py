@@ -83,15 +83,15 @@ def normfree(
 
     modules, wrong = dict(new.named_modules()), {}
     while True:  # an addition that is no block end after all changes what is expected behind it
-        found = _survey(new, inputs, alpha=alpha, variances=variances or {}, blocks=blocks, skip=wrong)
-        more = {end.number: why for end in found.ends if (why := _no_end(end, found, modules)) is not None}
+        survey = _survey(new, inputs, alpha=alpha, variances=variances or {}, blocks=blocks, skip=wrong)
+        more = {end.number: why for end in survey.ends if (why := _no_end(end, survey, modules)) is not None}
         if not more:
             break
         wrong |= more
-    _check_found(new, found, variances or {})
+    _check_survey(new, survey, variances or {})
 
-    places = [place(end, found, modules) for end in found.ends]
-    new, rows, undone = operate(new, found, places, skip_gain)
+    places = [place(end, survey, modules) for end in survey.ends]
+    new, rows, undone = operate(new, survey, places, skip_gain)
     if not all(out.isfinite().all() for out in tensors_in(_run(new, inputs))):
         raise WorkbenchError(f"the normalizer-free {type(model).__name__} gives infinite or undefined outputs.")
     with torch.no_grad():
@@ -99,7 +99,7 @@ def normfree(
             buffer.copy_(before)
     for module in new.modules():
         module.training = modes.get(module, model.training)
-    ends = [[end.path, name, end.scale, end.variance] for name, end in zip(places, found.ends, strict=True)]
+    ends = [[end.path, name, end.scale, end.variance] for name, end in zip(places, survey.ends, strict=True)]
     return NormFree(
         new,
         pd.DataFrame(rows, columns=Row._fields),
@@ -166,14 +166,14 @@ def _run(model: nn.Module, inputs: tuple):
 def _survey(model: nn.Module, inputs: tuple, **how) -> Survey:
     with Surveyor(model, [t for t in tensors_in(inputs) if t.is_floating_point()], **how) as surveyor:
         _call(model, inputs)
-    return surveyor.found
+    return surveyor.survey
 
 
-def _no_end(end: End, found: Survey, modules: Mapping[str, nn.Module]) -> str | None:
+def _no_end(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str | None:
     """None for a block end; else why it is none, empty where the user need not know."""
-    if end.last and not end.last & found.followed:
+    if end.last and not end.last & survey.followed:
         return ""  # what is added is the network's output
-    if place(end, found, modules) is None:
+    if place(end, survey, modules) is None:
         return (
             f"an addition in '{end.path}' looks like the end of a block but gets no gain, for no module returns its "
             "branch: if it is one, let nn.Identity() return it."
@@ -181,15 +181,15 @@ def _no_end(end: End, found: Survey, modules: Mapping[str, nn.Module]) -> str | 
     return None
 
 
-def _check_found(model: nn.Module, found: Survey, variances: Mapping[str, float]) -> None:
-    if found.functional:
+def _check_survey(model: nn.Module, survey: Survey, variances: Mapping[str, float]) -> None:
+    if survey.functional:
         raise WorkbenchError(
-            f"'{found.functional[0]}' normalises by the batch in its own code, where no module can be taken out: "
+            f"'{survey.functional[0]}' normalises by the batch in its own code, where no module can be taken out: "
             "write it with nn.BatchNorm2d, as an attribute of the network."
         )
-    if not found.scales:
+    if not survey.scales:
         raise WorkbenchError(f"{type(model).__name__} has no convolution whose weights could be standardised.")
-    paths = {end.path for end in found.ends}
+    paths = {end.path for end in survey.ends}
     for path, variance in variances.items():
         if path not in paths | {""}:  # signal_propagation calls the stem ""
             raise unknown("residual block", path, paths)

@@ -172,12 +172,12 @@ class Shadows(Additions):
 
         moved = []
         for out in tensors_in(func(*tree_map(origin, args), **tree_map(origin, kwargs))):
-            found = out.float().nan_to_num(0.0).flatten(1 if out.ndim > 1 else 0)[:1].reshape(1, -1)
-            picked = ((torch.arange(ROWS) + PLACE) * found.shape[1] / ROWS).long()
-            found, largest = found[0].cpu()[picked], F.adaptive_max_pool1d(found, ROWS)[0].cpu()
-            found = torch.where(found == 0, largest, found)  # a border that was padded
-            whole = found.round().clamp(0, len(rows) - 1)
-            moved.append(rows[whole.long()] if torch.allclose(whole, found) else self.shadows[known[0]])
+            origins = out.float().nan_to_num(0.0).flatten(1 if out.ndim > 1 else 0)[:1].reshape(1, -1)
+            picked = ((torch.arange(ROWS) + PLACE) * origins.shape[1] / ROWS).long()
+            origins, largest = origins[0].cpu()[picked], F.adaptive_max_pool1d(origins, ROWS)[0].cpu()
+            origins = torch.where(origins == 0, largest, origins)  # a border that was padded
+            whole = origins.round().clamp(0, len(rows) - 1)
+            moved.append(rows[whole.long()] if torch.allclose(whole, origins) else self.shadows[known[0]])
         return moved
 
 

@@ -30,12 +30,12 @@ class Row(NamedTuple):
     note: str
 
 
-def place(end: End, found: Survey, modules: Mapping[str, nn.Module]) -> str | None:
+def place(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str | None:
     """The module that a block's gain goes behind, or into the place of: one that returns the branch and nothing else,
     a BatchNorm first; else the last convolution, where only factors follow it."""
 
     def only_ends(name: str) -> bool:
-        return found.calls[name] == found.uses[name] == sum(name in other.makers for other in found.ends)
+        return survey.calls[name] == survey.uses[name] == sum(name in other.makers for other in survey.ends)
 
     makers = [name for name in end.makers if only_ends(name)]
     for kind in (_BatchNorm, nn.Identity, nn.Module):
@@ -44,13 +44,13 @@ def place(end: End, found: Survey, modules: Mapping[str, nn.Module]) -> str | No
                 return name
     if len(end.last) == 1 and end.linear:
         (conv,) = end.last
-        if found.calls[conv] == sum(end.last == other.last for other in found.ends):
+        if survey.calls[conv] == sum(end.last == other.last for other in survey.ends):
             return conv
     return None
 
 
 def operate(
-    model: nn.Module, found: Survey, places: Sequence[str], skip_gain: float
+    model: nn.Module, survey: Survey, places: Sequence[str], skip_gain: float
 ) -> tuple[nn.Module, list[Row], list[str]]:
     """`model` with its leaves replaced, a row for each module of interest, and what could not be done.
 
@@ -58,16 +58,16 @@ def operate(
     """
     modules = dict(model.named_modules())
     was = {name: type(module).__name__ for name, module in modules.items()}
-    left = {name: "nothing is computed from its output" for name in found.scales if name not in found.followed}
-    left |= found.left
-    owners = _owners(found)  # {BatchNorm: the convolution that takes over its weight and bias}
+    left = {name: "nothing is computed from its output" for name in survey.scales if name not in survey.followed}
+    left |= survey.left
+    owners = _owners(survey)  # {BatchNorm: the convolution that takes over its weight and bias}
     norms = {conv: modules[norm] for norm, conv in owners.items()}
     made: dict[str, nn.Module] = {}
     notes: dict[str, str] = {}
     undone: list[str] = []
 
     generator = torch.Generator().manual_seed(0)
-    for name, scales in found.scales.items():
+    for name, scales in survey.scales.items():
         if name in left:
             continue
         gain, bias = _gain_and_bias(modules[name], norms.get(name))
@@ -78,15 +78,15 @@ def operate(
 
     like = next(model.parameters())
     gains: dict[str, BranchGain] = {}
-    for name, end in zip(places, found.ends, strict=True):
+    for name, end in zip(places, survey.ends, strict=True):
         gain = gains.setdefault(name, BranchGain(end.scale, skip_gain, like))
         if abs(gain.scale / end.scale - 1) > 0.01:
             undone.append(f"'{name}' ends several branches, at scales of {gain.scale:.4g} and {end.scale:.4g}.")
     for name, norm in modules.items():
         if isinstance(norm, _BatchNorm):
-            made[name] = _instead(norm, _constant(name, found, owners), gains.pop(name, None))
+            made[name] = _instead(norm, _constant(name, survey, owners), gains.pop(name, None))
             notes[name] = f"weight and bias went to {owners[name]}" if name in owners else ""
-            undone += _losses(name, norm, found, modules, left, owners)
+            undone += _losses(name, norm, survey, modules, left, owners)
     for name, gain in gains.items():
         made[name] = gain if type(modules[name]) is nn.Identity else BranchEnd(made.get(name, modules[name]), gain)
 
@@ -111,12 +111,12 @@ def operate(
     return instead.get(model, model), rows, undone
 
 
-def _owners(found: Survey) -> dict[str, str]:
+def _owners(survey: Survey) -> dict[str, str]:
     """{BatchNorm: the convolution that it reads, always, and that nothing else reads}."""
     return {
         norm: reads[0]
-        for norm, reads in found.norms.items()
-        if len(set(reads)) == 1 and reads[0] in found.scales and found.uses[reads[0]] == len(reads)
+        for norm, reads in survey.norms.items()
+        if len(set(reads)) == 1 and reads[0] in survey.scales and survey.uses[reads[0]] == len(reads)
     }
 
 
@@ -131,11 +131,11 @@ def _gain_and_bias(conv: nn.Module, norm: nn.Module | None) -> tuple[nn.Paramete
     return norm.weight if norm.weight.any() else ones.requires_grad_(norm.weight.requires_grad), norm.bias
 
 
-def _constant(name: str, found: Survey, owners: Mapping[str, str]) -> Scale | None:
+def _constant(name: str, survey: Survey, owners: Mapping[str, str]) -> Scale | None:
     """What must stand between what a BatchNorm read and what follows it."""
-    if name in found.betas:
-        return Scale(1 / found.betas[name])
-    if name in found.written and name not in owners:  # else what follows would write into the trunk
+    if name in survey.betas:
+        return Scale(1 / survey.betas[name])
+    if name in survey.written and name not in owners:  # else what follows would write into the trunk
         return Scale(1.0)
     return None
 
@@ -152,15 +152,15 @@ def _instead(norm: nn.Module, constant: Scale | None, gain: BranchGain | None) -
 def _losses(
     name: str,
     norm: nn.Module,
-    found: Survey,
+    survey: Survey,
     modules: Mapping[str, nn.Module],
     left: Mapping[str, str],
     owners: Mapping[str, str],
 ) -> list[str]:
     """What goes with a BatchNorm and comes back nowhere."""
-    if not found.norms[name]:
+    if not survey.norms[name]:
         return [f"'{name}' is taken out, though the input does not reach it."]
-    losses, read = [], found.norms[name][0]
+    losses, read = [], survey.norms[name][0]
     if read in left or isinstance(modules.get(read), nn.Linear):
         losses.append(f"'{name}' normalised the output of '{read}', which is not standardised.")
     if name not in owners and norm.affine and (norm.bias.any() or not (norm.weight == 1).all()):

@@ -64,7 +64,7 @@ class Survey:
 
 
 class Surveyor(Shadows):
-    """Fills `found` while `model` runs inside it.
+    """Fills `survey` while `model` runs inside it.
 
     Args: `blocks` names of modules whose additions are block ends, None for all that look so; `skip` numbers of
     additions that are not; `variances` {path: variance of the trunk after that block}, in place of the expected one.
@@ -83,7 +83,7 @@ class Surveyor(Shadows):
         super().__init__(inputs)
         self.model, self.modules = model, dict(model.named_modules())
         self.alpha, self.variances, self.blocks, self.skip = alpha, variances, blocks, skip
-        self.found = Survey()
+        self.survey = Survey()
         self.trails = WeakIdKeyDictionary({t: Trail() for t in inputs})
         self.makers = WeakIdKeyDictionary()
         self.normed = WeakIdKeyDictionary()  # outputs of BatchNorms
@@ -101,26 +101,26 @@ class Surveyor(Shadows):
         return super().__exit__(*error)
 
     def _returned(self, name: str, out) -> None:
-        self.found.calls[name] += 1
+        self.survey.calls[name] += 1
         if isinstance(out, Tensor) and out in self.shadows:
             self.makers.setdefault(out, []).append(name)
 
     def run(self, func, args: tuple, kwargs: dict):
         if func._schema.is_mutable and args and args[0] in self.normed:
-            self.found.written.add(self.normed[args[0]])
+            self.survey.written.add(self.normed[args[0]])
         if func in ADDITIONS:
             self._divide_trunks(args)
         out = super().run(func, args, kwargs)
         known = [t for t in tensors_in((args, kwargs)) if t in self.trails]
         for tensor in known:
-            self.found.uses.update(self.makers.get(tensor, []))
+            self.survey.uses.update(self.makers.get(tensor, []))
         outputs = [t for t in tensors_in(out) if t in self.shadows]
         if known and outputs:
             trail = self._trail(func, known, outputs[0])
             for tensor in outputs:
                 self.trails[tensor], self.makers[tensor] = trail, []
                 self.normed.pop(tensor, None)
-            if "batch_norm" in func.overloadpacket.__name__ and self.stack[-1] in self.found.norms:
+            if "batch_norm" in func.overloadpacket.__name__ and self.stack[-1] in self.survey.norms:
                 self.normed[outputs[0]] = self.stack[-1]
         return out
 
@@ -132,11 +132,11 @@ class Surveyor(Shadows):
         upsampled = grown or any(t.upsampled for t in trails)
         convs, linear = any(t.convs for t in trails), any(t.linear for t in trails)
         if func in PRODUCTS:
-            self.found.followed |= last
-            own = self.stack[-1] in self.found.scales and func is aten.convolution.default
-            return Trail(frozenset([self.stack[-1]] if own else []), convs or own, own, upsampled)
+            self.survey.followed |= last
+            is_conv = self.stack[-1] in self.survey.scales and func is aten.convolution.default
+            return Trail(frozenset([self.stack[-1]] if is_conv else []), convs or is_conv, is_conv, upsampled)
         if "batch_norm" in name:
-            self.found.followed |= last
+            self.survey.followed |= last
         elif torch.Tag.pointwise in func.tags and name not in LINEAR:
             linear = False
         return Trail(last, convs, linear, upsampled)
@@ -145,7 +145,7 @@ class Surveyor(Shadows):
 
     def shadows_of(self, func, name: str, args: tuple, kwargs: dict, known: list[Tensor]) -> list[Tensor]:
         if func is aten.convolution.default and args[0] in self.shadows and self._is_to_be_standardized(args):
-            self.found.scales[self.stack[-1]].append(spread(self.shadows[args[0]]) ** -0.5)
+            self.survey.scales[self.stack[-1]].append(spread(self.shadows[args[0]]) ** -0.5)
             return [self.fresh() if args[2] is None else self.fresh() + per_row(args[2])]
         if "batch_norm" in name:
             return [self._without_norm(args)]
@@ -154,15 +154,15 @@ class Surveyor(Shadows):
     def _is_to_be_standardized(self, args: tuple) -> bool:
         name, weight = self.stack[-1], args[1]
         conv = self.modules[name]
-        if name in self.found.left:
+        if name in self.survey.left:
             return False
         if conv._parameters.get("weight") is not weight:
-            self.found.left[name] = "its weight is no parameter of its own"
+            self.survey.left[name] = "its weight is no parameter of its own"
         elif is_constant(self.shadows[args[0]]):
-            self.found.left[name] = "reads a map pooled to one position"
+            self.survey.left[name] = "reads a map pooled to one position"
         elif not can_be_standardized(conv):
-            self.found.left[name] = "one weight in each unit, or a layout that is not known"
-        return name not in self.found.left
+            self.survey.left[name] = "one weight in each unit, or a layout that is not known"
+        return name not in self.survey.left
 
     def _without_norm(self, args: tuple) -> Tensor:
         name, shadow = self.stack[-1], self.shadows[args[0]]
@@ -170,11 +170,11 @@ class Surveyor(Shadows):
         if isinstance(norm, _InstanceNorm):
             return normalised(shadow, 1)
         if not isinstance(norm, _BatchNorm):
-            self.found.functional.append(name)
+            self.survey.functional.append(name)
             return shadow
         makers = self.makers.get(args[0]) or [""]
-        conv = next((maker for maker in makers if maker in self.found.scales), None)
-        self.found.norms[name].append(conv or makers[0])
+        conv = next((maker for maker in makers if maker in self.survey.scales), None)
+        self.survey.norms[name].append(conv or makers[0])
         if conv is None or not norm.affine or not norm.weight.any():
             return shadow
         return normalised(shadow, 1) * per_row(norm.weight) + per_row(norm.bias)
@@ -184,9 +184,9 @@ class Surveyor(Shadows):
         for tensor in args[:2]:
             if isinstance(tensor, Tensor) and tensor in self.normed and tensor is not self.branch:
                 name, shadow = self.normed[tensor], self.shadows[tensor]
-                if self.found.norms[name][-1] not in self.found.scales and not is_constant(shadow):
-                    self.found.betas[name] = spread(shadow) ** 0.5
-                    self.shadows[tensor] = shadow / self.found.betas[name]
+                if self.survey.norms[name][-1] not in self.survey.scales and not is_constant(shadow):
+                    self.survey.betas[name] = spread(shadow) ** 0.5
+                    self.shadows[tensor] = shadow / self.survey.betas[name]
 
     # ---- block ends
 
@@ -214,6 +214,6 @@ class Surveyor(Shadows):
             if measured is not None:
                 self.shadows[out] = self.shadows[out] * (measured / spread(self.shadows[out])) ** 0.5
             self.end.variance = spread(self.shadows[out])
-            self.found.ends.append(self.end)
+            self.survey.ends.append(self.end)
         self.end, self.branch = None, None
         self.trails[out] = Trail(last=self.trails[out].last)

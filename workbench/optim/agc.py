@@ -170,9 +170,9 @@ class AGC:
         for key, given in asked.items():
             if given is None:
                 continue
-            own = {g[key] for g in optimizer.param_groups if g.get(key) is not None} - {given}
-            if own:
-                shown = sorted(map(str, own))
+            group_values = {g[key] for g in optimizer.param_groups if g.get(key) is not None} - {given}
+            if group_values:
+                shown = sorted(map(str, group_values))
                 warnings.warn(f"the parameter groups' own {key} ({', '.join(shown)}) wins over {given}", stacklevel=2)
         self.optimizer, self.clip, self.eps = optimizer, clip, eps
         self.steps = 0

@@ -48,24 +48,24 @@ def param_groups(
         "classifier": {"weight_decay": weight_decay, "clip": None},
     }
     aliases = _aliases(model)
-    own = _settings_by_name(aliases, overrides or {})
+    by_name = _settings_by_name(aliases, overrides or {})
     head = classifier_weight(model)
     groups: dict[tuple, dict] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         kind = "classifier" if name == head else "gains_biases" if is_one_unit(p) else "weights"
-        settings = own.get(name, {})
+        settings = by_name.get(name, {})
         key = (kind, *sorted(settings.items(), key=lambda item: item[0]))
         label = ", ".join([kind, *(f"{k} {v}" for k, v in settings.items())])
         group = groups.setdefault(key, {"name": label, **kinds[kind], **settings, "names": [], "params": []})
         group["names"].append(name)
         group["params"].append(p)
     order = list(kinds)
-    found = sorted(groups.values(), key=lambda group: order.index(group["name"].partition(",")[0]))
-    log.info("%s", groups_table(found).to_string())
+    ordered = sorted(groups.values(), key=lambda group: order.index(group["name"].partition(",")[0]))
+    log.info("%s", groups_table(ordered).to_string())
     log.info("classifier weight, exempt from clipping: %s", head or "none found")
-    return found
+    return ordered
 
 
 def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame:
@@ -90,8 +90,8 @@ def classifier_weight(model: nn.Module) -> str | None:
     """The name of the classifier's weight, or None where there is no nn.Linear."""
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     named = [name for name in linears if name.rpartition(".")[2] in HEADS]
-    found = (named or linears or [None])[-1]
-    return None if found is None else f"{found}.weight".lstrip(".")
+    chosen = (named or linears or [None])[-1]
+    return None if chosen is None else f"{chosen}.weight".lstrip(".")
 
 
 def _aliases(model: nn.Module) -> dict[str, set[str]]:
@@ -104,14 +104,14 @@ def _aliases(model: nn.Module) -> dict[str, set[str]]:
                 names[name].add(f"stage{module.stage + 1}")
     if first is not None:
         home = first.rpartition(".")[0]
-        for name, found in names.items():
+        for name, words in names.items():
             if name.rpartition(".")[0] == home:
-                found.add("first_conv")
+                words.add("first_conv")
     return names
 
 
 def _settings_by_name(aliases: dict[str, set[str]], overrides: Mapping[str, Mapping]) -> dict[str, dict]:
-    own: dict[str, dict] = {}
+    by_name: dict[str, dict] = {}
     for pattern, settings in overrides.items():
         for key in settings:
             if key not in SETTINGS:
@@ -120,8 +120,8 @@ def _settings_by_name(aliases: dict[str, set[str]], overrides: Mapping[str, Mapp
         if not matched:
             raise unknown("parameter pattern", pattern, {word for words in aliases.values() for word in words})
         for name in matched:
-            own.setdefault(name, {}).update(settings)
-    return own
+            by_name.setdefault(name, {}).update(settings)
+    return by_name
 
 
 def _shown(clip) -> str:

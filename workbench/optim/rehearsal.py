@@ -66,7 +66,7 @@ def rehearse(
     Groups whose "clip" is None are exempt, all others get `clip` (inf: none), whatever theirs is.
     """
     memo: dict = {}
-    with own_randomness(seed, model, loader):
+    with seeded(seed, model, loader):
         model, loss = copy.deepcopy((model, loss), memo)
         optimizer = twin(optimizer, memo)
         if not model.training:  # where it is, a part of it may be in evaluation mode on purpose
@@ -149,11 +149,11 @@ def batches(loader: Iterable) -> Iterator:
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int, model: nn.Module, loader: Iterable) -> Iterator[None]:
+def seeded(seed: int, model: nn.Module, loader: Iterable) -> Iterator[None]:
     """Every draw inside comes from `seed`, or from the loader's own generator, and is taken back."""
     device = next(model.parameters()).device
-    own = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
-    before = [(g, g.get_state()) for g in own if isinstance(g, torch.Generator)]
+    generators = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
+    before = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
-from workbench.optim.rehearsal import Rehearsal, is_clipped, own_randomness, rehearse, set_rates, twin
+from workbench.optim.rehearsal import Rehearsal, is_clipped, rehearse, seeded, set_rates, twin
 from workbench.optim.telemetry import LADDER, _quantile
 
 MOVE = 0.16  # of its length, that a unit may move in a step where the step grows with the gradient
@@ -91,7 +91,7 @@ def suggest_clip(
         start = (model, loader, optimizer, loss)
         settings = {"peaks": peaks, "eps": eps, "seed": seed, "each_step": bar.update}
         trial = rehearse(*start, clip=math.inf, steps=steps, **settings)
-        with own_randomness(seed, model, loader):
+        with seeded(seed, model, loader):
             gain = _gain(optimizer, peaks)
         clip, low, high = _threshold(trial, gain)
         again: list[Rehearsal] = []
@@ -192,8 +192,8 @@ def _check(model: nn.Module, optimizer: Optimizer, lr: float | None, steps: int)
         raise WorkbenchError(
             f"`optimizer` must be a torch.optim.Optimizer built on `model`, not {type(optimizer).__name__}."
         )
-    own = {id(p) for p in model.parameters() if p.requires_grad}
-    if not any(id(p) in own for group in optimizer.param_groups if is_clipped(group) for p in group["params"]):
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    if not any(id(p) in trainable for group in optimizer.param_groups if is_clipped(group) for p in group["params"]):
         raise WorkbenchError(
             "there is nothing to clip: no group of `optimizer` holds a parameter of `model` that requires a gradient "
             "and is not exempt (clip=None)."

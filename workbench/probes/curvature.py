@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from workbench.errors import WorkbenchError
-from workbench.probes.shared import as_found, checked_loss, measured_parameters
+from workbench.probes.shared import checked_loss, left_unchanged, measured_parameters
 
 Product = Callable[[np.ndarray], np.ndarray]  # a vector (n,) to the Hessian times it, (n,)
 
@@ -51,7 +51,7 @@ def hessian_eigenvalues(
     if coarse:
         raise WorkbenchError(f"curvature needs weights in float32 or float64, not {coarse.pop()}: take model.float().")
     # of the attention kernels only the plain one can be differentiated twice
-    with as_found(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with left_unchanged(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         value = checked_loss(loss(model), "give a function of the model, lambda m: F.cross_entropy(m(x), y)")
         grads = torch.autograd.grad(value, params, create_graph=True, materialize_grads=True)
         return _largest(_product(params, grads), n, k, tol, max_products, seed)

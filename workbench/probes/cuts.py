@@ -27,11 +27,11 @@ def is_connected(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
 
 
 class Cuts:
-    """What is cut off, by the row of the block: `found[row]` is "branch", "shortcut" or "trunk"."""
+    """What is cut off, by the row of the block: `by_row[row]` is "branch", "shortcut" or "trunk"."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.found: dict[int, str] = {}
+        self.by_row: dict[int, str] = {}
         self.zeros: list[tuple[int, str, str, GradientEdge, Tensor]] = []
 
     def look(
@@ -49,13 +49,13 @@ class Cuts:
         Shortcuts of zeros without a gradient are sums that start at zero, and no fault.
         """
         if lost(branch) or (gate is not None and not gate.requires_grad and not gate.any()):
-            self.found.setdefault(row, "branch")
+            self.by_row.setdefault(row, "branch")
         elif not branch.any():
             self._ask_later(row, "branch", path, branch)
         if not shortcut.any():
             self._ask_later(row, "shortcut", path, shortcut)
         elif lost(shortcut):
-            self.found.setdefault(row, "shortcut")
+            self.by_row.setdefault(row, "shortcut")
 
     def _ask_later(self, row: int, name: str, path: str, x: Tensor) -> None:
         if x.requires_grad:  # the edge, for what comes next may write into x
@@ -66,7 +66,7 @@ class Cuts:
         """Asks the graph, while it is there, whether any parameter learns through the operands that are zero."""
         for row, name, path, edge, noise in self.zeros:
             if not self._learns(path, edge, noise):
-                self.found.setdefault(row, name)
+                self.by_row.setdefault(row, name)
         self.zeros.clear()
 
     def _learns(self, path: str, edge: GradientEdge, noise: Tensor) -> bool:

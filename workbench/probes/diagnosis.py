@@ -12,7 +12,7 @@ from torch import nn
 from workbench.models.activations import ACTIVATIONS
 from workbench.models.layers import ScaledStdConv2d
 from workbench.probes.rules import Fault
-from workbench.probes.signal import own_blocks
+from workbench.probes.signal import library_blocks
 from workbench.probes.theory import Design, expected_signal, gamma_of, is_normalizer_free
 
 EXACT = 0.01  # the authors' table of gammas is exact to a thousandth; what moves a variance by less harms nobody
@@ -21,7 +21,7 @@ NORMS = (0.3, 3.0)  # of a fresh filter: drawn with variance 1 / fan-in, its nor
 
 def construction_faults(model: nn.Module, image_size: int) -> list[Fault]:
     """Blocks whose constants lead to another variance than the design; empty for networks that have none of ours."""
-    blocks = own_blocks(model)
+    blocks = library_blocks(model)
     if not blocks or not all(is_normalizer_free(block) for block in blocks):
         return []
     if any(getattr(block, "post_activation", False) for block in blocks):
@@ -31,9 +31,9 @@ def construction_faults(model: nn.Module, image_size: int) -> list[Fault]:
     for i, block in enumerate(blocks, start=1):
         cause = _cause(block, design)
         if cause is not None and _differs(built, designed, i):
-            expected, found = designed.residual_var[i], built.residual_var[i]
+            expected, actual = designed.residual_var[i], built.residual_var[i]
             verdict = "means kept" if "standardised" in cause else "off design"
-            cause = f"{cause}; the branch gets variance {found:.3g} where the design says {expected:.3g}"
+            cause = f"{cause}; the branch gets variance {actual:.3g} where the design says {expected:.3g}"
             faults.append(Fault(i, verdict, cause, _CURES[verdict]))
     return faults
 
@@ -46,8 +46,8 @@ _CURES = {
 
 
 def _differs(built: pd.DataFrame, designed: pd.DataFrame, i: int) -> bool:
-    def off(found: float, expected: float) -> bool:
-        return not abs(found - expected) <= EXACT * abs(expected)
+    def off(actual: float, expected: float) -> bool:
+        return not abs(actual - expected) <= EXACT * abs(expected)
 
     moved = [off(built[name][i], designed[name][i]) for name in ("var", "residual_var")]
     return any(moved) or built.mean_sq[i] - designed.mean_sq[i] > EXACT * designed["var"][i]
@@ -70,9 +70,9 @@ def _cause(block: nn.Module, design: Design) -> str | None:
 
 def _looks_like(scale: float, asked: float, beta: float) -> str:
     gamma = asked * beta
-    for over, said in ((1.0, ""), (beta, " over beta")):
+    for over, suffix in ((1.0, ""), (beta, " over beta")):
         if math.isclose(scale * over, 1.0, rel_tol=1e-3):
-            return f"gamma was left out (1{said})"
+            return f"gamma was left out (1{suffix})"
     for known, (_, constant) in ACTIVATIONS.items():
         for over in (1.0, beta):
             if math.isclose(scale * over, constant, rel_tol=1e-3) and not math.isclose(constant, gamma, rel_tol=1e-3):

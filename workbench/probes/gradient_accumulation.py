@@ -35,16 +35,16 @@ def gradient_differences(
     One row an arm, size and seed: arm, micro_batch, seed, difference.
     Args: `arms` {label: (model, arguments)}; a classifier that starts at zero is drawn, for it would stop the gradient.
     """
-    found = load_dataset(data, image_size)
+    dataset = load_dataset(data, image_size)
     rows = []
     for seed in progress(list(seeds), "gradients"):
-        order = torch.randperm(len(found.train), generator=torch.Generator().manual_seed(seed))[:batch_size]
-        x = normalize(found.train.images[order], found.mean, found.std).double()
-        y = found.train.labels[order]
+        order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:batch_size]
+        x = normalize(dataset.train.images[order], dataset.mean, dataset.std).double()
+        y = dataset.train.labels[order]
         for arm, (name, arguments) in arms.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = create_model(name, len(found.classes), in_channels=found.channels, **arguments).double()
+                model = create_model(name, len(dataset.classes), in_channels=dataset.channels, **arguments).double()
                 nn.init.normal_(model.linear.weight, std=0.01)
             at_once = accumulated_gradient(copy.deepcopy(model), x, y, batch_size)
             for size in micro_batches:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.probes.shared import as_found, checked_loss, measured_parameters
+from workbench.probes.shared import checked_loss, left_unchanged, measured_parameters
 
 Batch = tuple[Tensor, Tensor]
 
@@ -69,7 +69,7 @@ def gradient_noise_scale(
     scalar.
     """
     params = measured_parameters(model, "gradient noise")
-    with as_found(model):
+    with left_unchanged(model):
         batches = list(batches)
     batch = _common_size(batches)
     mean = [torch.zeros_like(p, dtype=torch.float64) for p in params]
@@ -138,7 +138,7 @@ def _gradients(
     model: nn.Module, criterion: Callable, batches: list[Batch], params: list[nn.Parameter]
 ) -> Iterator[tuple[Tensor, ...]]:
     """The gradient of each batch; the same in each pass, which starts from the same buffers and random state."""
-    with as_found(model), torch.enable_grad():
+    with left_unchanged(model), torch.enable_grad():
         for x, y in batches:
             loss = checked_loss(criterion(model(x), y), "look at the weights, at x, and at the criterion's reduction")
             yield torch.autograd.grad(loss, params, materialize_grads=True)

@@ -22,7 +22,7 @@ NAMES = {"_to_copy": "conversion to another precision", "_softmax": "softmax", "
 class Origin(NamedTuple):
     """The operation that made the first number that is not finite, in words, and the modules that were running."""
 
-    said: str
+    text: str
     modules: list[str]
 
 
@@ -44,29 +44,29 @@ def first_not_finite(model: nn.Module, inputs: list[Tensor]) -> Origin | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return watch.found
+    return watch.origin
 
 
 class _Watch(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.stack: list[str] = []
-        self.found: Origin | None = None
+        self.origin: Origin | None = None
         self.depth = len(extract_stack(sys._getframe(1)))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        if self.found is not None or "empty" in name:
+        if self.origin is not None or "empty" in name:
             return func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, (Tensor, float))]
         known = [_range(t) for t in given if isinstance(t, Tensor)]
         finite = known and all(_is_finite(t) for t in given)
         out = func(*args, **kwargs)
         if finite and not all(_is_finite(t) for t in tree_leaves(out)):
-            self.found = Origin(self._said(name, known), list(self.stack))
+            self.origin = Origin(self._described(name, known), list(self.stack))
         return out
 
-    def _said(self, name: str, known: list[str]) -> str:
+    def _described(self, name: str, known: list[str]) -> str:
         line = their_line(extract_stack()[self.depth :])
         module = f" in {self.stack[-1]}" if self.stack and self.stack[-1] else ""
         where = f" ({line})" if line else ""

@@ -27,8 +27,8 @@ from workbench.probes.diagnosis import construction_faults, weight_faults
 from workbench.probes.input_checks import checked, cure, described, is_usual, normalised, not_normalised, scale
 from workbench.probes.origin import first_not_finite, their_line
 from workbench.probes.rules import HUGE, Fault, broken_rules, start, unsound_head
-from workbench.probes.shared import as_found, refuse_lazy
-from workbench.probes.signal import in_training, own_blocks, signal_propagation
+from workbench.probes.shared import left_unchanged, refuse_lazy
+from workbench.probes.signal import in_training, library_blocks, signal_propagation
 from workbench.probes.theory import beside, expected_signal, is_normalizer_free
 
 ENOUGH = 16 * 64**2  # pixels of noise, so that maps 64 times as small in both directions still hold 16 values a channel
@@ -94,16 +94,16 @@ def preflight(
     inputs = checked(x)
     name = getattr(model, "recipe", {}).get("name", type(model).__name__)
     how = {"precision": precision, "channels": channels, "blocks": blocks}
-    with as_found(model), in_training(model), _opened(model):
-        found = _judged(model, inputs, **how)
+    with left_unchanged(model), in_training(model), _opened(model):
+        report = _judged(model, inputs, **how)
         mean, std, first = scale(inputs)
-        reaches = start(found.table) > HUGE
-        if not is_usual(mean, std) and (found.faults or reaches):
+        reaches = start(report.table) > HUGE
+        if not is_usual(mean, std) and (report.faults or reaches):
             inputs = [normalised(t, channels) if t is first else t for t in inputs]
             again = _judged(model, inputs, **how)
-            if reaches or len(again.faults) < len(found.faults):
-                found = replace(again, faults=[not_normalised(mean, std), *again.faults])
-    return replace(found, name=name)
+            if reaches or len(again.faults) < len(report.faults):
+                report = replace(again, faults=[not_normalised(mean, std), *again.faults])
+    return replace(report, name=name)
 
 
 def _judged(
@@ -157,14 +157,14 @@ def _with_origin(model: nn.Module, inputs: list[Tensor], table: pd.DataFrame, fa
     origin = first_not_finite(model, inputs)
     if origin is None:
         return faults
-    told = []
+    traced = []
     for fault in faults:
         if fault.verdict in ("overflows", "not finite"):
-            fault = replace(fault, cause=f"{fault.cause}; first by {origin.said}")
+            fault = replace(fault, cause=f"{fault.cause}; first by {origin.text}")
         if fault.verdict == "overflows" and fault.block == 1 and table.path[1] and table.path[1] not in origin.modules:
             fault = replace(fault, block=0)
-        told.append(fault)
-    return told
+        traced.append(fault)
+    return traced
 
 
 def _measured(model: nn.Module, inputs: list[Tensor], **asked) -> pd.DataFrame:
@@ -173,11 +173,11 @@ def _measured(model: nn.Module, inputs: list[Tensor], **asked) -> pd.DataFrame:
     except WorkbenchError:
         raise
     except Exception as error:  # whatever a network's forward pass does
-        said = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         line = their_line(traceback.extract_tb(error.__traceback__))
         where = f"; {line}" if line else ""
         raise WorkbenchError(
-            f"the model does not run on {described(inputs)} ({type(error).__name__}: {said}{where}): "
+            f"the model does not run on {described(inputs)} ({type(error).__name__}: {message}{where}): "
             f"{cure(model, inputs)}."
         ) from error
 
@@ -217,23 +217,25 @@ def _quietly(theory, *args):
 
 def _against_theory(model: nn.Module, x: Tensor, table: pd.DataFrame) -> tuple[pd.DataFrame, list[Fault]]:
     """The table with expected columns of white noise, and the blocks that leave them by more than sampling explains."""
-    blocks = own_blocks(model)
+    blocks = library_blocks(model)
     held = blocks and all(is_normalizer_free(block) or hasattr(block, "norm0") for block in blocks)
     expected = _quietly(expected_signal, model, x.shape[-1]) if held else None
     if expected is None:  # of plain networks, too, what is expected has no use: few draws decide which units live
         return table, []
     n = max(len(x), math.ceil(ENOUGH / x.shape[-1] ** 2))
     white = torch.randn(n, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
-    found = beside(signal_propagation(model, white), expected)
+    compared = beside(signal_propagation(model, white), expected)
     table["expected_var"], table["expected_residual_var"] = expected["var"], expected.residual_var
-    table["var_deviation"], table["residual_var_deviation"] = found.var_deviation, found.residual_var_deviation
+    table["var_deviation"], table["residual_var_deviation"] = compared.var_deviation, compared.residual_var_deviation
     limits = _sampling_limits(model)
     faults = []
     for column in ("residual_var", "var"):
-        logs = (1 + found[f"{column}_deviation"][1:]).map(lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf)
+        logs = (1 + compared[f"{column}_deviation"][1:]).map(
+            lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf
+        )
         off = logs > limits[column]
         if off.any():
-            faults.append(_off_theory(int(off.idxmax()), column, found))
+            faults.append(_off_theory(int(off.idxmax()), column, compared))
     return table, sorted(faults, key=lambda fault: fault.block)[:1]
 
 
@@ -247,8 +249,8 @@ def _sampling_limits(model: nn.Module) -> dict[str, float]:
     return {"var": 0.1 + 1.3 / math.sqrt(narrowest), "residual_var": 0.15 + 2 / math.sqrt(narrowest)}
 
 
-def _off_theory(i: int, column: str, found: pd.DataFrame) -> Fault:
-    measured, expected = found[column][i], found[f"expected_{column}"][i]
+def _off_theory(i: int, column: str, compared: pd.DataFrame) -> Fault:
+    measured, expected = compared[column][i], compared[f"expected_{column}"][i]
     what = "the trunk's variance" if column == "var" else "the branch's variance"
     ratio = measured / expected
     if column == "residual_var" and 0.15 < ratio < 0.4:

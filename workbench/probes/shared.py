@@ -14,7 +14,7 @@ from workbench.optim.scope import refuse_open
 
 
 @contextlib.contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
+def left_unchanged(model: nn.Module) -> Iterator[None]:
     """At its end, however it ends, the buffers and the random state of torch (CPU, the model's GPUs) are as before it.
 
     A graph that was made before it may still be differentiated after it.

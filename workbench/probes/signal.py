@@ -20,7 +20,7 @@ from workbench.probes.dead import DeadUnits
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
 from workbench.probes.moments import peak as peak_of
-from workbench.probes.shared import as_found, as_inputs, checked_loss, refuse_lazy
+from workbench.probes.shared import as_inputs, checked_loss, left_unchanged, refuse_lazy
 
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 
@@ -63,11 +63,11 @@ def signal_propagation(
     inputs = as_inputs(x)
     extras = {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}
     table = _Table(inputs, extras, channels, dead, Cuts(model) if cut_off and backward else None)
-    with as_found(model), torch.set_grad_enabled(bool(backward)):
+    with left_unchanged(model), torch.set_grad_enabled(bool(backward)):
         leaves = [t.detach().clone().requires_grad_(bool(backward) and t.is_floating_point()) for t in inputs]
-        own = own_blocks(model)
-        run = _run_named if blocks is not None else _run_own if own else _run_watched
-        targets = _modules(model, blocks) if blocks is not None else own
+        ours = library_blocks(model)
+        run = _run_named if blocks is not None else _run_library if ours else _run_watched
+        targets = _modules(model, blocks) if blocks is not None else ours
         with table.watching_units():
             out = run(model, targets, [t.clone() for t in leaves] if backward else leaves, table)
         if backward:
@@ -183,18 +183,18 @@ class _Table:
             ended = max((i for i, row in enumerate(self.rows) if i and "grad_var" not in row), default=0)
             if self.cuts is None or ended == len(self.rows) - 1:
                 raise WorkbenchError(f"no gradient comes back to the input: {cure}")
-            self.cuts.found.setdefault(ended + 1, "trunk")
+            self.cuts.by_row.setdefault(ended + 1, "trunk")
 
     def frame(self) -> pd.DataFrame:
-        found = {name for row in self.rows for name in row}
-        asked = [name for name in ("grad_var", "dead", "kurtosis", "peak") if name in found]
+        measured = {name for row in self.rows for name in row}
+        asked = [name for name in ("grad_var", "dead", "kurtosis", "peak") if name in measured]
         table = pd.DataFrame(self.rows, columns=[*COLUMNS, *asked, "path"])
         if self.cuts is not None:
-            table.insert(len(table.columns) - 1, "cut_off", [self.cuts.found.get(i, "") for i in table.index])
+            table.insert(len(table.columns) - 1, "cut_off", [self.cuts.by_row.get(i, "") for i in table.index])
         return table
 
 
-def _run_own(model: nn.Module, blocks: list[nn.Module], inputs: list[Tensor], table: _Table) -> Tensor:
+def _run_library(model: nn.Module, blocks: list[nn.Module], inputs: list[Tensor], table: _Table) -> Tensor:
     names = {module: name for name, module in model.named_modules()}
 
     def at_stem(module: nn.Module, args: tuple) -> None:
@@ -217,19 +217,19 @@ def _run_own(model: nn.Module, blocks: list[nn.Module], inputs: list[Tensor], ta
 
 
 def _run_watched(model: nn.Module, _: list, inputs: list[Tensor], table: _Table) -> Tensor:
-    found: list[Addition] = []
+    additions: list[Addition] = []
     pending: list[Tensor] = []
 
     def before(addition: Addition) -> None:
-        if not found:
+        if not additions:
             table.stem(None)
-        found.append(addition._replace(shortcut=None, branch=None, gate=None))
+        additions.append(addition._replace(shortcut=None, branch=None, gate=None))
         if addition.deeper:
             table.operands(addition.module, *addition[1:4], lost=watch.lost)
         table.branch(addition.branch, addition.gate, channels_known=False)
 
     def after(out: Tensor) -> None:
-        table.end(out, found[-1].module)
+        table.end(out, additions[-1].module)
         pending.append(out)
 
     def settled() -> None:  # an operation's result gets its place in the graph when the operation is over
@@ -242,14 +242,14 @@ def _run_watched(model: nn.Module, _: list, inputs: list[Tensor], table: _Table)
     with watch:
         out = _run(model, inputs, hooks)
     settled()
-    if not found:
+    if not additions:
         raise WorkbenchError(
             f"{type(model).__name__}: no residual blocks were recognised, no addition of a branch to a trunk, maps "
             "of one shape (N, C, ...) or (N, T, C), or (N, C) of features. Name the modules whose outputs are the "
             f"trunk, {_example(model)}."
         )
     with torch.no_grad():
-        stem = _input_of(model, found[0].module, start, table.least)
+        stem = _input_of(model, additions[0].module, start, table.least)
         table.rows[0] |= {} if stem is None else moments(channels_second(stem, table.channels))
     return out
 
@@ -271,10 +271,10 @@ def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], inputs: li
 
     def at_start(module: nn.Module, args: tuple) -> None:
         if not table.rows:
-            found = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim >= table.least else None
-            table.stem(found)
-            if found is not None:
-                table.watch_gradient(found)
+            trunk = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim >= table.least else None
+            table.stem(trunk)
+            if trunk is not None:
+                table.watch_gradient(trunk)
 
     def at_end(name: str, out: Tensor) -> None:
         if not isinstance(out, Tensor) or out.ndim < table.least:
@@ -318,10 +318,10 @@ class _Seen(Exception):
 
 def _input_of(model: nn.Module, name: str, inputs: list[Tensor], least: int) -> Tensor | None:
     """What the module of this name gets first when `model` gets `inputs`; None where that is no map."""
-    found = []
+    given = []
 
     def look(module: nn.Module, args: tuple) -> None:
-        found.append(args[0] if args else None)
+        given.append(args[0] if args else None)
         raise _Seen
 
     hook = model.get_submodule(name).register_forward_pre_hook(look)
@@ -331,8 +331,8 @@ def _input_of(model: nn.Module, name: str, inputs: list[Tensor], least: int) -> 
         pass
     finally:
         hook.remove()
-    known = found and isinstance(found[0], Tensor) and found[0].is_floating_point() and found[0].ndim >= least
-    return found[0] if known else None
+    known = given and isinstance(given[0], Tensor) and given[0].is_floating_point() and given[0].ndim >= least
+    return given[0] if known else None
 
 
 def channels_second(x: Tensor, channels: int | None) -> Tensor:
@@ -345,7 +345,7 @@ def channels_second(x: Tensor, channels: int | None) -> Tensor:
     return x.movedim(channels, 1)
 
 
-def own_blocks(model: nn.Module) -> list[nn.Module]:
+def library_blocks(model: nn.Module) -> list[nn.Module]:
     """The residual blocks of a network of this library, in order; empty for another."""
     attributes = ("alpha", "beta", "stage", "is_transition", "residual", "join")
     return [m for m in model.modules() if all(hasattr(m, a) for a in attributes)]
@@ -356,7 +356,7 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
     Raises: WorkbenchError for another network.
     """
-    blocks = own_blocks(model)
+    blocks = library_blocks(model)
     if not blocks:
         raise WorkbenchError(
             f"{type(model).__name__} is not built of this library's blocks: they have alpha, beta, stage, "

@@ -65,8 +65,8 @@ def inputs_of(image_size: int, batch_size: int, data: str | None) -> dict[str, T
     generator = torch.Generator().manual_seed(0)
     inputs = {"noise": torch.randn(batch_size, 3, image_size, image_size, generator=generator)}
     if data is not None:
-        found = load_dataset(data)
-        images = normalize(found.val.images[:batch_size], found.mean, found.std)
+        dataset = load_dataset(data)
+        images = normalize(dataset.val.images[:batch_size], dataset.mean, dataset.std)
         resized = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True, align_corners=False)
         inputs["images"] = resized.expand(-1, 3, -1, -1) if resized.shape[1] == 1 else resized
     return inputs

@@ -14,23 +14,23 @@ from workbench.training.detached.run import run_plan
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
+    cli = argparse.ArgumentParser(
         prog="python -m workbench.training",
         description="Run a plan's trainings on all GPUs of this machine. Started again with the same --out it goes on.",
     )
-    found.add_argument("plan", help="written by `workbench study NAME --plan FILE`")
-    found.add_argument("--out", required=True, metavar="DIR", help="for the results; `workbench import DIR` takes them")
-    found.add_argument("--device", default="auto", help="auto, cuda (all GPUs), cuda:1, cpu, mps")
-    found.add_argument("--workers", type=int, metavar="N", help="trainings at a time; default: one a GPU, or one")
-    found.add_argument("--keep-weights", action="store_true", help="final weights into DIR, too, whatever their size")
-    found.add_argument("--limit-minutes", type=float, metavar="M", help="then checkpoint what is under way and stop")
-    found.add_argument("--checkpoint-seconds", type=float, metavar="S", default=60.0, help="between checkpoints")
-    found.add_argument(
+    cli.add_argument("plan", help="written by `workbench study NAME --plan FILE`")
+    cli.add_argument("--out", required=True, metavar="DIR", help="for the results; `workbench import DIR` takes them")
+    cli.add_argument("--device", default="auto", help="auto, cuda (all GPUs), cuda:1, cpu, mps")
+    cli.add_argument("--workers", type=int, metavar="N", help="trainings at a time; default: one a GPU, or one")
+    cli.add_argument("--keep-weights", action="store_true", help="final weights into DIR, too, whatever their size")
+    cli.add_argument("--limit-minutes", type=float, metavar="M", help="then checkpoint what is under way and stop")
+    cli.add_argument("--checkpoint-seconds", type=float, metavar="S", default=60.0, help="between checkpoints")
+    cli.add_argument(
         "--other-code",
         action="store_true",
         help="run a plan that other code has made; its study will not know the results",
     )
-    return found
+    return cli
 
 
 class _Interrupts:

@@ -42,12 +42,12 @@ def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:
     seen: dict[str, tuple[list[str], Tensor]] = {}
     hooks = []
     for path, module in model.named_modules():
-        own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
-        if own:
+        params = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
+        if params:
 
-            def done(_, __, out: Tensor, path: str = path, own: list[str] = own) -> None:
-                finite = out.detach().isfinite().all() & seen.get(path, (own, torch.tensor(True)))[1].to(out.device)
-                seen[path] = (own, finite)
+            def done(_, __, out: Tensor, path: str = path, params: list[str] = params) -> None:
+                finite = out.detach().isfinite().all() & seen.get(path, (params, torch.tensor(True)))[1].to(out.device)
+                seen[path] = (params, finite)
 
             hooks.append(module.register_forward_hook(done))
     try:
@@ -55,7 +55,7 @@ def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:
     finally:
         for hook in hooks:
             hook.remove()
-    return [(path, own, bool(finite)) for path, (own, finite) in seen.items()]
+    return [(path, params, bool(finite)) for path, (params, finite) in seen.items()]
 
 
 def cause_of_step(
@@ -106,14 +106,14 @@ def cause_of_evaluation(model: nn.Module, step: int, loss: float, again: Callabl
 def _broken_parameter(model: nn.Module, calls: Calls) -> str | None:
     """Of the first module whose output is not finite: the parameter that is not, else its first."""
     values = dict(model.named_parameters())
-    for _, own, finite in calls:
+    for _, params, finite in calls:
         if not finite:
-            return next((name for name in own if not values[name].isfinite().all()), own[0])
+            return next((name for name in params if not values[name].isfinite().all()), params[0])
     return None
 
 
 def _in_order(model: nn.Module, calls: Calls, names: set[str]) -> list[str]:
     """These parameters in the order of the forward pass; those that no module's call showed come first."""
-    shown = [name for _, own, _ in calls for name in own]
+    shown = [name for _, params, _ in calls for name in params]
     rest = [name for name, _ in model.named_parameters() if name not in shown]
     return [name for name in rest + shown if name in names]

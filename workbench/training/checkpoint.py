@@ -69,7 +69,7 @@ class Checkpoints:
     def latest(self, key: str, model: nn.Module, device: torch.device) -> dict | None:
         """Loads the newest whole checkpoint of this training into `model` and returns its state; a damaged one is
         passed over for the one before it. None where there is none."""
-        for place in self._found():
+        for place in self._candidates():
             manifest = self._verified(place)
             if manifest is not None and manifest["key"] == key:
                 model.load_state_dict(load_file(place / "weights.safetensors"))
@@ -82,9 +82,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of which there are checkpoints to start from, the last first."""
-        return [_step(place) for place in self._found()]
+        return [_step(place) for place in self._candidates()]
 
-    def _found(self) -> list[Path]:
+    def _candidates(self) -> list[Path]:
         return [place for place in self._places() if self.until is None or _step(place) <= self.until]
 
     def _places(self) -> list[Path]:

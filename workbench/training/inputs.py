@@ -72,9 +72,9 @@ class Inputs:
             yield self._parts(step, index, partner)
 
     def _parts(self, step: int, index: Tensor, partner: Tensor) -> list[Part]:
-        own, others = self.world.part(index), self.world.part(partner)
+        indices, others = self.world.part(index), self.world.part(partner)
         first, size = micro_batches(self.config, self.world)
-        pairs = list(zip(own.split(size), others.split(size), strict=True))
+        pairs = list(zip(indices.split(size), others.split(size), strict=True))
         return [
             Part(
                 make=lambda a=a, b=b, micro=first + i: self.prepared(step, micro, a, b),
@@ -130,10 +130,10 @@ def orders(config: TrainConfig, n: int, total_steps: int, done: int = 0) -> Iter
 
     The partners go through the data in an order of their own, so mixing draws twice the batch, as the authors do.
     """
-    own = batches(n, config.batch_size, config.seed, total_steps, done=done)
+    indices = batches(n, config.batch_size, config.seed, total_steps, done=done)
     if not config.mix:
-        return ((index, index) for index in own)
-    return zip(own, batches(n, config.batch_size, config.seed, total_steps, "partners", done), strict=True)
+        return ((index, index) for index in indices)
+    return zip(indices, batches(n, config.batch_size, config.seed, total_steps, "partners", done), strict=True)
 
 
 def batches(

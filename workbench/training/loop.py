@@ -137,13 +137,13 @@ def _train(
         "curvature": curvature,
     }
     stateful |= {name: part for name, part in (("agc", agc), ("ema", ema)) if part is not None}
-    found = checkpoints.latest(key, model, device) if checkpoints is not None else None
-    if found is not None:
-        step, history, spent = found["step"], found["history"], found["seconds"]
+    checkpoint = checkpoints.latest(key, model, device) if checkpoints is not None else None
+    if checkpoint is not None:
+        step, history, spent = checkpoint["step"], checkpoint["history"], checkpoint["seconds"]
         started -= spent
-        inputs.unreadable.update(found["unreadable"])
+        inputs.unreadable.update(checkpoint["unreadable"])
         for name, part in stateful.items():
-            part.load_state_dict(found[name])
+            part.load_state_dict(checkpoint[name])
         if world.agree(log is not None and any([log(row) for row in history])) and step < total_steps:
             outcome = "pruned"
     if world.agree(step) != step:

@@ -62,14 +62,14 @@ def final_metrics(history: list[dict], outcome: str, step: int, classes: int) ->
 def scores_at_end(model: nn.Module, ema: EMA | None, config: TrainConfig, inputs: Inputs) -> dict[str, float]:
     """What a complete training is asked besides: the test split, the average's accuracy there, and BatchNorm's with
     statistics taken anew, on both splits."""
-    found = {}
+    scores = {}
     if config.precise_bn is not None:
         precise = with_statistics_of(model, inputs.plain(config.precise_bn))
-        found["precise_val_acc"] = evaluate(precise, inputs.val())[1]
+        scores["precise_val_acc"] = evaluate(precise, inputs.val())[1]
         if config.evaluate_test:
-            found["precise_test_acc"] = evaluate(precise, inputs.test())[1]
+            scores["precise_test_acc"] = evaluate(precise, inputs.test())[1]
     if config.evaluate_test:
-        found["test_acc"] = evaluate(model, inputs.test())[1]
+        scores["test_acc"] = evaluate(model, inputs.test())[1]
         if ema is not None:
-            found["ema_test_acc"] = evaluate(ema.model, inputs.test())[1]
-    return found
+            scores["ema_test_acc"] = evaluate(ema.model, inputs.test())[1]
+    return scores

@@ -6,7 +6,7 @@ from torch import nn
 from workbench.data import Dataset
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
-from workbench.networks import build_network
+from workbench.networks import NORMFREE, build_network
 from workbench.optim import param_groups
 from workbench.optim.groups import classifier_weight
 from workbench.training.config import TrainConfig
@@ -20,7 +20,10 @@ def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module
     Raises: WorkbenchError for weights of another network.
     """
     if config.weights is None:
-        return build_network(config.model, len(data.classes), data.channels, **config.model_args)
+        arguments = config.model_args
+        if config.model.startswith(NORMFREE):  # it runs the network once, on images of this size
+            arguments = {"image_size": _pixels(config, data), **arguments}
+        return build_network(config.model, len(data.classes), data.channels, **arguments)
     shape = {"num_classes": len(data.classes), "in_channels": data.channels}
     model = load_checkpoint(config.weights, progress=config.progress, **shape, **config.model_args)
     if model.recipe["name"] != config.model:
@@ -29,6 +32,11 @@ def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module
             "fit the other."
         )
     return model
+
+
+def _pixels(config: TrainConfig, data: Dataset | ImageFolder) -> int | None:
+    """Pixels a side of the images; None where they are streamed and the configuration leaves the size open."""
+    return data.train.images.shape[-1] if isinstance(data, Dataset) else config.image_size
 
 
 def groups_of(model: nn.Module, config: TrainConfig) -> list[dict]:
@@ -59,12 +67,12 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise WorkbenchError(f"`device` (={name}) must be auto, cpu, cuda, cuda:N or mps.") from error
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
         device.type, 0
     )
-    if (device.index or 0) >= found:
+    if (device.index or 0) >= available:
         raise WorkbenchError(
-            f"`device` (={name}) is not on this machine, which has {found} of type {device.type}: use device=auto."
+            f"`device` (={name}) is not on this machine, which has {available} of type {device.type}: use device=auto."
         )
     return device
 

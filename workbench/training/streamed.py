@@ -71,12 +71,12 @@ class StreamedInputs:
         pieces = [piece.tolist() for part in positions.split(size) for piece in part.split(CHUNK)]
         pairs = orders(self.config, len(self.train), total_steps, done)
         for step, (index, partner) in enumerate(pairs, start=done + 1):
-            own, others = index.tolist(), partner.tolist()
+            indices, others = index.tolist(), partner.tolist()
             for piece in pieces:
-                yield [Request(step, p, len(own), own[p], others[p]) for p in piece]
+                yield [Request(step, p, len(indices), indices[p], others[p]) for p in piece]
 
     def _batch(self, made: Iterator[Chunk], n: int, step: int, micro: int) -> Batch:
-        parts = [self._told(next(made)) for _ in range(-(-n // CHUNK))]
+        parts = [self._reported(next(made)) for _ in range(-(-n // CHUNK))]
         pixels, labels, partners, shares = (
             torch.cat(tensors).to(self.device, non_blocking=True)
             for tensors in zip(*(part[:4] for part in parts), strict=True)
@@ -86,7 +86,7 @@ class StreamedInputs:
             x = cutout(x, generator_for(self.config.seed, "cutout", step, micro), self.config.cutout)
         return x, mixed_labels(labels, partners, shares, len(self.data.classes)) if self.config.mix else labels
 
-    def _told(self, chunk: Chunk) -> Chunk:
+    def _reported(self, chunk: Chunk) -> Chunk:
         """The chunk, when what could not be read in it was named: refused, or reported once."""
         for path, reason in chunk.unreadable:
             if self.config.unreadable == "refuse":
@@ -108,7 +108,7 @@ class StreamedInputs:
         indices = [list(range(start, min(start + CHUNK, len(files)))) for start in range(0, len(files), CHUNK)]
         images = EvalImages(files, self.eval_size, self.style)
         for chunk in chunks(images, indices, self.workers, pin=self.device.type == "cuda"):
-            read = self._told(chunk).labels >= 0
+            read = self._reported(chunk).labels >= 0
             yield tuple(t[read].to(self.device, non_blocking=True) for t in (chunk.pixels, chunk.labels))
 
     @property

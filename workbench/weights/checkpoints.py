@@ -76,17 +76,17 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
     file = target_path(file, (".safetensors",))
     recipe = recipe_of(model)
     if recipe is not None and is_user_code(recipe["name"]):
-        found = []  # its code would have to run to compare
+        faults = []  # its code would have to run to compare
     elif recipe is not None:
         with torch.device("meta"):
-            found = complaints(zoo.create_model(**recipe), model.state_dict(), {})
+            faults = complaints(zoo.create_model(**recipe), model.state_dict(), {})
     elif getattr(model, "recipe", None) is None:
-        found = ["create_model did not make it"]
+        faults = ["create_model did not make it"]
     else:
-        found = []
-    if found:
+        faults = []
+    if faults:
         raise WorkbenchError(
-            f"this {type(model).__name__} cannot be named in a file ({found[0]}): save the network itself, not a "
+            f"this {type(model).__name__} cannot be named in a file ({faults[0]}): save the network itself, not a "
             "folded or wrapped one (compiled._orig_mod, ddp.module), or its state_dict() with torch.save."
         )
     metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "preprocess": json.dumps(preprocess)}
@@ -112,9 +112,9 @@ def convert(source: str | Path, target: str | Path, *, layout: str = "workbench"
         return model
     special = constants(model.recipe)
     if special:
-        said = ", ".join(f"{key}={value!r}" for key, value in special.items())
+        shown = ", ".join(f"{key}={value!r}" for key, value in special.items())
         raise WorkbenchError(
-            f"{source} is a {model.recipe['name']} with {said}, which no {target.suffix} file can say: it would load "
+            f"{source} is a {model.recipe['name']} with {shown}, which no {target.suffix} file can say: it would load "
             "as another function. Convert it to .safetensors."
         )
     if target.suffix == ".npz":
@@ -144,20 +144,20 @@ def load_into(model: nn.Module, weights: Weights) -> None:
     """Loads strictly; weights of another network are refused by its name."""
     try:
         state, labels = weights.state_for(model)
-        found = complaints(model, state, labels)
+        faults = complaints(model, state, labels)
     except WorkbenchError as error:
-        found = [str(error)]
+        faults = [str(error)]
     asked = recipe_of(model)
-    if not found and weights.recipe and asked:
-        found = differences(asked, weights.recipe)
-    if not found:
+    if not faults and weights.recipe and asked:
+        faults = differences(asked, weights.recipe)
+    if not faults:
         return load_strictly(model, state, labels)
     name = asked["name"] if asked else type(model).__name__
     try:
         right = identify(weights)
     except WorkbenchError:
-        raise WorkbenchError(f"{weights.file} does not fit {name}: {'; '.join(found)}.") from None
+        raise WorkbenchError(f"{weights.file} does not fit {name}: {'; '.join(faults)}.") from None
     arguments = ", ".join(f"{key}={value!r}" for key, value in right.items() if key != "name")
     raise WorkbenchError(
-        f"{weights.file} belongs to create_model({right['name']!r}, {arguments}), and does not fit {name}: {found[0]}."
+        f"{weights.file} belongs to create_model({right['name']!r}, {arguments}), and does not fit {name}: {faults[0]}."
     )

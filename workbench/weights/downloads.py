@@ -54,10 +54,10 @@ def check_digest(file: Path, digest: str) -> None:
     """Raises: WorkbenchError where the file does not have `digest` ("md5:..." or "sha256:...", perhaps a prefix)."""
     kind, _, wanted = digest.partition(":")
     with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, kind).hexdigest()
-    if not found.startswith(wanted):
+        actual = hashlib.file_digest(stream, kind).hexdigest()
+    if not actual.startswith(wanted):
         raise WorkbenchError(
-            f"{file} is not the released file: its {kind} is {found}, not {wanted}. Remove it and fetch it again."
+            f"{file} is not the released file: its {kind} is {actual}, not {wanted}. Remove it and fetch it again."
         )
 
 

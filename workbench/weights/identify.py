@@ -41,13 +41,13 @@ def identify(weights: Weights) -> dict:
         with torch.device("meta"):
             model = zoo.create_model(name, num_classes, in_channels=in_channels)
         try:
-            found = complaints(model, *weights.state_for(model))
+            faults = complaints(model, *weights.state_for(model))
         except WorkbenchError:  # another family
             continue
-        if not found:
+        if not faults:
             return {"name": name, "num_classes": num_classes, "in_channels": in_channels}
-        if nearest is None or len(found) < nearest[0]:
-            nearest = (len(found), name, found)
+        if nearest is None or len(faults) < nearest[0]:
+            nearest = (len(faults), name, faults)
     hint = f" The nearest is {nearest[1]}: {'; '.join(nearest[2])}." if nearest else ""
     raise WorkbenchError(f"{weights.file} fits no network of this library.{hint}")
 
@@ -89,11 +89,11 @@ def constants(recipe: dict) -> dict:
     return {key: recipe[key] for key in sorted(asked) if recipe[key] != defaults.get(key)}
 
 
-def differences(asked: dict, found: dict) -> list[str]:
+def differences(asked: dict, stored: dict) -> list[str]:
     """Constants in which two networks of equal shapes differ."""
-    if asked["name"] != found["name"]:
-        return [f"it is {asked['name']} here and {found['name']} in the file"]
+    if asked["name"] != stored["name"]:
+        return [f"it is {asked['name']} here and {stored['name']} in the file"]
     defaults = _defaults(asked["name"])
-    ours, theirs = defaults | constants(asked), defaults | constants(found)
+    ours, theirs = defaults | constants(asked), defaults | constants(stored)
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     return [f"`{key}` is {ours.get(key)} here and {theirs.get(key)} in the file" for key in keys]

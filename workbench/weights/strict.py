@@ -13,35 +13,35 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], labels: dict[str, 
 
     Raises: WorkbenchError naming what is missing, extra, misshapen or not a number; nothing has been copied then.
     """
-    found = complaints(model, state, labels or {})
-    if found:
-        raise WorkbenchError(f"the weights do not fit {type(model).__name__}: {'; '.join(found)}.")
+    faults = complaints(model, state, labels or {})
+    if faults:
+        raise WorkbenchError(f"the weights do not fit {type(model).__name__}: {'; '.join(faults)}.")
     with torch.no_grad():
-        for name, tensor in _own(model).items():
+        for name, tensor in _tensors_by_name(model).items():
             tensor.copy_(state[name])
 
 
 def complaints(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str]) -> list[str]:
     """What is wrong with `state` for this model, empty where it fits."""
-    own = _own(model)
-    missing = [labels.get(name, name) for name in own if name not in state]
-    extra = [labels.get(name, name) for name in state if name not in own]
-    shared = [name for name in own if name in state]
+    needed = _tensors_by_name(model)
+    missing = [labels.get(name, name) for name in needed if name not in state]
+    extra = [labels.get(name, name) for name in state if name not in needed]
+    shared = [name for name in needed if name in state]
     misshapen = [
-        f"{labels.get(name, name)} is {_shape(state[name])} where {_shape(own[name])} is needed"
+        f"{labels.get(name, name)} is {_shape(state[name])} where {_shape(needed[name])} is needed"
         for name in shared
-        if state[name].shape != own[name].shape
+        if state[name].shape != needed[name].shape
     ]
     wrong = [
         f"{labels.get(name, name)} is {state[name].dtype}"
         for name in shared
-        if own[name].is_floating_point() and not state[name].is_floating_point()
+        if needed[name].is_floating_point() and not state[name].is_floating_point()
     ]
     kinds = (("missing", missing), ("extra", extra), ("wrong shape", misshapen), ("not floating point", wrong))
     return [f"{kind}: {_some(names)}" for kind, names in kinds if names]
 
 
-def _own(model: nn.Module) -> dict[str, Tensor]:
+def _tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
 
 

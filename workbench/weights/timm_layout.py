@@ -54,17 +54,17 @@ def _block_starts(state: dict[str, Tensor]) -> dict[int, int]:
     """{stage: index of its first block over the whole net}"""
     depth: dict[int, int] = {}
     for name in state:
-        found = re.match(r"stages\.(\d+)\.(\d+)\.", name)
-        if found:
-            stage, block = int(found[1]), int(found[2])
+        match = re.match(r"stages\.(\d+)\.(\d+)\.", name)
+        if match:
+            stage, block = int(match[1]), int(match[2])
             depth[stage] = max(depth.get(stage, 0), block + 1)
     return {stage: sum(depth.get(s, 0) for s in range(stage)) for stage in depth}
 
 
 def _our_name(name: str, starts: dict[int, int]) -> str:
-    found = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", name)
-    if found:
-        index, rest = starts[int(found[1])] + int(found[2]), found[3]
+    match = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", name)
+    if match:
+        index, rest = starts[int(match[1])] + int(match[2]), match[3]
         back = {theirs: ours for ours, theirs in _CONVS.items()}
         path, _, leaf = rest.rpartition(".")
         if path in back:
@@ -91,15 +91,15 @@ def _our_shape(name: str, tensor: Tensor) -> Tensor:
 
 
 def _their_name(name: str, numbers: dict[int, str], attention: str, single: bool) -> str:
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    if found:
-        rest = found[2].replace("channel_attention.", f"{attention}.").replace("skip_gain", "skipinit_gain")
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match:
+        rest = match[2].replace("channel_attention.", f"{attention}.").replace("skip_gain", "skipinit_gain")
         path, _, leaf = rest.rpartition(".")
         if path in _CONVS:
             rest = f"{_CONVS[path]}.{leaf}"
         elif path.startswith("squeeze_excite."):
             rest = f"{attention}.{_LINEARS[path.rpartition('.')[2]]}.{leaf}"
-        return f"stages.{numbers[int(found[1])]}.{rest}"
+        return f"stages.{numbers[int(match[1])]}.{rest}"
     stem = re.fullmatch(r"stem\.(\d+)\.(.+)", name)
     if stem:
         return f"stem.conv.{stem[2]}" if single else f"stem.conv{int(stem[1]) + 1}.{stem[2]}"

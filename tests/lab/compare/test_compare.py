@@ -25,8 +25,8 @@ LOW = [0.50, 0.52, 0.54]  # HIGH minus 30 points in every seed
 
 
 def test_groups_over_seeds_by_hand():
-    found = compare(rows({"config_id": "low", "val_acc": LOW}, {"config_id": "high", "val_acc": HIGH}))
-    best, second = found.table.itertuples()
+    result = compare(rows({"config_id": "low", "val_acc": LOW}, {"config_id": "high", "val_acc": HIGH}))
+    best, second = result.table.itertuples()
     assert (best.config_id, best.rank, best.seeds, second.rank) == ("high", 1, 3, 2)
     assert best.mean == pytest.approx(0.82)
     # sd 0.02, n = 3, t(0.975, 2) = 4.3027: half a width of 0.02 / sqrt(3) * 4.3027 = 0.04968
@@ -36,26 +36,26 @@ def test_groups_over_seeds_by_hand():
 
 
 def test_a_ranking_inside_the_noise_is_a_tie():
-    found = compare(
+    result = compare(
         rows(
             {"config_id": "a", "val_acc": HIGH}, {"config_id": "b", "val_acc": NEAR}, {"config_id": "c", "val_acc": LOW}
         )
     )
-    assert list(found.table["rank"]) == [1, 1, 3]
-    assert list(found.table.tie) == [True, True, False]
-    assert list(as_text(found)["rank"]) == ["1=", "1=", "3"]
-    assert as_text(found)["minus best, points"][1].endswith("tie")
-    assert any(note.startswith("tie: 2 groups") for note in found.notes)
+    assert list(result.table["rank"]) == [1, 1, 3]
+    assert list(result.table.tie) == [True, True, False]
+    assert list(as_text(result)["rank"]) == ["1=", "1=", "3"]
+    assert as_text(result)["minus best, points"][1].endswith("tie")
+    assert any(note.startswith("tie: 2 groups") for note in result.notes)
 
 
 def test_the_verdict_in_a_sentence():
     high, near, low = (
         {"config_id": name, "val_acc": a, "arm": name} for name, a in zip("abc", (HIGH, NEAR, LOW), strict=True)
     )
-    said = "Highest validation accuracy: a, 82.00% [77.03%, 86.97%], 3 seeds."
-    assert verdict(compare(rows(high, low))) == f"{said} It is shown to be better than the other."
-    assert verdict(compare(rows(high, near, low))) == f"{said} Of 2 others 1 is not told apart from it."
-    assert verdict(compare(rows(high))).startswith(said) and "no other group" in verdict(compare(rows(high)))
+    opening = "Highest validation accuracy: a, 82.00% [77.03%, 86.97%], 3 seeds."
+    assert verdict(compare(rows(high, low))) == f"{opening} It is shown to be better than the other."
+    assert verdict(compare(rows(high, near, low))) == f"{opening} Of 2 others 1 is not told apart from it."
+    assert verdict(compare(rows(high))).startswith(opening) and "no other group" in verdict(compare(rows(high)))
     alone = compare(rows({"config_id": "a", "val_acc": [0.9]}, {"config_id": "b", "val_acc": [0.1]}))
     assert verdict(alone) == "Nothing is ranked: the 2 groups have one seed each; give them more."
 
@@ -94,33 +94,35 @@ def test_equal_groups_without_spread_tie_and_different_ones_do_not():
 
 
 def test_one_seed_is_not_ranked():
-    found = compare(
+    result = compare(
         rows(
             {"config_id": "alone", "val_acc": [0.9]},
             {"config_id": "a", "val_acc": HIGH},
             {"config_id": "b", "val_acc": LOW},
         )
     )
-    assert list(found.table.config_id) == ["alone", "a", "b"]
+    assert list(result.table.config_id) == ["alone", "a", "b"]
     assert (
-        math.isnan(found.table["rank"][0]) and math.isnan(found.table.low[0]) and math.isnan(found.table.minus_best[0])
+        math.isnan(result.table["rank"][0])
+        and math.isnan(result.table.low[0])
+        and math.isnan(result.table.minus_best[0])
     )
-    assert list(found.table["rank"][1:]) == [1, 2]
-    assert "1 of 3 groups have one seed" in " ".join(found.notes)
+    assert list(result.table["rank"][1:]) == [1, 2]
+    assert "1 of 3 groups have one seed" in " ".join(result.notes)
     single = compare(rows({"config_id": "a", "val_acc": [0.9]}, {"config_id": "b", "val_acc": [0.8]}))
     assert single.table["rank"].isna().all() and "nothing is ranked" in " ".join(single.notes)
 
 
 def test_failures_count_and_trials_cut_short_do_not():
-    found = compare(
+    result = compare(
         rows(
             {"config_id": "a", "val_acc": [0.8, 0.1], "outcome": ["complete", "diverged"], "failed": [0.0, 1.0]},
             {"config_id": "b", "val_acc": [0.4, 0.4], "outcome": "pruned"},
             {"config_id": "c", "val_acc": [0.4], "outcome": "", "status": "RUNNING"},
         )
     )
-    assert (found.table["mean"][0], found.table.failed[0], len(found.table)) == (pytest.approx(0.45), 1, 1)
-    assert "left out: 2 pruned, 1 running." in found.notes
+    assert (result.table["mean"][0], result.table.failed[0], len(result.table)) == (pytest.approx(0.45), 1, 1)
+    assert "left out: 2 pruned, 1 running." in result.notes
 
 
 def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
@@ -129,13 +131,13 @@ def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
     again = pd.concat(
         [rows({"config_id": "a", "val_acc": HIGH}), rows({"config_id": "a", "val_acc": LOW, "run_id": ["x", "y", "z"]})]
     )
-    found = compare(again)
-    assert list(found.table.seeds) == [3] and found.table["mean"][0] == pytest.approx(0.82)  # the newest come first
-    assert "3 trainings are repetitions" in " ".join(found.notes)
+    result = compare(again)
+    assert list(result.table.seeds) == [3] and result.table["mean"][0] == pytest.approx(0.82)  # the newest come first
+    assert "3 trainings are repetitions" in " ".join(result.notes)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "phrase"),
     [({"data_digest": "e", "data": "cifar10"}, "different data: mnist5k d (3 trainings), cifar10 e (3 trainings)"),
      ({"code": "x"}, "different code: c (3 trainings), x (3 trainings)"), ({"device": "cuda"}, "different devices: cpu"),
      ({"train_size": 500.0}, "different numbers of training images: all (3 trainings), 500 (3 trainings)"),
@@ -143,11 +145,11 @@ def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
      ({"role": "confirm"}, "trainings that chose a setting are among those that confirm it"),
      ({"train_loss": 0.9, "failed": 1.0}, "different failure rules: on mnist5k a training loss of 0.9")],
 )  # fmt: skip
-def test_what_cannot_be_compared_is_said(change, said):
+def test_what_cannot_be_compared_is_said(change, phrase):
     fair = {"config_id": "a", "val_acc": HIGH}
     assert concerns(rows(fair, {"config_id": "b", "val_acc": LOW})) == []
     (warning,) = concerns(rows(fair, {"config_id": "b", "val_acc": LOW, **change}))
-    assert said in warning
+    assert phrase in warning
 
 
 def test_trainings_of_an_older_version_do_not_tell_how_many_images_they_had():
@@ -164,13 +166,13 @@ def test_a_failure_at_a_larger_loss_is_no_other_rule():
 
 def test_confirmations_are_compared_on_the_test_split():
     confirmed = {"role": "confirm", "test_acc": [0.7, 0.72]}
-    found = compare(
+    result = compare(
         rows(
             {"config_id": "a", "val_acc": [0.8, 0.82], **confirmed},
             {"config_id": "b", "val_acc": [0.9, 0.9], **confirmed},
         )
     )
-    assert found.metric == "test_acc" and found.table["mean"][0] == pytest.approx(0.71)
+    assert result.metric == "test_acc" and result.table["mean"][0] == pytest.approx(0.71)
     mixed = compare(
         rows({"config_id": "a", "val_acc": [0.8, 0.82], **confirmed}, {"config_id": "b", "val_acc": [0.9, 0.9]})
     )
@@ -193,11 +195,11 @@ def test_equal_compute_by_hand():
         ],
         columns=["run_id", "samples_seen", "seconds", "val_acc"],
     )
-    found, budget = at_equal_compute(table, curves, "samples")
+    at_budget, budget = at_equal_compute(table, curves, "samples")
     assert budget == 400  # long stands at 0.1 + 0.8 * 400 / 1000 there, and what is gone is guessing
-    assert list(found.val_acc) == pytest.approx([0.8, 0.42, 0.1])
-    found, budget = at_equal_compute(table, curves, "seconds")
-    assert budget == 2 and list(found.val_acc) == pytest.approx([0.8, 0.26, 0.1])
+    assert list(at_budget.val_acc) == pytest.approx([0.8, 0.42, 0.1])
+    at_budget, budget = at_equal_compute(table, curves, "seconds")
+    assert budget == 2 and list(at_budget.val_acc) == pytest.approx([0.8, 0.26, 0.1])
     with pytest.raises(WorkbenchError, match="did you mean 'seconds'"):
         at_equal_compute(table, curves, "second")
 
@@ -242,10 +244,10 @@ MISTAKES = [
 
 def test_what_the_store_does_not_have_is_refused_with_the_nearest(store):
     open_study(store)
-    for asked, said in MISTAKES:
+    for asked, message in MISTAKES:
         with pytest.raises(WorkbenchError) as refused:
             from_store(store, **asked)
-        assert said in str(refused.value)
+        assert message in str(refused.value)
 
 
 def open_study(store):
@@ -259,15 +261,15 @@ def test_an_empty_store_says_what_makes_trainings(root):
 
 
 def test_groups_that_differ_in_a_field_without_a_column_are_told_apart(store):
-    found = from_store(store, ["smooth"])
-    assert sorted(found.table.label_smoothing) == [0.1, 0.2]
+    result = from_store(store, ["smooth"])
+    assert sorted(result.table.label_smoothing) == [0.1, 0.2]
     assert "label_smoothing" not in from_store(store, ["mine"]).table
 
 
 def test_equal_seconds_from_the_store(store):
-    found = from_store(store, ["mine"], equal="seconds")  # NF+AGC: half its accuracy at 20 of its 40 s; unknown at 10
-    assert list(found.table.arm) == ["BN", "NF"] and "accuracy at 10 device seconds" in found.notes[0]
-    assert "3 trainings have no validation accuracy" in " ".join(found.notes)
+    result = from_store(store, ["mine"], equal="seconds")  # NF+AGC: half its accuracy at 20 of its 40 s; unknown at 10
+    assert list(result.table.arm) == ["BN", "NF"] and "accuracy at 10 device seconds" in result.notes[0]
+    assert "3 trainings have no validation accuracy" in " ".join(result.notes)
 
 
 def test_the_command(store, command, tmp_path):
@@ -275,8 +277,8 @@ def test_the_command(store, command, tmp_path):
     options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
     code, out, err = command("compare", "mine", "--csv", tmp_path / "t.csv", *options)
     assert code == 0, err
-    said, *lines = out.splitlines()
-    assert said.startswith("Highest validation accuracy: NF+AGC, ") and said.endswith("better than all 2 others.")
+    first, *lines = out.splitlines()
+    assert first.startswith("Highest validation accuracy: NF+AGC, ") and first.endswith("better than all 2 others.")
     # the same three seeds one point apart, every time: told apart, though the groups' own intervals overlap
     assert lines[0].split()[:3] == ["rank", "arm", "batch"] and lines[1].split()[:2] == ["1", "NF+AGC"]
     assert "81.00% [78.52%, 83.48%]" in lines[1] and "-1.00 [-1.00, -1.00]" in lines[2]
@@ -312,8 +314,8 @@ def test_mistakes_on_the_command_line_end_with_2_and_a_sentence(store, command):
 
 
 def test_figures_mark_what_failed(store):
-    found = from_store(store, ["mine"])
-    lines = curves_figure(found, selection.curves(store, found.rows.run_id)).axes[0].get_lines()
+    result = from_store(store, ["mine"])
+    lines = curves_figure(result, selection.curves(store, result.rows.run_id)).axes[0].get_lines()
     assert sum(line.get_marker() == "x" and len(line.get_xdata()) == 1 for line in lines) == 3
-    crosses = [line for line in parallel_figure(found).axes[0].get_lines() if line.get_marker() == "x"]
+    crosses = [line for line in parallel_figure(result).axes[0].get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 3 + 1  # and the one of the legend

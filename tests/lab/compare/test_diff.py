@@ -17,23 +17,23 @@ def store(root):
     return Store()
 
 
-def told(table):
+def values(table):
     return {row.what: (row.a, row.b) for row in table.itertuples()}
 
 
 def test_two_trainings_show_only_what_differs(store):
     a = log(store, 0.8, clip=0.04, seed=1)
     b = log(store, 0.7, clip=None, seed=2, model_args={"skip_gain": 1.0})
-    found = diff(store, a, b[:10])
-    assert told(found.settings) == {"clip": ("0.04", "none"), "model_args.skip_gain": ("", "1"), "seed": ("1", "2")}
-    assert told(found.results)["val_acc"] == ("0.8", "0.7")
-    assert found.seeds is None and found.warnings == ()
+    result = diff(store, a, b[:10])
+    assert values(result.settings) == {"clip": ("0.04", "none"), "model_args.skip_gain": ("", "1"), "seed": ("1", "2")}
+    assert values(result.results)["val_acc"] == ("0.8", "0.7")
+    assert result.seeds is None and result.warnings == ()
 
 
 def test_other_code_is_named_and_warned_of(store):
-    found = diff(store, log(store, 0.8), log(store, 0.8, code="new"))
-    assert told(found.settings) == {"code": ("c", "new")}
-    assert found.warnings[0].startswith("different code: c (1 trainings), new (1 trainings)")
+    result = diff(store, log(store, 0.8), log(store, 0.8, code="new"))
+    assert values(result.settings) == {"code": ("c", "new")}
+    assert result.warnings[0].startswith("different code: c (1 trainings), new (1 trainings)")
 
 
 def test_groups_are_paired_by_seed(store):
@@ -42,15 +42,15 @@ def test_groups_are_paired_by_seed(store):
         log(store, b, seed=seed, clip=None)
     log(store, 0.1, seed=9, clip=None)  # without a partner
     one, other = (config_id(TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=clip)) for clip in (0.04, None))
-    found = diff(store, one, other)
-    assert list(found.seeds.seed) == [0, 1, 2] and list(found.seeds.difference) == pytest.approx([0.10, 0.11, 0.09])
+    result = diff(store, one, other)
+    assert list(result.seeds.seed) == [0, 1, 2] and list(result.seeds.difference) == pytest.approx([0.10, 0.11, 0.09])
     # mean 0.1, sd 0.01, half a width of 4.3027 * 0.01 / sqrt(3) = 0.02484
-    assert (found.interval.mean, found.interval.low) == pytest.approx((0.1, 0.1 - 0.02484), abs=1e-5)
-    assert sentence(found) == (
+    assert (result.interval.mean, result.interval.low) == pytest.approx((0.1, 0.1 - 0.02484), abs=1e-5)
+    assert sentence(result) == (
         "validation accuracy, first minus second, over 3 shared seeds (0, 1, 2): +10.00 points [+7.52, +12.48]."
     )
-    assert told(found.results)["failed"] == ("0 of 3", "0 of 4")
-    assert told(found.settings)["clip"] == ("0.04", "none")
+    assert values(result.results)["failed"] == ("0 of 3", "0 of 4")
+    assert values(result.settings)["clip"] == ("0.04", "none")
 
 
 def test_a_difference_inside_the_noise_is_a_tie_and_one_pair_has_none(store):
@@ -79,9 +79,9 @@ def execution(store, parameters, sentence, holds):
 def test_two_executions_show_parameters_and_verdicts(store):
     a = execution(store, {"clip": 0.01, "steps": 100}, "It holds so.", True)
     b = execution(store, {"clip": 0.02, "steps": 100}, "It does not.", False)
-    found = diff(store, a, b)
-    assert told(found.settings) == {"clip": ("0.01", "0.02")}
-    results = told(found.results)
+    result = diff(store, a, b)
+    assert values(result.settings) == {"clip": ("0.01", "0.02")}
+    results = values(result.results)
     assert results["claim"] == ("holds", "does not hold") and results["verdict"] == ("It holds so.", "It does not.")
     with pytest.raises(WorkbenchError, match=r"a notebook's execution and .* a training"):
         diff(store, a, log(store, 0.5))

@@ -68,33 +68,33 @@ def all_outcomes(executor, tasks):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_every_task_has_its_own_result(make, kind):
-    found = all_outcomes(make(kind), [task(str(i), "double", i) for i in range(7)])
-    assert {name: outcome.value for name, outcome in found.items()} == {str(i): 2 * i for i in range(7)}
+    outcomes = all_outcomes(make(kind), [task(str(i), "double", i) for i in range(7)])
+    assert {name: outcome.value for name, outcome in outcomes.items()} == {str(i): 2 * i for i in range(7)}
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_one_worker_takes_them_in_order(make, kind):
     began = []
     tasks = [task(str(i), "ask", [i], on_message=began.append) for i in range(4)]
-    found = all_outcomes(make(kind, workers=1), tasks)
-    assert began == [0, 1, 2, 3] and list(found) == ["0", "1", "2", "3"]
+    outcomes = all_outcomes(make(kind, workers=1), tasks)
+    assert began == [0, 1, 2, 3] and list(outcomes) == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_messages_are_answered_to_the_one_that_asked(make, kind):
     tasks = [task(str(i), "ask", ["a", "b", "c"], on_message=lambda word, i=i: f"{word}{i}") for i in range(3)]
-    found = all_outcomes(make(kind), tasks)
-    assert [found[str(i)].value for i in range(3)] == [[f"a{i}", f"b{i}", f"c{i}"] for i in range(3)]
+    outcomes = all_outcomes(make(kind), tasks)
+    assert [outcomes[str(i)].value for i in range(3)] == [[f"a{i}", f"b{i}", f"c{i}"] for i in range(3)]
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_one_that_raises_is_told_in_words_and_the_others_go_on(make, kind):
-    found = all_outcomes(
+    outcomes = all_outcomes(
         make(kind), [task("good", "double", 1), task("bad", "fail", "no room"), task("g", "double", 2)]
     )
-    assert (found["good"].value, found["g"].value) == (2, 4)
-    assert found["bad"].error == "ValueError: no room" and not found["bad"].died
-    assert "executor_tasks.py" in found["bad"].details
+    assert (outcomes["good"].value, outcomes["g"].value) == (2, 4)
+    assert outcomes["bad"].error == "ValueError: no room" and not outcomes["bad"].died
+    assert "executor_tasks.py" in outcomes["bad"].details
 
 
 @pytest.mark.parametrize("kind", OUTSIDE)
@@ -106,10 +106,10 @@ def test_the_task_of_a_killed_worker_goes_to_another_and_no_other_suffers(make, 
         task("always", "die", (str(tmp_path / "always"), 99)),
         *[task(str(i), "double", i) for i in range(3)],
     ]
-    found = all_outcomes(make(kind), tasks)
-    assert found["once"].value == 1
-    assert [found[str(i)].value for i in range(3)] == [0, 2, 4]
-    assert found["always"].died and found["always"].error
+    outcomes = all_outcomes(make(kind), tasks)
+    assert outcomes["once"].value == 1
+    assert [outcomes[str(i)].value for i in range(3)] == [0, 2, 4]
+    assert outcomes["always"].died and outcomes["always"].error
     assert len(list((tmp_path / "always").iterdir())) == 3  # the first and two more
 
 
@@ -169,9 +169,9 @@ def test_a_tasks_environment_is_its_own(make, kind):
         task("without", "environment", asked),
     ]
     executor = make(kind, workers=1)
-    found = all_outcomes(executor, tasks)
-    assert (found["with"].value["MINE"], found["without"].value["MINE"]) == ("1", None)
-    assert found["with"].value["WORKBENCH_ROOT"] == os.environ["WORKBENCH_ROOT"]
+    outcomes = all_outcomes(executor, tasks)
+    assert (outcomes["with"].value["MINE"], outcomes["without"].value["MINE"]) == ("1", None)
+    assert outcomes["with"].value["WORKBENCH_ROOT"] == os.environ["WORKBENCH_ROOT"]
 
 
 @pytest.mark.parametrize("kind", OUTSIDE)
@@ -202,8 +202,8 @@ def test_no_gpu_has_more_than_its_share(make, kind, share, workers, together):
         most[gpu] = max(most.get(gpu, 0), busy[gpu])
 
     tasks = [task(str(i), "occupy", 0.4, on_message=heard) for i in range(workers + 2)]
-    found = all_outcomes(make(kind, workers=workers, gpus=share), tasks)
-    assert {outcome.value for outcome in found.values()} == {"0", "1"}
+    outcomes = all_outcomes(make(kind, workers=workers, gpus=share), tasks)
+    assert {outcome.value for outcome in outcomes.values()} == {"0", "1"}
     assert max(most.values()) == together
 
 

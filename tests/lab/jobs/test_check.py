@@ -8,7 +8,7 @@ from workbench.models import create_model
 from workbench.networks import build_network
 from workbench.probes.shared import first_channels
 
-OWN = """
+USER_NETS = """
 import torch
 from torch import nn
 
@@ -61,15 +61,15 @@ def nothing():
 
 
 @pytest.fixture
-def own(root, monkeypatch):
-    (root / "my_nets.py").write_text(OWN)
+def user_folder(root, monkeypatch):
+    (root / "my_nets.py").write_text(USER_NETS)
     monkeypatch.chdir(root)
     return root
 
 
 def test_a_sound_network_is_a_run_and_exit_code_0(root, command):
-    code, said, _ = command("check", "nf_resnet_tiny", "-p", "num_classes=10", "--batch-size", 32)
-    assert code == 0 and "nf_resnet_tiny is sound" in said and "matches theory" in said
+    code, output, _ = command("check", "nf_resnet_tiny", "-p", "num_classes=10", "--batch-size", 32)
+    assert code == 0 and "nf_resnet_tiny is sound" in output and "matches theory" in output
     store = Store()
     (run,) = store.search("checks", "full")
     assert run.status == "FINISHED" and run.tags["outcome"] == "sound"
@@ -78,17 +78,17 @@ def test_a_sound_network_is_a_run_and_exit_code_0(root, command):
     assert {"tables/blocks.parquet", "figures/blocks.png"} <= set(store.artifacts(run.id))
 
 
-def test_a_network_of_ones_own_by_file_and_by_module(own, command):
-    code, said, _ = command("check", "my_nets.py:net", "-p", "depth=6", "--image-size", 16)
-    assert code == 1 and "my_nets.py:net has" in said and "grows" in said
-    code, said, _ = command("check", "my_nets:net", "--image-size", 16)
-    assert code in (0, 1) and "run " in said
-    code, said, _ = command("check", "my_nets:net", "--data", "mnist5k")  # in_channels follows the data
+def test_a_network_of_ones_own_by_file_and_by_module(user_folder, command):
+    code, output, _ = command("check", "my_nets.py:net", "-p", "depth=6", "--image-size", 16)
+    assert code == 1 and "my_nets.py:net has" in output and "grows" in output
+    code, output, _ = command("check", "my_nets:net", "--image-size", 16)
+    assert code in (0, 1) and "run " in output
+    code, output, _ = command("check", "my_nets:net", "--data", "mnist5k")  # in_channels follows the data
     assert code in (0, 1) and Store().search("checks", "full")[0].metrics["blocks"] == 2
 
 
 @pytest.mark.parametrize("name", ["normfree:my_nets.py:normed", "normfree:my_nets:normed", "normfree:resnet_tiny"])
-def test_a_network_without_its_batchnorm_is_checked_by_name(own, command, name):
+def test_a_network_without_its_batchnorm_is_checked_by_name(user_folder, command, name):
     code, _, errors = command("check", name, "--data", "mnist5k", "-p", "skip_gain=1.0")
     assert code in (0, 1), errors
     (run,) = Store().search("checks", "full")
@@ -102,7 +102,7 @@ def test_images_of_a_data_set_go_through(root, command):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nf_resnet_tinny"], "did you mean 'nf_resnet_tiny'"),
         (["my_nets:nett"], "did you mean 'net'"),
@@ -122,14 +122,14 @@ def test_images_of_a_data_set_go_through(root, command):
         (["nf_resnet_tiny", "-p", "width=wide"], "must be a number above 0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_kept(own, command, arguments, said):
+def test_what_cannot_be_meant_is_refused_before_anything_is_kept(user_folder, command, arguments, message):
     code, _, err = command("check", *arguments)
-    assert code == 2 and said in err
+    assert code == 2 and message in err
     assert Store().search("checks", "full") == []
 
 
-def test_a_file_that_breaks_as_it_is_read_is_told(own):
-    (own / "broken.py").write_text("1 / 0")
+def test_a_file_that_breaks_as_it_is_read_is_told(user_folder):
+    (user_folder / "broken.py").write_text("1 / 0")
     with pytest.raises(WorkbenchError, match="ZeroDivisionError"):
         build_network("broken.py:net")
 

@@ -56,20 +56,20 @@ def run(model, data, indices=(0, 1), **settings):
 def test_a_right_rule_is_right_and_a_wrong_one_wrong(image_folder):
     data = open_labelled(image_folder)  # bright, dark
     assert data.classes == ("bright", "dark") and len(data) == 40
-    found = run(Brightness(), data, batch_size=7)
-    assert (found.n, found.top1, found.top5) == (40, 40, 40) and found.images_per_second > 0
+    result = run(Brightness(), data, batch_size=7)
+    assert (result.n, result.top1, result.top5) == (40, 40, 40) and result.images_per_second > 0
     assert run(Brightness(), data, indices=(1, 0)).top1 == 0
 
 
 def test_top5_counts_the_first_five(image_folder):
     data = open_labelled(image_folder)
-    found = run(Brightness(classes=8), data, indices=(4, 7))  # bright images are "4", the fifth; dark ones the last
-    assert (found.top1, found.top5) == (0, 20)
+    result = run(Brightness(classes=8), data, indices=(4, 7))  # bright images are "4", the fifth; dark ones the last
+    assert (result.top1, result.top5) == (0, 20)
 
 
 def test_outputs_that_are_no_numbers_are_not_right_answers(image_folder):
-    found = run(Brightness(broken=True), open_labelled(image_folder))
-    assert (found.top1, found.top5) == (0, 0) and found.loss != found.loss
+    result = run(Brightness(broken=True), open_labelled(image_folder))
+    assert (result.top1, result.top5) == (0, 0) and result.loss != result.loss
 
 
 def test_the_result_does_not_depend_on_batch_size_or_threads(image_folder):
@@ -77,8 +77,8 @@ def test_the_result_does_not_depend_on_batch_size_or_threads(image_folder):
     with torch.no_grad():
         model.linear.weight.normal_()
     data = open_labelled(image_folder)
-    found = [run(model, data, batch_size=b, workers=w) for b, w in ((1, 1), (64, 3))]
-    assert found[0].top1 == found[1].top1 and found[0].loss == pytest.approx(found[1].loss, rel=1e-5)
+    results = [run(model, data, batch_size=b, workers=w) for b, w in ((1, 1), (64, 3))]
+    assert results[0].top1 == results[1].top1 and results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
 
 
 def parquet(folder, path, names=True):
@@ -194,20 +194,20 @@ def test_the_published_accuracy_is_not_told_of_other_weights(root, image_folder,
 
     row = dataclasses.replace(zoo.MODELS["nf_resnet_tiny"], published=(83.6, 96.8))
     monkeypatch.setitem(zoo.MODELS, "nf_resnet_tiny", row)
-    code, said, _ = command(
+    code, output, _ = command(
         "evaluate", "nf_resnet_tiny", "--weights", weights[0], "--data", image_folder, "--image-size", 32
     )
-    assert code == 0 and "top-1" in said and "published" not in said
+    assert code == 0 and "top-1" in output and "published" not in output
 
 
 def test_an_evaluation_that_breaks_is_marked_failed(root, image_folder, weights, command):
     from workbench.lab import Store
 
     (image_folder / "dark" / "broken.png").write_bytes(b"no picture")
-    code, _, said = command(
+    code, _, errors = command(
         "evaluate", "nf_resnet_tiny", "--weights", weights[0], "--data", image_folder, "--image-size", 32
     )
-    assert code == 2 and "broken.png" in said
+    assert code == 2 and "broken.png" in errors
     (run_,) = Store().search("evaluations", "full")
     assert run_.status == "FAILED" and "broken.png" in run_.tags["cause"]
 
@@ -227,8 +227,8 @@ def test_an_evaluation_that_breaks_is_marked_failed(root, image_folder, weights,
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_written(root, image_folder, weights, command, arguments, message):
-    code, _, said = command("evaluate", *arguments, "--weights", weights[0], "--data", image_folder)
-    assert code == 2 and message in said
+    code, _, errors = command("evaluate", *arguments, "--weights", weights[0], "--data", image_folder)
+    assert code == 2 and message in errors
     from workbench.lab import Store
 
     assert Store().search("evaluations", "full") == []

@@ -57,12 +57,12 @@ def behind_the_wall(tmp_path):
 
 def processes_of(session):
     """The processes that run in a session, which is named by the first of them."""
-    found = []
+    members = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.Error):
             if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
-    return found
+                members.append(pid)
+    return members
 
 
 def one_finished_and_one_under_way(out):
@@ -107,9 +107,9 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     first = import_results(out, Store())
     assert 1 <= len(first.runs) < 4
     running = start(plan, out, env=behind_the_wall)
-    said = running.communicate()
-    assert running.returncode == 0, said
-    assert "1 half-done" in said[1]
+    outputs = running.communicate()
+    assert running.returncode == 0, outputs
+    assert "1 half-done" in outputs[1]
     assert len(list(read_records(out))) == 4
 
     store = Store()
@@ -125,9 +125,9 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainings_module, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-        found = run_all(configs, session(store))
-    assert set(found.run_id) == {*first.runs, *second.runs}
-    for config, run_id in zip(configs, found.run_id, strict=True):
+        trainings = run_all(configs, session(store))
+    assert set(trainings.run_id) == {*first.runs, *second.runs}
+    for config, run_id in zip(configs, trainings.run_id, strict=True):
         kept = TrainResult.from_json(store.read_text(run_id, "result.json"))
         assert plain(kept) == plain(train(config))
 
@@ -187,10 +187,10 @@ def test_the_run_is_as_if_it_had_been_here(root, tmp_path):
 
 def test_a_quick_plan_goes_where_quick_runs_are(root, tmp_path):
     store = Store()
-    found = import_results(folder_with(tmp_path, record(mode="quick", study=None, owner=None)), store)
+    summary = import_results(folder_with(tmp_path, record(mode="quick", study=None, owner=None)), store)
     assert store.find_training(record().result.key, "full") is None
-    assert store.find_training(record().result.key, "quick")[0] == found.runs[0]
-    assert not any(tag.startswith("study.") or tag == "owner" for tag in store.get(found.runs[0]).tags)
+    assert store.find_training(record().result.key, "quick")[0] == summary.runs[0]
+    assert not any(tag.startswith("study.") or tag == "owner" for tag in store.get(summary.runs[0]).tags)
 
 
 def test_a_damaged_line_is_named_and_the_others_are_imported(root, tmp_path):
@@ -198,14 +198,14 @@ def test_a_damaged_line_is_named_and_the_others_are_imported(root, tmp_path):
     file = folder / "results.jsonl"
     lines = file.read_text().splitlines()
     file.write_text(f"{lines[0]}\n{lines[1][:80]}\n\n{lines[2]}\n")
-    found = import_results(folder, Store())
-    assert len(found.runs) == 2
-    assert len(found.damaged) == 1 and found.damaged[0].startswith("results.jsonl, line 2: ")
-    assert str(found) == "2 imported, 0 known already, 1 damaged"
+    summary = import_results(folder, Store())
+    assert len(summary.runs) == 2
+    assert len(summary.damaged) == 1 and summary.damaged[0].startswith("results.jsonl, line 2: ")
+    assert str(summary) == "2 imported, 0 known already, 1 damaged"
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"key": "../../" + "0" * 58}, "must be 64 hex digits"),
         ({"key": "' or '1'='1"}, "must be 64 hex digits"),
@@ -218,12 +218,12 @@ def test_a_damaged_line_is_named_and_the_others_are_imported(root, tmp_path):
         ({"colour": "red"}, "no result"),
     ],
 )
-def test_a_line_that_is_no_result_is_not_believed(root, tmp_path, change, said):
+def test_a_line_that_is_no_result_is_not_believed(root, tmp_path, change, message):
     folder = folder_with(tmp_path, record())
     values = json.loads((folder / "results.jsonl").read_text())
     (folder / "results.jsonl").write_text(json.dumps(values | change) + "\n")
-    found = import_results(folder, Store())
-    assert found.runs == [] and said in found.damaged[0]
+    summary = import_results(folder, Store())
+    assert summary.runs == [] and message in summary.damaged[0]
 
 
 def test_a_line_changed_by_hand_is_not_believed(root, tmp_path):
@@ -244,9 +244,9 @@ def test_what_failed_on_the_node_is_told_and_makes_no_run(root, tmp_path):
     memory = "OutOfMemoryError: 90 GiB"
     folder = folder_with(tmp_path, record(1, "failed", cause=memory), record(2, "failed", cause=memory), record(1))
     store = Store()
-    found = import_results(folder, store)
-    assert len(found.runs) == 1
-    assert found.failed == [f"nf_resnet_tiny B64 lr0.4 c0.04 s2: {memory}"]
+    summary = import_results(folder, store)
+    assert len(summary.runs) == 1
+    assert summary.failed == [f"nf_resnet_tiny B64 lr0.4 c0.04 s2: {memory}"]
 
 
 def test_a_run_whose_import_breaks_off_is_failed_and_comes_with_the_next(root, tmp_path, monkeypatch):
@@ -283,8 +283,8 @@ def test_a_torn_table_is_named_and_makes_no_broken_run(root, tmp_path):
     table, store = folder / "agc.parquet", Store()
     whole = table.read_bytes()
     table.write_bytes(whole[: len(whole) // 2])
-    found = import_results(folder, store)
-    assert len(found.damaged) == 2 and "s1: agc.parquet cannot be read" in found.damaged[0]
-    assert not found.runs and not store.search("trainings", "full")
+    summary = import_results(folder, store)
+    assert len(summary.damaged) == 2 and "s1: agc.parquet cannot be read" in summary.damaged[0]
+    assert not summary.runs and not store.search("trainings", "full")
     table.write_bytes(whole)  # copied again
     assert len(import_results(folder, store).runs) == 2

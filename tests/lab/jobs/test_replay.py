@@ -52,8 +52,8 @@ def trained(config, mode="full"):
 
 
 def again(run, **settings):
-    said = []
-    return replay(run, progress=False, say=said.append, **settings), said
+    lines = []
+    return replay(run, progress=False, say=lines.append, **settings), lines
 
 
 def every_few_steps(monkeypatch, steps):
@@ -64,14 +64,14 @@ def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_fig
     run_id, result = trained(WILD)
     end = result.metrics["failed_at_step"]
     assert result.outcome == "diverged" and end > 8
-    code, said, err = command("replay", run_id[:8], "--back", 5)
+    code, output, err = command("replay", run_id[:8], "--back", 5)
     assert code == 0, err
-    assert f"from its beginning, {end} steps" in said
+    assert f"from its beginning, {end} steps" in output
     evaluations = len([row for row in result.history])
-    assert f"bitwise as recorded: {evaluations} evaluations and the divergence" in said
-    assert f"original: diverged: {result.cause}" in said
+    assert f"bitwise as recorded: {evaluations} evaluations and the divergence" in output
+    assert f"original: diverged: {result.cause}" in output
     store = Store()
-    (run,) = store.search("checks", "full")
+    (run,) = store.search("replays", "full")
     assert run.status == "FINISHED" and run.tags["replay_of"] == run_id
     assert run.metrics["as_recorded"] == 1 and run.tags["outcome"] == "as recorded"
     assert {"figures/replay.png", "tables/steps.parquet", "tables/ratios.csv"} <= set(store.artifacts(run.id))
@@ -84,8 +84,8 @@ def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_fig
 def test_what_it_records_is_what_a_training_that_is_watched_shows(root):
     """Losses against another training's; ratios against AGC's own statistics; updates against the weights."""
     run_id, result = trained(CALM)
-    found, _ = again(run_id, back=3)
-    assert found.same and found.verdict == f"bitwise as recorded: {len(result.history)} evaluations"
+    replayed, _ = again(run_id, back=3)
+    assert replayed.same and replayed.verdict == f"bitwise as recorded: {len(result.history)} evaluations"
     losses, weights, tables = {}, {}, {}
 
     def observe(step, loss, model, optimizer):
@@ -94,11 +94,11 @@ def test_what_it_records_is_what_a_training_that_is_watched_shows(root):
 
     watched = CALM.replace(telemetry_every=1)
     train(watched, tables=lambda name, table: tables.update({name: table}), observe=observe)
-    assert found.steps.step.tolist() == [10, 11, 12]
-    assert found.steps.loss.tolist() == [losses[step] for step in (10, 11, 12)]
+    assert replayed.steps.step.tolist() == [10, 11, 12]
+    assert replayed.steps.loss.tolist() == [losses[step] for step in (10, 11, 12)]
     agc = tables["agc"]
     theirs = agc[agc.step >= 10].set_index(["step", "parameter"]).ratio_q100
-    mine = found.ratios.set_index(["step", "parameter"])
+    mine = replayed.ratios.set_index(["step", "parameter"])
     assert len(theirs) == 3 * agc.parameter.nunique() and np.allclose(mine.ratio[theirs.index], theirs, rtol=1e-5)
     for name in ("blocks.0.conv1.weight", "linear.weight"):
         before, after = (weights[step][name].reshape(len(weights[step][name]), -1) for step in (10, 11))
@@ -113,13 +113,13 @@ def test_it_starts_from_the_newest_checkpoint_before_these_steps(root, monkeypat
     folder = checkpoints_folder("full", result.key)
     kept = Checkpoints(folder).steps()
     assert len(kept) == 3 and kept[0] < end and kept[0] >= end - 3
-    found, said = again(run_id, back=end - kept[1])
-    assert found.same and f"from the checkpoint of step {kept[1]}, {end - kept[1]} steps" in said[-1]
-    assert found.steps.step.tolist() == list(range(kept[1] + 1, end + 1))
-    whole, said = again(run_id, back=end)
-    assert whole.same and "from its beginning" in said[-1]
+    replayed, lines = again(run_id, back=end - kept[1])
+    assert replayed.same and f"from the checkpoint of step {kept[1]}, {end - kept[1]} steps" in lines[-1]
+    assert replayed.steps.step.tolist() == list(range(kept[1] + 1, end + 1))
+    whole, lines = again(run_id, back=end)
+    assert whole.same and "from its beginning" in lines[-1]
     tail = whole.steps[whole.steps.step > kept[1]].reset_index(drop=True)
-    pd.testing.assert_frame_equal(found.steps, tail, check_exact=True)
+    pd.testing.assert_frame_equal(replayed.steps, tail, check_exact=True)
     assert Checkpoints(folder).steps() == kept  # none added, none lost
     shutil.rmtree(folder)
     assert again(run_id, back=2)[0].same
@@ -142,14 +142,14 @@ def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root
     run_id, result = trained(config)
     end = result.metrics["failed_at_step"]
     assert result.outcome == "diverged"
-    found, _ = again(run_id, back=4, clip=0.001, lr=1.25)
-    assert found.same and found.ends["original"] == f"diverged: {result.cause}"
-    mine, theirs = (found.steps[found.steps.run == run].set_index("step") for run in ("fork", "original"))
+    replayed, _ = again(run_id, back=4, clip=0.001, lr=1.25)
+    assert replayed.same and replayed.ends["original"] == f"diverged: {result.cause}"
+    mine, theirs = (replayed.steps[replayed.steps.run == run].set_index("step") for run in ("fork", "original"))
     assert mine.index.tolist() == list(range(end - 3, min(40, end + 4) + 1))
     assert mine.loss.iloc[0] == theirs.loss.iloc[0] and (mine.loss[theirs.index] != theirs.loss)[1:].all()
     assert np.allclose(mine.lr[theirs.index] / theirs.lr, 1.25 / config.lr)  # the schedule's shape
-    assert found.ends["fork"].startswith("not diverged at step")
-    updates = found.ratios[(found.ratios.run == "fork")].pivot(index="step", columns="parameter", values="update")
+    assert replayed.ends["fork"].startswith("not diverged at step")
+    updates = replayed.ratios[(replayed.ratios.run == "fork")].pivot(index="step", columns="parameter", values="update")
     clipped = updates["blocks.2.conv1.weight"]
     assert clipped.lt(updates["linear.weight"]).all()  # the classifier stays exempt
 
@@ -158,22 +158,22 @@ def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root
 def test_a_fork_from_the_beginning_is_the_training_with_that_threshold(root, clip):
     config = CALM.replace(clip=clip, clip_exempt=["stage1"])
     run_id, _ = trained(config)
-    found, _ = again(run_id, back=100, clip=0.002)
+    replayed, _ = again(run_id, back=100, clip=0.002)
     losses = {}
     train(config.replace(clip=0.002), observe=lambda step, loss, *_: losses.update({step: loss.item()}))
-    fork = found.steps[found.steps.run == "fork"]
+    fork = replayed.steps[replayed.steps.run == "fork"]
     assert dict(zip(fork.step, fork.loss, strict=True)) == losses
-    assert losses[12] != found.steps.loss[11] and found.ends["fork"].startswith("not diverged at step 12")
+    assert losses[12] != replayed.steps.loss[11] and replayed.ends["fork"].startswith("not diverged at step 12")
 
 
 @pytest.mark.slow
 def test_a_fork_from_the_beginning_is_the_training_with_that_rate(root):
     run_id, _ = trained(CALM)
-    found, _ = again(run_id, back=100, lr=0.05)
+    replayed, _ = again(run_id, back=100, lr=0.05)
     losses = {}
     other = CALM.replace(base_lr=0.05, scale_lr=False)
     train(other, observe=lambda step, loss, *_: losses.update({step: loss.item()}))
-    fork = found.steps[found.steps.run == "fork"]
+    fork = replayed.steps[replayed.steps.run == "fork"]
     assert fork.step.tolist() == list(losses) and np.allclose(fork.loss, list(losses.values()), rtol=1e-6)
 
 
@@ -182,9 +182,9 @@ def test_a_replay_that_is_not_the_recorded_training_says_where(root, monkeypatch
     store, changed = Store(), json.loads(result.to_json())
     changed["history"][0]["train_loss"] += 1e-7
     store.log_text(run_id, json.dumps(changed), "result.json")
-    found, _ = again(run_id)
-    assert not found.same and found.verdict.startswith("differs from the record: train_loss at step 4 was")
-    assert store.get(found.run_id).tags["outcome"] == "not as recorded"
+    replayed, _ = again(run_id)
+    assert not replayed.same and replayed.verdict.startswith("differs from the record: train_loss at step 4 was")
+    assert store.get(replayed.run_id).tags["outcome"] == "not as recorded"
 
 
 def test_a_replay_that_diverges_before_its_steps_says_so(root, monkeypatch):
@@ -214,8 +214,8 @@ def test_code_that_changed_is_told_and_goes_from_the_beginning(root, monkeypatch
     every_few_steps(monkeypatch, 3)
     run_id, _ = trained(WILD)
     monkeypatch.setattr(module, "code_hash", lambda: "of other code")
-    found, said = again(run_id, back=3)
-    assert found.same and said[0].startswith("the code has changed since") and "from its beginning" in said[-1]
+    replayed, lines = again(run_id, back=3)
+    assert replayed.same and lines[0].startswith("the code has changed since") and "from its beginning" in lines[-1]
 
 
 def test_a_device_that_sees_a_divergence_late_gives_the_same_replay(root, monkeypatch):
@@ -224,8 +224,8 @@ def test_a_device_that_sees_a_divergence_late_gives_the_same_replay(root, monkey
     run_id, result = trained(WILD)
     monkeypatch.setattr(loop, "LossWatch", lambda limit, every: watch.LossWatch(limit, 10))
     monkeypatch.setitem(SEEN_AFTER, "cpu", 10)
-    found, _ = again(run_id, back=4)
-    assert found.same and found.steps.step.max() == result.metrics["failed_at_step"]
+    replayed, _ = again(run_id, back=4)
+    assert replayed.same and replayed.steps.step.max() == result.metrics["failed_at_step"]
 
 
 def table(**series):
@@ -258,7 +258,7 @@ def test_the_first_to_go_by_hand(series, expected):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["0123456789abcdef"], "unknown training, by the beginning of its run id, '0123456789abcdef'"),
         (["{run}", "--back", "0"], "`back` (=0) must be above 0"),
@@ -270,7 +270,7 @@ def test_the_first_to_go_by_hand(series, expected):
         ([""], "unknown training"),
     ],
 )
-def test_what_cannot_be_replayed_is_refused_before_anything_is_kept(root, command, arguments, said):
+def test_what_cannot_be_replayed_is_refused_before_anything_is_kept(root, command, arguments, message):
     store = Store()
     ids = {"run": trained(CALM.replace(steps=1))[0]}
     ids["check"] = store.open_run("checks", "x", {}, {}, source="test")
@@ -278,7 +278,7 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_kept(root, comman
     store.set_tags(ids["broken"], cause="OutOfMemory")
     store.close(ids["broken"], "FAILED")
     code, _, err = command("replay", *(text.format(**ids) for text in arguments))
-    assert code == 2 and said in err, err
+    assert code == 2 and message in err, err
     assert len(store.search("checks", "full")) == 1
 
 

@@ -96,28 +96,28 @@ def test_a_killed_worker_costs_nothing_but_time(another_root):
     another_root()
     undisturbed = run_all(arms(3), session())
     another_root()
-    mine, killed, found = session(), [], []
+    mine, killed, finished = session(), [], []
     wanted = [Wanted(arm.config, arm.label, watch=lambda row: kill_once(row, killed)) for arm in arms(3)]
     with Progress("trainings", 3) as progress:
         for done in trained(wanted, mine, role="screen", executor="processes:1,threads=1", progress=progress):
-            found.append(done)
+            finished.append(done)
     assert len(killed) == 1
-    assert [done.error for done in found] == [None] * 3
-    assert [done.result.metrics["train_loss"] for done in found] == undisturbed.train_loss.tolist()
+    assert [done.error for done in finished] == [None] * 3
+    assert [done.result.metrics["train_loss"] for done in finished] == undisturbed.train_loss.tolist()
     runs = mine.store.search("trainings", "full")
     assert [run.status for run in runs] == ["FINISHED"] * 3
     assert not points_twice(mine.store, runs)
 
 
 def test_progress_tells_the_arms_of_one_network_apart(root, monkeypatch):
-    told = []
-    monkeypatch.setattr(events, "emit", lambda **event: told.append((event["kind"], event["name"])))
+    emitted = []
+    monkeypatch.setattr(events, "emit", lambda **event: emitted.append((event["kind"], event["name"])))
     run_all([Arm("one 3x3 conv", BASE), Arm(BASE.model, BASE.replace(seed=1))], session())
-    assert [name for kind, name in told if kind == "training"] == [
+    assert [name for kind, name in emitted if kind == "training"] == [
         "one 3x3 conv, nf_resnet_tiny B16 lr0.00625 c0.01 s0",
         "nf_resnet_tiny B16 lr0.00625 c0.01 s1",
     ]
-    assert {name for kind, name in told if kind == "step"} == {name for kind, name in told if kind == "training"}
+    assert {name for kind, name in emitted if kind == "step"} == {name for kind, name in emitted if kind == "training"}
 
 
 def test_one_that_is_asked_for_twice_is_trained_once(root):
@@ -126,21 +126,21 @@ def test_one_that_is_asked_for_twice_is_trained_once(root):
     assert len(Store().search("trainings", "full")) == 2
 
 
-def _ask(root, found):
+def _ask(root, queue):
     os.environ["WORKBENCH_ROOT"] = str(root)
     import torch
 
     torch.set_num_threads(1)
-    found.put(run_all(arms(2), session()).run_id.tolist())
+    queue.put(run_all(arms(2), session()).run_id.tolist())
 
 
 def test_two_processes_that_ask_for_the_same_train_it_once(root):
     context = multiprocessing.get_context("spawn")
-    found = context.Queue()
-    askers = [context.Process(target=_ask, args=(root, found)) for _ in range(2)]
+    queue = context.Queue()
+    askers = [context.Process(target=_ask, args=(root, queue)) for _ in range(2)]
     for asker in askers:
         asker.start()
-    answers = [found.get(timeout=120) for _ in askers]
+    answers = [queue.get(timeout=120) for _ in askers]
     for asker in askers:
         asker.join()
     assert answers[0] == answers[1]
@@ -228,11 +228,11 @@ def test_a_finished_training_whose_result_is_lost_is_trained_again(root):
 
 
 def test_a_search_in_processes_suggests_nothing_twice_and_misses_no_slot(root):
-    found = search(
+    trials = search(
         lambda p: BASE.replace(**p), SPACE, trials=7, session=session(), executor="processes:2,threads=1"
     ).trials
-    assert len(found) == 7 and not found.duplicated(["clip", "base_lr"]).any()
-    assert found.trial.tolist() == list(range(7))
+    assert len(trials) == 7 and not trials.duplicated(["clip", "base_lr"]).any()
+    assert trials.trial.tolist() == list(range(7))
 
 
 @pytest.mark.slow
@@ -253,9 +253,9 @@ def test_killed_trials_of_a_parallel_search_give_slots_and_parameters_back(anoth
 
     with pytest.raises(KeyboardInterrupt):
         search(interrupting, SPACE, trials=3, session=mine, executor="processes:2,threads=1")
-    found = search(objective, SPACE, trials=3, session=mine, executor="processes:2,threads=1").trials
+    trials = search(objective, SPACE, trials=3, session=mine, executor="processes:2,threads=1").trials
     columns = ["clip", "base_lr", "val_acc"]
-    assert found[columns].equals(startup[columns])
+    assert trials[columns].equals(startup[columns])
 
 
 def test_a_kill_between_giving_back_and_giving_up_doubles_no_slot(root, monkeypatch):
@@ -275,8 +275,8 @@ def test_a_kill_between_giving_back_and_giving_up_doubles_no_slot(root, monkeypa
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(optuna.Study, "tell", killed)  # the first thing after the parameters were given back
         search(objective, SPACE, trials=2, session=mine)
-    found = search(objective, SPACE, trials=2, session=mine).trials
-    assert len(found) == 2 and not found.duplicated(["clip", "base_lr"]).any()
+    trials = search(objective, SPACE, trials=2, session=mine).trials
+    assert len(trials) == 2 and not trials.duplicated(["clip", "base_lr"]).any()
 
 
 def test_trials_that_break_are_reported_and_tried_again_by_the_next_start(root, monkeypatch):
@@ -292,8 +292,8 @@ def test_trials_that_break_are_reported_and_tried_again_by_the_next_start(root, 
     mine = session()
     with pytest.raises(RuntimeError, match="1 trials broke, the others are kept"):
         search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine)
-    found = search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine).trials
-    assert len(found) == 3 and (found.outcome == "complete").all()
+    trials = search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine).trials
+    assert len(trials) == 3 and (trials.outcome == "complete").all()
 
 
 def test_workers_and_inline_share_one_key(root):

@@ -65,8 +65,8 @@ def test_a_killed_trial_gives_its_slot_and_parameters_back(root, monkeypatch, an
 
 
 def test_no_point_is_suggested_twice(root):
-    found = run(root, trials=8).trials
-    assert not found.duplicated(["clip", "base_lr"]).any()
+    trials = run(root, trials=8).trials
+    assert not trials.duplicated(["clip", "base_lr"]).any()
 
 
 def test_divergence_is_a_constraint_and_never_the_best(root):

@@ -85,7 +85,7 @@ SETTINGS = {"image_size": 12, "batch_size": 8, "steps": 6, "shift": 1, "device":
 
 
 @pytest.fixture
-def own(root, monkeypatch, one_thread):
+def user_folder(root, monkeypatch, one_thread):
     """A folder of a user's, with the network; what is imported is taken out again."""
     folder = root / "mine"
     folder.mkdir()
@@ -99,7 +99,7 @@ def own(root, monkeypatch, one_thread):
 
 
 @pytest.fixture
-def pair(own, image_folder):
+def pair(user_folder, image_folder):
     return user_network.arms("my_net.py:build", data=str(image_folder), skip_gain=1.0, base_lr=0.2, **SETTINGS)
 
 
@@ -123,34 +123,34 @@ def test_a_file_and_function_become_two_models_that_differ_in_their_norm(pair):
     assert [networks.network_info(pair[arm].model).norm for arm in ("NF+AGC", "BN")] == ["none", "batch"]
 
 
-def test_the_name_is_the_same_from_every_folder(own, tmp_path, monkeypatch):
+def test_the_name_is_the_same_from_every_folder(user_folder, tmp_path, monkeypatch):
     here = user_code.located("my_net.py:build")
     monkeypatch.chdir(tmp_path)
     assert user_code.located("mine/my_net.py:build") == here == "mine/my_net.py:build"
     assert user_code.located("some.package:build") == "some.package:build"
-    shutil.copytree(own, outside := tmp_path / "elsewhere")
+    shutil.copytree(user_folder, outside := tmp_path / "elsewhere")
     assert user_code.located(f"{outside}/my_net.py:build") == f"{outside}/my_net.py:build"
 
 
-def test_a_module_by_its_dotted_name(own, image_folder):
-    found = user_network.arms("my_net:build", data=str(image_folder), **SETTINGS)
-    assert found["NF+AGC"].model == "normfree:my_net:build"
-    assert found["NF+AGC"].model_args["source"] == networks.source_of("my_net.py:build")
+def test_a_module_by_its_dotted_name(user_folder, image_folder):
+    arms = user_network.arms("my_net:build", data=str(image_folder), **SETTINGS)
+    assert arms["NF+AGC"].model == "normfree:my_net:build"
+    assert arms["NF+AGC"].model_args["source"] == networks.source_of("my_net.py:build")
 
 
-def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, own):
+def test_the_key_follows_the_code_of_both_files_but_not_their_comments(pair, user_folder):
     def key():
         return training_key(parse_config({"model": "my_net.py:build", "steps": "1"}), "data")
 
     before = key()
-    (own / "my_layers.py").write_text(LAYERS.replace("A block.", "The block.") + "\n# a remark\n")
+    (user_folder / "my_layers.py").write_text(LAYERS.replace("A block.", "The block.") + "\n# a remark\n")
     assert key() == before
-    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    (user_folder / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
     assert key() != before
 
 
-def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_change(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(own)])
+def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_change(user_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(user_folder)])
     monkeypatch.chdir(tmp_path)
 
     def slope():
@@ -158,13 +158,13 @@ def test_files_beside_it_are_found_from_every_folder_and_read_anew_when_they_cha
         return networks.build_network(networks.located("mine/my_net.py:build"), 2).eval()(torch.ones(1, 3, 8, 8))
 
     before = slope()
-    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+    (user_folder / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
     assert not torch.equal(slope(), before)
-    assert str(own) not in sys.path
+    assert str(user_folder) not in sys.path
 
 
-def test_a_recipe_of_other_code_is_refused(pair, own):
-    (own / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
+def test_a_recipe_of_other_code_is_refused(pair, user_folder):
+    (user_folder / "my_layers.py").write_text(LAYERS.replace("+ x)", "+ 0.5 * x)"))
     with pytest.raises(WorkbenchError, match=r"has changed: `source` \(=.*Take it out"):
         user_network._built(pair["NF+AGC"])
 
@@ -172,9 +172,9 @@ def test_a_recipe_of_other_code_is_refused(pair, own):
 def test_a_name_of_the_library_leads_to_its_twin():
     small = {"data": "mnist5k", "batch_size": 8, "steps": 1}
     for name in ("nf_resnet_tiny", "resnet_tiny"):
-        found = user_network.arms(name, skip_gain=0.5, **small)
-        assert (found["NF+AGC"].model, found["BN"].model) == ("nf_resnet_tiny", "resnet_tiny")
-        assert found["NF+AGC"].model_args == {"skip_gain": 0.5} and found["BN"].model_args == {}
+        arms = user_network.arms(name, skip_gain=0.5, **small)
+        assert (arms["NF+AGC"].model, arms["BN"].model) == ("nf_resnet_tiny", "resnet_tiny")
+        assert arms["NF+AGC"].model_args == {"skip_gain": 0.5} and arms["BN"].model_args == {}
     with_control = user_network.arms("nfnet_micro", control="resnet26_cifar", **small)
     assert with_control["BN"].model == "resnet26_cifar"
 
@@ -184,8 +184,8 @@ def test_released_weights_are_taken_where_they_lie_in_the_cache(tmp_path, monkey
     assert not is_cached("nfnet_f0") and not is_cached("nf_resnet_tiny")
     (tmp_path / "F0_haiku.npz").touch()
     assert is_cached("nfnet_f0")
-    found = user_network.arms("nf_resnet_tiny", weights="released", data="mnist5k", batch_size=8, steps=1)
-    assert found["NF+AGC"].weights is None  # none were released
+    arms = user_network.arms("nf_resnet_tiny", weights="released", data="mnist5k", batch_size=8, steps=1)
+    assert arms["NF+AGC"].weights is None  # none were released
 
 
 # ---- mistakes
@@ -200,12 +200,12 @@ def test_released_weights_are_taken_where_they_lie_in_the_cache(tmp_path, monkey
      ("my_net.py:build", {"batch_size": 100}, "must be at most the number of training images"),
      ("my_net.py:build", {"model_args": {"depth": 3}}, "cannot be called with")],
 )  # fmt: skip
-def test_mistakes_are_refused_before_anything_runs(own, image_folder, model, more, message):
+def test_mistakes_are_refused_before_anything_runs(user_folder, image_folder, model, more, message):
     with pytest.raises(WorkbenchError, match=message):
         user_network.arms(model, data=str(image_folder), **{**SETTINGS, **more})
 
 
-def test_a_missing_folder_and_one_of_one_class(own, image_folder):
+def test_a_missing_folder_and_one_of_one_class(user_folder, image_folder):
     with pytest.raises(WorkbenchError, match="pictures"):
         user_network.arms("my_net.py:build", data="pictures", **SETTINGS)
     shutil.rmtree(image_folder / "dark")
@@ -217,9 +217,9 @@ def test_a_missing_folder_and_one_of_one_class(own, image_folder):
 
 
 def test_preflight_and_suggestion_are_of_both_networks_on_the_images(pair):
-    found = user_network.preflights(pair, images=4)
-    assert {arm: p.name for arm, p in found.items()} == {arm: c.model for arm, c in pair.items()}
-    assert all(len(p.table) == 3 for p in found.values())  # stem, two blocks
+    preflights = user_network.preflights(pair, images=4)
+    assert {arm: p.name for arm, p in preflights.items()} == {arm: c.model for arm, c in pair.items()}
+    assert all(len(p.table) == 3 for p in preflights.values())  # stem, two blocks
     suggestion = user_network.suggested(pair["NF+AGC"], lr=0.2, steps=8)
     assert suggestion.low < suggestion.clip < suggestion.high
     assert suggestion.clip <= 0.16 * (1 - 0.9) / 0.2 * 1.01  # no unit moves by more than 16 % of its length a step
@@ -262,7 +262,7 @@ def test_both_sides_get_as_many_trials_and_the_best_goes_to_fresh_seeds(pair, tm
 
 
 @pytest.mark.parametrize("model", ["my_net.py:build", "nf_resnet_tiny"])
-def test_the_pasted_lines_end_at_the_weights_of_the_training(own, image_folder, model, tmp_path):
+def test_the_pasted_lines_end_at_the_weights_of_the_training(user_folder, image_folder, model, tmp_path):
     settings = {**SETTINGS, "image_size": 16, "label_smoothing": 0.1, "weight_decay": 0.01}
     pair = user_network.arms(model, data=str(image_folder), skip_gain=1.0, base_lr=0.3, **settings)
     config = pair["NF+AGC"].replace(clip=0.02, clip_exempt=["*bias"], final_lr=0.01, warmup=0.3)
@@ -285,8 +285,8 @@ def test_recipe_and_checkpoint_give_the_training_again(pair, tmp_path, command):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_text(config))
     assert parse_config({}, str(recipe)) == config
-    code, said, _ = command("train", recipe)
-    assert code == 0 and run_id[:8] in said  # it is the same training, found in the store
+    code, output, _ = command("train", recipe)
+    assert code == 0 and run_id[:8] in output  # it is the same training, found in the store
     model = load_checkpoint(file, user_network._built(config))
     inputs = user_network._Batches(config, 1).inputs
     assert evaluate(model, inputs.val())[1] == result.metrics["val_acc"]
@@ -296,8 +296,8 @@ def test_a_worker_of_its_own_trains_it(pair):
     from workbench.lab.jobs import worker_task
 
     config = pair["NF+AGC"].to_dict()
-    said = worker_task.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
-    assert '"outcome": "complete"' in said
+    result = worker_task.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
+    assert '"outcome": "complete"' in result
 
 
 def test_a_plan_trains_it_in_a_process_that_only_reads_the_plan(pair, tmp_path):
@@ -305,22 +305,22 @@ def test_a_plan_trains_it_in_a_process_that_only_reads_the_plan(pair, tmp_path):
     planned = Planned.of(config, arm="NF+AGC")
     plan = write_plan(tmp_path / "plan.jsonl", [planned])
     command = [sys.executable, "-m", "workbench.training", plan, "--out", tmp_path / "out", "--device", "cpu"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
+    completed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
     [(_, record)] = read_records(tmp_path / "out")
     assert record.result.key == planned.key and record.result.metrics["val_acc"] == train(config).metrics["val_acc"]
 
 
-def test_a_configuration_with_its_source_is_read_where_the_file_is_gone(pair, own):
-    said = pair["NF+AGC"].to_dict()
-    (own / "my_net.py").unlink()
-    assert TrainConfig.from_dict(said) == pair["NF+AGC"]
+def test_a_configuration_with_its_source_is_read_where_the_file_is_gone(pair, user_folder):
+    fields = pair["NF+AGC"].to_dict()
+    (user_folder / "my_net.py").unlink()
+    assert TrainConfig.from_dict(fields) == pair["NF+AGC"]
     with pytest.raises(WorkbenchError, match=r"there is no file .*my_net\.py"):
         user_network._built(pair["NF+AGC"])
 
 
-def test_another_network_in_its_place_has_its_own_source(pair, own):
-    (own / "other.py").write_text(NET + "\nX = 1\n")
+def test_another_network_in_its_place_has_its_own_source(pair, user_folder):
+    (user_folder / "other.py").write_text(NET + "\nX = 1\n")
     moved = pair["BN"].replace(model="other.py:build")
     assert moved.model == "other.py:build" and "source" not in moved.model_args  # nothing was read yet
     moved = planned(moved)
@@ -331,10 +331,10 @@ def test_another_network_in_its_place_has_its_own_source(pair, own):
 def test_recipe_lines_and_weights_lie_in_the_folder_and_in_the_run(pair, tmp_path):
     store = Store()
     run = store.open_notebook("own_network", "own_network.ipynb", {}, "full", "by hand", {})
-    said = takeaway.keep(pair["NF+AGC"], Session(store, "own_network", run_id=run), tmp_path / "out")
+    message = takeaway.keep(pair["NF+AGC"], Session(store, "own_network", run_id=run), tmp_path / "out")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"recipe.yaml", "loop.py"}
     assert set(store.artifacts(run)) == {"own_network/recipe.yaml", "own_network/loop.py"}
-    assert "./run train FILE" in said
+    assert "./run train FILE" in message
 
 
 def table(nf, bn=None, failed=0.0):
@@ -370,19 +370,19 @@ def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
     confirmed = table([0.9, 0.91], [0.9, 0.9])
     of_bn = confirmed.arm == "BN"
     confirmed["lr"], confirmed["clip"] = of_bn.map({True: 6.4, False: 6.2}), of_bn.map({True: None, False: 0.01})
-    said = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).sentence
-    assert "The best `lr` 6.4 of BN at the high end of 0.1 to 10: a better one may lie beyond" in said
-    assert "of NF+AGC" not in said
+    sentence = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).sentence
+    assert "The best `lr` 6.4 of BN at the high end of 0.1 to 10: a better one may lie beyond" in sentence
+    assert "of NF+AGC" not in sentence
     clips = Range(0.01, 0.16, log=True)
-    said = judge(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
-    assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in said and "`lr`" not in said
+    sentence = judge(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
+    assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in sentence and "`lr`" not in sentence
 
 
 def test_a_training_that_failed_for_being_slow_is_told_from_one_that_diverged():
     confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
     confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
-    said = judge(TRIALS, confirmed).sentence
-    assert "(2 of these without diverging: the training loss is still high at the end; train longer)" in said
+    sentence = judge(TRIALS, confirmed).sentence
+    assert "(2 of these without diverging: the training loss is still high at the end; train longer)" in sentence
     assert "train longer" not in judge(TRIALS, confirmed.assign(outcome="diverged")).sentence
 
 
@@ -394,24 +394,24 @@ def test_a_verdict_without_a_control_or_without_a_training():
 
 
 @pytest.mark.parametrize(
-    ("scale", "interval", "said"),
+    ("scale", "interval", "phrase"),
     [(900.0, (500.0, 2000.0), "is 900 images [500, 2000]: larger batches still save steps"),
      (900.0, (500.0, math.inf), "is at least 500 images: larger batches still save steps"),
      (20.0, (10.0, 40.0), "is 20 images [10, 40]: larger batches buy little"),
      (90.0, (40.0, 200.0), "this batch is about where"), (90.0, (10.0, math.inf), "could not be told: the interval has no upper end")],
 )  # fmt: skip
-def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, said):
+def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, phrase):
     noise = NoiseScale(noise_scale=scale, grad_sq=1.0, trace=scale, interval=interval, batch=64, batches=8)
-    assert said in judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).sentence
+    assert phrase in judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).sentence
 
 
 @pytest.mark.slow
-def test_the_notebook_from_a_folder_and_a_file_to_the_recipe(own, image_folder, command):
-    shutil.move(image_folder, own / "pictures")
+def test_the_notebook_from_a_folder_and_a_file_to_the_recipe(user_folder, image_folder, command):
+    shutil.move(image_folder, user_folder / "pictures")
     arguments = {"data": "pictures", "model": "my_net.py:build", "image_size": 12, "batch_size": 8, "steps": 8, "trials": 2, "confirm_seeds": [1, 2]}  # fmt: skip
     asked = [text for name, value in arguments.items() for text in ("-p", f"{name}={value}")]
-    code, said, errors = command("study", "own_network", "--quick", *asked)
-    assert code == 0, said + errors
-    (folder,) = (own.parent / "mlruns" / "own_network").iterdir()
+    code, output, errors = command("study", "own_network", "--quick", *asked)
+    assert code == 0, output + errors
+    (folder,) = (user_folder.parent / "mlruns" / "own_network").iterdir()
     assert {f.name for f in folder.iterdir()} == {"recipe.yaml", "loop.py", "weights.safetensors"}
     assert parse_config({}, str(folder / "recipe.yaml")).model == "normfree:mine/my_net.py:build"

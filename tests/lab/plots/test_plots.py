@@ -91,7 +91,7 @@ def test_search_figure_has_a_slice_a_parameter_with_every_trial():
     shown = trials()
     figure = clipping_search.figure(shown, confirmed(0.1), {})
     for ax, rows, column in ((figure.axes[1], shown[shown.arm == "NF+AGC"], "clip"), (figure.axes[2], shown, "lr")):
-        points = [point[0] for found in ax.collections for point in found.get_offsets().tolist()]
+        points = [point[0] for collection in ax.collections for point in collection.get_offsets().tolist()]
         assert sorted(points) == sorted(rows[column].tolist())
 
 

@@ -20,27 +20,27 @@ def confirmed(**values):
 
 
 def test_a_difference_is_found_whatever_the_seeds_do():
-    found = effects(confirmed(a=[0.1, 0.5, 0.9], b=[0.12, 0.53, 0.91]), "a")
-    assert list(found.arm) == ["b"] and found.n[0] == 3
+    table = effects(confirmed(a=[0.1, 0.5, 0.9], b=[0.12, 0.53, 0.91]), "a")
+    assert list(table.arm) == ["b"] and table.n[0] == 3
     half = 4.3027 * 0.01 / 3**0.5  # Student's t with two degrees of freedom, deviation 0.01
-    difference = interval_of(found, "b")
+    difference = interval_of(table, "b")
     assert difference.mean == pytest.approx(0.02) and difference.high == pytest.approx(0.02 + half, abs=1e-5)
-    assert found.accuracy[0] == pytest.approx(0.52)
+    assert table.accuracy[0] == pytest.approx(0.52)
 
 
 def test_p_values_are_those_of_the_paired_tests_and_holm_multiplies_the_smallest():
     a, b, c = np.random.default_rng(0).normal([[0.5], [0.52], [0.5]], 0.01, (3, 8))
-    found = effects(confirmed(a=a, b=b, c=c), "a").set_index("arm")
-    assert found.p["b"] == pytest.approx(stats.ttest_rel(b, a).pvalue)
-    assert found.p_holm["b"] == pytest.approx(2 * found.p["b"]) and found.p_holm["c"] == pytest.approx(found.p["c"])
+    table = effects(confirmed(a=a, b=b, c=c), "a").set_index("arm")
+    assert table.p["b"] == pytest.approx(stats.ttest_rel(b, a).pvalue)
+    assert table.p_holm["b"] == pytest.approx(2 * table.p["b"]) and table.p_holm["c"] == pytest.approx(table.p["c"])
     higher = stats.ttest_1samp(c - a, -0.005, alternative="greater").pvalue
     lower = stats.ttest_1samp(c - a, 0.005, alternative="less").pvalue
-    assert found.p_equal["c"] == pytest.approx(max(higher, lower))
+    assert table.p_equal["c"] == pytest.approx(max(higher, lower))
 
 
 def test_only_pairs_of_one_seed_count():
-    found = effects(confirmed(a=[0.1, 0.2, 0.9], b=[0.2, 0.4]), "a")
-    assert found.n[0] == 2 and found.difference[0] == pytest.approx(0.15)
+    table = effects(confirmed(a=[0.1, 0.2, 0.9], b=[0.2, 0.4]), "a")
+    assert table.n[0] == 2 and table.difference[0] == pytest.approx(0.15)
 
 
 def test_a_failed_seed_is_crossed_and_stays_in_the_mean():

@@ -25,21 +25,21 @@ from workbench.lab.statistics.intervals import (
 
 
 def test_a_t_interval_by_hand():
-    found = t_interval([1.0, 2.0, 3.0])  # mean 2, s = 1, t(0.975, 2) = 4.302653 from the table
-    assert (found.mean, found.low, found.high) == pytest.approx(
+    interval = t_interval([1.0, 2.0, 3.0])  # mean 2, s = 1, t(0.975, 2) = 4.302653 from the table
+    assert (interval.mean, interval.low, interval.high) == pytest.approx(
         (2, 2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3))
     )
 
 
 def test_pairing_takes_out_what_seeds_share():
     a, b = [10.0, 20.0, 30.0], [9.0, 19.0, 29.0]
-    found = paired_interval(a, b)
-    assert (found.mean, found.low, found.high) == (1, 1, 1)
+    interval = paired_interval(a, b)
+    assert (interval.mean, interval.low, interval.high) == (1, 1, 1)
 
 
 def test_accuracies_of_two_seeds_end_at_one():
-    found = accuracy_interval([0.95, 0.97])
-    assert (found.low, found.high) == (pytest.approx(0.96 - 12.7062 * 0.01, abs=1e-4), 1.0)
+    interval = accuracy_interval([0.95, 0.97])
+    assert (interval.low, interval.high) == (pytest.approx(0.96 - 12.7062 * 0.01, abs=1e-4), 1.0)
     assert math.isnan(accuracy_interval([0.5]).low)
 
 
@@ -49,9 +49,9 @@ def test_the_papers_sum_of_five_seeds_leaves_out_the_worst():
 
 
 def test_one_seed_has_no_interval():
-    found = t_interval([0.5])
-    assert math.isnan(found.low)
-    assert f"{found:.1%}" == "50.0% (n = 1, no interval)"
+    interval = t_interval([0.5])
+    assert math.isnan(interval.low)
+    assert f"{interval:.1%}" == "50.0% (n = 1, no interval)"
 
 
 def test_wilsons_interval_by_hand():
@@ -95,24 +95,24 @@ def test_a_difference_is_told_by_its_interval():
 def test_equivalence_is_told_by_the_90_percent_interval():
     """Two one-sided tests at 5 % are one with: the 90 % interval lies within the margin (Schuirmann 1987)."""
     rng = np.random.default_rng(4)
-    told = []
+    within = []
     for shift in (0.0, 0.2, 0.4, 0.6, 1.5):
         values = rng.normal(shift, 0.5, 12)
         low, high = stats.t.interval(0.9, 11, values.mean(), stats.sem(values))
-        told.append(within_p(values, 0.5) < 0.05)
-        assert told[-1] == (-0.5 < low and high < 0.5)
-    assert told[0] and not told[-1]
+        within.append(within_p(values, 0.5) < 0.05)
+        assert within[-1] == (-0.5 < low and high < 0.5)
+    assert within[0] and not within[-1]
 
 
 def test_beyond_a_margin_is_told_by_the_95_percent_interval():
     rng = np.random.default_rng(5)
-    told = []
+    beyond = []
     for shift in (0.0, 0.5, 0.8, -0.8, -1.5, 1.5):
         values = rng.normal(shift, 0.5, 12)
         interval = t_interval(values)
-        told.append(beyond_p(values, 0.5) < 0.05)
-        assert told[-1] == (interval.low > 0.5 or interval.high < -0.5)
-    assert not told[0] and told[-1] and told[-2]
+        beyond.append(beyond_p(values, 0.5) < 0.05)
+        assert beyond[-1] == (interval.low > 0.5 or interval.high < -0.5)
+    assert not beyond[0] and beyond[-1] and beyond[-2]
     assert math.isnan(beyond_p([1.0], 0.5))
 
 

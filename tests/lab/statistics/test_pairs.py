@@ -20,10 +20,10 @@ def test_two_arms_and_two_batches_by_hand():
     table = pd.DataFrame(
         rows("BN", 4, 0.1, [0.4, 0.5, 0.6]) + rows("NF", 4, 0.1, [0.3, 0.5, 0.4]) + rows("BN", 128, 0.1, [0.6, 0.6, 0.6])
     )  # fmt: skip
-    found = pairs(table).set_index(["a", "b"])
-    assert list(found.index) == [("BN, batch 4", "NF, batch 4"), ("BN, batch 4", "BN, batch 128")]
+    differences = pairs(table).set_index(["a", "b"])
+    assert list(differences.index) == [("BN, batch 4", "NF, batch 4"), ("BN, batch 4", "BN, batch 128")]
     expected = t_interval([0.1, 0.0, 0.2])
-    row = found.loc[("BN, batch 4", "NF, batch 4")]
+    row = differences.loc[("BN, batch 4", "NF, batch 4")]
     assert (row.difference, row.low, row.high, row.n) == pytest.approx((0.1, expected.low, expected.high, 3))
     assert row.p == pytest.approx(0.2254, abs=1e-4)  # t = 0.1 / (0.1 / sqrt 3) = 1.732 with two degrees of freedom
 
@@ -54,8 +54,8 @@ def test_tables_without_arms_and_seeds_that_trained_twice_give_no_pairs():
 
 
 def test_the_command_prints_them_below_the_verdict():
-    said = CliRunner().invoke(app, ["claims", "small_batch", "accumulation", "--from", "docs", "--pairs"]).output
-    assert "a minus b [95 %]" in said and "+0.5 points [-0.5, +1.5]" in said  # BN beside NF+AGC at batch 4: see LOG.md
-    assert "micro-batch whole" in said
+    text = CliRunner().invoke(app, ["claims", "small_batch", "accumulation", "--from", "docs", "--pairs"]).output
+    assert "a minus b [95 %]" in text and "+0.5 points [-0.5, +1.5]" in text  # BN beside NF+AGC at batch 4: see LOG.md
+    assert "micro-batch whole" in text
     none = CliRunner().invoke(app, ["claims", "signal_propagation", "--from", "docs", "--pairs"]).output
     assert "no arms to set side by side" in none

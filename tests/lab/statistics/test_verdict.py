@@ -28,10 +28,10 @@ def test_images_are_told_but_decide_nothing():
 
 def test_a_network_without_a_theory_is_judged_by_the_rules():
     table = signal_table(1.0)
-    own = table[table.arm == "BN"].assign(arm="my_nets:net", expected_var=float("nan"), mean_sq=0.1)
-    sound = signal_propagation.judge(own)
+    user_table = table[table.arm == "BN"].assign(arm="my_nets:net", expected_var=float("nan"), mean_sq=0.1)
+    sound = signal_propagation.judge(user_table)
     assert sound.holds is True and "There is no theory for my_nets:net" in sound.sentence and "100%" in sound.sentence
-    doubling = own.assign(var=2.0**own.block)
+    doubling = user_table.assign(var=2.0**user_table.block)
     assert (
         signal_propagation.judge(doubling).holds is False
         and "(broken: grows)" in signal_propagation.judge(doubling).sentence

@@ -60,11 +60,11 @@ def processes():
     return context
 
 
-def said(errors):
-    found = []
+def drained(errors):
+    messages = []
     while not errors.empty():
-        found.append(errors.get())
-    return found
+        messages.append(errors.get())
+    return messages
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_writers_and_readers_of_one_store_do_not_fail_and_lose_nothing(root, pro
     over.set()
     for process in reading:
         process.join(60)
-    assert said(errors) == []
+    assert drained(errors) == []
     assert [process.exitcode for process in (*writing, *reading)] == [0] * (writers + readers)
 
-    found = Store().search("trainings", "full")
-    assert len({run.tags["key"] for run in found}) == len(found) == writers * trainings
-    for run in found:
+    runs = Store().search("trainings", "full")
+    assert len({run.tags["key"] for run in runs}) == len(runs) == writers * trainings
+    for run in runs:
         assert run.status == "FINISHED" and run.tags["study.mine"] == "run"
         assert {name: run.metrics[name] for name in COLUMNS} == dict.fromkeys(COLUMNS, float(run.tags["arm"]))
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as database:
@@ -104,8 +104,8 @@ def look(root, seed, arm, gate, errors):
 
         torch.set_num_threads(1)
         gate.wait(300)
-        found = search(objective, SPACE, trials=4, session=session(root), seed=seed, arm=arm).trials
-        assert found.trial.tolist() == [0, 1, 2, 3] and not found.duplicated(["clip", "base_lr"]).any()
+        trials = search(objective, SPACE, trials=4, session=session(root), seed=seed, arm=arm).trials
+        assert trials.trial.tolist() == [0, 1, 2, 3] and not trials.duplicated(["clip", "base_lr"]).any()
     except BaseException as error:
         errors.put(f"{arm}: {type(error).__name__}: {error}")
 
@@ -117,7 +117,7 @@ def test_two_searches_in_one_file_do_not_disturb_each_other(root, processes):
         process.start()
     for process in searching:
         process.join(300)
-    assert said(errors) == []
+    assert drained(errors) == []
     with sqlite3.connect(root / "mlruns" / "optuna.db") as database:
         counts = database.execute("select state, count(*) from trials group by study_id, state").fetchall()
     assert sum(n for state, n in counts if state in ("COMPLETE", "PRUNED")) == 8

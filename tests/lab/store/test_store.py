@@ -75,13 +75,13 @@ def test_numbers_that_are_not_finite_never_reach_a_chart(root):
     assert set(store.get(run_id).metrics) == {"c"}
 
 
-@pytest.mark.parametrize(("outcome", "found"), [("complete", True), ("diverged", True), ("pruned", False)])
-def test_what_is_complete_or_diverged_is_found_again(root, outcome, found):
+@pytest.mark.parametrize(("outcome", "reusable"), [("complete", True), ("diverged", True), ("pruned", False)])
+def test_what_is_complete_or_diverged_is_found_again(root, outcome, reusable):
     store = Store()
     run_id = log_training(store, outcome)
     again = store.find_training("k" * 64, "full")
-    assert (again is not None) == found
-    if found:
+    assert (again is not None) == reusable
+    if reusable:
         assert again == (run_id, result(outcome))
     assert store.find_training("k" * 64, "quick") is None
     assert store.find_training("other", "full") is None
@@ -133,10 +133,10 @@ def test_tables_are_exact_and_readable(root):
 
 def test_the_experiments_and_their_views_are_there(root):
     store = Store()
-    found = {e.name: e for e in client(store).search_experiments()}
-    assert {"studies", "trainings", "studies-quick", "trainings-quick"} <= set(found)
-    assert found["trainings"].artifact_location == (root / "mlruns" / "artifacts" / "trainings").as_uri()
-    views = {k.removeprefix("mlflow.sharedViewState.") for k in found["trainings"].tags if "sharedViewState" in k}
+    experiments = {e.name: e for e in client(store).search_experiments()}
+    assert {"studies", "trainings", "studies-quick", "trainings-quick"} <= set(experiments)
+    assert experiments["trainings"].artifact_location == (root / "mlruns" / "artifacts" / "trainings").as_uri()
+    views = {k.removeprefix("mlflow.sharedViewState.") for k in experiments["trainings"].tags if "sharedViewState" in k}
     assert views == {"leaderboard", "batch-size", "search", "failures", "seeds"}
 
 

@@ -42,8 +42,8 @@ def test_the_columns_are_names_that_a_training_has_and_the_filters_work(root):
     )
     for name, view in TRAININGS.items():
         assert set(view["selectedColumns"]) <= known | SOMETIMES, name
-        found = store.search("trainings", "full", view["searchFilter"])
-        assert len(found) == (0 if name in ("search", "failures") else 1)
+        runs = store.search("trainings", "full", view["searchFilter"])
+        assert len(runs) == (0 if name in ("search", "failures") else 1)
         if view["groupBy"]:
             assert view["groupBy"]["groupByKeys"][0]["groupByData"] in run.tags
 

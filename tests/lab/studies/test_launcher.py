@@ -241,8 +241,8 @@ def test_a_mistaken_study_is_one_sentence_before_anything_runs(small, content, m
 
 
 def test_a_study_that_is_named_twice_runs_once(small, command):
-    code, said, _ = command("study", "small", "studies/small.yaml", "--dry-run")
-    assert code == 0 and "1 to run, 0 reused" in said
+    code, output, _ = command("study", "small", "studies/small.yaml", "--dry-run")
+    assert code == 0 and "1 to run, 0 reused" in output
 
 
 def test_an_unknown_study_names_the_nearest(small):
@@ -274,7 +274,7 @@ def test_on_ray_the_notebook_submits_to_the_cluster_that_it_runs_on(small, monke
     assert seen == [1]
 
 
-def own(study="own_network", **given):
+def planned_execution(study="own_network", **given):
     return plan([Study.load(study)], Store(), quick=True, overrides=given)[0]
 
 
@@ -282,34 +282,34 @@ def test_other_bytes_in_a_file_of_weights_are_another_execution(root, monkeypatc
     monkeypatch.chdir(root)
     weights = root / "w.safetensors"
     weights.write_bytes(b"one")
-    first = own(weights="w.safetensors", folder="out")
+    first = planned_execution(weights="w.safetensors", folder="out")
     assert first.parameters["weights"] == str(weights) and first.parameters["folder"] == str(root / "out")
     weights.write_bytes(b"two")
-    second = own(weights="w.safetensors", folder="out")
+    second = planned_execution(weights="w.safetensors", folder="out")
     assert first.key["data"] != second.key["data"] and first.key["parameters"] == second.key["parameters"]
 
 
 def test_released_weights_that_were_fetched_since_are_another_execution(root, monkeypatch):
     monkeypatch.setenv("WORKBENCH_CACHE", str(root))
-    before = own(model="nfnet_f0", weights="released")
+    before = planned_execution(model="nfnet_f0", weights="released")
     (root / "F0_haiku.npz").touch()
-    assert before.key["data"] != own(model="nfnet_f0", weights="released").key["data"]
+    assert before.key["data"] != planned_execution(model="nfnet_f0", weights="released").key["data"]
 
 
 @pytest.mark.parametrize(
-    ("study", "given", "said"),
+    ("study", "given", "message"),
     [
         ("large_batch", {"model_bn": "resnet_tinny"}, "did you mean 'resnet_tiny'"),
         ("large_batch", {"device": "cuda:9"}, "is not on this machine"),
     ],
 )
-def test_what_the_kernel_would_refuse_is_refused_before(root, study, given, said):
-    with pytest.raises(WorkbenchError, match=said):
-        own(study, **given)
+def test_what_the_kernel_would_refuse_is_refused_before(root, study, given, message):
+    with pytest.raises(WorkbenchError, match=message):
+        planned_execution(study, **given)
 
 
 def test_noise_alone_is_no_data(root):
-    assert own("signal_propagation", data="null").parameters["data"] is None
+    assert planned_execution("signal_propagation", data="null").parameters["data"] is None
 
 
 def test_two_files_of_one_name_are_not_one_study(small):

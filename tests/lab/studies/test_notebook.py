@@ -107,20 +107,20 @@ def cells_of(text):
     marks = {"<h1": "title", 'class="failed"': "failed", "celltag_verdict": "verdict", "celltag_figure": "figure"}
     marks |= {"<summary>": "fold", "<img": "image", "The sentence": "sentence", "<h2": "heading"}
     body = text[text.index("<main") :]
-    found = sorted((at.start(), name) for mark, name in marks.items() for at in re.finditer(re.escape(mark), body))
-    return [name for _, name in found]
+    positions = sorted((at.start(), name) for mark, name in marks.items() for at in re.finditer(re.escape(mark), body))
+    return [name for _, name in positions]
 
 
 def executed(*cells):
     """A notebook as papermill leaves it: a title, then pairs (source, output), of which some are figures."""
-    found = [v4.new_markdown_cell("# Title\n\n**Question.** Does it?")]
+    notebook_cells = [v4.new_markdown_cell("# Title\n\n**Question.** Does it?")]
     for tag in ("parameters", "injected-parameters"):
-        found.append(v4.new_code_cell("x: int = 1", metadata={"tags": [tag]}))
+        notebook_cells.append(v4.new_code_cell("x: int = 1", metadata={"tags": [tag]}))
     for source, kind in cells:
         data = {"image/png": "iVBORw0KGgo=", "text/markdown": "**Holds.** The sentence", "text/plain": "a table"}[kind]
-        found.append(v4.new_code_cell(source, outputs=[v4.new_output("execute_result", {kind: data})]))
+        notebook_cells.append(v4.new_code_cell(source, outputs=[v4.new_output("execute_result", {kind: data})]))
     times = {"input_path": "notebooks/mine.ipynb", "start_time": "2026-01-02T03:04:05.678901+00:00", "duration": 61.2}
-    return v4.new_notebook(cells=[*found, v4.new_markdown_cell("## Later")], metadata={"papermill": times})
+    return v4.new_notebook(cells=[*notebook_cells, v4.new_markdown_cell("## Later")], metadata={"papermill": times})
 
 
 def test_the_page_opens_with_question_verdict_and_the_figure_of_its_name_code_folded():
@@ -130,15 +130,15 @@ def test_the_page_opens_with_question_verdict_and_the_figure_of_its_name_code_fo
         ('session.figure(f, "other")', "image/png"),
         ("session.verdict(v)", "text/markdown"),
     )
-    found = page(made)
-    order = cells_of(found)
+    html = page(made)
+    order = cells_of(html)
     assert order[:5] == ["title", "verdict", "sentence", "figure", "image"]
     assert order.count("image") == 2 and order.count("sentence") == 1  # moved, not copied
     assert order[5:] == ["fold", "fold", "fold", "fold", "fold", "image", "fold", "heading"]
-    assert "Executed 2026-01-02 03:04 UTC, 61 s" in found
-    assert '<details class="code">' in found and '<details class="code" open' not in found
-    assert "<summary>parameters of this run</summary>" in found
-    assert "<script" not in found
+    assert "Executed 2026-01-02 03:04 UTC, 61 s" in html
+    assert '<details class="code">' in html and '<details class="code" open' not in html
+    assert "<summary>parameters of this run</summary>" in html
+    assert "<script" not in html
     assert len(made.cells) == 8 and made.cells[-2].outputs  # left as found
 
 
@@ -152,15 +152,15 @@ def test_without_a_figure_of_the_notebooks_name_the_last_one_is_on_top():
 def test_a_failed_notebooks_page_opens_with_the_error_and_unfolds_its_cell(tmp_path):
     source = notebook(tmp_path / "mine.ipynb", "x: int = 1", "print('before')", "1 < 2\nraise ValueError('a < b')")
     run(source, tmp_path / "out.ipynb", {"x": 2})
-    found = (tmp_path / "out.html").read_text()
-    assert cells_of(found)[0] == "failed"
-    box = found[found.index('class="failed"') :][:300]
+    html = (tmp_path / "out.html").read_text()
+    assert cells_of(html)[0] == "failed"
+    box = html[html.index('class="failed"') :][:300]
     assert "Failed: ValueError: a &lt; b" in box
     anchor = re.search(r'href="#([^"]+)"', box)[1]
-    failing = found[found.index(f'id="{anchor}"') :]
+    failing = html[html.index(f'id="{anchor}"') :]
     assert failing.index('<details class="code" open') < failing.index("<summary>")
-    assert "An Exception was encountered" not in found and found.count('class="failed"') == 1
-    assert found.index("before") < found.index("Traceback")
+    assert "An Exception was encountered" not in html and html.count('class="failed"') == 1
+    assert html.index("before") < html.index("Traceback")
 
 
 def test_a_page_without_its_verdict_says_so():

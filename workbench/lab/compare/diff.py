@@ -63,24 +63,24 @@ def diff(store: Store, a: str, b: str) -> Diff:
 
 def resolve(store: Store, text: str) -> Side:
     """The training, execution or group that a text names: a run id, the beginning of one, or a config_id."""
-    found: dict[tuple[str, str, str], list] = {}
+    matches: dict[tuple[str, str, str], list] = {}
     if selection.is_beginning(text):
         for mode in MODES:
             group = store.search(
                 "trainings", mode, f"tags.config_id = '{text.lower()}' and attributes.status = 'FINISHED'"
             )
             if group:
-                found[f"group {text}", "group", mode] = group
+                matches[f"group {text}", "group", mode] = group
             for experiment, kind in (("trainings", "training"), ("studies", "execution")):
                 for run in store.search(experiment, mode, f"attributes.run_id ILIKE '{text}%'"):
-                    found[run.id, kind, mode] = [run]
-    if not found:
+                    matches[run.id, kind, mode] = [run]
+    if not matches:
         ids = [run.id for mode in MODES for kind in ("trainings", "studies") for run in store.search(kind, mode)]
         raise unknown("run or group of seeds", text, ids)
-    if len(found) > 1:
-        shown = ", ".join(f"{name} ({kind})" for name, kind, _ in list(found)[:5])
-        raise WorkbenchError(f"{text} means {len(found)} things: {shown}: give more of the run id.")
-    ((name, kind, mode), runs) = next(iter(found.items()))
+    if len(matches) > 1:
+        shown = ", ".join(f"{name} ({kind})" for name, kind, _ in list(matches)[:5])
+        raise WorkbenchError(f"{text} means {len(matches)} things: {shown}: give more of the run id.")
+    ((name, kind, mode), runs) = next(iter(matches.items()))
     return Side(name, kind, mode, runs)
 
 
@@ -90,18 +90,18 @@ def _trainings(store: Store, a: Side, b: Side) -> Diff:
             cause = side.runs[0].tags.get("cause", "it may still run")
             raise WorkbenchError(f"run {side.name} is {side.runs[0].status} ({cause}): it has no result to compare.")
     rows = [_one_a_seed(side.rows()) for side in (a, b)]
-    configs = [selection.configuration(store, of_it.run_id.iloc[0]) for of_it in rows]
+    configs = [selection.configuration(store, side_rows.run_id.iloc[0]) for side_rows in rows]
     for config in configs:
         for name in NOT_COMPARED:
             config.pop(name, None)
-    told = [_provenance(store, side, of_it) for side, of_it in zip((a, b), rows, strict=True)]
-    settings = _differing(*configs, told[0], told[1])
-    results = _beside(*(_results(side.runs, of_it) for side, of_it in zip((a, b), rows, strict=True)))
-    tested = all(of_it.test_acc.notna().all() for of_it in rows)
+    provenance = [_provenance(store, side, side_rows) for side, side_rows in zip((a, b), rows, strict=True)]
+    settings = _differing(*configs, provenance[0], provenance[1])
+    results = _beside(*(_results(side.runs, side_rows) for side, side_rows in zip((a, b), rows, strict=True)))
+    tested = all(side_rows.test_acc.notna().all() for side_rows in rows)
     metric = "test_acc" if tested else "val_acc"
     seeds, interval = None, None
     if "group" in (a.kind, b.kind):
-        by_seed = [of_it.set_index("seed")[metric] for of_it in rows]
+        by_seed = [side_rows.set_index("seed")[metric] for side_rows in rows]
         shared = sorted(set(by_seed[0].index) & set(by_seed[1].index))
         seeds = pd.DataFrame({"seed": shared, "a": by_seed[0][shared].array, "b": by_seed[1][shared].array})
         seeds["difference"] = seeds.a - seeds.b
@@ -135,25 +135,25 @@ def _provenance(store: Store, side: Side, rows: pd.DataFrame) -> dict:
 
 def _results(runs: list, rows: pd.DataFrame) -> dict:
     """The final metrics: of one training as they are, of a group as mean and interval."""
-    of_it = [run for run in runs if run.id in set(rows.run_id)]
+    kept_runs = [run for run in runs if run.id in set(rows.run_id)]
     outcomes = rows.outcome.value_counts()
-    found = {"outcome": ", ".join(f"{n} {o}" for o, n in outcomes.items()) if len(rows) > 1 else rows.outcome.iloc[0]}
+    results = {"outcome": ", ".join(f"{n} {o}" for o, n in outcomes.items()) if len(rows) > 1 else rows.outcome.iloc[0]}
     for name in RESULTS:
-        values = [run.metrics[name] for run in of_it if name in run.metrics]
+        values = [run.metrics[name] for run in kept_runs if name in run.metrics]
         if name == "failed" and len(rows) > 1:
-            found[name] = f"{sum(values):.0f} of {len(rows)}"
+            results[name] = f"{sum(values):.0f} of {len(rows)}"
         elif values:
-            found[name] = f"{t_interval(values):.4g}" if len(rows) > 1 else values[0]
-    return found
+            results[name] = f"{t_interval(values):.4g}" if len(rows) > 1 else values[0]
+    return results
 
 
 def _executions(store: Store, a: Side, b: Side) -> Diff:
     runs = [side.runs[0] for side in (a, b)]
     keys = ("study", "mode", "by", "mlflow.source.git.commit", "python", "torch")
-    told = []
+    provenance = []
     for run in runs:
         named = {k.removeprefix("mlflow.source."): v for k, v in run.tags.items() if k in keys}
-        told.append(named | {k: v[:16] for k, v in run.tags.items() if k.startswith("key.")})
+        provenance.append(named | {k: v[:16] for k, v in run.tags.items() if k.startswith("key.")})
     results = []
     for run in runs:
         holds = {1.0: "holds", 0.0: "does not hold"}.get(run.metrics.get("holds"), "not decided")
@@ -165,12 +165,12 @@ def _executions(store: Store, a: Side, b: Side) -> Diff:
                 "effect": run.tags.get("effect", "none"),
             }
         )
-    return Diff(a, b, _differing(*(run.parameters for run in runs), *told), _beside(*results))
+    return Diff(a, b, _differing(*(run.parameters for run in runs), *provenance), _beside(*results))
 
 
-def _differing(a: dict, b: dict, told_a: dict, told_b: dict) -> pd.DataFrame:
+def _differing(a: dict, b: dict, provenance_a: dict, provenance_b: dict) -> pd.DataFrame:
     """What differs: the configuration first, then where it comes from."""
-    both = _beside(dict(a), dict(b)), _beside(told_a, told_b)
+    both = _beside(dict(a), dict(b)), _beside(provenance_a, provenance_b)
     table = pd.concat(both, ignore_index=True)
     return table[[x != y for x, y in zip(table.a, table.b, strict=True)]].reset_index(drop=True)
 

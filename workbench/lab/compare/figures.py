@@ -25,7 +25,7 @@ FAILED = "#d55e00"  # vermilion
 AXES = {"samples_seen": "training images seen", "seconds": "device seconds", "step": "step"}
 
 
-def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_seen") -> Figure:
+def curves_figure(comparison: Comparison, curves: pd.DataFrame, x: str = "samples_seen") -> Figure:
     """Mean validation accuracy over `x` (samples_seen, seconds, step), a line a group, the band from the lowest to the
     highest seed. Seeds that failed are thin lines of their own, with a cross where they ended.
 
@@ -33,10 +33,10 @@ def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_see
     """
     style()
     figure, ax = plt.subplots(figsize=(8.0, 6.0), layout="constrained")
-    shown = found.table.index[:MOST]
-    names = _with_counts(found)
+    shown = comparison.table.index[:MOST]
+    names = _with_counts(comparison)
     points = curves.merge(
-        found.rows[
+        comparison.rows[
             ["run_id", "group", "failed", "val_acc", "failed_at_step", "samples_seen", "device_seconds", "outcome"]
         ],
         on="run_id",
@@ -46,14 +46,14 @@ def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_see
     any_failed = False
     for place, group in enumerate(shown):
         look = {"color": colours[place % 10], "ls": DASHES[place // 10]}
-        of_it = points[points.group == group]
-        kept = of_it[of_it.failed != 1].groupby("step")
+        group_points = points[points.group == group]
+        kept = group_points[group_points.failed != 1].groupby("step")
         if len(kept):
             along = kept[x].mean()
             ax.fill_between(along, kept.val_acc.min(), kept.val_acc.max(), color=look["color"], alpha=0.18, lw=0)
         ax.plot(*((along, kept.val_acc.mean()) if len(kept) else ([], [])), lw=1.6, label=names[group], **look)
-        for row in found.rows[(found.rows.group == group) & (found.rows.failed == 1)].itertuples():
-            line = of_it[of_it.run_id == row.run_id]
+        for row in comparison.rows[(comparison.rows.group == group) & (comparison.rows.failed == 1)].itertuples():
+            line = group_points[group_points.run_id == row.run_id]
             ax.plot(line[x], line.val_acc, lw=0.7, alpha=0.8, **look)
             end = {"samples_seen": row.samples_seen, "seconds": row.device_seconds, "step": row.failed_at_step}[x]
             last = line[x].max() if row.outcome == "complete" else end
@@ -61,7 +61,7 @@ def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_see
             any_failed = True
     if any_failed:
         ax.plot([], [], "x", color="0.3", ms=7, mew=1.6, ls="none", label="a seed failed here")
-    more = f", best {len(shown)} of {len(found.table)} groups" if len(shown) < len(found.table) else ""
+    more = f", best {len(shown)} of {len(comparison.table)} groups" if len(shown) < len(comparison.table) else ""
     ax.set(
         xlabel=AXES[x],
         ylabel="validation accuracy",
@@ -72,13 +72,13 @@ def curves_figure(found: Comparison, curves: pd.DataFrame, x: str = "samples_see
     return figure
 
 
-def parallel_figure(found: Comparison) -> Figure:
+def parallel_figure(comparison: Comparison) -> Figure:
     """Parallel coordinates: an axis for each parameter that varies, the last for the accuracy; a line a training,
     coloured by accuracy. Failed trainings are dashed, with a cross at their accuracy."""
     style()
-    rows = found.rows.reset_index(drop=True)
-    last = found.table.columns.get_loc("seeds")
-    columns = [c for c in found.table.columns[2:last] if c in rows and rows[c].nunique(dropna=False) > 1]
+    rows = comparison.rows.reset_index(drop=True)
+    last = comparison.table.columns.get_loc("seeds")
+    columns = [c for c in comparison.table.columns[2:last] if c in rows and rows[c].nunique(dropna=False) > 1]
     columns = columns or [c for c in ("arm", "lr") if c in rows]
     places, ticks = zip(*(_axis(rows[c], c) for c in columns), strict=True)
     low, high = rows.accuracy.min(), rows.accuracy.max()
@@ -112,7 +112,7 @@ def parallel_figure(found: Comparison) -> Figure:
     if (rows.failed == 1).any():
         ax.plot([], [], "x--", color=FAILED, lw=0.9, label="failed")
         figure.legend(frameon=False, loc="outside lower center")
-    ax.set_xticks(across, [*(LABELS.get(c, c).replace("_", " ") for c in columns), words(found.metric)])
+    ax.set_xticks(across, [*(LABELS.get(c, c).replace("_", " ") for c in columns), words(comparison.metric)])
     ax.set(yticks=[], xlim=(-0.1, across[-1] + 0.35), ylim=(-0.05, 1.05))
     sns.despine(ax=ax, left=True, bottom=True)
     return figure
@@ -138,12 +138,12 @@ def check_file(file: str) -> None:
     target_path(file, (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)))
 
 
-def _with_counts(found: Comparison) -> dict[int, str]:
+def _with_counts(comparison: Comparison) -> dict[int, str]:
     """The names of the groups, and how often seeds failed."""
-    said = {}
-    for (group, name), row in zip(group_names(found).items(), found.table.itertuples(), strict=True):
-        said[group] = name + (f", {row.failed} of {row.seeds} failed" if row.failed else f" (n = {row.seeds})")
-    return said
+    labels = {}
+    for (group, name), row in zip(group_names(comparison).items(), comparison.table.itertuples(), strict=True):
+        labels[group] = name + (f", {row.failed} of {row.seeds} failed" if row.failed else f" (n = {row.seeds})")
+    return labels
 
 
 def _axis(values: pd.Series, name: str) -> tuple[np.ndarray, list[tuple[float, str]]]:

@@ -46,16 +46,16 @@ def pick(
     terms = [f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items()]
     terms += [f"tags.role = '{role}'"] if role else []
     terms += [filter.strip()] if filter and filter.strip() else []
-    found = {}
+    runs_by_id = {}
     for one in list(what) or [None]:
-        of_it = [] if one is None else [_study_term(one)]
-        runs = _search(store, mode, [*of_it, *terms])
-        if not runs and one is not None and not _search(store, mode, of_it):
+        study_terms = [] if one is None else [_study_term(one)]
+        runs = _search(store, mode, [*study_terms, *terms])
+        if not runs and one is not None and not _search(store, mode, study_terms):
             runs = _search(store, mode, [_beginning(store, one, mode), *terms])
-        found |= {run.id: run for run in runs}
-    if not found:
+        runs_by_id |= {run.id: run for run in runs}
+    if not runs_by_id:
         raise _nothing(store, mode, tags or {}, terms)
-    return table(found.values())
+    return table(runs_by_id.values())
 
 
 def table(runs: Iterable) -> pd.DataFrame:
@@ -68,10 +68,10 @@ def table(runs: Iterable) -> pd.DataFrame:
         row |= {"data_digest": tags.get("data", "")} | {name: params.get(name, "") for name in TEXTS}
         row |= {name: params.get(name) for name in NUMBERS} | {name: metrics.get(name) for name in METRICS}
         rows.append(row)
-    found = pd.DataFrame(rows, columns=list(COLUMNS))
+    tidy = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in (*NUMBERS, *METRICS):
-        found[name] = pd.to_numeric(found[name], errors="coerce").astype(float)
-    return found
+        tidy[name] = pd.to_numeric(tidy[name], errors="coerce").astype(float)
+    return tidy
 
 
 def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:

@@ -16,13 +16,13 @@ LABELS = {
     "data_digest": "data bytes",
     "train_size": "images",
 }
-NOT_SAID = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
+NOT_IN_NAME = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
 MOST_BESIDE = 30  # runs that MLflow's page puts side by side
 
 
-def as_text(found: Comparison) -> pd.DataFrame:
+def as_text(comparison: Comparison) -> pd.DataFrame:
     """The table as it is printed: ranks with "=" where they are shared, intervals, plain numbers."""
-    table = found.table
+    table = comparison.table
     shared = table["rank"].duplicated(keep=False)
     shown = pd.DataFrame(index=table.index)
     shown["rank"] = [
@@ -34,7 +34,7 @@ def as_text(found: Comparison) -> pd.DataFrame:
         shown[LABELS.get(name, name)] = [_plain(name, value) for value in table[name]]
     shown["seeds"] = table.seeds.astype(str)
     shown["failed"] = [str(n) if n else "" for n in table.failed]
-    shown[words(found.metric)] = [
+    shown[words(comparison.metric)] = [
         f"{row.mean:.2%}" + ("" if math.isnan(row.low) else f" [{row.low:.2%}, {row.high:.2%}]")
         for row in table[["mean", "low", "high"]].set_axis(["mean", "low", "high"], axis=1).itertuples(index=False)
     ]
@@ -46,37 +46,37 @@ def as_text(found: Comparison) -> pd.DataFrame:
     return shown
 
 
-def group_names(found: Comparison) -> dict[int, str]:
+def group_names(comparison: Comparison) -> dict[int, str]:
     """What a person calls each group: what varies among them."""
-    text = as_text(found)
-    text = text[[c for c in text if c not in NOT_SAID and c != words(found.metric)]]
+    text = as_text(comparison)
+    text = text[[c for c in text if c not in NOT_IN_NAME and c != words(comparison.metric)]]
     varied = [c for c in text if text[c].nunique() > 1] or ["arm"]
     return {
         group: ", ".join(
             value if name in ("arm", "model") else f"{name} {value}" for name, value in row.items() if value
         )
-        for group, row in zip(found.table.index, text[varied].to_dict("records"), strict=True)
+        for group, row in zip(comparison.table.index, text[varied].to_dict("records"), strict=True)
     }
 
 
-def verdict(found: Comparison) -> str:
+def verdict(comparison: Comparison) -> str:
     """The comparison in a sentence or two: which group is best, and whether the seeds tell it from the others."""
-    table, names = found.table, group_names(found)
+    table, names = comparison.table, group_names(comparison)
     ranked = table[table.seeds > 1]
     if ranked.empty:
         return f"Nothing is ranked: the {len(table)} groups have one seed each; give them more."
     best = ranked.index[0]
-    mean = as_text(found).loc[best, words(found.metric)]
-    said = f"Highest {words(found.metric)}: {names[best]}, {mean}, {ranked.seeds[best]} seeds."
+    mean = as_text(comparison).loc[best, words(comparison.metric)]
+    text = f"Highest {words(comparison.metric)}: {names[best]}, {mean}, {ranked.seeds[best]} seeds."
     others = ranked.drop(best)
     if others.empty:
-        return f"{said} There is no other group with several seeds to compare it with."
+        return f"{text} There is no other group with several seeds to compare it with."
     ties = int(others.tie.sum())
     if ties == 0:
         return (
-            f"{said} It is shown to be better than {'the other' if len(others) == 1 else f'all {len(others)} others'}."
+            f"{text} It is shown to be better than {'the other' if len(others) == 1 else f'all {len(others)} others'}."
         )
-    return f"{said} Of {len(others)} others {ties} {'is' if ties == 1 else 'are'} not told apart from it."
+    return f"{text} Of {len(others)} others {ties} {'is' if ties == 1 else 'are'} not told apart from it."
 
 
 def _minus_best(row) -> str:
@@ -92,16 +92,16 @@ def _plain(name: str, value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def to_csv(found: Comparison, file: str) -> None:
+def to_csv(comparison: Comparison, file: str) -> None:
     """Writes the table, plain numbers; accuracies are shares."""
-    whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in found.table}
-    table = found.table.astype(whole).assign(metric=found.metric)
+    whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in comparison.table}
+    table = comparison.table.astype(whole).assign(metric=comparison.metric)
     write_whole(Path(file).expanduser(), lambda part: table.to_csv(part, index=False))
 
 
-def address(store: Store, found: Comparison, mode: str = "full") -> str:
+def address(store: Store, comparison: Comparison, mode: str = "full") -> str:
     """Where MLflow shows these trainings: side by side, or, too many for that, the experiment grouped over seeds."""
-    runs = list(found.rows.run_id)
+    runs = list(comparison.rows.run_id)
     if len(runs) > MOST_BESIDE:
         return f"{store.experiment_url('trainings', mode)}&viewStateShareKey=seeds"
     return store.compare_url(runs, "trainings", mode)

@@ -76,8 +76,8 @@ def from_store(
         apart = {config_ids[run_id]: selection.configuration(store, run_id) for run_id in alike}
     notes = ["quick trainings: a demonstration, never evidence."] if mode == "quick" else []
     if equal is None:
-        found = compare(rows, apart)
-        seen = found.rows[found.rows.outcome == "complete"].samples_seen
+        comparison = compare(rows, apart)
+        seen = comparison.rows[comparison.rows.outcome == "complete"].samples_seen
         if len(seen) and seen.max() > 1.01 * seen.min():
             notes.append(f"they saw from {seen.min():,.0f} to {seen.max():,.0f} samples: --equal samples, or seconds.")
     else:
@@ -88,8 +88,8 @@ def from_store(
             f"accuracy at {budget:,.4g} {unit}, the most that all of them reached; a training that goes on from there "
             "has not yet lowered its rate as a shorter one would have."
         )
-        found = compare(rows, apart, metric="val_acc")
-    return dataclasses.replace(found, notes=(*notes, *found.notes))
+        comparison = compare(rows, apart, metric="val_acc")
+    return dataclasses.replace(comparison, notes=(*notes, *comparison.notes))
 
 
 def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, metric: str | None = None) -> Comparison:
@@ -132,7 +132,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     """
     over = rows.groupby("group")
     intervals = [accuracy_interval(values) for _, values in over.accuracy]
-    found = pd.DataFrame(
+    groups = pd.DataFrame(
         {
             "seeds": over.size(),
             "failed": over.failed.sum().astype(int),
@@ -143,25 +143,25 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
         }
     )
     by_seed = rows.pivot_table(index="seed", columns="group", values="accuracy").to_numpy()  # (seeds, groups)
-    ranking = found.index[found.seeds > 1]
-    better = pd.Series(0, index=found.index)
+    ranking = groups.index[groups.seeds > 1]
+    better = pd.Series(0, index=groups.index)
     for one in ranking:
         _, low, _, _ = differences(by_seed, one)
         better += np.nan_to_num(low) > 0
-    found["rank"] = (1.0 + better).where(found.seeds > 1)
+    groups["rank"] = (1.0 + better).where(groups.seeds > 1)
     if len(ranking):
         best = ranking[0]
         mean, low, high, paired = differences(by_seed, best)
-        told = {"minus_best": -mean, "minus_best_low": -high, "minus_best_high": -low}
-        for name, values in told.items():
-            found[name] = np.where((found.index == best) | np.isnan(low), np.nan, values)
-        found["interval"] = np.where(np.isnan(found.minus_best), "", np.where(paired, "paired", "Welch"))
-        found["tie"] = (found.minus_best_low <= 0) & (found.minus_best_high >= 0)
-        found.loc[best, "tie"] = found.tie.any()
+        from_best = {"minus_best": -mean, "minus_best_low": -high, "minus_best_high": -low}
+        for name, values in from_best.items():
+            groups[name] = np.where((groups.index == best) | np.isnan(low), np.nan, values)
+        groups["interval"] = np.where(np.isnan(groups.minus_best), "", np.where(paired, "paired", "Welch"))
+        groups["tie"] = (groups.minus_best_low <= 0) & (groups.minus_best_high >= 0)
+        groups.loc[best, "tie"] = groups.tie.any()
     else:
-        found[["minus_best", "minus_best_low", "minus_best_high"]] = np.nan
-        found["interval"], found["tie"] = "", False
-    return found
+        groups[["minus_best", "minus_best_low", "minus_best_high"]] = np.nan
+        groups["interval"], groups["tie"] = "", False
+    return groups
 
 
 def differences(by_seed: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -172,9 +172,9 @@ def differences(by_seed: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray, 
     """
     from scipy import stats
 
-    n, own = np.isfinite(by_seed).sum(0), by_seed[:, [one]]
+    n, column = np.isfinite(by_seed).sum(0), by_seed[:, [one]]
     mean, variance = _moments(by_seed)
-    shared = own - by_seed
+    shared = column - by_seed
     pairs = np.isfinite(shared).sum(0)
     paired = (pairs == np.minimum(n, n[one])) & (pairs > 1)
     paired_mean, paired_variance = _moments(shared)
@@ -200,7 +200,7 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def concerns(rows: pd.DataFrame) -> list[str]:
     """What makes trainings incomparable, a sentence each: other data, code, devices, numbers of images or failure
     rules, mixed roles."""
-    found = []
+    texts = []
     several = [
         ("data_digest", "data", "accuracies on different images say nothing about the networks"),
         ("code", "code", "a difference may come from the code and not from the configuration"),
@@ -215,36 +215,36 @@ def concerns(rows: pd.DataFrame) -> list[str]:
                 else dict.fromkeys(counts.index, "")
             )
             labels = [f"{named[value]}{value[:16] or 'unknown'} ({n} trainings)" for value, n in counts.head(4).items()]
-            found.append(f"different {what}: {', '.join(labels)}{', ...' if len(counts) > 4 else ''}: {why}.")
+            texts.append(f"different {what}: {', '.join(labels)}{', ...' if len(counts) > 4 else ''}: {why}.")
     sizes = rows.train_size.map(lambda n: "all" if math.isnan(n) else f"{n:.0f}").value_counts()
     # trainings that an older version stored have no such column; their code is another, which is told above
     if rows.train_size.nunique() > 1 or (rows.groupby("code").train_size.nunique(dropna=False) > 1).any():
         labels = [f"{size} ({n} trainings)" for size, n in sizes.items()]
-        found.append(f"different numbers of training images: {', '.join(labels)}: more images alone raise accuracy.")
-    found += _failure_rules(rows)
+        texts.append(f"different numbers of training images: {', '.join(labels)}: more images alone raise accuracy.")
+    texts += _failure_rules(rows)
     if "search" in set(rows.role) and rows.role.nunique() > 1:
-        found.append(
+        texts.append(
             "trials of a search are among others: the best of many trials looks better than it is, so choose by --role."
         )
     if {"screen", "confirm"} <= set(rows.role):
-        found.append(
+        texts.append(
             "trainings that chose a setting are among those that confirm it: the chosen look better than they are, so "
             "choose by --role."
         )
-    return found
+    return texts
 
 
 def _failure_rules(rows: pd.DataFrame) -> list[str]:
     """Whether one rule can have judged them all: no completed training failed at a loss at which another did not."""
-    found = []
+    texts = []
     for name, same in rows[rows.outcome == "complete"].groupby("data"):
         failed, sound = same.train_loss[same.failed == 1].min(), same.train_loss[same.failed == 0].max()
         if failed <= sound:
-            found.append(
+            texts.append(
                 f"different failure rules: on {name} a training loss of {failed:.3g} counts as failed in one, and "
                 f"{sound:.3g} as sound in another: shares of failures are not comparable."
             )
-    return found
+    return texts
 
 
 def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple[pd.DataFrame, float]:
@@ -258,17 +258,17 @@ def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple
         raise unknown("compute", by, COMPUTE)
     rows = rows[rows.outcome.isin(["complete", "diverged"]) & (rows.status == "FINISHED")]
     x = COMPUTE[by]
-    points = {run_id: of_it.sort_values(x) for run_id, of_it in curves.groupby("run_id")}
+    points = {run_id: curve.sort_values(x) for run_id, curve in curves.groupby("run_id")}
     complete = [run_id for run_id in rows.run_id[rows.outcome == "complete"] if run_id in points]
     if not complete:
         raise WorkbenchError("no training of the selection is complete: there is no common compute.")
     budget = float(min(points[run_id][x].max() for run_id in complete))
 
     def accuracy(row) -> float:
-        of_it = points.get(row.run_id)
-        if row.outcome == "diverged" and (of_it is None or of_it[x].max() < budget):
+        curve = points.get(row.run_id)
+        if row.outcome == "diverged" and (curve is None or curve[x].max() < budget):
             return row.val_acc
-        return math.nan if of_it is None else float(np.interp(budget, of_it[x], of_it.val_acc, left=math.nan))
+        return math.nan if curve is None else float(np.interp(budget, curve[x], curve.val_acc, left=math.nan))
 
     return rows.assign(val_acc=[accuracy(row) for row in rows.itertuples()]), budget
 

@@ -53,19 +53,19 @@ def strays(variable: str, worker: str, place: Path) -> dict[int, str]:
     """{pid: command line} of the processes that work for `place`, though who launched them is gone: named last in the
     environment's `variable`, or on the command line of the module `worker`. Never this process, or one that it descends
     from."""
-    own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    found = {}
+    ancestry = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    command_lines = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment, command = process.environ(), process.cmdline()
             launcher = command[-1] if worker in command else environment.get(variable, "").rpartition("|")[2]
-            if not launcher or process.pid in own or is_alive(launcher):
+            if not launcher or process.pid in ancestry or is_alive(launcher):
                 continue
             named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
             here = Path(named) == place if named else place in (works_in, *works_in.parents)
             if here:
-                found[process.pid] = " ".join(command)
-    return found
+                command_lines[process.pid] = " ".join(command)
+    return command_lines
 
 
 class Family:

@@ -173,13 +173,13 @@ class _Mailbox:
 def _work(mailbox, number: int, function: str, arguments, environment: dict[str, str]) -> tuple:
     import ray
 
-    asked, said = time.monotonic(), False
+    asked, stopped = time.monotonic(), False
 
     def stop() -> bool:
-        nonlocal asked, said
-        if not said and time.monotonic() - asked > ASK_EVERY:
-            asked, said = time.monotonic(), ray.get(mailbox.stopped.remote())
-        return said
+        nonlocal asked, stopped
+        if not stopped and time.monotonic() - asked > ASK_EVERY:
+            asked, stopped = time.monotonic(), ray.get(mailbox.stopped.remote())
+        return stopped
 
     with set_environment(environment):
         try:

@@ -87,7 +87,7 @@ class ProcessExecutor:
         self._waiting: deque[tuple[Task, int]] = deque()  # with the number of workers that died under it
         self._workers: list[_Worker] = []
         self._died: dict[int, int] = {}  # id of a worker: how many died under its task before
-        self._told = False
+        self._announced = False
 
     def has_room(self) -> bool:
         return len(self._waiting) + len(self._busy()) < self.workers
@@ -112,8 +112,8 @@ class ProcessExecutor:
 
     def _say_waiting(self) -> None:
         """Once: all places are taken by other studies of the store."""
-        if not self._told:
-            self._told = True
+        if not self._announced:
+            self._announced = True
             events.emit(kind="waiting", message=WAITS)
             if not events.listening():
                 print(WAITS, file=sys.stderr, flush=True)
@@ -137,11 +137,11 @@ class ProcessExecutor:
         """Gives waiting tasks, in order, to workers that have a place."""
         while self._waiting:
             task, died = self._waiting[0]
-            found = self._place(task)
-            if found is None:
+            placed = self._place(task)
+            if placed is None:
                 return
             self._waiting.popleft()
-            worker, lock = found
+            worker, lock = placed
             self._died[id(worker)] = died
             worker.give(task, lock)
 

@@ -61,8 +61,8 @@ def check_model(
     if images is None:
         channels = channels or first_channels(model) or 3
         images = torch.randn(batch_size, channels, size, size, generator=torch.Generator().manual_seed(seed))
-    found = preflight(model, images.to(where), precision=precision, blocks=blocks)
-    found = dataclasses.replace(found, name=name)
+    judgement = preflight(model, images.to(where), precision=precision, blocks=blocks)
+    judgement = dataclasses.replace(judgement, name=name)
 
     from workbench.lab.plots import check_figure
 
@@ -70,13 +70,13 @@ def check_model(
     parameters = {"model": name, "data": data or "N(0, 1)", "image_size": images.shape[-1], "batch_size": len(images)}
     parameters |= {"precision": precision, "seed": seed, **{f"arg_{k}": v for k, v in arguments.items()}}
     run_id = store.open_run("checks", name, parameters, {"device": where.type}, source="workbench check")
-    store.log_metrics(run_id, _numbers(found))
-    store.log_table(run_id, found.table, "blocks")
-    store.log_figure(run_id, check_figure(found.table), "blocks")
-    store.describe(run_id, str(found))
-    store.set_tags(run_id, outcome="sound" if found.ok else found.faults[0].verdict)
+    store.log_metrics(run_id, _numbers(judgement))
+    store.log_table(run_id, judgement.table, "blocks")
+    store.log_figure(run_id, check_figure(judgement.table), "blocks")
+    store.describe(run_id, str(judgement))
+    store.set_tags(run_id, outcome="sound" if judgement.ok else judgement.faults[0].verdict)
     store.close(run_id, "FINISHED")
-    return run_id, found
+    return run_id, judgement
 
 
 def _built(name: str, channels: int | None, arguments: dict) -> nn.Module:
@@ -89,13 +89,13 @@ def _built(name: str, channels: int | None, arguments: dict) -> nn.Module:
 
 
 def _first_images(data: str, image_size: int | None, n: int) -> Tensor:
-    found = load_dataset(data, image_size)
-    return normalize(found.val.images[:n], found.mean, found.std)
+    dataset = load_dataset(data, image_size)
+    return normalize(dataset.val.images[:n], dataset.mean, dataset.std)
 
 
-def _numbers(found: Preflight) -> dict[str, float]:
-    table = found.table
-    numbers = {"sound": int(found.ok), "faults": len(found.faults), "blocks": len(table) - 1}
+def _numbers(judgement: Preflight) -> dict[str, float]:
+    table = judgement.table
+    numbers = {"sound": int(judgement.ok), "faults": len(judgement.faults), "blocks": len(table) - 1}
     numbers |= {"last_var": table["var"].iloc[-1], "largest_dead": table.dead.max()}
     if "var_deviation" in table:
         numbers["largest_deviation"] = table.var_deviation[1:].abs().max()

@@ -93,7 +93,7 @@ def evaluate(
         source="workbench evaluate",
     )
     try:
-        found = evaluate_images(
+        measured = evaluate_images(
             model,
             data,
             image_size=size,
@@ -109,20 +109,24 @@ def evaluate(
         store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
         store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    top1, top5 = share_interval(found.top1, found.n), share_interval(found.top5, found.n)
+    top1, top5 = share_interval(measured.top1, measured.n), share_interval(measured.top5, measured.n)
     metrics = {"top1": top1.mean, "top1_low": top1.low, "top1_high": top1.high, "top5": top5.mean}
-    metrics |= {"loss": found.loss, "images_per_second": found.images_per_second, "device_seconds": found.seconds}
+    metrics |= {
+        "loss": measured.loss,
+        "images_per_second": measured.images_per_second,
+        "device_seconds": measured.seconds,
+    }
     published = entry(model_name).published if file.name.endswith("_haiku.npz") else None
     if published:
         metrics |= {"published_top1": published[0] / 100, "published_top5": published[1] / 100}
     beside = f"; published: {published[0]} %" if published else ""
-    store.describe(run_id, f"top-1 {top1:.2%} of {found.n:,} images, top-5 {top5:.2%}{beside}")
-    if found.not_finite:
-        metrics["not_finite"] = found.not_finite
+    store.describe(run_id, f"top-1 {top1:.2%} of {measured.n:,} images, top-5 {top5:.2%}{beside}")
+    if measured.not_finite:
+        metrics["not_finite"] = measured.not_finite
     store.log_metrics(run_id, metrics)
-    store.set_tags(run_id, outcome="diverged" if found.not_finite else "complete")
+    store.set_tags(run_id, outcome="diverged" if measured.not_finite else "complete")
     store.close(run_id, "FINISHED")
-    return Scores(run_id, top1, top5, found.loss, found.images_per_second, published, found.not_finite)
+    return Scores(run_id, top1, top5, measured.loss, measured.images_per_second, published, measured.not_finite)
 
 
 def _network(name: str, weights: Weights, classes: int) -> nn.Module:

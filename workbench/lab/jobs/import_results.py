@@ -29,47 +29,47 @@ class Imported:
     other_code: int = 0  # of the runs: no study of this checkout will ask for them
 
     def __str__(self) -> str:
-        said = f"{len(self.runs)} imported, {self.known} known already, {len(self.damaged)} damaged"
-        return said + (f", {len(self.failed)} failed on the node" if self.failed else "")
+        text = f"{len(self.runs)} imported, {self.known} known already, {len(self.damaged)} damaged"
+        return text + (f", {len(self.failed)} failed on the node" if self.failed else "")
 
 
 def import_results(
-    folder: str | Path, store: Store, told: Callable[[int, int], None] = lambda done, total: None
+    folder: str | Path, store: Store, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Imported:
-    """Makes a FINISHED run of each training in `folder` that the store does not know; `told` hears the progress.
+    """Makes a FINISHED run of each training in `folder` that the store does not know; `on_progress` hears the progress.
 
     Raises: WorkbenchError for a folder that holds no results.
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir() or not numbered(folder, "results", ".jsonl"):
         raise WorkbenchError(f"{folder} must be a folder with results.jsonl, from `python -m workbench.training`.")
-    found, records, failed = Imported(), {}, {}
+    imported, records, failed = Imported(), {}, {}
     for place, record in read_records(folder):
         cause = record if isinstance(record, WorkbenchError) else _contradiction(record)
         if cause:
-            found.damaged.append(f"{place}: {cause}")
+            imported.damaged.append(f"{place}: {cause}")
         else:
             (records if record.result.outcome in FINISHED else failed).setdefault(record.result.key, record)
-    found.failed = [f"{r.result.config.name}: {r.result.cause}" for key, r in failed.items() if key not in records]
+    imported.failed = [f"{r.result.config.name}: {r.result.cause}" for key, r in failed.items() if key not in records]
     known = {mode: _finished_keys(store, mode) for mode in {record.mode for record in records.values()}}
     for done, record in enumerate(records.values()):
-        told(done, len(records))
+        on_progress(done, len(records))
         if record.result.key in known[record.mode]:
-            found.known += 1
+            imported.known += 1
             continue
         with store.lock(f"{record.mode}-{record.result.key}"):
             if store.find_training(record.result.key, record.mode) is not None:
-                found.known += 1
+                imported.known += 1
             else:
                 try:
                     tables = tables_of(folder, record.result.key)
                 except WorkbenchError as error:
-                    found.damaged.append(f"{record.result.config.name}: {error}")
+                    imported.damaged.append(f"{record.result.config.name}: {error}")
                     continue
-                found.runs.append(_as_run(folder.name, record, tables, store))
-                found.other_code += record.result.code != code_hash()
-    told(len(records), len(records))
-    return found
+                imported.runs.append(_as_run(folder.name, record, tables, store))
+                imported.other_code += record.result.code != code_hash()
+    on_progress(len(records), len(records))
+    return imported
 
 
 def _finished_keys(store: Store, mode: str) -> set[str]:

@@ -21,7 +21,7 @@ from workbench.lab.store import retention
 from workbench.lab.store.client import UNREACHABLE, Store
 from workbench.lab.store.locations import runs_folder
 from workbench.lab.studies.session import Session
-from workbench.training import TrainConfig, TrainResult, training_key
+from workbench.training import TrainConfig, TrainResult, planned, training_key
 from workbench.training.detached.plan import Planned
 from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
@@ -69,8 +69,10 @@ class Done:
     def broken(self) -> str:
         """The error with the line that it came from, the user's own where one is in it, and where all of it is."""
         lines = LINE.findall(self.details)
-        own = [(file, n) for file, n in lines if not Path(file).is_relative_to(PACKAGE) and "site-packages" not in file]
-        where = "".join(f" ({Path(file).name}, line {n})" for file, n in (own or lines)[-1:])
+        user_frames = [
+            (file, n) for file, n in lines if not Path(file).is_relative_to(PACKAGE) and "site-packages" not in file
+        ]
+        where = "".join(f" ({Path(file).name}, line {n})" for file, n in (user_frames or lines)[-1:])
         kept = f"; run {self.run_id} holds the whole of it, error.txt" if self.run_id and self.details else ""
         return f"{self.error}{where}{kept}"
 
@@ -79,8 +81,10 @@ class Record:
     """From `reserve` to `ended`, in this order: reserve, known, begin, ended; or `interrupted`."""
 
     def __init__(self, wanted: Wanted, session: Session, role: str, on_row: Callable[[Wanted, dict], None]):
-        self.wanted, self._session, self._role, self._on_row = wanted, session, role, on_row
-        self.key = training_key(wanted.config, source_digest(wanted.config))
+        config = planned(wanted.config)
+        self.wanted = dataclasses.replace(wanted, config=config)
+        self._session, self._role, self._on_row = session, role, on_row
+        self.key = training_key(config, source_digest(config))
         self.folder = checkpoints_folder(session.mode, self.key)
         self._lock = session.store.lock(f"{session.mode}-{self.key}")
         self._run: str | None = None
@@ -94,14 +98,14 @@ class Record:
 
     def known(self) -> Done | None:
         """The finished training with this key, if the store has it."""
-        found = None
+        stored = None
         if self.wanted.save is None:
-            found = self._session.store.find_training(self.key, self._session.mode)
-        World.from_environment().agree(None if found is not None else str(self.folder))
-        if found is None:
+            stored = self._session.store.find_training(self.key, self._session.mode)
+        World.from_environment().agree(None if stored is not None else str(self.folder))
+        if stored is None:
             return None
         self._lock.release()
-        return self._done(*found, reused=True)
+        return self._done(*stored, reused=True)
 
     def planned(self) -> Planned:
         """The training as a line of a plan."""

@@ -26,13 +26,13 @@ def plan_trainings(
 
     Raises: WorkbenchError for a notebook that broke, with its last words; the file is then not written.
     """
-    found = []
+    trainings = []
     for execution in executions:
         if execution.action == "run":
             missing = _missing(execution)
             say(f"{execution.name}: {len(missing)} trainings")
-            found += missing
-    write_plan(file, found)
+            trainings += missing
+    write_plan(file, trainings)
     return read_plan(file).trainings  # each stands in it once
 
 

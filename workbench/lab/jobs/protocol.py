@@ -69,9 +69,9 @@ def confirm(
     Raises: WorkbenchError for seeds that are none.
     """
     all_of = {arm: [*seeds, *(more or {}).get(arm, [])] for arm in best.arm}
-    for own in all_of.values():
-        if len(set(own)) != len(own) or not own:
-            raise WorkbenchError(f"`seeds` (={own}) must be different seeds, at least one.")
+    for arm_seeds in all_of.values():
+        if len(set(arm_seeds)) != len(arm_seeds) or not arm_seeds:
+            raise WorkbenchError(f"`seeds` (={arm_seeds}) must be different seeds, at least one.")
     cells = [({name: row[name] for name in by}, row.arm, row.lr) for _, row in best.iterrows()]
     wanted = [(cell, arm, lr, seed) for cell, arm, lr in cells for seed in all_of[arm]]
 

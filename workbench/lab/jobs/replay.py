@@ -74,10 +74,10 @@ class _Rewound(Checkpoints):
         self.fork.save(key, step, model, state)
 
     def latest(self, key: str, model: nn.Module, device: torch.device) -> dict | None:
-        found = super().latest(key, model, device)
-        if found is not None and found["step"] == self.until:
-            self.fork.save(key, self.until, model, found)
-        return found
+        checkpoint = super().latest(key, model, device)
+        if checkpoint is not None and checkpoint["step"] == self.until:
+            self.fork.save(key, self.until, model, checkpoint)
+        return checkpoint
 
 
 def replay(
@@ -91,7 +91,7 @@ def replay(
     say: Callable[[str], None] = print,
 ) -> Replay:
     """Goes through the last `back` steps of a training of the store again, those before its divergence or its end, and
-    keeps what it saw as a run of the experiment `checks`, which names the training under the tag `replay_of`.
+    keeps what it saw as a run of the experiment `replays`, which names the training under the tag `replay_of`.
 
     Args: `run` the training's run id or its unique beginning. With `clip` or `lr` a fork goes on from the same weights
     with that threshold or that peak rate (the schedule keeps its shape), for as many steps again behind the
@@ -155,10 +155,10 @@ def replay(
     changes = {name: value for name, value in (("fork_clip", clip), ("fork_lr", lr)) if value is not None}
     parameters = {"model": config.model, "data": config.data, "seed": config.seed, "back": back, **changes}
     tags = {"replay_of": original, "device": device, "outcome": "as recorded" if same else "not as recorded"}
-    run_id = store.open_run("checks", f"replay {config.name}", parameters, tags, source="workbench replay")
-    found = Replay(run_id, steps_table, ratios, first, ends, same, verdict)
-    _keep(store, found, original)
-    return found
+    run_id = store.open_run("replays", f"replay {config.name}", parameters, tags, source="workbench replay")
+    result = Replay(run_id, steps_table, ratios, first, ends, same, verdict)
+    _keep(store, result, original)
+    return result
 
 
 def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
@@ -169,20 +169,20 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
     an_id = bool(text) and set(text.lower()) <= set("0123456789abcdef")
     beginning, modes = f"attributes.run_id ILIKE '{text}%'", ("full", "quick")
     pairs = [(run, mode) for mode in modes if an_id for run in store.search("trainings", mode, beginning)]
-    found = {(run.id, mode): run for run, mode in pairs}
-    if not found:
+    trainings = {(run.id, mode): run for run, mode in pairs}
+    if not trainings:
         execution = "notebook's execution"
-        others = (("checks", "full", "check"), ("evaluations", "full", "evaluation"))
+        others = (("checks", "full", "check"), ("evaluations", "full", "evaluation"), ("replays", "full", "replay"))
         others += tuple(("studies", mode, execution) for mode in modes)
         for kind, mode, what in others if an_id else ():
             if store.search(kind, mode, beginning):
                 raise WorkbenchError(f"run {text} is a {what}: only trainings can be replayed.")
         ids = [run.id for mode in modes for run in store.search("trainings", mode)]
         raise unknown("training, by the beginning of its run id,", text, ids)
-    if len(found) > 1:
-        shown = ", ".join(sorted(run_id for run_id, _ in found)[:5])
-        raise WorkbenchError(f"{len(found)} trainings begin with {text} ({shown}): give more of the run id.")
-    ((run_id, mode), run) = next(iter(found.items()))
+    if len(trainings) > 1:
+        shown = ", ".join(sorted(run_id for run_id, _ in trainings)[:5])
+        raise WorkbenchError(f"{len(trainings)} trainings begin with {text} ({shown}): give more of the run id.")
+    ((run_id, mode), run) = next(iter(trainings.items()))
     if run.status != "FINISHED":
         cause = run.tags.get("cause", "it may still run")
         raise WorkbenchError(
@@ -268,25 +268,25 @@ def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([table.assign(run=name) for name, table in tables.items()], ignore_index=True)
 
 
-def _keep(store: Store, found: Replay, original: str) -> None:
+def _keep(store: Store, replayed: Replay, original: str) -> None:
     from workbench.lab.plots import replay_figure
 
     points = []
-    for row in found.steps.itertuples():
+    for row in replayed.steps.itertuples():
         prefix = "" if row.run == "original" else "fork_"
-        largest = found.ratios[(found.ratios.run == row.run) & (found.ratios.step == row.step)].ratio.max()
+        largest = replayed.ratios[(replayed.ratios.run == row.run) & (replayed.ratios.step == row.step)].ratio.max()
         points.append({"step": row.step, f"{prefix}loss": row.loss, f"{prefix}largest_ratio": float(largest)})
-    store.log_rows(found.run_id, points)
-    store.log_metrics(found.run_id, {"as_recorded": int(found.same)})
-    store.log_table(found.run_id, found.steps, "steps")
-    store.log_table(found.run_id, found.ratios, "ratios")
-    first = {name: (first.parameter, first.step) for name, first in found.first.items() if first.went}
-    store.log_figure(found.run_id, replay_figure(found.steps, found.ratios, first), "replay")
-    store.describe(found.run_id, "\n\n".join([found.verdict, *sentences(found)]))
-    store.set_tags(original, replay=found.run_id)
-    store.close(found.run_id, "FINISHED")
+    store.log_rows(replayed.run_id, points)
+    store.log_metrics(replayed.run_id, {"as_recorded": int(replayed.same)})
+    store.log_table(replayed.run_id, replayed.steps, "steps")
+    store.log_table(replayed.run_id, replayed.ratios, "ratios")
+    first = {name: (first.parameter, first.step) for name, first in replayed.first.items() if first.went}
+    store.log_figure(replayed.run_id, replay_figure(replayed.steps, replayed.ratios, first), "replay")
+    store.describe(replayed.run_id, "\n\n".join([replayed.verdict, *sentences(replayed)]))
+    store.set_tags(original, replay=replayed.run_id)
+    store.close(replayed.run_id, "FINISHED")
 
 
-def sentences(found: Replay) -> list[str]:
+def sentences(replayed: Replay) -> list[str]:
     """How each ended and which parameter went first, a line a run."""
-    return [f"{name}: {found.ends[name]}; {found.first[name]}" for name in found.first]
+    return [f"{name}: {replayed.ends[name]}; {replayed.first[name]}" for name in replayed.first]

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.data.augment import seed_for
-from workbench.errors import WorkbenchError, of_the_disk, unknown
+from workbench.errors import WorkbenchError, disk_error_message, unknown
 from workbench.lab.executors import Choice
 from workbench.lab.executors.lifetime import is_held
 from workbench.lab.jobs.job import Wanted
@@ -98,12 +98,12 @@ def search(
         with Progress(f"search: {arm}", trials, asking.taken()) as progress:
             for done in trained(wanted, session, role="search", executor=executor, progress=progress):
                 asking.tell(done)
-        found = asking.done()
+        ended = asking.done()
     if asking.broken:
         raise RuntimeError(f"{len(asking.broken)} trials broke, the others are kept:\n" + "\n".join(asking.broken))
-    for trial in found:
+    for trial in ended:
         session.store.tag_study(trial.user_attrs["row"]["run_id"], session.study, session.run_id)
-    table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(found)])
+    table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(ended)])
     return SearchResult(table, _importance(asking.study))
 
 
@@ -193,7 +193,7 @@ def _storage() -> optuna.storages.RDBStorage:
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
             cure = "start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"
             if uri.startswith("sqlite"):
-                if of_the_disk(error):
+                if disk_error_message(error):
                     raise
                 cure = "move the file away and a new one is made; trainings are kept, and found again"
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
@@ -244,12 +244,12 @@ def abandoned_trials() -> list[tuple[str, int]]:
     """(search, number) of each trial that says RUNNING though no search that could run it does."""
     if storage_uri().startswith("sqlite") and not (runs_folder() / "optuna.db").is_file():
         return []
-    storage, found = _storage(), []
+    storage, abandoned = _storage(), []
     for name in optuna.get_all_study_names(storage):
         if not is_held(search_lock(name)):
             study = optuna.load_study(study_name=name, storage=storage)
-            found += [(name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
-    return found
+            abandoned += [(name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
+    return abandoned
 
 
 def give_up_trial(name: str, number: int) -> None:

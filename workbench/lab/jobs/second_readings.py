@@ -15,8 +15,8 @@ def with_second(table: pd.DataFrame, second: Mapping[str, str], prefix: str) -> 
     read = {"arm": again.arm.map(second)}
     for name in ("val_acc", "test_acc"):
         if name in table:
-            own = again[prefix + name] if prefix + name in table else pd.Series(float("nan"), again.index)
-            read[name] = own.astype(float).fillna(again[name])
+            readings = again[prefix + name] if prefix + name in table else pd.Series(float("nan"), again.index)
+            read[name] = readings.astype(float).fillna(again[name])
     return pd.concat([table, again.assign(**read)], ignore_index=True)
 
 
@@ -33,9 +33,9 @@ def at_best(table: pd.DataFrame, best: pd.DataFrame, by: Sequence[str] = ()) -> 
 
 def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
     """The validation accuracy over the steps of these trainings, as the store has it: arm, seed, step, val_acc."""
-    found = [
+    histories = [
         store.read_table(row.run_id, "history")[["step", "val_acc"]].assign(arm=row.arm, seed=row.seed)
         for row in confirmed.itertuples()
         if row.outcome != "diverged"
     ]
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(histories, ignore_index=True)

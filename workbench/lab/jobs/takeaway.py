@@ -49,15 +49,15 @@ def _lines_of_model(config: TrainConfig, data: Dataset, imports: set[str]) -> st
     """The line that makes the network; what it needs is added to `imports`."""
     args, classes, channels = dict(config.model_args), len(data.classes), data.channels
     if ":" not in config.model:
-        said = _said({"num_classes": classes, "in_channels": channels, **args})
+        arguments = _arguments_text({"num_classes": classes, "in_channels": channels, **args})
         if config.weights is not None:
             imports.add("from workbench.weights import load_checkpoint")
-            return f"model = load_checkpoint({json.dumps(config.weights)}, {said})"
+            return f"model = load_checkpoint({json.dumps(config.weights)}, {arguments})"
         imports.add("from workbench.models import create_model")
-        return f"model = create_model({json.dumps(config.model)}, {said})"
-    own = config.model.removeprefix(NORMFREE)
-    where, _, function = own.rpartition(":")
-    made = f"{function}({_said({**sizes_taken(own, classes, channels), **args.get('arguments', {})})})"
+        return f"model = create_model({json.dumps(config.model)}, {arguments})"
+    network = config.model.removeprefix(NORMFREE)
+    where, _, function = network.rpartition(":")
+    made = f"{function}({_arguments_text({**sizes_taken(network, classes, channels), **args.get('arguments', {})})})"
     size = args["image_size"]
     imports |= {
         f"from {Path(where).stem if where.endswith('.py') else where} import {function}",
@@ -67,7 +67,7 @@ def _lines_of_model(config: TrainConfig, data: Dataset, imports: set[str]) -> st
     return f"model = normfree({made}, torch.zeros(2, {channels}, {size}, {size}), skip_gain={gain!r}).model"
 
 
-def _said(arguments: Mapping) -> str:
+def _arguments_text(arguments: Mapping) -> str:
     return ", ".join(f"{k}={json.dumps(v) if isinstance(v, str) else repr(v)}" for k, v in arguments.items())
 
 
@@ -81,9 +81,9 @@ def keep(config: TrainConfig, session: Session, folder: Path) -> str:
     files = [file for file in (folder / name for name in ("recipe.yaml", "loop.py", WEIGHTS)) if file.is_file()]
     for file in files:
         session.store.log_file(session.run_id, file, "own_network")
-    said = {
+    purposes = {
         "recipe.yaml": "every number; ./run train FILE trains it again",
         "loop.py": "the lines below, for a loop of your own",
         WEIGHTS: f"the weights of seed {config.seed}; load_checkpoint(FILE, model) puts them into `model`",
     }
-    return "\n".join(f"{file}: {said[file.name]}" for file in files)
+    return "\n".join(f"{file}: {purposes[file.name]}" for file in files)

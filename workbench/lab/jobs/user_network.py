@@ -74,12 +74,12 @@ def arms(
         weights = without if is_cached(without) else None
     nf = {"model": without, "model_args": {**args, "skip_gain": skip_gain}, "weights": None if of_the_user else weights}
     bn = {"model": with_norm, "model_args": args, "clip": None}
-    found = {NF: planned(TrainConfig(**{**shared, **nf})), BN: planned(TrainConfig(**{**shared, **bn}))}
-    for config in found.values():
+    configs = {NF: planned(TrainConfig(**{**shared, **nf})), BN: planned(TrainConfig(**{**shared, **bn}))}
+    for config in configs.values():
         if not of_the_user:
             check(config)
         _check_fits(config)
-    return found
+    return configs
 
 
 def _twins(model: str, control: str | None) -> tuple[str, str]:
@@ -113,9 +113,9 @@ def _check_fits(config: TrainConfig) -> None:
         with torch.no_grad():
             out = model.eval()(x[:2])
     except Exception as error:  # whatever a user's network does
-        said = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise WorkbenchError(
-            f"{config.model} does not run on images of shape {tuple(x[:2].shape)} ({type(error).__name__}: {said}): "
+            f"{config.model} does not run on images of shape {tuple(x[:2].shape)} ({type(error).__name__}: {message}): "
             "let it take `in_channels`, or choose another `image_size`."
         ) from error
     shape = tuple(getattr(out, "shape", ()))
@@ -214,10 +214,10 @@ def searched(
             return config.replace(**{"base_lr" if name == "lr" else name: v for name, v in chosen.items()})
 
         start = {name: middle(value) for name, value in space.items()}
-        found = search(objective, space, trials=trials, session=session, seed=seed, arm=arm, start=[start])
-        tables.append(found.trials)
-        if found.best is not None:
-            best[arm] = objective(dict(found.best))
+        result = search(objective, space, trials=trials, session=session, seed=seed, arm=arm, start=[start])
+        tables.append(result.trials)
+        if result.best is not None:
+            best[arm] = objective(dict(result.best))
     return pd.concat(tables, ignore_index=True), best
 
 

@@ -82,15 +82,15 @@ def largest_by_seed(cell: pd.DataFrame) -> pd.Series:
     at which the seed trained, where a training is slow, are left out. A seed that failed at all rates is at the
     lowest, one that never did at the highest: bounds.
     """
-    found = {}
+    largest = {}
     for seed, rows in cell.sort_values("lr").groupby("seed"):
         x, y = np.log2(rows.lr.to_numpy(float)), rows.failed.to_numpy(float)
         if y.all():
-            found[seed] = x[0]
+            largest[seed] = x[0]
             continue
         x, y = x[y.argmin() :], y[y.argmin() :]
-        found[seed] = float((np.diff(y) * (x[1:] + x[:-1]) / 2).sum() + (1 - y[-1]) * x[-1])
-    return pd.Series(found, dtype=float).rename_axis("seed")
+        largest[seed] = float((np.diff(y) * (x[1:] + x[:-1]) / 2).sum() + (1 - y[-1]) * x[-1])
+    return pd.Series(largest, dtype=float).rename_axis("seed")
 
 
 def p_of_drop(drop: float) -> float:

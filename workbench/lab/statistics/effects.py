@@ -53,15 +53,15 @@ def beside(
 ) -> pd.DataFrame:
     """One row an arm, `against` among them: its settings (columns that are alike in all its trainings), accuracy (test,
     mean), in how many trainings `mark` is set, n trainings, and what `effects` says of the difference to `against`."""
-    told = {name: (name, "first") for name in settings} | {"accuracy": ("test_acc", "mean"), mark: (mark, "sum")}
-    each = confirmed.groupby("arm", sort=False).agg(**told, n=("seed", "size"))
+    columns = {name: (name, "first") for name in settings} | {"accuracy": ("test_acc", "mean"), mark: (mark, "sum")}
+    each = confirmed.groupby("arm", sort=False).agg(**columns, n=("seed", "size"))
     if arms is not None:
         each = each.reindex([arm for arm in arms if arm in each.index])
-    found = effects(confirmed, against, list(each.index), contrast=contrast).drop(columns=["accuracy", "n"])
-    return each.reset_index().merge(found, on="arm", how="left")
+    comparison = effects(confirmed, against, list(each.index), contrast=contrast).drop(columns=["accuracy", "n"])
+    return each.reset_index().merge(comparison, on="arm", how="left")
 
 
-def interval_of(found: pd.DataFrame, arm: str) -> Interval:
+def interval_of(comparison: pd.DataFrame, arm: str) -> Interval:
     """The difference of one arm, from the rows of `effects`."""
-    row = found.set_index("arm").loc[arm]
+    row = comparison.set_index("arm").loc[arm]
     return Interval(row.difference, row.low, row.high, int(row.n))

@@ -50,8 +50,8 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 def accuracy_interval(values: Sequence[float]) -> Interval:
     """The t-interval of accuracies from 0 to 1, cut off there: of two seeds it may reach beyond."""
-    found = t_interval(values)
-    return Interval(found.mean, max(0.0, found.low), min(1.0, found.high), found.n) if found.n > 1 else found
+    uncut = t_interval(values)
+    return Interval(uncut.mean, max(0.0, uncut.low), min(1.0, uncut.high), uncut.n) if uncut.n > 1 else uncut
 
 
 def best_four_of_five(values: Sequence[float]) -> float:
@@ -74,8 +74,8 @@ def share_interval(successes: int, n: int, method: str = "wilson") -> Interval:
 
     if n == 0:
         return Interval(math.nan, 0.0, 1.0, 0)
-    found = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method=method)
-    return Interval(successes / n, float(found.low), float(found.high), n)
+    bounds = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method=method)
+    return Interval(successes / n, float(bounds.low), float(bounds.high), n)
 
 
 def side(difference: Interval) -> bool | None:

@@ -23,7 +23,7 @@ def pairs(table: pd.DataFrame) -> pd.DataFrame:
     if not {"arm", "seed", "lr", "val_acc"} <= set(table):
         return pd.DataFrame()
     varied = [name for name in CONDITIONS if name in table and table[name].nunique(dropna=False) > 1]
-    named = table.assign(condition=[", ".join(_said(n, row[n]) for n in varied) for _, row in table.iterrows()])
+    named = table.assign(condition=[", ".join(_text(n, row[n]) for n in varied) for _, row in table.iterrows()])
     best = named.merge(best_rates(named, by=["condition"])[["condition", "arm", "lr"]])
     if best.duplicated(["condition", "arm", "seed"]).any():
         return pd.DataFrame()
@@ -33,13 +33,13 @@ def pairs(table: pd.DataFrame) -> pd.DataFrame:
     for a, b in combinations(order, 2):
         both = values[[a, b]].dropna()
         if (a[0] == b[0] or a[1] == b[1]) and len(both) > 1:
-            found = paired_interval(both[a], both[b])
-            rows.append({"a": _name(a), "b": _name(b), "difference": found.mean, "low": found.low, "high": found.high,
-                         "n": found.n, "p": difference_p(both[a] - both[b])})  # fmt: skip
+            interval = paired_interval(both[a], both[b])
+            rows.append({"a": _name(a), "b": _name(b), "difference": interval.mean, "low": interval.low,
+                         "high": interval.high, "n": interval.n, "p": difference_p(both[a] - both[b])})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _said(name: str, value) -> str:
+def _text(name: str, value) -> str:
     if isinstance(value, str):
         return f"{value} {name}"
     return f"{name.replace('_size', '')} {'whole' if pd.isna(value) else f'{value:g}'}".replace("_", "-")

@@ -44,7 +44,7 @@ def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     return best.loc[over.val_acc.idxmax()].reset_index(drop=True)
 
 
-def edges_told(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
+def edge_warnings(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
     """Sentences, each with a space before it, on the arms, each at its best setting, that are best at an end of the
     rates, or of their settings; empty where none is."""
     best = best_settings(best_rates(screened, by), by)
@@ -52,17 +52,17 @@ def edges_told(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
     for name in screened.arm.unique():
         values.setdefault(arm_of(name), set()).update(map(float, name.split(" at ")[1:]))
     ends = {f"{arm} at {end:g}" for arm, of in values.items() if len(of) > 1 for end in (min(of), max(of))}
-    return _ends_told(best[best.at_edge], by, "rate") + _ends_told(best[best.arm.isin(ends)], by, "threshold")
+    return _end_warning(best[best.at_edge], by, "rate") + _end_warning(best[best.arm.isin(ends)], by, "threshold")
 
 
-def _ends_told(edges: pd.DataFrame, by: Sequence[str], what: str) -> str:
-    told = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for _, row in edges.iterrows()]
-    if not told:
+def _end_warning(edges: pd.DataFrame, by: Sequence[str], what: str) -> str:
+    labels = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for _, row in edges.iterrows()]
+    if not labels:
         return ""
     ends = f"is best at the last {what} that was tried, so a better one"
-    if len(told) > 1:
+    if len(labels) > 1:
         ends = f"are best at the last {what}s that were tried, so better ones"
-    return f" {', '.join(told)} {ends} may lie beyond."
+    return f" {', '.join(labels)} {ends} may lie beyond."
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """The one store of runs: MLflow on sqlite under mlruns/. No other file knows MLflow.
 
 Flat experiments: `studies`, one run an execution of a notebook, and `trainings`, one run a training (each with a
-`-quick` twin); `evaluations`, one run a network with weights over a set of images; `checks`, one run a pre-flight.
+`-quick` twin); `evaluations`, one run a network with weights over a set of images; `checks`, one run a pre-flight;
+`replays`, one run a replay.
 Only the client with explicit run ids, no active run. A run names the process that writes it (host, boot, pid), so a
 dead one can be told.
 """
@@ -27,7 +28,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from workbench.errors import WorkbenchError, of_the_disk
+from workbench.errors import WorkbenchError, disk_error_message
 from workbench.lab.executors.lifetime import is_alive, whoami
 from workbench.lab.store import views
 from workbench.lab.store.database import is_database, with_driver, without_password
@@ -43,7 +44,7 @@ if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it writes there, it raises too
 
-EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "studies-quick", "trainings-quick")
+EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
@@ -93,20 +94,20 @@ class Store:
             cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
                 cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {uri}`"
-            elif of_the_disk(error):
+            elif disk_error_message(error):
                 cure = "free some space, or choose another place with WORKBENCH_ROOT or MLFLOW_TRACKING_URI"
             elif isinstance(error, ImportError):
                 cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
 
     def _experiment(self, name: str, anywhere: bool) -> str:
-        found: Experiment | None = self._client.get_experiment_by_name(name)
-        if found is not None:
+        experiment: Experiment | None = self._client.get_experiment_by_name(name)
+        if experiment is not None:
             if self.uri == default_uri() and not anywhere:
-                refuse_moved(name, found.artifact_location)
-            if "mlflow.note.content" not in found.tags:  # who made it was killed before it could say what it is
-                self._describe_experiment(name, found.experiment_id)
-            return found.experiment_id
+                refuse_moved(name, experiment.artifact_location)
+            if "mlflow.note.content" not in experiment.tags:  # who made it was killed before it could say what it is
+                self._describe_experiment(name, experiment.experiment_id)
+            return experiment.experiment_id
         location = files_of(name).as_uri() if is_database(self.uri) else None
         made = self._client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
         self._describe_experiment(name, made)
@@ -216,11 +217,11 @@ class Store:
 
     def artifacts(self, run_id: str) -> list[str]:
         """The paths of all files that a run holds."""
-        found, folders = [], [None]
+        paths, folders = [], [None]
         while folders:
             for item in self._client.list_artifacts(run_id, folders.pop()):
-                (folders if item.is_dir else found).append(item.path)
-        return sorted(found)
+                (folders if item.is_dir else paths).append(item.path)
+        return sorted(paths)
 
     # ---- trainings
 
@@ -244,8 +245,8 @@ class Store:
         passed over."""
         from workbench.training import TrainResult
 
-        found = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
-        for run in found:
+        runs = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+        for run in runs:
             if run.tags.get("outcome") in REUSABLE and not _is_lost(run, "result.json"):
                 return run.id, TrainResult.from_json(self.read_text(run.id, "result.json"))
         return None
@@ -348,10 +349,10 @@ class Store:
         """Lists the notebook execution that asked for a training on the training's own page."""
         self.set_tags(training, **{f"study.{study}": notebook_run})
 
-    # ---- evaluations and checks
+    # ---- evaluations, checks and replays
 
     def open_run(self, experiment: str, name: str, parameters: dict, tags: dict[str, str], *, source: str) -> str:
-        """A RUNNING run of `evaluations` or `checks`, which the command `source` writes; returns its id."""
+        """A RUNNING run of `evaluations`, `checks` or `replays`, which the command `source` writes; returns its id."""
         run = self._client.create_run(
             self.experiment_id(experiment, "full"),
             run_name=name,
@@ -364,16 +365,16 @@ class Store:
 
     def search(self, kind: str, mode: str, filter_string: str = "") -> list[Run]:
         """All runs of an experiment that match MLflow's filter, newest first."""
-        found, token = [], None
+        runs, token = [], None
         while True:
             with _without_collector():
                 page = self._client.search_runs(
                     [self.experiment_id(kind, mode)], filter_string, ViewType.ACTIVE_ONLY, 1000, page_token=token
                 )
-            found += map(_as_run, page)
+            runs += map(_as_run, page)
             token = page.token
             if not token:
-                return found
+                return runs
 
     def runs(self, experiment: str) -> list[Run]:
         """All runs of an experiment by its name, newest first."""
@@ -383,21 +384,21 @@ class Store:
     def orphans(self, owner: str | None = None) -> dict[str, str]:
         """{run id: name} of RUNNING runs whose process is gone, or, with `owner`, that the ended notebook run `owner`
         started."""
-        found = {}
+        orphans = {}
         for name in EXPERIMENTS:
             kind, _, quick = name.partition("-")
             for run in self.search(kind, quick or "full", "attributes.status = 'RUNNING'"):
                 if run.tags.get("owner") == owner if owner else not is_alive(run.tags.get("process", "")):
-                    found[run.id] = run.name
-        return found
+                    orphans[run.id] = run.name
+        return orphans
 
     def close_orphans(self, owner: str | None = None) -> dict[str, str]:
         """Closes `orphans` as KILLED and returns them."""
-        found = self.orphans(owner)
-        for run_id in found:
+        orphans = self.orphans(owner)
+        for run_id in orphans:
             self.set_tags(run_id, outcome="failed", cause="its process ended before it did")
             self.close(run_id, "KILLED")
-        return found
+        return orphans
 
     def experiment_url(self, kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
         return views.page(self._pages(port), self.experiment_id(kind, mode))

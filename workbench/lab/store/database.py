@@ -89,7 +89,7 @@ class Database:
 
     def places(self, experiments: Iterable[str]) -> dict[str, int]:
         """{place of mlruns/ as a URI: runs and experiments that name it} over these experiments and their runs."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         with self._engine.connect() as connection:
             rows = connection.execute(
                 text(
@@ -101,8 +101,8 @@ class Database:
         for name, place in rows:
             prefix, between, _ = (place or "").rpartition(f"/artifacts/{name}")
             if name in known and between:
-                found[prefix] = found.get(prefix, 0) + 1
-        return found
+                counts[prefix] = counts.get(prefix, 0) + 1
+        return counts
 
     def move(self, old: str, new: str) -> int:
         """Puts the place `new` where `old` begins a place, both URIs of mlruns/, and says in how many rows."""
@@ -117,6 +117,14 @@ class Database:
                     {"old": a, "new": b, "length": len(a) + 1},
                 ).rowcount
         return moved
+
+    def move_run(self, run_id: str, experiment_id: str, files_uri: str) -> None:
+        """Puts a run into another experiment, with its files at `files_uri`."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                text("update runs set experiment_id = :experiment, artifact_uri = :files where run_uuid = :run"),
+                {"experiment": int(experiment_id), "files": files_uri, "run": run_id},
+            )
 
     def backup(self, target: Path) -> None:
         """A whole copy of the sqlite file, also while others use it."""

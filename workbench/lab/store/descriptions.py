@@ -14,15 +14,15 @@ def in_words(result: "TrainResult") -> str:
     clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
     clip = f"clipping by the global norm {config.clip_norm:g}" if config.clip_norm is not None else clip
     length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs:g} epochs"
-    said = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
-    said += f"{length}, seed {config.seed}: {result.outcome}"
+    text = f"{config.model} on {config.data}, batch {config.batch_size}, peak learning rate {config.lr:.3g}, {clip}, "
+    text += f"{length}, seed {config.seed}: {result.outcome}"
     if result.cause:
-        said += f" ({result.cause})"
+        text += f" ({result.cause})"
     elif accuracy is not None:
-        said += f", {'test' if 'test_acc' in result.metrics else 'validation'} accuracy {accuracy:.2%}"
+        text += f", {'test' if 'test_acc' in result.metrics else 'validation'} accuracy {accuracy:.2%}"
     if result.outcome == "complete" and result.metrics.get("failed"):
-        said += "; failed by the failure rule: its training loss is above 0.8 ln(classes)"
-    return f"{said}."
+        text += "; failed by the failure rule: its training loss is above 0.8 ln(classes)"
+    return f"{text}."
 
 
 def as_param(value) -> str:

@@ -98,12 +98,31 @@ CHECKS = {
 }
 
 
-VIEWS = {"studies": STUDIES, "trainings": TRAININGS, "evaluations": EVALUATIONS, "checks": CHECKS}
+REPLAYS = {
+    "replayed": _view(
+        "attributes.start_time",
+        [
+            *_tag("outcome", "replay_of"),
+            *_param("model", "data", "seed", "back", "fork_clip", "fork_lr"),
+            *_metric("as_recorded", "loss", "largest_ratio", "fork_loss", "fork_largest_ratio"),
+            *_tag("device"),
+        ],
+    )
+}
+
+VIEWS = {
+    "studies": STUDIES,
+    "trainings": TRAININGS,
+    "evaluations": EVALUATIONS,
+    "checks": CHECKS,
+    "replays": REPLAYS,
+}
 ABOUT = {
     "studies": "One run is one execution of a notebook: its verdict, figures, table and report.",
     "trainings": "One run is one training.",
     "evaluations": "One run is one network with weights over one set of images.",
     "checks": "One run is one pre-flight: what a network does to signals before its first step.",
+    "replays": "One run is one replay: the last steps of a training again, and a fork with other settings.",
 }
 SAYS = {
     "verdicts": "what was asked, and what came out",
@@ -112,6 +131,7 @@ SAYS = {
     "search": "trials of searches over threshold and rate",
     "failures": "what failed by the failure rule, and why",
     "seeds": "grouped by configuration: means over seeds",
+    "replayed": "whether each was as recorded, and where its gradients went",
     "accuracy": "top-1 and top-5 beside the published ones",
 }
 

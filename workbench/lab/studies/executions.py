@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import workbench
 from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
 from workbench.files import sha256
@@ -18,6 +17,7 @@ from workbench.lab.store.runs import Run
 from workbench.lab.studies.parameters import code_cells
 from workbench.lab.studies.spec import Study
 from workbench.networks import builder_hash, located, source_of
+from workbench.paths import import_folder
 from workbench.source import files_hash, source_hash
 from workbench.training import code_hash
 from workbench.training.setup import pick_device
@@ -33,7 +33,7 @@ MEASURES = {  # what a study measures without training: covered where its notebo
     "probes": "workbench.probes",
     "training/step_time.py": "workbench.training.step_time",
 }
-CLAIMS = Path(workbench.__file__).parent / "claims"
+CLAIMS = import_folder() / "workbench" / "claims"
 PARTS = ("notebook", "parameters", "code", "claim", "statistics", "data")  # of what names an execution
 
 
@@ -75,7 +75,7 @@ def plan(
     if rerun is not None and rerun not in RERUN:
         raise unknown("choice for --rerun", rerun, RERUN)
     mode = "quick" if quick else "full"
-    found = []
+    planned = []
     for study in studies:
         executions = study.executions(quick=quick, overrides=overrides)
         runs = store.search("studies", mode, f"tags.study = '{study.name}'")
@@ -90,8 +90,8 @@ def plan(
             wanted = execution.state not in answered if rerun is None else rerun in ("all", execution.state)
             execution.action = "run" if wanted else "reuse" if execution.state == "finished" else "leave"
             execution.seconds = _estimate(execution, runs) if wanted else 0.0
-            found.append(execution)
-    return found
+            planned.append(execution)
+    return planned
 
 
 def _located(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -99,19 +99,19 @@ def _located(parameters: dict[str, Any]) -> dict[str, Any]:
 
     Raises: WorkbenchError for data, a network or a device that is not there.
     """
-    found = dict(parameters)
-    if found.get("data") is not None:
-        found["data"] = canonical_name(found["data"])
-    for name in NETWORKS & found.keys():
-        if found[name] is not None:
-            found[name] = located(found[name])
-    if found.get("device") is not None:
-        pick_device(found["device"])
-    if _is_file(found.get("weights")):
-        found["weights"] = str(Path(found["weights"]).expanduser().resolve())
-    if found.get("folder") is not None:
-        found["folder"] = str(Path(found["folder"]).expanduser().resolve())
-    return found
+    values = dict(parameters)
+    if values.get("data") is not None:
+        values["data"] = canonical_name(values["data"])
+    for name in NETWORKS & values.keys():
+        if values[name] is not None:
+            values[name] = located(values[name])
+    if values.get("device") is not None:
+        pick_device(values["device"])
+    if _is_file(values.get("weights")):
+        values["weights"] = str(Path(values["weights"]).expanduser().resolve())
+    if values.get("folder") is not None:
+        values["folder"] = str(Path(values["folder"]).expanduser().resolve())
+    return values
 
 
 def _is_file(name: str | None) -> bool:

@@ -18,13 +18,10 @@ from workbench.lab.studies.executions import NETWORKS, Execution, digest_of, pla
 from workbench.lab.studies.session import SESSION
 from workbench.lab.studies.spec import Study
 from workbench.networks import is_library
-from workbench.paths import root
+from workbench.paths import import_folder, root
 
 Listener = Callable[["Execution", dict], None]
 NOTEBOOK_RETRIES = 1  # of an execution whose worker died under it
-
-
-# ---- the execution
 
 
 def run_study(
@@ -114,10 +111,9 @@ def _open(execution: Execution, store: Store) -> str:
 
 def notebook_environment() -> dict[str, str]:
     """What a notebook's process needs to find this checkout and this store, and to be quiet."""
-    here = str(Path(__file__).resolve().parents[2])
     return {
         "WORKBENCH_ROOT": str(root()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(import_folder()), os.environ.get("PYTHONPATH")])),
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
@@ -185,8 +181,9 @@ def _provenance(execution: Execution) -> dict[str, str]:
 
 def _git(*arguments: str) -> str:
     """What git says of the checkout that this code lies in; nothing where it lies in none."""
-    folder = Path(__file__).resolve().parents[2]
-    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(import_folder()), *arguments], capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _environment() -> str:

@@ -58,10 +58,10 @@ def _in_a_process(arguments: dict, out: Path, send: Callable, stop: Callable[[],
         return process.returncode, _last_words(process.returncode, errors.read())
 
 
-def _last_words(code: int, said: str) -> str:
+def _last_words(code: int, output: str) -> str:
     if code < 0 or code == 143:
         return f"the notebook's process was ended by signal {-code if code < 0 else 15}"
-    words = [line for line in said.splitlines() if line.strip() and "[IPKernelApp] WARNING" not in line]
+    words = [line for line in output.splitlines() if line.strip() and "[IPKernelApp] WARNING" not in line]
     return words[-1] if words else f"the notebook's process ended with code {code}"
 
 

@@ -138,7 +138,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         for t in tokenize.generate_tokens(io.StringIO(source).readline)
         if t.type == tokenize.COMMENT
     }
-    found = {}
+    parameters = {}
     for node in tree.body:
         try:
             if not isinstance(node, ast.AnnAssign) or node.value is None:
@@ -146,7 +146,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
             annotation = (
                 node.annotation.value if isinstance(node.annotation, ast.Constant) else ast.unparse(node.annotation)
             )
-            found[node.target.id] = Parameter(
+            parameters[node.target.id] = Parameter(
                 node.target.id, annotation, ast.literal_eval(node.value), comments.get(node.end_lineno, "")
             )
         except ValueError:
@@ -154,7 +154,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
                 f"{notebook.name}, parameters cell: `{ast.unparse(node)}` must have the form "
                 "`name: type = literal  # comment`."
             ) from None
-    return found
+    return parameters
 
 
 def check_names(names, parameters: dict[str, Parameter], where: str) -> None:
@@ -180,13 +180,13 @@ def _read(notebook: Path) -> dict:
     if not notebook.is_file():
         raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")])
     try:
-        found = json.loads(notebook.read_text())
-        found["cells"]
+        content = json.loads(notebook.read_text())
+        content["cells"]
     except (ValueError, KeyError, TypeError) as error:
         raise WorkbenchError(
             f"{notebook} is not a notebook ({error}): open it in JupyterLab and save it again."
         ) from error
-    return found
+    return content
 
 
 def _source(cell: dict) -> str:

@@ -46,7 +46,7 @@ details.code pre { white-space: pre-wrap; }
 {%- endblock -%}
 """
 PARAMETERS = {"parameters": "parameters and their defaults", "injected-parameters": "parameters of this run"}
-PAPERMILLS_OWN = "papermill-error-cell-tag"  # its notes of a failure, in place of which we have ours
+PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"  # its notes of a failure, in place of which we have ours
 
 
 def page(notebook: NotebookNode, title: str = "report") -> str:
@@ -70,7 +70,7 @@ def arranged(notebook: NotebookNode) -> NotebookNode:
     """A copy with the outputs of verdict and figure moved under the first cell, and a word on what each fold holds."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata.pop("widgets", None)
-    cells = [cell for cell in notebook.cells if PAPERMILLS_OWN not in cell.metadata.get("tags", [])]
+    cells = [cell for cell in notebook.cells if PAPERMILL_ERROR_TAG not in cell.metadata.get("tags", [])]
     code = [cell for cell in cells if cell.cell_type == "code"]
     for cell in code:
         tag = next((tag for tag in cell.metadata.get("tags", []) if tag in PARAMETERS), None)
@@ -109,8 +109,8 @@ def _failure(code: list[NotebookNode]) -> list[NotebookNode]:
     for cell in code:
         for error in _errors(cell):
             cell.metadata["open"] = True
-            said = html.escape(f"{error.ename}: {error.evalue}")
-            return [_box(f'Failed: {said} (<a href="#cell-id={cell.id}">the cell</a>)')]
+            message = html.escape(f"{error.ename}: {error.evalue}")
+            return [_box(f'Failed: {message} (<a href="#cell-id={cell.id}">the cell</a>)')]
     return []
 
 

@@ -44,9 +44,9 @@ class Study(BaseModel):
         try:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
             where = "" if mark is None else f" (line {mark.line + 1})"
-            raise WorkbenchError(f"{file.name} is not YAML: {said.splitlines()[0].strip()}{where}.") from error
+            raise WorkbenchError(f"{file.name} is not YAML: {problem.splitlines()[0].strip()}{where}.") from error
         if not isinstance(content, dict):
             raise WorkbenchError(
                 f"{file.name} must hold `question:` and `notebook:`, but is "
@@ -83,7 +83,7 @@ class Study(BaseModel):
             if not values:
                 raise WorkbenchError(f"{where}: `matrix.{name}` must list at least one value.")
         given = {name: knobs[name].parse(text) for name, text in (overrides or {}).items()}
-        found = []
+        executions = []
         for point in itertools.product(*self.matrix.values()):
             values = {
                 **self.parameters,
@@ -93,9 +93,9 @@ class Study(BaseModel):
             }
             checked = {name: knobs[name].check(value) for name, value in values.items()}
             full = {name: knob.default for name, knob in knobs.items()} | checked
-            if full not in found:  # quick may make the points of a matrix equal
-                found.append(full)
-        return found
+            if full not in executions:  # quick may make the points of a matrix equal
+                executions.append(full)
+        return executions
 
 
 def find_study(spec: str | Path) -> Path:
@@ -110,11 +110,11 @@ def find_study(spec: str | Path) -> Path:
 def distinct(specs: Iterable[str | Path]) -> list[Study]:
     """The studies of these files or names, each file once. Raises: WorkbenchError for two files of one name, which
     the store could not tell apart."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in map(find_study, specs):
-        if found.setdefault(file.stem, file.resolve()) != file.resolve():
-            raise WorkbenchError(f"{found[file.stem]} and {file.resolve()} have one name, {file.stem}: rename one.")
-    return [Study.load(file) for file in found.values()]
+        if files.setdefault(file.stem, file.resolve()) != file.resolve():
+            raise WorkbenchError(f"{files[file.stem]} and {file.resolve()} have one name, {file.stem}: rename one.")
+    return [Study.load(file) for file in files.values()]
 
 
 def all_studies() -> list[Path]:

@@ -60,8 +60,8 @@ class Record:
 def numbered(folder: Path, name: str, suffix: str) -> list[Path]:
     """NAME.suffix, NAME-2.suffix, ... as far as there are such."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?" + re.escape(suffix))
-    found = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
-    return [found[number] for number in sorted(found)]
+    by_number = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
@@ -79,13 +79,13 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
 def tables_of(folder: Path, key: str) -> dict[str, pd.DataFrame]:
     """What a training was asked to measure of itself: {name: table}, as the training gave it; columns that only other
     trainings have are empty. Raises: WorkbenchError for a file that is damaged."""
-    found = {}
+    tables = {}
     for name in table_names(folder):
         parts = [_rows_of(file, key) for file in numbered(folder, name, ".parquet")]
         table = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
         if len(table):
-            found[name] = table.drop(columns="key")
-    return found
+            tables[name] = table.drop(columns="key")
+    return tables
 
 
 def _rows_of(file: Path, key: str) -> pa.Table:

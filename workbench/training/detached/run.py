@@ -36,7 +36,7 @@ from workbench.training.setup import initial_model, steps_of
 
 ATTEMPTS = 2  # of a training whose process is killed
 TICK = 0.1  # seconds between looks at signals and clocks
-TOLD_SECONDS = 60.0  # between lines on what runs, where there is no terminal for a bar
+STATUS_SECONDS = 60.0  # between lines on what runs, where there is no terminal for a bar
 
 
 @dataclass
@@ -98,7 +98,7 @@ def ready(plan: Plan, other_code: bool = False) -> list[Planned]:
             f"the plan was made by code {plan.code}, and here is {code_hash()}: check out the same commit here, write "
             "the plan with this one, or run it with --other-code, as trainings that the plan's study will not know."
         )
-    digests, found = {}, {}
+    digests, trainings = {}, {}
     for training in plan.trainings:
         config = training.config
         where = (config.data, config.stream)
@@ -119,8 +119,8 @@ def ready(plan: Plan, other_code: bool = False) -> list[Planned]:
                 )
         except WorkbenchError as error:
             raise WorkbenchError(f"{config.name} of the plan cannot run here: {error}") from error
-        found.setdefault(key, dataclasses.replace(training, key=key))
-    return list(found.values())
+        trainings.setdefault(key, dataclasses.replace(training, key=key))
+    return list(trainings.values())
 
 
 def _refuse_what_cannot_run(config: TrainConfig) -> None:
@@ -147,7 +147,7 @@ class _Run:
         self.idle_seats = list(reversed(places[: len(self.pending)]))
         self.workers: list[Worker] = []
         self.deaths: Counter[str] = Counter()
-        self.told = time.monotonic()
+        self.reported = time.monotonic()
         self.scratch = _scratch(results.folder)
         self.bar = tqdm(total=self.planned, initial=self.summary.known, unit="run", desc="trainings", disable=None)
 
@@ -186,8 +186,8 @@ class _Run:
                 shutil.rmtree(place)
         half = sum((self.scratch / place).is_dir() for place in resumed)
         devices = ", ".join(seat.name for seat in reversed(self.idle_seats))
-        said = f"{self.planned} trainings, {self.summary.known} of them finished before, {half} half-done"
-        self._say(f"{said}; on {devices}" if devices else said)
+        counts = f"{self.planned} trainings, {self.summary.known} of them finished before, {half} half-done"
+        self._say(f"{counts}; on {devices}" if devices else counts)
 
     def _busy(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.task is not None]
@@ -274,9 +274,9 @@ class _Run:
     def _save(self) -> None:
         self.archive.pack(self.scratch)
         self.results.write_history()
-        if self.bar.disable and self._busy() and time.monotonic() - self.told >= TOLD_SECONDS:
+        if self.bar.disable and self._busy() and time.monotonic() - self.reported >= STATUS_SECONDS:
             self._say(f"running: {self._running()}")
-            self.told = time.monotonic()
+            self.reported = time.monotonic()
 
     def _running(self) -> str:
         return "; ".join(f"{w.task.training.config.name} step {w.row.get('step', 0)}" for w in self._busy())

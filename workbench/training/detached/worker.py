@@ -96,12 +96,12 @@ def seats(device: str, workers: int | None, gpus: int, cores: int) -> list[Seat]
     n = workers or len(chosen)
     share = max(1, cores // n)
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    found = []
+    places = []
     for i in range(n):
         gpu = chosen[i % len(chosen)]
         visible = None if gpu is None else names[gpu] if gpu < len(names) else str(gpu)
-        found.append(Seat(kind if gpu is None else f"cuda:{gpu}", kind, visible, share, min(16, share)))
-    return found
+        places.append(Seat(kind if gpu is None else f"cuda:{gpu}", kind, visible, share, min(16, share)))
+    return places
 
 
 class Worker:

@@ -1,0 +1,140 @@
+"""The one door from a name to a network. Evidence: a user's file that leaves a line each time it runs; every command."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.networks import build_network, located, network_info, source_of
+from workbench.training import TrainConfig, planned, train, training_key
+
+NET = """
+from pathlib import Path
+
+from torch import nn
+
+with open(Path(__file__).with_name("runs.txt"), "a") as file:
+    file.write("run\\n")
+
+
+def build(num_classes=10, in_channels=3, width=8):
+    layers = [nn.Conv2d(in_channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+held = build()
+"""
+USER = ["my_net.py:build", "my_net:build"]
+ALL = [
+    *USER,
+    "normfree:my_net.py:build",
+    "normfree:my_net:build",
+    "normfree:resnet_tiny",
+    "resnet_tiny",
+    "nf_resnet_tiny",
+]
+
+
+@pytest.fixture
+def runs(root, monkeypatch):
+    """Counts how often the user's file has run."""
+    (root / "my_net.py").write_text(NET)
+    monkeypatch.chdir(root)
+    monkeypatch.delitem(__import__("sys").modules, "my_net", raising=False)
+    return lambda: len((root / "runs.txt").read_text().splitlines()) if (root / "runs.txt").exists() else 0
+
+
+def norms(model) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_kind_of_name_builds_a_network_for_these_classes_and_channels(runs, name):
+    model = build_network(name, 7, 1)
+    assert model.eval()(torch.randn(2, 1, 32, 32)).shape == (2, 7)
+    assert (norms(model) == 0) == (network_info(name).norm == "none")
+    assert runs() <= 1
+
+
+@pytest.mark.parametrize("name", USER)
+def test_a_users_function_takes_arguments_flat_or_as_a_dictionary(runs, name):
+    for arguments in ({"width": 4}, {"arguments": {"width": 4}}):
+        assert build_network(name, 7, 1, **arguments)[0].out_channels == 4
+
+
+def test_a_network_that_a_module_holds_is_copied(runs):
+    first, second = (build_network("my_net:held") for _ in range(2))
+    assert first is not second and first[0].in_channels == 3
+
+
+def test_a_file_runs_once_a_build_and_never_for_a_configuration(runs):
+    config = TrainConfig(model="my_net.py:build", steps=1, batch_size=8, train_size=16, progress=False, device="cpu")
+    assert (config.model, config.model_args, runs()) == ("my_net.py:build", {}, 0)
+    ready = planned(config)
+    assert ready.model_args == {"source": source_of("my_net.py:build")} and planned(ready) == ready
+    assert training_key(config, "data") == training_key(ready, "data") and runs() == 0
+    assert json.loads(json.dumps(ready.to_dict())) == ready.to_dict()
+    build_network("my_net.py:build")
+    assert runs() == 1
+    result = train(config)
+    assert runs() == 2 and result.config == ready
+
+
+def test_a_configuration_can_name_a_file_that_is_not_here(root):
+    config = TrainConfig(model="elsewhere/net.py:build", steps=1)
+    with pytest.raises(WorkbenchError, match=r"elsewhere/net\.py"):
+        planned(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "offending"),
+    [
+        ("nf_resnet_tinny", "nf_resnet_tiny"),
+        ("normfree:resnet_tinny", "resnet_tiny"),
+        ("my_net.py", "my_net.py:function"),
+        ("normfree:my_net.py", "my_net.py:function"),
+        ("my_net.py:", "my_net.py:"),
+        (":build", ":build"),
+    ],
+)
+def test_a_name_that_can_be_none_is_refused_when_it_is_written_down(runs, name, offending):
+    for refuse in (lambda: TrainConfig(model=name, steps=1), lambda: build_network(name), lambda: located(name)):
+        with pytest.raises(WorkbenchError) as error:
+            refuse()
+        assert offending in str(error.value)
+    assert runs() == 0
+
+
+@pytest.mark.parametrize("name", ["my_net.py:biuld", "my_net:biuld", "normfree:my_net:biuld"])
+def test_an_unknown_function_is_refused_with_the_nearest(runs, name):
+    with pytest.raises(WorkbenchError, match="build"):
+        build_network(name)
+
+
+def test_a_changed_file_is_refused_where_its_source_is_said(runs, root):
+    ready = planned(TrainConfig(model="my_net.py:build", steps=1))
+    (root / "my_net.py").write_text(NET + "\nX = 1\n")
+    with pytest.raises(WorkbenchError, match=ready.model_args["source"]):
+        build_network(ready.model, 10, 1, **ready.model_args)
+
+
+@pytest.mark.parametrize("name", ["my_net.py:build", "normfree:my_net.py:build"])
+def test_a_users_network_is_trained_checked_and_evaluated_by_its_name(runs, root, image_folder, command, name):
+    settings = ["-p", f"model={name}", "-p", f"data={image_folder}", "-p", "image_size=12", "-p", "steps=2"]
+    code, _, errors = command(
+        "train", *settings, "-p", "batch_size=4", "-p", "device=cpu", "--save", root / "w.safetensors"
+    )
+    assert code == 0, errors
+    code, output, errors = command("check", name, "--data", image_folder, "--image-size", 12, "--blocks", "0,2")
+    assert code in (0, 1) and "run " in output, errors
+    code, output, errors = command(
+        "evaluate", name, "--weights", root / "w.safetensors", "--data", image_folder, "--device", "cpu"
+    )
+    assert code == 0 and "top-1" in output, errors
+
+
+def test_weights_of_a_users_network_must_be_named(runs, image_folder, command):
+    code, _, errors = command("evaluate", "my_net.py:build", "--data", image_folder)
+    assert code == 2 and "my_net.py:build" in errors and "Traceback" not in errors
