@@ -27,6 +27,55 @@ def test_imports_point_down_only():
     assert done.returncode == 0, done.stdout
 
 
+# ---- names
+
+VAGUE = {"found", "told", "said", "anew", "of_it", "there", "own"}
+SAME_ROLE = {"__init__", "__main__", "worker"}  # a worker of the executors, and one of detached runs
+
+
+def names_in(file):
+    """Everything that a file gives a name to."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+
+
+@pytest.mark.parametrize("folder", ["workbench", "tests", "benchmarks"])
+def test_names_say_what_a_thing_is(folder):
+    files = sorted((CHECKOUT / folder).rglob("*.py"))
+    vague = {(str(f.relative_to(CHECKOUT)), n) for f in files for n in names_in(f) if n.strip("_").lower() in VAGUE}
+    assert files and not vague
+
+
+def test_no_two_files_or_rooms_share_a_name():
+    places = [p for p in (CHECKOUT / "workbench").rglob("*") if p.suffix == ".py" or (p / "__init__.py").exists()]
+    stems = [place.stem for place in places if place.stem not in SAME_ROLE]
+    assert len(stems) > 150 and sorted(stems) == sorted(set(stems))
+
+
+def test_every_study_has_its_notebook_its_claim_and_its_test():
+    from workbench.claims.registry import all_claims
+
+    studies = {file.stem for file in (CHECKOUT / "studies").glob("*.yaml")}
+    assert {claim.study for claim in all_claims()} == studies - {"start_here"}  # a tour of the library
+    for name in studies:
+        assert (CHECKOUT / "notebooks" / f"{name}.ipynb").is_file()
+        assert name == "start_here" or (CHECKOUT / "tests" / "claims" / f"test_{name}.py").is_file()
+
+
+def test_no_claim_leans_on_another():
+    for file in (CHECKOUT / "workbench" / "claims").glob("*.py"):
+        if file.stem not in ("__init__", "registry", "judging"):
+            imported = re.findall(r"^from workbench\.claims(?:\.(\w+))? import", file.read_text(), flags=re.M)
+            assert set(imported) <= {"claim"}, file  # else a change of the other would not make its study stale
+
+
 def test_the_code_is_formatted_and_linted():
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run(
@@ -89,7 +138,7 @@ def test_the_bare_install_has_what_training_needs_and_no_more():
     assert names == {"torch", "numpy", "pandas", "pyarrow", "pillow", "safetensors", "tqdm"}
 
 
-@pytest.mark.parametrize("package", ["models", "optim", "data", "probes", "training"])
+@pytest.mark.parametrize("package", ["models", "optim", "data", "weights", "normfree", "probes", "training"])
 def test_public_functions_say_what_they_do(package):
     for file in (CHECKOUT / "workbench" / package).rglob("*.py"):
         tree = ast.parse(file.read_text())

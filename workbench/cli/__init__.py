@@ -17,8 +17,8 @@ __all__ = ["app", "main"]
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
-for kind in ("studies", "trainings", "comparing", "models", "tools"):  # in the order of --help
-    importlib.import_module(f"workbench.cli.{kind}")
+for kind in ("study", "training", "compare", "model", "tool"):  # in the order of --help
+    importlib.import_module(f"workbench.cli.{kind}_commands")
 
 
 def main() -> None:

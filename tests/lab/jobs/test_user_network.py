@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -22,10 +21,8 @@ from workbench.errors import WorkbenchError
 from workbench.lab.jobs import takeaway, user_network
 from workbench.lab.jobs.run_all import run_training
 from workbench.lab.store.client import Store
-from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.recipes import parse_config, recipe_text
 from workbench.lab.studies.session import Session
-from workbench.probes.noise import NoiseScale
 from workbench.training import TrainConfig, planned, train, training_key
 from workbench.training.detached.plan import Planned, write_plan
 from workbench.training.detached.records import read_records
@@ -335,74 +332,6 @@ def test_recipe_lines_and_weights_lie_in_the_folder_and_in_the_run(pair, tmp_pat
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"recipe.yaml", "loop.py"}
     assert set(store.artifacts(run)) == {"own_network/recipe.yaml", "own_network/loop.py"}
     assert "./run train FILE" in message
-
-
-def table(nf, bn=None, failed=0.0):
-    rows = [{"arm": "NF+AGC", "seed": i, "test_acc": a, "clip": 0.02} for i, a in enumerate(nf)]
-    rows += [{"arm": "BN", "seed": i, "test_acc": a, "clip": None} for i, a in enumerate(bn or [])]
-    return pd.DataFrame(rows).assign(lr=0.4, batch_size=64, weights=None, failed=failed, outcome="complete")
-
-
-TRIALS = pd.DataFrame(
-    {
-        "arm": ["NF+AGC"] * 3 + ["BN"],
-        "state": ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"],
-        "outcome": ["complete", "complete", "pruned", "complete"],
-        "clip": [0.01, 0.04, 0.3, None],
-        "val_acc": [0.9, 0.89, 0.2, 0.9],
-    }
-)
-
-
-@pytest.mark.parametrize(
-    ("nf", "bn", "holds"),
-    [([0.90, 0.91, 0.92], [0.901, 0.911, 0.921], True), ([0.90, 0.91, 0.92], [0.93, 0.94, 0.951], False), ([0.9, 0.8, 0.95], [0.9, 0.9, 0.9], None)],
-)  # fmt: skip
-def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
-    verdict = judge(TRIALS, table(nf, bn))
-    assert verdict.holds is holds
-    assert verdict.effect.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
-    assert "Thresholds from 0.01 to 0.04 were within 2% of the best (2 of 3 trials)" in verdict.sentence
-
-
-def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
-    rates = {"low": 0.1, "high": 10.0, "log": True}  # two decades: the last tenth begins at 10^0.8 = 6.31
-    confirmed = table([0.9, 0.91], [0.9, 0.9])
-    of_bn = confirmed.arm == "BN"
-    confirmed["lr"], confirmed["clip"] = of_bn.map({True: 6.4, False: 6.2}), of_bn.map({True: None, False: 0.01})
-    sentence = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).sentence
-    assert "The best `lr` 6.4 of BN at the high end of 0.1 to 10: a better one may lie beyond" in sentence
-    assert "of NF+AGC" not in sentence
-    clips = Range(0.01, 0.16, log=True)
-    sentence = judge(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
-    assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in sentence and "`lr`" not in sentence
-
-
-def test_a_training_that_failed_for_being_slow_is_told_from_one_that_diverged():
-    confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
-    confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
-    sentence = judge(TRIALS, confirmed).sentence
-    assert "(2 of these without diverging: the training loss is still high at the end; train longer)" in sentence
-    assert "train longer" not in judge(TRIALS, confirmed.assign(outcome="diverged")).sentence
-
-
-def test_a_verdict_without_a_control_or_without_a_training():
-    assert judge(TRIALS, table([0.5, 0.6])).holds is None
-    nothing = judge(TRIALS, table([], [0.9]))
-    assert nothing.holds is None and "lower the learning rates" in nothing.sentence
-    assert judge(TRIALS, pd.DataFrame()).effect.n == 0
-
-
-@pytest.mark.parametrize(
-    ("scale", "interval", "phrase"),
-    [(900.0, (500.0, 2000.0), "is 900 images [500, 2000]: larger batches still save steps"),
-     (900.0, (500.0, math.inf), "is at least 500 images: larger batches still save steps"),
-     (20.0, (10.0, 40.0), "is 20 images [10, 40]: larger batches buy little"),
-     (90.0, (40.0, 200.0), "this batch is about where"), (90.0, (10.0, math.inf), "could not be told: the interval has no upper end")],
-)  # fmt: skip
-def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, phrase):
-    noise = NoiseScale(noise_scale=scale, grad_sq=1.0, trace=scale, interval=interval, batch=64, batches=8)
-    assert phrase in judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).sentence
 
 
 @pytest.mark.slow
