@@ -9,55 +9,45 @@ seed, at a margin of half a point.
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from workbench.claims.claim import Claim
-from workbench.data import Dataset
-from workbench.lab.jobs.user_network import BN, NF
-from workbench.lab.plots import COLOURS, MARKERS, style
 from workbench.lab.statistics.intervals import Interval, paired_interval, t_interval
 from workbench.lab.statistics.verdict import Verdict
 from workbench.lab.studies.parameters import Range
-from workbench.probes.noise import NoiseScale
+
+if TYPE_CHECKING:  # who reads the claims does without torch
+    from matplotlib.axes import Axes
+
+    from workbench.probes.noise import NoiseScale
 
 CLAIM = Claim(
     "A network without BatchNorm is as good as with it, each at its own best rate", tables=("trials", "confirmed")
 )
 
-CLASSES, EACH = 10, 3  # shown of the images
 FAILED = "#d55e00"
-NAMES = {"NF+AGC": "without BatchNorm, AGC", "BN": "with BatchNorm"}
-
-
-def examples_figure(data: Dataset) -> Figure:
-    """The first training images of the first classes, a column a class, before they are normalised."""
-    shown = min(CLASSES, len(data.classes))
-    figure, axes = plt.subplots(
-        EACH, shown, figsize=(1.1 * shown + 0.3, 1.1 * EACH + 0.4), layout="constrained", squeeze=False
-    )
-    for column in range(shown):
-        images = data.train.images[data.train.labels == column][:EACH]
-        for ax in axes[:, column]:
-            ax.set_axis_off()
-        for ax, image in zip(axes[:, column], images, strict=False):
-            ax.imshow(image.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(data.classes[column][:12], fontsize="small")
-    return figure
+NF, BN = "NF+AGC", "BN"  # the arms, as `user_network.arms` calls them
+MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it
+GOOD = 0.02  # validation accuracy below the best that still counts as good
+END = 0.1  # of a range, on its scale, that counts as its end
+NAMES = {NF: "without BatchNorm, AGC", BN: "with BatchNorm"}
 
 
 def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     """Where the search looked, what each rate gave, and the best of both on fresh seeds with 95 % t-intervals; failed
     trainings are crosses, pruned ones hollow.
 
-    Columns as of `own_verdict`.
+    Columns as of `judge`.
     """
-    style()
+    import matplotlib.pyplot as plt
+
+    from workbench.lab import plots
+
+    plots.style()
     figure, (where, rates, seeds) = plt.subplots(
         1, 3, figsize=(12, 3.8), layout="constrained", width_ratios=[1.25, 1, 0.8]
     )
@@ -68,7 +58,7 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     where.scatter(bad.lr, bad["clip"], marker="x", color=FAILED, s=45, label="failed")
     where.set(xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials")
     for axis in (where.xaxis, where.yaxis):
-        _plain(axis)
+        plots.plain_log_ticks(axis)
     figure.colorbar(points, ax=where, label="validation accuracy")
     if len(bad):
         where.legend(frameon=False, fontsize="small")
@@ -76,7 +66,7 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     for arm in _arms(trials):
         _over_rate(rates, trials[trials.arm == arm], arm)
     rates.set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy", title="each at its rates")
-    _plain(rates.xaxis)
+    plots.plain_log_ticks(rates.xaxis)
     rates.legend(frameon=False, fontsize="small")
 
     for i, arm in enumerate(_arms(confirmed)):
@@ -91,8 +81,10 @@ def _arms(table: pd.DataFrame) -> list[str]:
     return [arm for arm in NAMES if arm in set(table.arm)] if len(table) else []
 
 
-def _over_rate(ax: Axes, rows: pd.DataFrame, arm: str) -> None:
-    look = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": "none"}
+def _over_rate(ax: "Axes", rows: pd.DataFrame, arm: str) -> None:
+    from workbench.lab import plots
+
+    look = {"color": plots.COLOURS[arm], "marker": plots.MARKERS[arm], "ls": "none"}
     pruned, failed = rows.state == "PRUNED", rows.failed != 0
     sound = rows[~pruned & ~failed]
     ax.plot(sound.lr, sound.val_acc, label=NAMES[arm], **look)
@@ -100,35 +92,22 @@ def _over_rate(ax: Axes, rows: pd.DataFrame, arm: str) -> None:
     ax.plot(rows[failed].lr, rows[failed].val_acc, **{**look, "marker": "x"})
 
 
-def _over_seeds(ax: Axes, i: int, rows: pd.DataFrame, arm: str) -> None:
-    for failed, marker in ((0, MARKERS[arm]), (1, "x")):
+def _over_seeds(ax: "Axes", i: int, rows: pd.DataFrame, arm: str) -> None:
+    from workbench.lab import plots
+
+    for failed, marker in ((0, plots.MARKERS[arm]), (1, "x")):
         chosen = rows[rows.failed == failed].test_acc
-        ax.plot(np.full(len(chosen), i), chosen, marker, color=COLOURS[arm], alpha=0.7)
+        ax.plot(np.full(len(chosen), i), chosen, marker, color=plots.COLOURS[arm], alpha=0.7)
     interval = t_interval(rows.test_acc)
     if not np.isnan(interval.low):
         half = [[interval.mean - interval.low], [interval.high - interval.mean]]
         ax.errorbar(i + 0.15, interval.mean, half, fmt="_", color="black", capsize=3)
 
 
-def _plain(axis) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.set_minor_locator(NullLocator())
-
-
-MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it
-
-
-GOOD = 0.02  # validation accuracy below the best that still counts as good
-
-
-END = 0.1  # of a range, on its scale, that counts as its end
-
-
 def judge(
     trials: pd.DataFrame,
     confirmed: pd.DataFrame,
-    noise: NoiseScale | None = None,
+    noise: "NoiseScale | None" = None,
     ranges: Mapping[str, float | dict | Range] | None = None,
 ) -> Verdict:
     """Is the network without BatchNorm as good as with it, within the margin, each at its own best rate?
@@ -194,7 +173,7 @@ def _end_warnings(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | R
     return f" The best {', '.join(ends)}: a better one may lie beyond, search further there." if ends else ""
 
 
-def _batch_advice(noise: NoiseScale | None, batch_size: int) -> str:
+def _batch_advice(noise: "NoiseScale | None", batch_size: int) -> str:
     if noise is None:
         return ""
     low, high = noise.interval

@@ -1,4 +1,4 @@
-"""Every claim, found from the claim files: each module of this folder that has a `CLAIM`."""
+"""Every claim, found from the claim files: each of them has a `CLAIM`."""
 
 import importlib
 import pkgutil
@@ -9,9 +9,12 @@ from types import ModuleType
 import pandas as pd
 from matplotlib.figure import Figure
 
+import workbench.claims
 from workbench.claims.claim import Claim
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.statistics.verdict import Verdict
+
+MACHINERY = ("claim", "registry", "judging")  # files of this folder that are no claims
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,12 @@ class RegisteredClaim:
 @cache
 def all_claims() -> tuple[RegisteredClaim, ...]:
     """All claims by their numbers, then our own questions by name."""
-    package = importlib.import_module("workbench.claims")
-    modules = {info.name: importlib.import_module(f"workbench.claims.{info.name}") for info in _files(package)}
-    registered = [
-        RegisteredClaim(m.CLAIM, name, m) for name, m in modules.items() if isinstance(getattr(m, "CLAIM", None), Claim)
-    ]
+    registered = []
+    for info in pkgutil.iter_modules(workbench.claims.__path__):
+        if info.name not in MACHINERY:
+            module = importlib.import_module(f"workbench.claims.{info.name}")
+            registered.append(RegisteredClaim(module.CLAIM, info.name, module))
     return tuple(sorted(registered, key=lambda each: (each.number is None, each.number or 0, each.study)))
-
-
-def _files(package: ModuleType) -> list[pkgutil.ModuleInfo]:
-    return [info for info in pkgutil.iter_modules(package.__path__) if info.name != "registry"]
 
 
 def claims() -> list[RegisteredClaim]:

@@ -1,6 +1,7 @@
 """Figures: tidy tables in, matplotlib figures out. None of them trains or saves. Failed trainings are marked."""
 
 from workbench.lab.plots.depth import SIGNALS, check_figure, depth_axis, over_depth, signal_over_time_figure
+from workbench.lab.plots.examples import examples_figure
 from workbench.lab.plots.training_figures import curvature_figure, replay_figure
 from workbench.lab.plots.vocabulary import (
     ARMS,
@@ -27,6 +28,7 @@ __all__ = [
     "check_figure",
     "curvature_figure",
     "depth_axis",
+    "examples_figure",
     "graded",
     "look_of",
     "over_depth",
