@@ -1,6 +1,11 @@
 """Searches. Evidence: interruption and resumption at every point give the undisturbed search, bit for bit."""
 
+import contextlib
 import math
+import signal
+import sqlite3
+import subprocess
+import sys
 
 import pytest
 from support.searches import BASE, SPACE, objective, session
@@ -8,6 +13,7 @@ from support.searches import BASE, SPACE, objective, session
 from workbench.errors import WorkbenchError
 from workbench.lab import Range, Store, search
 from workbench.lab.jobs import worker_task
+from workbench.lab.jobs.search import abandoned_trials
 
 
 def run(root, trials=6, **kwargs):
@@ -115,3 +121,33 @@ def test_a_database_that_cannot_be_had_is_one_sentence(root, monkeypatch, uri):
 def test_a_start_that_names_no_axis_is_refused(root):
     with pytest.raises(WorkbenchError, match="unknown name of a point in `start` 'lr': did you mean 'base_lr'"):
         search(objective, SPACE, trials=1, session=session(root), start=[{"lr": 0.4}])
+
+
+KILLED = """
+import os, signal, sys
+from sqlalchemy import Engine, event
+
+left = int(sys.argv[1])
+
+@event.listens_for(Engine, "before_cursor_execute")
+def killed(connection, cursor, statement, *_):
+    global left
+    left -= statement.strip().upper().startswith("CREATE")
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+from workbench.lab.jobs.search import abandoned_trials, _storage
+_storage()
+"""
+
+
+@pytest.mark.parametrize("statements", [1, 2, 7])
+def test_whoever_is_killed_while_the_tables_are_made_leaves_no_half_database(root, statements):
+    assert subprocess.run([sys.executable, "-c", KILLED, str(statements)]).returncode == -signal.SIGKILL
+    assert not (root / "mlruns" / "optuna.db").exists()
+    assert abandoned_trials() == []
+    result = search(objective, SPACE, trials=1, session=session(root))
+    assert len(result.trials) == 1
+    with contextlib.closing(sqlite3.connect(root / "mlruns" / "optuna.db")) as database:
+        indexes = {name for (name,) in database.execute("select name from sqlite_master where type = 'index'")}
+    assert "ix_studies_study_name" in indexes  # without it a study is made twice

@@ -25,7 +25,7 @@ from workbench.lab.executors import Choice
 from workbench.lab.executors.lifetime import is_held
 from workbench.lab.jobs.job import Wanted
 from workbench.lab.jobs.run_all import Progress, check, trained
-from workbench.lab.store.database import with_driver, without_password
+from workbench.lab.store.database import make_whole, with_driver, without_password
 from workbench.lab.store.locations import runs_folder
 from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.session import Session
@@ -189,6 +189,7 @@ def _storage() -> optuna.storages.RDBStorage:
     patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
     with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
         try:
+            make_whole(uri, lambda part: optuna.storages.RDBStorage(part).engine.dispose())
             return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
             cure = "start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"

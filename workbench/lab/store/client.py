@@ -34,7 +34,7 @@ from workbench.lab.store import views
 from workbench.lab.store.database import is_database, with_driver, without_password
 from workbench.lab.store.descriptions import as_param, in_words
 from workbench.lab.store.locations import default_uri, files_of, refuse_moved, runs_folder, tracking_uri
-from workbench.lab.store.opening import allow_many_writers, make_whole, refuse_unusable
+from workbench.lab.store.opening import allow_many_writers, make_tables, refuse_unusable
 from workbench.lab.store.run_files import refuse_link, within_run
 from workbench.lab.store.runs import Run
 
@@ -85,7 +85,7 @@ class Store:
         try:
             with filelock.FileLock(runs_folder() / ".store.lock"):
                 refuse_unusable(self.uri)
-                make_whole(self.uri)
+                make_tables(self.uri)
                 self._client = MlflowClient(tracking_uri=with_driver(self.uri))
                 self._experiments = {name: self._experiment(name, anywhere) for name in EXPERIMENTS}
                 allow_many_writers(self.uri)

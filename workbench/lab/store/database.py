@@ -7,7 +7,7 @@ its database is.
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -30,6 +30,26 @@ def sqlite_file(uri: str) -> Path | None:
         return None
     name = make_url(uri).database
     return Path(name) if name else None
+
+
+def make_whole(uri: str, create: Callable[[str], None]) -> None:
+    """Make a sqlite file that is missing, whole or not at all. Databases of other kinds are left alone.
+
+    A process that is killed while `create` makes the tables leaves a part next to the file. The next one starts again.
+    Two processes must not do this at once: hold a lock.
+
+    Args:
+        uri: Of the database.
+        create: Makes the tables in the database with the URI it gets, and closes it.
+    """
+    file = sqlite_file(uri)
+    if file is None or file.exists():
+        return
+    part = file.with_name(f".part-{file.name}")
+    for left in file.parent.glob(f"{part.name}*"):
+        left.unlink()
+    create(f"sqlite:///{part}")
+    part.replace(file)
 
 
 class Database:

@@ -8,7 +8,7 @@ import mlflow
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from workbench.errors import WorkbenchError
-from workbench.lab.store.database import Database, is_database, sqlite_file, without_password
+from workbench.lab.store.database import Database, is_database, make_whole, sqlite_file, without_password
 from workbench.lab.store.locations import refuse_silent, runs_folder
 
 MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the database
@@ -21,18 +21,13 @@ def allow_many_writers(uri: str) -> None:
             database.execute("pragma journal_mode = wal")
 
 
-def make_whole(uri: str) -> None:
-    """Makes the sqlite file where there is none, whole or not at all: who is killed while its tables are made leaves a
-    file beside it, which the next one makes anew."""
-    file = sqlite_file(uri)
-    if file is None or file.exists():
-        return
-    part = file.with_name(f".part-{file.name}")
-    for left in file.parent.glob(f"{part.name}*"):
-        left.unlink()
-    made = SqlAlchemyStore(f"sqlite:///{part}", (runs_folder() / "artifacts").as_uri())
-    made.engine.dispose()
-    part.replace(file)
+def make_tables(uri: str) -> None:
+    """Make MLflow's sqlite file if there is none."""
+
+    def create(part: str) -> None:
+        SqlAlchemyStore(part, (runs_folder() / "artifacts").as_uri()).engine.dispose()
+
+    make_whole(uri, create)
 
 
 def refuse_unusable(uri: str) -> None:
