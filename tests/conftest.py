@@ -81,7 +81,7 @@ def another_root(tmp_path, template_root, monkeypatch):
         for name in ("notebooks", "studies"):
             (folder / name).symlink_to(CHECKOUT / name)
         monkeypatch.setenv("WORKBENCH_ROOT", str(folder))
-        for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN", "WORKBENCH_EVENTS", "WORKBENCH_EXECUTOR"):
+        for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_CONTEXT", "WORKBENCH_EXECUTOR"):
             monkeypatch.delenv(name, raising=False)
         return folder
 

@@ -21,7 +21,7 @@ def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp
     for folder in ("notebooks", "studies"):
         (tmp_path / folder).symlink_to(CHECKOUT / folder)
     monkeypatch.setenv("WORKBENCH_ROOT", str(tmp_path))
-    for variable in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN"):
+    for variable in ("MLFLOW_TRACKING_URI", "WORKBENCH_CONTEXT"):
         monkeypatch.delenv(variable, raising=False)
     command = [sys.executable, "-m", "workbench.cli", "study", name, "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ.copy(), cwd=CHECKOUT)

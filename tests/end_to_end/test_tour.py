@@ -29,7 +29,7 @@ def tour(tmp_path_factory):
 
 
 def study(root, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "WORKBENCH_RUN")} | {
+    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "WORKBENCH_CONTEXT")} | {
         "WORKBENCH_ROOT": str(root)
     }
     started = time.perf_counter()

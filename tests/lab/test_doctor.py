@@ -17,6 +17,7 @@ from support.mlflow_view import client
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
+from workbench.lab.executors.context import Context
 from workbench.lab.executors.lifetime import is_alive, whoami
 from workbench.lab.jobs.search import search_lock
 from workbench.lab.store.database import Database
@@ -225,7 +226,7 @@ def test_when_the_database_was_replaced_no_files_are_removed(root, command):
 
 def test_processes_without_their_launcher_are_ended(root, doctor, tmp_path):
     def sleeper(launcher, where):
-        environment = os.environ | {"WORKBENCH_RUN": f"r|full|{launcher}", "WORKBENCH_ROOT": str(where)}
+        environment = os.environ | Context("s", "full", launcher, "r").environment() | {"WORKBENCH_ROOT": str(where)}
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], env=environment)
 
     stray, kept, elsewhere = sleeper(GONE, root), sleeper(whoami(), root), sleeper(GONE, tmp_path)
@@ -388,7 +389,7 @@ def test_a_look_makes_no_store_where_there_is_none(tmp_path, monkeypatch, comman
 
 def test_the_lock_of_a_training_is_the_one_that_the_doctor_looks_at(root):
     from workbench.lab.executors.lifetime import is_held
-    from workbench.lab.jobs.job import checkpoints_folder
+    from workbench.lab.jobs.job_run import checkpoints_folder
 
     for mode in ("full", "quick"):
         lock = root / "mlruns" / "locks" / f"{checkpoints_folder(mode, 'a' * 64).name}.lock"
@@ -432,9 +433,9 @@ def test_a_finding_that_cannot_be_mended_does_not_stop_the_others(root, command,
 def test_this_process_and_those_it_descends_from_are_never_strays(tmp_path):
     code = (
         "import os; from pathlib import Path; from workbench.lab.executors.lifetime import strays;"
-        "stray = strays('WORKBENCH_RUN', 'x', Path(os.environ['WORKBENCH_ROOT'])); assert not stray, stray"
+        "stray = strays('x', Path(os.environ['WORKBENCH_ROOT'])); assert not stray, stray"
     )
-    environment = os.environ | {"WORKBENCH_RUN": f"r|full|{GONE}", "PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | Context("s", "full", GONE, "r").environment() | {"PYTHONPATH": str(CHECKOUT)}
     environment["WORKBENCH_ROOT"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 

@@ -3,7 +3,7 @@
 import importlib
 
 _MODULES = {
-    "Arm": "jobs.run_all",
+    "Arm": "jobs.job",
     "Range": "studies.parameters",
     "Session": "studies.session",
     "Store": "store.client",

@@ -24,7 +24,6 @@ from workbench.lab.store.database import Database, as_path, is_database
 from workbench.lab.store.locations import default_uri, files_of, runs_folder, tracking_uri
 from workbench.lab.store.retention import bytes_of
 from workbench.lab.store.runs import Run
-from workbench.lab.studies.session import SESSION
 from workbench.paths import root
 
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
@@ -45,7 +44,7 @@ class Finding:
 
 def examine(moved: bool = False) -> Iterator[Finding]:
     """Everything that is wrong, in the order in which it is mended: who is mended first may free what comes later."""
-    lost = strays(SESSION, "workbench.lab.executors.worker", root())
+    lost = strays("workbench.lab.executors.worker", root())
     identities = {identity for pid in lost if (identity := _identity(pid))}
     for pid, command in lost.items():
         yield Finding(

@@ -15,9 +15,10 @@ from support.points import points_twice
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Arm, Session, Store, run_all, search
-from workbench.lab.executors import events
+from workbench.lab.executors import channel
 from workbench.lab.jobs import worker_task
-from workbench.lab.jobs.run_all import Progress, Wanted, run_training, trained
+from workbench.lab.jobs.job import Job
+from workbench.lab.jobs.run_all import Progress, run_training, trained
 from workbench.lab.store import client as store_module
 from workbench.training import TrainConfig
 from workbench.training.distributed import World
@@ -97,9 +98,9 @@ def test_a_killed_worker_costs_nothing_but_time(another_root):
     undisturbed = run_all(arms(3), session())
     another_root()
     mine, killed, finished = session(), [], []
-    wanted = [Wanted(arm.config, arm.label, watch=lambda row: kill_once(row, killed)) for arm in arms(3)]
+    jobs = [Job(arm, "screen", watch=lambda row: kill_once(row, killed)) for arm in arms(3)]
     with Progress("trainings", 3) as progress:
-        for done in trained(wanted, mine, role="screen", executor="processes:1,threads=1", progress=progress):
+        for done in trained(jobs, mine, executor="processes:1,threads=1", progress=progress):
             finished.append(done)
     assert len(killed) == 1
     assert [done.error for done in finished] == [None] * 3
@@ -111,7 +112,7 @@ def test_a_killed_worker_costs_nothing_but_time(another_root):
 
 def test_progress_tells_the_arms_of_one_network_apart(root, monkeypatch):
     emitted = []
-    monkeypatch.setattr(events, "emit", lambda **event: emitted.append((event["kind"], event["name"])))
+    monkeypatch.setattr(channel, "send", lambda **message: emitted.append((message["kind"], message["name"])))
     run_all([Arm("one 3x3 conv", BASE), Arm(BASE.model, BASE.replace(seed=1))], session())
     assert [name for kind, name in emitted if kind == "training"] == [
         "one 3x3 conv, nf_resnet_tiny B16 lr0.00625 c0.01 s0",
@@ -174,7 +175,7 @@ def test_rows_wait_for_a_store_that_is_away_for_a_while(root, monkeypatch):
         original(self, run_id, rows)
 
     monkeypatch.setattr(Store, "log_rows", away_at_first)
-    monkeypatch.setattr("workbench.lab.jobs.job.FLUSH_EVERY", 0.0)
+    monkeypatch.setattr("workbench.lab.jobs.job_run.FLUSH_EVERY", 0.0)
     table = run_all(arms(1), mine)
     assert calls[:3] == [1, 2, 3]
     history = client(mine.store).get_metric_history(table.run_id[0], "val_loss")
@@ -190,9 +191,9 @@ def test_an_interruption_closes_the_runs_and_the_next_start_goes_on(root):
             raise KeyboardInterrupt
         return False
 
-    wanted = [Wanted(arm.config, arm.label, watch=interrupt) for arm in arms(2)]
+    jobs = [Job(arm, "screen", watch=interrupt) for arm in arms(2)]
     with pytest.raises(KeyboardInterrupt), Progress("trainings", 2) as progress:
-        list(trained(wanted, mine, role="screen", executor="processes:2,threads=1", progress=progress))
+        list(trained(jobs, mine, executor="processes:2,threads=1", progress=progress))
     assert {run.status for run in mine.store.search("trainings", "full")} == {"KILLED"}
     assert run_all(arms(2), mine).outcome.tolist() == ["complete"] * 2
 

@@ -10,6 +10,7 @@ from nbformat import v4
 from support.notebooks import notebook
 
 from workbench.errors import WorkbenchError
+from workbench.lab.executors.context import Context
 from workbench.lab.executors.lifetime import whoami
 from workbench.lab.studies.notebook import main
 from workbench.lab.studies.parameters import check_names, read_parameters
@@ -173,7 +174,7 @@ def test_a_notebook_whose_launcher_died_while_it_began_runs_nothing(tmp_path, mo
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     launcher = whoami(process.pid)
     process.communicate(b"\n")
-    monkeypatch.setenv("WORKBENCH_RUN", f"{'0' * 32}|quick|{launcher}")
+    monkeypatch.setenv(*Context("small", "quick", launcher, "0" * 32).environment().popitem())
     monkeypatch.setattr("workbench.lab.studies.notebook._abandon", lambda: None)
     monkeypatch.setattr("workbench.lab.studies.notebook.execute", lambda *_: pytest.fail("it goes on for nobody"))
     assert main(str(notebook(tmp_path / "n.ipynb", CELL)), str(tmp_path / "out.ipynb"), "{}") == 1

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.lab.executors import context
 from workbench.lab.executors.base import Executor, Resources
 from workbench.lab.executors.processes import visible_gpus
 from workbench.machine import cores
@@ -53,8 +54,9 @@ class Choice:
 
     @classmethod
     def from_environment(cls) -> "Choice":
-        """What WORKBENCH_EXECUTOR says; inline where it says nothing."""
-        return cls.parse(os.environ.get(VARIABLE) or "inline")
+        """What the launcher says, else WORKBENCH_EXECUTOR; inline where neither says anything."""
+        here = context.current()
+        return cls.parse(here.executor if here is not None else os.environ.get(VARIABLE) or "inline")
 
     @classmethod
     def parse(cls, text: str) -> "Choice":
@@ -95,6 +97,14 @@ class Choice:
         share = 1.0 if self.gpus is None else self.gpus
         gpus = len(visible_gpus())
         return gpus * max(1, int(1 / share + 1e-9)) if gpus and share else max(2, cores() // 2)
+
+    def shared_environment(self) -> dict[str, str]:
+        """What the processes of several notebooks need to share one executor: the address of a Ray cluster."""
+        if self.kind != "ray":
+            return {}
+        from workbench.lab.executors.on_ray import cluster_address
+
+        return {"RAY_ADDRESS": cluster_address()}
 
     def make(self) -> Executor:
         """The executor; that of Ray connects."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-SESSION = "WORKBENCH_RUN"  # in a notebook's environment: <run id>|<mode>|<identity of the launcher's process>
+from workbench.lab.executors.context import context_of
 
 
 def whoami(pid: int | None = None) -> str:
@@ -49,23 +49,26 @@ def is_held(lock: Path) -> bool:
         return True
 
 
-def strays(variable: str, worker: str, place: Path) -> dict[int, str]:
-    """{pid: command line} of the processes that work for `place`, though who launched them is gone: named last in the
-    environment's `variable`, or on the command line of the module `worker`. Never this process, or one that it descends
-    from."""
-    ancestry = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    command_lines = {}
+def strays(worker: str, place: Path) -> dict[int, str]:
+    """{pid: command line} of the processes that work for `place` though whoever launched them is gone.
+
+    The launcher is named in the context of a process's environment, or last on the command line of the module
+    `worker`. Never this process, or one that it descends from.
+    """
+    ancestors = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    commands = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        with contextlib.suppress(psutil.Error, OSError, ValueError, TypeError):  # a context of somebody else's
             environment, command = process.environ(), process.cmdline()
-            launcher = command[-1] if worker in command else environment.get(variable, "").rpartition("|")[2]
-            if not launcher or process.pid in ancestry or is_alive(launcher):
+            context = context_of(environment)
+            launcher = command[-1] if worker in command else context.launcher if context is not None else ""
+            if not launcher or process.pid in ancestors or is_alive(launcher):
                 continue
             named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
             here = Path(named) == place if named else place in (works_in, *works_in.parents)
             if here:
-                command_lines[process.pid] = " ".join(command)
-    return command_lines
+                commands[process.pid] = " ".join(command)
+    return commands
 
 
 class Family:

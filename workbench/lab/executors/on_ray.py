@@ -109,6 +109,11 @@ def handed_down(cluster: str) -> dict[str, str]:
     return {name: os.environ[name] for name in names if os.environ.get(name)} | here
 
 
+def cluster_address() -> str:
+    """The address of the cluster, connected: RAY_ADDRESS, or that of one that ends with this process."""
+    return connect().get_runtime_context().gcs_address
+
+
 def connect():
     """Ray, connected: to the cluster of RAY_ADDRESS, else to one of this machine's own that ends with this process.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import filelock
 
 from workbench.errors import WorkbenchError
-from workbench.lab.executors import events
+from workbench.lab.executors import channel
 from workbench.lab.executors.base import Outcome, Resources, Task
 from workbench.lab.executors.lifetime import Family, whoami
 from workbench.machine import cores
@@ -114,8 +114,8 @@ class ProcessExecutor:
         """Once: all places are taken by other studies of the store."""
         if not self._announced:
             self._announced = True
-            events.emit(kind="waiting", message=WAITS)
-            if not events.listening():
+            channel.send(kind="waiting", message=WAITS)
+            if not channel.has_listener():
                 print(WAITS, file=sys.stderr, flush=True)
 
     def stop(self, at_once: bool = False) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.lab.jobs.job import log_measured
+from workbench.lab.jobs.job_run import log_measured
 from workbench.lab.store.client import REUSABLE, Store
 from workbench.training import code_hash, training_key
 from workbench.training.detached.records import FINISHED, Record, numbered, read_records, tables_of

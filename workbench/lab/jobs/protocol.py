@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.lab.jobs.run_all import Arm, run_all
+from workbench.lab.jobs.job import Arm
+from workbench.lab.jobs.run_all import run_all
 from workbench.lab.statistics.rates import best_rates, scored
 from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig

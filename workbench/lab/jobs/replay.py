@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.lab.jobs.job import checkpoints_folder
+from workbench.lab.jobs.job_run import checkpoints_folder
 from workbench.lab.jobs.recorder import Enough, Recorder
 from workbench.lab.store.client import Store
 from workbench.training import TrainConfig, TrainResult, train, training_key

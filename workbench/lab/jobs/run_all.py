@@ -3,20 +3,19 @@
 This process alone writes to the store; the executor's workers train, and send what they measure.
 """
 
-import dataclasses
-import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
-from workbench.lab.executors import Choice, events
-from workbench.lab.jobs.job import Done, Record, Wanted
+from workbench.lab.executors import Choice, channel
+from workbench.lab.jobs.engines import engine_for
+from workbench.lab.jobs.job import Arm, Job, JobResult
+from workbench.lab.jobs.job_run import JobRun
 from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig, TrainResult, train
 from workbench.training.checkpoint import Checkpoints
@@ -25,14 +24,6 @@ from workbench.training.inputs import source
 from workbench.training.setup import initial_model, pick_device, steps_of
 
 POLL = 0.5  # seconds between looks at a training that another process is at
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One side of a comparison: a label and the configuration it stands for."""
-
-    label: str
-    config: TrainConfig
 
 
 def run_all(
@@ -52,18 +43,14 @@ def run_all(
     arms = [arm if isinstance(arm, Arm) else Arm(arm.model, arm) for arm in arms]
     for arm in arms:
         check(arm.config)
-    wanted = [Wanted(arm.config, arm.label, about=i) for i, arm in enumerate(arms)]
-    rows, broken = {}, []
-    with Progress("trainings", len(arms)) as progress:
-        for done in trained(wanted, session, role=role, executor=executor, progress=progress):
-            if done.error is not None:
-                broken.append(f"{done.wanted.name}: {done.broken}")
-            else:
-                where = {"device": done.result.device, "run_id": done.run_id}
-                rows[done.wanted.about] = {"arm": done.wanted.arm, **done.result.row(), **where}
+    jobs = [Job(arm, role) for arm in arms]
+    with Progress("trainings", len(jobs)) as progress:
+        results = {result.job: result for result in trained(jobs, session, executor=executor, progress=progress)}
+    ordered = [results[job] for job in jobs]
+    broken = [f"{result.job.name}: {result.broken}" for result in ordered if result.error is not None]
     if broken:
         raise RuntimeError(f"{len(broken)} of {len(arms)} trainings broke, the others are kept:\n" + "\n".join(broken))
-    return pd.DataFrame([rows[i] for i in sorted(rows)])
+    return pd.DataFrame([result.row() for result in ordered])
 
 
 def check(config: TrainConfig) -> None:
@@ -81,7 +68,7 @@ class Progress:
 
     def __init__(self, name: str, total: int, done: int = 0):
         self.total, self.done = total, done
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="run", disable=total == 1 or events.listening())
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="run", disable=total == 1 or channel.has_listener())
 
     def __enter__(self) -> "Progress":
         return self
@@ -89,97 +76,66 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def row(self, wanted: Wanted, row: dict) -> None:
+    def row(self, job: Job, row: dict) -> None:
         """A training got further."""
-        events.emit(kind="step", name=wanted.name, step=row["step"], done=self.done, total=self.total)
+        channel.send(kind="step", name=job.name, step=row["step"], done=self.done, total=self.total)
 
-    def one(self, done: Done) -> None:
-        """A training ended."""
+    def one(self, result: JobResult) -> JobResult:
+        """A training ended; returns its result."""
         self.done += 1
         self._bar.update()
-        if done.result is not None:
-            events.emit(
+        if result.result is not None:
+            channel.send(
                 kind="training",
-                name=done.wanted.name,
-                outcome=done.result.outcome,
-                cause=done.result.cause,
-                reused=done.reused,
+                name=result.job.name,
+                outcome=result.result.outcome,
+                cause=result.result.cause,
+                reused=result.reused,
                 done=self.done,
                 total=self.total,
             )
+        return result
 
 
 def trained(
-    wanted: Iterable[Wanted],
+    jobs: Iterable[Job],
     session: Session,
     *,
-    role: str,
     executor: Choice | str | None = None,
     progress: Progress,
-) -> Iterator[Done]:
-    """The trainings as they end, as many at a time as the executor has room for; `wanted` is asked for the next one
-    only when there is room, and everything that has ended is handed out before.
+) -> Iterator[JobResult]:
+    """Yield the results as the trainings end, as many trainings at a time as the executor has room for.
 
-    One that another process is at is waited for, then reused. Left early, or interrupted, this stops those under way:
-    they keep their last checkpoint, and their runs end KILLED.
+    `jobs` is asked for the next one only when there is room, and everything that has ended is handed out before. A
+    training that another process is at is waited for, then reused. Left early, or interrupted, this stops those under
+    way: they keep their last checkpoint, and their runs end KILLED.
     """
-    if session.planning:
-        yield from _planned(wanted, session, role)
-        return
-    choice = Choice.parse(executor) if isinstance(executor, str) else executor or Choice.from_environment()
-    engine = choice.make()
-    fresh, others, running = iter(wanted), deque(), {}
-
-    def one(done: Done) -> Done:
-        progress.one(done)
-        return done
-
+    engine = engine_for(executor)
+    fresh, elsewhere = iter(jobs), deque()
     try:
         while True:
-            again = len(others)
+            again = len(elsewhere)
             while engine.has_room():
-                want = next(fresh, None)
-                if want is None and again:
-                    want, again = others.popleft(), again - 1
-                if want is None:
+                job = next(fresh, None)
+                if job is None and again:
+                    job, again = elsewhere.popleft(), again - 1
+                if job is None:
                     break
-                record = Record(want, session, role, progress.row)
-                if not record.reserve():
-                    others.append(want)
-                elif (known := record.known()) is not None:
-                    yield one(known)
+                run = JobRun(job, session, progress.row)
+                if not engine.reserve(run):
+                    elsewhere.append(job)
+                elif (known := run.known()) is not None:
+                    yield progress.one(known)
                 else:
-                    running[record.key] = record
-                    engine.submit(record.begin(here=choice.kind == "inline"))
-            if running:
-                outcome = engine.wait()
-                yield one(running.pop(outcome.task.name).ended(outcome))
-            elif others:
+                    engine.submit(run)
+            if engine.is_busy():
+                yield progress.one(engine.wait())
+            elif elsewhere:
                 time.sleep(POLL)
             else:
                 return
     finally:
         engine.stop()
-        for record in running.values():
-            record.interrupted()
-
-
-class Missing(Exception):
-    """Ends a notebook that was only asked which trainings it needs, at the first that are missing."""
-
-
-def _planned(wanted: Iterable[Wanted], session: Session, role: str) -> Iterator[Done]:
-    missing = []
-    for want in wanted:
-        record = Record(want, session, role, lambda config, row: None)
-        if (known := record.known()) is not None:
-            yield known
-        else:
-            missing.append(record.planned())
-    if missing:
-        with open(session.plan, "a") as file:
-            file.writelines(json.dumps(dataclasses.asdict(planned)) + "\n" for planned in missing)
-        raise Missing(f"{len(missing)} trainings")
 
 
 def run_training(
@@ -189,10 +145,11 @@ def run_training(
     first process calls this, the others `help_training`. Raises: WorkbenchError for one that broke."""
     world = World.from_environment()
     with joined(world), Progress("trainings", 1) as progress:
-        (done,) = trained([Wanted(config, arm, save=save)], session, role=role, executor="inline", progress=progress)
-    if done.error is not None:
-        raise WorkbenchError(f"the training broke: {done.broken}.")
-    return done.run_id, done.result, done.reused
+        job = Job(Arm(arm, config), role, save=save)
+        (result,) = trained([job], session, executor="inline", progress=progress)
+    if result.error is not None:
+        raise WorkbenchError(f"the training broke: {result.broken}.")
+    return result.run_id, result.result, result.reused
 
 
 def help_training(config: TrainConfig) -> None:

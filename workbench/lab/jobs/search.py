@@ -23,7 +23,8 @@ from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError, disk_error_message, unknown
 from workbench.lab.executors import Choice
 from workbench.lab.executors.lifetime import is_held
-from workbench.lab.jobs.job import Wanted
+from workbench.lab.jobs.engines import is_planning
+from workbench.lab.jobs.job import Arm, Job, JobResult
 from workbench.lab.jobs.run_all import Progress, check, trained
 from workbench.lab.store.database import make_whole, with_driver, without_password
 from workbench.lab.store.locations import runs_folder
@@ -92,12 +93,12 @@ def search(
         asking = _Asking(_open(name), ranges, fixed, seed, trials, start or [])
         asking.give_back()
         limit = trials
-        if session.planning:  # without results there is little to go by
+        if is_planning():  # without results there is little to go by
             limit = min(trials, asking.taken() + max(asking.startup - asking.taken(), WAVE))
-        wanted = asking.wanted(objective, arm, limit)
+        jobs = asking.jobs(objective, arm, limit)
         with Progress(f"search: {arm}", trials, asking.taken()) as progress:
-            for done in trained(wanted, session, role="search", executor=executor, progress=progress):
-                asking.tell(done)
+            for result in trained(jobs, session, executor=executor, progress=progress):
+                asking.tell(result)
         ended = asking.done()
     if asking.broken:
         raise RuntimeError(f"{len(asking.broken)} trials broke, the others are kept:\n" + "\n".join(asking.broken))
@@ -114,6 +115,7 @@ class _Asking:
         self.study, self._ranges, self._fixed, self._seed, self._start = study, ranges, fixed, seed, start
         self.startup = max(4, trials // 3)
         self.broken: list[str] = []
+        self._trials: dict[Job, optuna.Trial] = {}
 
     def give_back(self) -> None:
         """Trials that a killed process left: each gives its slot and its parameters back. (The lock is ours.)"""
@@ -125,8 +127,8 @@ class _Asking:
         """The slots that are taken: trials complete, pruned or running, and those that broke this time."""
         return len(_trials(self.study, *DONE, TrialState.RUNNING)) + len(self.broken)
 
-    def wanted(self, objective: Callable, arm: str, limit: int) -> Iterator[Wanted]:
-        """The training of the next trial, until all slots up to `limit` are taken."""
+    def jobs(self, objective: Callable, arm: str, limit: int) -> Iterator[Job]:
+        """The job of the next trial, until all slots up to `limit` are taken."""
         while (slot := self.taken()) < limit:
             trial = self._ask(slot)
 
@@ -135,7 +137,9 @@ class _Asking:
                     trial.report(row["val_acc"], row["step"])
                 return trial.should_prune()
 
-            yield Wanted(objective(self._fixed | trial.params), arm, watch=watch, about=trial)
+            job = Job(Arm(arm, objective(self._fixed | trial.params)), "search", watch=watch)
+            self._trials[job] = trial
+            yield job
 
     def _ask(self, slot: int) -> optuna.Trial:
         self.study.sampler = optuna.samplers.TPESampler(
@@ -153,19 +157,19 @@ class _Asking:
             trial.set_user_attr("slot", slot)
         return trial
 
-    def tell(self, done) -> None:
-        """What came of a trial."""
-        trial = done.wanted.about
-        if done.error is not None:
+    def tell(self, result: JobResult) -> None:
+        """Tells the search what came of a trial."""
+        trial = self._trials.pop(result.job)
+        if result.error is not None:
             self.study.tell(trial, state=TrialState.FAIL)
-            self.broken.append(f"{done.wanted.name}: {done.broken}")
+            self.broken.append(f"{result.job.name}: {result.broken}")
             return
-        trial.set_user_attr("row", {"arm": done.wanted.arm, **done.result.row(), "run_id": done.run_id})
-        if done.result.outcome == "pruned":
+        trial.set_user_attr("row", result.row())
+        if result.result.outcome == "pruned":
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            trial.set_constraint("failed", 1.0 if done.result.outcome == "diverged" else -1.0)
-            self.study.tell(trial, done.result.metrics["val_acc"])
+            trial.set_constraint("failed", 1.0 if result.result.outcome == "diverged" else -1.0)
+            self.study.tell(trial, result.result.metrics["val_acc"])
 
     def done(self) -> list[FrozenTrial]:
         """The trials that ended, by slot."""

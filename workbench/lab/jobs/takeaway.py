@@ -73,7 +73,7 @@ def _arguments_text(arguments: Mapping) -> str:
 
 def keep(config: TrainConfig, session: Session, folder: Path) -> str:
     """Writes recipe.yaml and loop.py beside the weights, keeps all three with the run, and says what they are for."""
-    if session.planning:
+    if session.run_id is None:
         return ""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe_text(config))

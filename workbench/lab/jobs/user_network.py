@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from workbench.data import Dataset
 from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
-from workbench.lab.executors import events
-from workbench.lab.jobs.run_all import Arm, check, run_all, run_training
+from workbench.lab.executors import channel
+from workbench.lab.jobs.job import Arm
+from workbench.lab.jobs.run_all import check, run_all, run_training
 from workbench.lab.jobs.search import search
 from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.session import Session
@@ -179,7 +180,7 @@ def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion
 
     Where that rate leaves a network without any gradient, a quarter of it is tried, and a quarter of that.
     """
-    seen, quiet = _Batches(config, steps), {"progress": not events.listening(), "seed": config.seed}
+    seen, quiet = _Batches(config, steps), {"progress": not channel.has_listener(), "seed": config.seed}
     for rate in (lr, lr / 4, lr / 16):
         model = _built(config)
         groups = param_groups(model, config.weight_decay)
@@ -237,7 +238,7 @@ def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Sessio
     """The best of each side on fresh seeds, with the test split; the first without BatchNorm leaves its weights in the
     file `weights`."""
     fresh = [Arm(arm, config.replace(seed=s, evaluate_test=True)) for arm, config in best.items() for s in seeds]
-    if NF in best and not session.planning:
+    if NF in best and session.run_id is not None:
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.unlink(missing_ok=True)  # of an earlier run in the same folder
         first = next(arm for arm in fresh if arm.label == NF)

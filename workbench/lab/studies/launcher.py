@@ -1,27 +1,29 @@
-"""Studies executed: the plan, and each notebook as a run of the store in a process of its own."""
+"""Studies executed: each notebook is a run of the store and a process of its own on this machine."""
 
 import contextlib
 import os
 import platform
 import subprocess
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 from workbench.data import dataset_digest
-from workbench.lab.executors import Choice, Executor, Outcome, Task
-from workbench.lab.executors.choice import VARIABLE as EXECUTOR
+from workbench.lab.executors import Choice
+from workbench.lab.executors.context import Context
 from workbench.lab.executors.lifetime import whoami
 from workbench.lab.store.client import UNREACHABLE, Store
 from workbench.lab.studies.executions import NETWORKS, Execution, digest_of, plan
-from workbench.lab.studies.session import SESSION
+from workbench.lab.studies.notebook_process import NotebookEnd, NotebookProcess
 from workbench.lab.studies.spec import Study
 from workbench.networks import is_library
-from workbench.paths import import_folder, root
+from workbench.paths import import_folder
 
-Listener = Callable[["Execution", dict], None]
-NOTEBOOK_RETRIES = 1  # of an execution whose worker died under it
+Listener = Callable[[Execution, dict], None]
+LOOK_EVERY = 0.2  # seconds between looks at the notebooks
 
 
 def run_study(
@@ -37,7 +39,7 @@ def run_study(
     """Executes a study and returns the ids of its notebook runs, in order; what is finished in the store is reused.
 
     Args: `executor` says where notebooks and their trainings run, e.g. "processes:4"; `listener` is called with the
-    events of workbench.lab.executors.events as they come.
+    messages of workbench.lab.executors.channel as they come.
     Raises: WorkbenchError before anything runs, for a file or parameters that cannot be meant.
     """
     study = spec if isinstance(spec, Study) else Study.load(spec)
@@ -48,52 +50,82 @@ def run_study(
 
 
 def execute(
-    executions: list[Execution], store: Store, choice: Choice, listener: Listener = lambda execution, event: None
+    executions: list[Execution], store: Store, choice: Choice, listener: Listener = lambda execution, message: None
 ) -> list[str]:
-    """Executes notebooks, each in processes of its own, as runs that this process owns; returns the run ids in order.
+    """Execute notebooks, as runs that this process owns. Their trainings run where `choice` says.
 
     A run ends FINISHED, FAILED (the notebook or its kernel broke) or KILLED (a signal ended it), whatever happened
-    inside. An interruption stops all of them; a second one at once.
+    inside. An interruption stops all of them; a second one does so at once.
+
+    Args:
+        executions: Those with the action "run" are executed, up to `choice.count` at a time.
+        store: Takes the runs.
+        choice: The executor of the trainings.
+        listener: Hears what happens, as (execution, message).
+
+    Returns:
+        The ids of their runs, in order; of reused ones, too.
     """
     todo = deque(e for e in executions if e.action == "run")
-    engine = choice.make()
-    running: dict[str, tuple[Execution, int]] = {}
     run_ids = {id(e): e.run for e in executions if e.action == "reuse"}
-    retries: dict[int, int] = {}
-    ended = False
+    running: dict[str, tuple[Execution, NotebookProcess]] = {}
+    variables = choice.shared_environment() if todo else {}
     try:
         while todo or running:
-            while todo and engine.has_room():
+            while todo and len(running) < choice.count:
                 execution = todo.popleft()
-                run_id = _open(execution, store)
-                run_ids[id(execution)], running[run_id] = run_id, execution
+                run_id = run_ids[id(execution)] = _open(execution, store)
                 listener(execution, {"kind": "started"})
-                engine.submit(_task(execution, run_id, choice, listener))
-            outcome = engine.wait()
-            execution = running.pop(run_id := outcome.task.name)
-            again = outcome.died and retries.setdefault(id(execution), 0) < NOTEBOOK_RETRIES
-            status, message = _close(store, run_id, outcome)
-            if again:
-                retries[id(execution)] += 1
-                todo.appendleft(execution)
-            elif status != "FINISHED":
-                listener(execution, {"kind": "broken", "status": status, "message": message})
-            if not again:
-                listener(execution, {"kind": "ended", "status": status})
-        ended = True
+                running[run_id] = execution, start_notebook(execution, run_id, choice, variables)
+            time.sleep(LOOK_EVERY)
+            for run_id, (execution, process) in list(running.items()):
+                has_ended = process.has_ended()  # asked first: what it sent until then is read now
+                for message in process.messages():
+                    listener(execution, message)
+                if has_ended:
+                    _close(store, run_id, process.end(), lambda message, e=execution: listener(e, message))
+                    del running[run_id]
     finally:
-        _stop(engine, at_once=ended)
+        _stop([process for _, process in running.values()])
         with contextlib.suppress(*UNREACHABLE):  # the next start closes them
             for run_id in running:
                 _finish(store, run_id, "KILLED", "interrupted")
     return [run_ids[id(e)] for e in executions if id(e) in run_ids]
 
 
-def _stop(engine: Executor, at_once: bool) -> None:
-    try:
-        engine.stop(at_once)
-    except KeyboardInterrupt:
-        engine.stop(at_once=True)
+def start_notebook(
+    execution: Execution,
+    run_id: str | None,
+    choice: Choice,
+    variables: dict[str, str] | None = None,
+    plan_file: Path | None = None,
+) -> NotebookProcess:
+    """The process of an execution. With `plan_file` its missing trainings are written there, and none runs."""
+    context = Context(execution.study.name, execution.mode, whoami(), run_id, executor=str(choice), plan=plan_file)
+    variables = dict(variables or {})
+    if not all(is_library(execution.parameters.get(name) or "") for name in NETWORKS):
+        paths = [
+            str(import_folder()),
+            os.environ.get("PYTHONPATH"),
+            os.getcwd(),
+        ]  # a user's modules are where they work
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return NotebookProcess(execution.study.notebook_file, execution.parameters, context, variables)
+
+
+def _stop(processes: Iterable[NotebookProcess]) -> None:
+    """Ends them all, side by side; a second interruption meanwhile does so at once."""
+    processes = list(processes)
+    if not processes:
+        return
+    with ThreadPoolExecutor(len(processes)) as threads:
+        ending = [threads.submit(process.stop) for process in processes]
+        try:
+            for each in ending:
+                each.result()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
 
 
 def _open(execution: Execution, store: Store) -> str:
@@ -109,52 +141,15 @@ def _open(execution: Execution, store: Store) -> str:
     )
 
 
-def notebook_environment() -> dict[str, str]:
-    """What a notebook's process needs to find this checkout and this store, and to be quiet."""
-    return {
-        "WORKBENCH_ROOT": str(root()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(import_folder()), os.environ.get("PYTHONPATH")])),
-        "PYTHONWARNINGS": "ignore::FutureWarning",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-
-
-def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener) -> Task:
-    environment = notebook_environment() | {
-        SESSION: f"{run_id}|{execution.mode}|{whoami()}",
-        EXECUTOR: str(choice),
-    }
-    if not all(
-        is_library(execution.parameters.get(name) or "") for name in NETWORKS
-    ):  # its modules are where the user works
-        environment["PYTHONPATH"] += os.pathsep + os.getcwd()
-    arguments = {
-        "notebook": str(execution.study.notebook_file),
-        "parameters": execution.parameters,
-        "environment": environment,
-    }
-    return Task(
-        run_id,
-        "workbench.lab.studies.notebook:notebook_unit",
-        arguments,
-        lambda event: listener(execution, event),
-        coordinator=True,
-        retries=0,  # a run that was lost is closed, and another opened
-    )
-
-
-def _close(store: Store, run_id: str, outcome: Outcome) -> tuple[str, str]:
-    """Sets the final status, and returns it with the last words."""
-    if outcome.error is not None:
-        status, message = ("KILLED" if outcome.died or outcome.error == "stopped" else "FAILED"), outcome.error
-    else:
-        code, message = outcome.value["code"], outcome.value["message"]
-        status = "FINISHED" if code == 0 else "KILLED" if code < 0 or code == 143 else "FAILED"
-        for name, text in outcome.value["files"].items():
-            store.log_text(run_id, text, f"notebook/{name}")
-        store.log_text(run_id, _environment(), "environment.txt")
-    _finish(store, run_id, status, message)
-    return status, message
+def _close(store: Store, run_id: str, end: NotebookEnd, listener: Callable[[dict], None]) -> None:
+    """Keeps what the notebook left, and sets the final status."""
+    for name, text in end.files.items():
+        store.log_text(run_id, text, f"notebook/{name}")
+    store.log_text(run_id, _environment(), "environment.txt")
+    _finish(store, run_id, end.status, end.message)
+    if end.status != "FINISHED":
+        listener({"kind": "broken", "status": end.status, "message": end.message})
+    listener({"kind": "ended", "status": end.status})
 
 
 def _finish(store: Store, run_id: str, status: str, message: str) -> None:

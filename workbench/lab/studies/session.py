@@ -1,6 +1,6 @@
 """A notebook's side of the store: the same few calls by hand in JupyterLab and under the launcher.
 
-Launched, the run is open already and WORKBENCH_RUN names it, with the launcher's process, which alone sets the final
+Launched, the run is open already and the context names it, with the launcher's process, which alone sets the final
 status. By hand, the run opens here, ends FINISHED with the verdict, FAILED with an uncaught error of a cell, and is
 closed by `workbench doctor` if the kernel died.
 """
@@ -9,45 +9,42 @@ import atexit
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench.lab.executors import events
-from workbench.lab.executors.lifetime import SESSION, die_with, is_alive, whoami
+from workbench.lab.executors import channel, context
+from workbench.lab.executors.lifetime import die_with, is_alive, whoami
 from workbench.lab.statistics.verdict import Verdict
 from workbench.lab.store.client import Store
 from workbench.paths import root
 
-PLANNING = "WORKBENCH_PLAN"  # <file>|<study>|<mode>: trainings that are missing are written there, and none is run
-
 
 @dataclass
 class Session:
-    """Where the results of one notebook execution go. `run_id` is None for trainings that no notebook asked for."""
+    """Where the results of one notebook execution go.
+
+    Attributes:
+        run_id: None where nothing of a notebook is kept: for trainings that no notebook asked for, and for a notebook
+            that is only asked which trainings it needs.
+    """
 
     store: Store
     study: str
     mode: str = "full"
     run_id: str | None = None
     by_hand: bool = True
-    plan: Path | None = None  # where missing trainings are written, when the notebook is only asked which it needs
-
-    @property
-    def planning(self) -> bool:
-        return self.plan is not None
 
     def progress(self, items: Iterable, name: str) -> Iterator:
         """The items, one by one, with a bar here or, launched, with the launcher's."""
         items = list(items)
-        for i, item in enumerate(tqdm(items, desc=name, disable=events.listening())):
-            events.emit(kind="progress", name=name, done=i, total=len(items))
+        for i, item in enumerate(tqdm(items, desc=name, disable=channel.has_listener())):
+            channel.send(kind="progress", name=name, done=i, total=len(items))
             yield item
 
     def table(self, table: pd.DataFrame, name: str = "table") -> pd.DataFrame:
         """Keeps a tidy table with the run, and returns it to be shown."""
-        if not self.planning:
+        if self.run_id is not None:
             self.store.log_table(self.run_id, table, name)
         return table
 
@@ -68,7 +65,7 @@ class Session:
                 rotation=25,
                 zorder=100,
             )
-        if not self.planning:
+        if self.run_id is not None:
             self.store.log_figure(self.run_id, figure, name)
         plt.close(figure)  # else the notebook shows it twice
         return figure
@@ -76,7 +73,7 @@ class Session:
     def verdict(self, verdict: Verdict) -> Verdict:
         """Keeps the verdict as the run's description and headline metrics; by hand, this ends the run."""
         verdict = verdict.stamped("DEMO") if self.mode == "quick" else verdict
-        if self.planning:
+        if self.run_id is None:
             return verdict
         self.store.describe(self.run_id, str(verdict))
         self.store.set_tags(self.run_id, verdict=verdict.sentence, effect=verdict.effect_text)
@@ -95,23 +92,20 @@ def open_session(notebook: str, namespace: dict) -> Session:
 
     By hand it opens a run with the values that the notebook's parameters have in `namespace`.
     """
-    if planned := os.environ.get(PLANNING):
-        file, study, mode = planned.split("|")
-        return Session(Store(), study, mode, by_hand=False, plan=Path(file))
-    run_id, mode, launcher = (os.environ.get(SESSION, "") + "||").split("|")[:3]
-    if run_id and is_alive(launcher):
-        store = Store()
-        die_with(launcher, first=abandon_run)  # a kernel must not go on training for nobody
-        die_with(whoami(os.getppid()))
-        return Session(store, store.get(run_id).tags["study"], mode, run_id, by_hand=False)
-    return _open_by_hand_session(notebook, namespace)
+    here = context.current()
+    if here is None or not is_alive(here.launcher):
+        return _open_by_hand_session(notebook, namespace)
+    die_with(here.launcher, first=abandon_run)  # a kernel must not go on training for nobody
+    die_with(whoami(os.getppid()))
+    return Session(Store(), here.study, here.mode, here.run_id, by_hand=False)
 
 
 def abandon_run() -> None:
-    """Closes the run that WORKBENCH_RUN names, and its trainings, when the launcher that owns them is gone."""
-    run_id = os.environ.get(SESSION, "").partition("|")[0]
-    if not run_id:
+    """Closes the run that the context names, and its trainings, when the launcher that owns them is gone."""
+    here = context.current()
+    if here is None or here.run_id is None:
         return
+    run_id = here.run_id
     store = Store()
     if store.status(run_id) == "RUNNING":
         store.set_tags(run_id, cause="the launcher ended before the notebook did")
