@@ -9,6 +9,7 @@ from workbench.lab import Arm, run_all, search
 from workbench.lab.executors.context import Context
 from workbench.lab.jobs import worker_task
 from workbench.lab.jobs.engines import PlanIsWritten, is_planning
+from workbench.lab.jobs.search import abandoned_trials
 from workbench.training import training_key
 from workbench.training.inputs import source_digest
 
@@ -47,3 +48,4 @@ def test_a_search_plans_its_first_trials_together(root, plan):
     with pytest.raises(PlanIsWritten):
         search(objective, SPACE, trials=20, session=mine)
     assert len(lines()) == 8 and len({line["key"] for line in lines()}) == 8
+    assert abandoned_trials() == []  # each gave its slot and its parameters back

@@ -97,8 +97,11 @@ def search(
             limit = min(trials, asking.taken() + max(asking.startup - asking.taken(), WAVE))
         jobs = asking.jobs(objective, arm, limit)
         with Progress(f"search: {arm}", trials, asking.taken()) as progress:
-            for result in trained(jobs, session, executor=executor, progress=progress):
-                asking.tell(result)
+            try:
+                for result in trained(jobs, session, executor=executor, progress=progress):
+                    asking.tell(result)
+            finally:
+                asking.give_back()  # of a search that is left early, or only planned
         ended = asking.done()
     if asking.broken:
         raise RuntimeError(f"{len(asking.broken)} trials broke, the others are kept:\n" + "\n".join(asking.broken))
