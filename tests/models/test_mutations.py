@@ -198,16 +198,16 @@ def test_an_average_that_repeats_the_border_is_the_same_and_not_a_mistake(monkey
     assert distances(model, description, (75, 83))["logits"] < 1e-9
 
 
-def classifier_clipped(patch):
-    original = agc.AGC.__init__
+def on_groups(change):
+    """An optimizer on parameter groups that `change` has altered."""
+    original = torch.optim.SGD.__init__
 
-    def init(self, optimizer, clip, *rest):
-        for group in optimizer.param_groups:
-            group["clip"] = clip
-        original(self, optimizer, clip, *rest)
+    def init(self, groups, **settings):
+        for group in groups:
+            change(group)
+        original(self, groups, **settings)
 
-    patch.setattr(agc.AGC, "__init__", init)
-    return {}
+    return lambda patch: patch.setattr(torch.optim.SGD, "__init__", init)
 
 
 def norms_by(fn):
@@ -248,36 +248,15 @@ def decay_before_clipping(patch):
     patch.setattr(agc, "_clip", clip)
 
 
-def everything_decayed(patch):
-    original = torch.optim.SGD.__init__
-
-    def init(self, groups, **settings):
-        for group in groups:
-            group["weight_decay"] = 1e-2
-        original(self, groups, **settings)
-
-    patch.setattr(torch.optim.SGD, "__init__", init)
-
-
-def vectors_not_clipped(patch):
-    original = torch.optim.SGD.__init__
-
-    def init(self, groups, **settings):
-        for group in groups:
-            if group["name"] == "gains_biases":
-                group["clip"] = None
-        original(self, groups, **settings)
-
-    patch.setattr(torch.optim.SGD, "__init__", init)
-
-
 UPDATE = {
-    "classifier clipped, too": classifier_clipped,
+    "classifier clipped, too": on_groups(lambda group: group.update(clip=0.02)),
     "one norm a tensor": norms_by(per_tensor),
     "a norm for each gain": norms_by(per_row_of_anything),
     "linear weights by column": norms_by(over_the_inputs),
-    "gains and biases not clipped": vectors_not_clipped,
-    "gains and biases decayed": everything_decayed,
+    "gains and biases not clipped": on_groups(
+        lambda group: group.update({"clip": None} if group["name"] == "gains_biases" else {})
+    ),
+    "gains and biases decayed": on_groups(lambda group: group.update(weight_decay=1e-2)),
     "decay before clipping": decay_before_clipping,
 }
 
