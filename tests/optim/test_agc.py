@@ -162,7 +162,7 @@ def test_what_a_threshold_would_have_clipped_is_what_it_clips():
 def test_telemetry_takes_parameters_by_their_names():
     model = tiny()
     optimizer = torch.optim.SGD(param_groups(model, clip=0.02), lr=0.1)
-    agc = AGC(optimizer, clip=0.02)
+    agc = AGC(optimizer)
     model(torch.randn(8, 4)).square().sum().backward()
     optimizer.step()
     assert agc.stats.table().parameter.tolist() == ["0.weight", "0.bias", "2.bias"]  # the classifier's weight is exempt
@@ -185,6 +185,10 @@ def test_nothing_waits_for_the_device_until_asked(monkeypatch):
 # ---- around an optimizer
 
 
+def schedule(step):
+    return 0.1 if step < 1 else 0.2
+
+
 def tiny():
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
@@ -205,15 +209,14 @@ def test_agc_clips_the_raw_gradient_before_decay_and_momentum():
     torch.testing.assert_close(p.detach(), torch.stack([w, w]))
 
 
-def test_the_groups_threshold_wins_and_none_exempts():
+def test_the_groups_threshold_is_read_and_none_exempts():
     model = tiny()
     optimizer = torch.optim.SGD(
         [{"params": model[0].parameters(), "clip": 0.02}, {"params": model[2].parameters(), "clip": None}],
         lr=0.0,
         momentum=0.9,
     )
-    with pytest.warns(UserWarning, match="wins over"):
-        agc = AGC(optimizer, clip=0.5)
+    agc = AGC(optimizer)
     for p in model.parameters():
         p.grad = torch.full_like(p, 100.0)
     optimizer.step()
@@ -257,7 +260,7 @@ def test_the_readmes_five_lines_train_a_foreign_model():
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 2)
     )
     optimizer = torch.optim.SGD(param_groups(model, weight_decay=2e-5, clip=0.1), lr=0.1, momentum=0.9, nesterov=True)
-    AGC(optimizer, clip=0.1)
+    AGC(optimizer)
     x = torch.randn(64, 1, 8, 8)
     y = (x.mean((1, 2, 3)) > 0).long()
     losses = []
@@ -274,12 +277,10 @@ def test_thresholds_and_floors_by_group_and_a_schedule():
     model = tiny()
     groups = [
         {"params": model[0].parameters(), "clip": 0.5, "clip_eps": 100.0},
-        {"params": model[2].parameters()},
+        {"params": model[2].parameters(), "clip": lambda step: 0.1 / (1 + step)},
     ]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.0)
-    with pytest.warns(UserWarning, match="wins over") as warned:
-        AGC(optimizer, clip=lambda step: 0.1 / (1 + step), eps=1e-3)
-    assert len(warned) == 2  # once for each key, and not again at every step
+    AGC(optimizer)
     for step in range(2):
         for p in model.parameters():
             p.grad = torch.full_like(p, 1000.0)
@@ -291,14 +292,57 @@ def test_thresholds_and_floors_by_group_and_a_schedule():
             torch.testing.assert_close(unitwise_norm(p.grad), limit)
 
 
-def schedule(step):
-    return 0.1 if step < 1 else 0.2
+def two_groups(**settings):
+    model = tiny()
+    groups = [{"params": model[0].parameters(), **settings}, {"params": model[2].parameters(), "clip": None}]
+    return torch.optim.SGD([*groups, {"params": [param([3.0, 4.0], [30.0, 40.0])]}], lr=0.0)
+
+
+def test_an_argument_is_for_groups_without_that_key():
+    optimizer = two_groups(clip=0.5, clip_eps=20.0)
+    AGC(optimizer, clip=0.5, eps=20.0)
+    optimizer.step()
+    (vector,) = optimizer.param_groups[2]["params"]
+    assert vector.grad.tolist() == pytest.approx([6.0, 8.0])  # norm 50, at most 0.5 * max(5, 20)
+
+
+@pytest.mark.parametrize(
+    ("argument", "in_group", "given"),
+    [
+        ("clip", {"clip": 0.02}, 0.5),
+        ("clip", {"clip": 0.02}, lambda step: 0.02),
+        ("clip", {"clip": schedule}, 0.1),
+        ("eps", {"clip_eps": 0.25}, 0.5),
+    ],
+)
+def test_two_values_for_one_group_are_refused_and_leave_the_optimizer_without_clipping(argument, in_group, given):
+    optimizer = two_groups(**in_group)
+    (value,) = in_group.values()
+    with pytest.raises(WorkbenchError) as caught:
+        AGC(optimizer, **{argument: given})
+    assert all(str(getattr(v, "__name__", v)) in str(caught.value) for v in (value, given))
+    optimizer.step()
+    assert optimizer.param_groups[2]["params"][0].grad.tolist() == [30.0, 40.0]
+
+
+def test_a_loaded_state_brings_its_threshold():
+    """Whatever the code has, and whether AGC was called with it or not."""
+    saved = two_groups(clip=0.25, clip_eps=2.0).state_dict()
+    for arguments in ({}, {"clip": 0.5, "eps": 1.0}):
+        optimizer = two_groups(clip=0.5, clip_eps=1.0)
+        AGC(optimizer, **arguments)
+        optimizer.load_state_dict(saved)
+        assert [(g.get("clip"), g.get("clip_eps")) for g in optimizer.param_groups[:2]] == [(0.25, 2.0), (None, None)]
+        weight = optimizer.param_groups[0]["params"][0]
+        weight.grad = torch.full_like(weight, 100.0)
+        optimizer.step()
+        torch.testing.assert_close(unitwise_norm(weight.grad), 0.25 * unitwise_norm(weight).clamp_min(2.0))
 
 
 def test_states_round_trip_as_data_and_never_lose_an_exemption():
     model = tiny()
     optimizer = torch.optim.SGD(param_groups(model, clip=schedule), lr=0.1)
-    agc = AGC(optimizer, clip=schedule)
+    agc = AGC(optimizer)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -340,7 +384,7 @@ def test_a_compiled_step_gives_the_same():
     for compiled in (False, True):
         model = tiny()
         optimizer = torch.optim.SGD(param_groups(model, clip=0.05), lr=0.1, momentum=0.9, nesterov=True)
-        agc = AGC(optimizer, clip=0.05)
+        agc = AGC(optimizer)
         step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
         torch.manual_seed(2)
         for _ in range(3):

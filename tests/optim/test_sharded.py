@@ -47,7 +47,7 @@ def data():
 def steps(model, x, y, n=3):
     """n steps of the whole recipe; what AGC saw in the last."""
     optimizer = torch.optim.SGD(param_groups(model, weight_decay=1e-2, clip=0.15), lr=0.1, momentum=0.9, nesterov=True)
-    agc = AGC(optimizer, clip=0.15)
+    agc = AGC(optimizer)
     for _ in range(n):
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()

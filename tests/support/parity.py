@@ -92,7 +92,7 @@ def update_distance(case, clip=0.02):
     settings = {"lr": 0.3, "clip": clip, "weight_decay": 1e-2}
     groups = param_groups(model, weight_decay=settings["weight_decay"], clip=settings["clip"])
     optimizer = torch.optim.SGD(groups, lr=settings["lr"], momentum=0.9, nesterov=True)
-    AGC(optimizer, clip)
+    AGC(optimizer)
     weights = {k: v.detach().clone() for k, v in model.named_parameters()}
     start, momenta = dict(weights), {}
     for _ in range(2):

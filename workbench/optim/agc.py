@@ -9,7 +9,6 @@ fused qkv); what is a scalar or a vector after removing its size-1 axes is one u
 the authors have it.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -141,15 +140,26 @@ def _at_least(norm: Tensor, floors: list[float], sizes: list[int]) -> Tensor:
 
 
 class AGC:
-    """Clips before every step of `optimizer`, which must step on dense `.grad`:  AGC(torch.optim.SGD(...), clip=0.01).
+    """Clip before every step of an optimizer: ``AGC(torch.optim.SGD(param_groups(model, clip=0.01), lr=0.1))``.
 
-    Args: `clip` (0.01) a number or a function of the step, counted from 0; `eps` (1e-3) the floor of |W_i|. A
-    parameter group's own "clip" (None: exempt) and "clip_eps" win over the arguments, see `param_groups`.
-    Gradients must be final when `step` is called: all-reduced, accumulated, and unscaled where a GradScaler is used.
-    `stats` holds the last step's AGCStats. The optimizer's state_dict keeps the groups' numbers; functions, which it
-    cannot keep, and keys that a loaded state lacks, stay as they are. `state_dict()` here is the step count; `remove()`
-    takes the clipping off again.
-    Raises: WorkbenchError at construction for LBFGS and SparseAdam, and in `step` for a closure or scaled gradients.
+    The threshold of a parameter group is its "clip" (None: exempt), its floor of |W_i| is its "clip_eps", and
+    `param_groups` writes both. The arguments here are for groups without these keys.
+
+    Gradients must be final when ``step`` is called: all-reduced, accumulated, and unscaled where a GradScaler is used.
+    The optimizer's ``state_dict`` keeps the groups' numbers. Functions and keys that a loaded state lacks stay as they
+    are. The ``state_dict`` of AGC is its step count.
+
+    Args:
+        optimizer: An optimizer that steps once on dense gradients.
+        clip: The threshold of groups without "clip", 0.01 by default; a number or a function of the step from 0.
+        eps: The floor of |W_i| of groups without "clip_eps", 1e-3 by default.
+
+    Attributes:
+        stats: The AGCStats of the last step.
+
+    Raises:
+        WorkbenchError: At construction, if an argument differs from the value of a group, or for LBFGS and SparseAdam.
+            In ``step``, for a closure or scaled gradients.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None, eps: float | None = None):
@@ -162,18 +172,12 @@ class AGC:
                 "AGC needs an optimizer that steps once on dense gradients, "
                 f"but got {type(optimizer).__name__}: use SGD or AdamW."
             )
-        asked = {"clip": clip, "clip_eps": eps}
+        _refuse_second_value(optimizer, "clip", "clip", clip)
+        _refuse_second_value(optimizer, "eps", "clip_eps", eps)
         clip, eps = 0.01 if clip is None else clip, 1e-3 if eps is None else eps
         if not callable(clip):
             _check_positive("clip", clip)
         _check_positive("eps", eps)
-        for key, given in asked.items():
-            if given is None:
-                continue
-            group_values = {g[key] for g in optimizer.param_groups if g.get(key) is not None} - {given}
-            if group_values:
-                shown = sorted(map(str, group_values))
-                warnings.warn(f"the parameter groups' own {key} ({', '.join(shown)}) wins over {given}", stacklevel=2)
         self.optimizer, self.clip, self.eps = optimizer, clip, eps
         self.steps = 0
         self.stats = AGCStats()
@@ -229,6 +233,19 @@ class AGC:
         """Leaves the optimizer as it was."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _refuse_second_value(optimizer: torch.optim.Optimizer, argument: str, key: str, value: Clip | None) -> None:
+    """An argument that a group contradicts; a group that is exempt (None) contradicts nothing."""
+    for i, group in enumerate(optimizer.param_groups):
+        of_group = group.get(key)
+        if value is None or of_group is None or of_group == value:
+            continue
+        values = " and ".join(str(getattr(v, "__name__", v)) for v in (value, of_group))
+        raise WorkbenchError(
+            f"`{argument}` of AGC must equal \"{key}\" of parameter group '{group.get('name', i)}', got {values}. "
+            f"Set it in the groups, as param_groups does, and leave `{argument}` out of AGC."
+        )
 
 
 def _without_functions(optimizer: torch.optim.Optimizer, state: dict) -> dict:

@@ -27,18 +27,27 @@ def param_groups(
     clip=0.01,
     overrides: Mapping[str, Mapping] | None = None,
 ) -> list[dict]:
-    """Three parameter groups for any torch.optim optimizer; `AGC` reads their "clip" (None: not clipped).
+    """Make three parameter groups for any torch.optim optimizer; `AGC(optimizer)` reads their "clip".
 
     The rule, for our models and foreign ones alike: what is a scalar or vector after removing its size-1 axes is a
     gain or bias; the classifier's weight is that of the last nn.Linear with a name that ends in linear, fc, head or
     classifier, else of the last nn.Linear; everything else is a weight. Parameters that do not require a gradient are
     left out. Each group says what it holds under "name" and "names", and `groups_table` shows the choice.
 
-    Args: `clip` a number, None, or a function of the step (see `AGC`). `overrides` {pattern: {"clip": None, ...}} for
-    parameters by name, the last that matches winning: a shell pattern for their names (`blocks.3.*`), or `stage4` and
-    `first_conv` in our models, as in the paper's study of which layers to clip, or `vectors` for gains and biases:
-    {"stage4": {"clip": None}}. Settings: clip, clip_eps, weight_decay, lr.
-    Raises: WorkbenchError for a negative decay, a pattern that matches nothing, an unknown setting.
+    Args:
+        model: Any nn.Module.
+        weight_decay: Of weights and the classifier.
+        clip: The threshold of weights, gains and biases: a number, a function of the step from 0, or None (exempt).
+        overrides: Settings by parameter name, as ``{"stage4": {"clip": None}}``; the last pattern that matches wins. A
+            pattern is a shell pattern (``blocks.3.*``), or ``vectors`` for gains and biases. In our models ``stage4``
+            and ``first_conv`` are patterns too, for the paper's study of which layers to clip. The settings are
+            clip, clip_eps, weight_decay and lr.
+
+    Returns:
+        The groups that are not empty: weights, gains and biases, classifier, each split where overrides differ.
+
+    Raises:
+        WorkbenchError: For a negative decay, a pattern that matches nothing, or an unknown setting.
     """
     if weight_decay < 0:
         raise WorkbenchError(f"`weight_decay` (={weight_decay}) must be at least 0.")

@@ -58,7 +58,7 @@ class Recorder:
         for group, wanted in zip(optimizer.param_groups, groups, strict=True):
             group["clip"] = wanted["clip"]
         if self.config.clip is None:
-            AGC(optimizer, self.clip, self.config.clip_eps)
+            AGC(optimizer, eps=self.config.clip_eps)
 
     @torch.no_grad()
     def _updated(self, model: nn.Module) -> None:
