@@ -91,58 +91,51 @@ def share_p(successes: int, n: int, share: float = 0.5) -> float:
 
 
 def difference_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of Student's t-test that the mean of paired differences is 0, of the sign test where all are
-    alike, for then the t-test has no scale to go by; NaN for fewer than two."""
-    from scipy import stats
-
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        return math.nan
-    if np.ptp(values) == 0:
-        return 1.0 if values[0] == 0 else share_p(len(values), len(values))
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
-
-
-def within_p(differences: Sequence[float], margin: float) -> float:
-    """p-value of the equivalence test (two one-sided t-tests, Schuirmann 1987): small where the mean of paired
-    differences is shown to lie within +- margin; NaN for fewer than two."""
-    from scipy import stats
-
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        return math.nan
-    if np.ptp(values) == 0:
-        return 0.5 ** len(values) if abs(values[0]) < margin else 1.0  # the sign test, one-sided
-    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
-    return float(max(above, below))
-
-
-def beyond_p(differences: Sequence[float], margin: float) -> float:
-    """p-value, two-sided, that the mean of paired differences lies outside +- margin: below 0.05 just where its 95 %
-    t-interval does; NaN for fewer than two."""
-    from scipy import stats
-
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        return math.nan
-    if np.ptp(values) == 0:
-        return share_p(len(values), len(values)) if abs(values[0]) > margin else 1.0
-    values = values if values.mean() > 0 else -values
-    return min(1.0, 2 * float(stats.ttest_1samp(values, margin, alternative="greater").pvalue))
+    """Two-sided p-value that the mean of paired differences is 0; NaN for fewer than two."""
+    return _t_test_p(differences, 0.0, "two-sided")
 
 
 def below_p(differences: Sequence[float], bound: float) -> float:
-    """p-value of the non-inferiority test (a one-sided t-test): small where the mean of paired differences is shown to
-    lie below `bound`; NaN for fewer than two."""
+    """p-value of the non-inferiority test: small where the mean of paired differences is shown to lie below `bound`.
+
+    NaN for fewer than two.
+    """
+    return _t_test_p(differences, bound, "less")
+
+
+def within_p(differences: Sequence[float], margin: float) -> float:
+    """p-value of the equivalence test (two one-sided tests, Schuirmann 1987).
+
+    Small where the mean of paired differences is shown to lie within +- margin; NaN for fewer than two.
+    """
+    return max(_t_test_p(differences, -margin, "greater"), _t_test_p(differences, margin, "less"))
+
+
+def beyond_p(differences: Sequence[float], margin: float) -> float:
+    """p-value, two-sided, that the mean of paired differences lies outside +- margin.
+
+    Below 0.05 just where its 95 % t-interval does; NaN for fewer than two.
+    """
+    values = np.asarray(differences, dtype=float)
+    away = values if values.sum() > 0 else -values
+    return 2 * min(_t_test_p(away, margin, "greater"), 0.5)
+
+
+def _t_test_p(values: Sequence[float], mean: float, alternative: str) -> float:
+    """p-value of Student's t-test that the mean is `mean`; NaN for fewer than two values.
+
+    Where all values are alike the t-test has no scale to go by, and the sign test takes its place.
+    """
     from scipy import stats
 
-    values = np.asarray(differences, dtype=float)
+    values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return math.nan
-    if np.ptp(values) == 0:
-        return 0.5 ** len(values) if values[0] < bound else 1.0
-    return float(stats.ttest_1samp(values, bound, alternative="less").pvalue)
+    if np.ptp(values) > 0:
+        return float(stats.ttest_1samp(values, mean, alternative=alternative).pvalue)
+    above = int((values > mean).sum())
+    signs = int((values != mean).sum())
+    return float(stats.binomtest(above, signs, alternative=alternative).pvalue) if signs else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
