@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, unknown
@@ -112,7 +113,7 @@ def gamma_table() -> pd.DataFrame:
 
 def gaussian_moments(fn: Activation, tolerance: float = 1e-8) -> tuple[float, float]:
     """(E[fn(z)], E[fn(z)^2]) for z ~ N(0, 1)."""
-    nodes, weights = _gauss_legendre(8)
+    nodes, weights = map(torch.tensor, leggauss(8))
     panels = torch.linspace(-12, 12, 49, dtype=torch.float64)
     left, right = panels[:-1], panels[1:]
 
@@ -137,11 +138,3 @@ def gaussian_moments(fn: Activation, tolerance: float = 1e-8) -> tuple[float, fl
     else:
         total += whole.sum(0)
     return total[0].item(), total[1].item()
-
-
-def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [-1, 1], from the eigenvalues of the Jacobi matrix (Golub and Welsch, 1969)."""
-    k = torch.arange(1, n, dtype=torch.float64)
-    off = k / torch.sqrt(4 * k * k - 1)
-    values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return values, 2 * vectors[0].square()
