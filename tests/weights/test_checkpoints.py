@@ -192,6 +192,17 @@ def test_hostile_files_are_refused_and_run_nothing(tmp_path, kind):
     assert not trace.exists()
 
 
+def test_a_file_cannot_set_the_defaults_of_the_readers_functions(tmp_path):
+    array = np.arange(3.0)
+    by_dill = pickle.dumps({"a": {"w": _Runs(dill._dill._create_array, *array.__reduce__())}})
+    state = b"(N}X\x0c\x00\x00\x00__defaults__K\x01\x85st"  # (None, {"__defaults__": (1,)})
+    (tmp_path / "hostile.npz").write_bytes(b"\x80\x02cdill._dill\n_create_array\n" + state + b"b.")
+    (tmp_path / "good.npz").write_bytes(by_dill)
+    with pytest.raises(WorkbenchError):
+        load_checkpoint(tmp_path / "hostile.npz")
+    assert np.array_equal(read_pickle(tmp_path / "good.npz")["a"]["w"], array)
+
+
 @pytest.mark.parametrize("kind", ["reduce", "eval", "create_array"])
 def test_the_hostile_files_would_have_run(tmp_path, kind):
     trace = tmp_path / "trace"
@@ -409,10 +420,10 @@ def _bomb(kind: str) -> bytes:
             )
         return parts + b"."
     if kind == "tuple key":
-        parts = b"\x80\x02)q\x00"
-        for i in range(60):
-            parts += b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1])
-        return b"\x80\x02}" + parts[2:] + b"N" + b"s."
+        parts = b"\x80\x02)q\x000"
+        for i in range(60):  # each tuple holds the one before it twice: a hash visits 2^60 of them
+            parts += b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) + b"0"
+        return parts + b"}h\x3cNs."
     if kind == "memo":
         return b"\x80\x04}r\xff\xff\xff\x07."
     array = b"\x80\x02}X\x01\x00\x00\x00acnumpy._core.numeric\n_frombuffer\n(C\x04\x00\x00\x00\x00cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R"

@@ -1,9 +1,10 @@
 """Reads the released weight files, which are pickles, without executing anything that they contain.
 
 A pickle is a program: it names functions and calls them. Only the few names that a dict of arrays needs are admitted,
-each by its exact name, and each stands for a function of this file, never for the one it names; so `_create_array`,
-which calls whatever it is handed, hands nothing on. Arrays of objects are refused. So are instructions that no file of
-weights needs, and whatever would let a small file ask for much time or memory.
+each by its exact name, and each stands for a function or class of this file, never for the one it names. So
+`_create_array`, which calls whatever it is handed, hands nothing on, and only stand-ins of arrays and dtypes take a
+state. Arrays of objects are refused. So are instructions that no file of weights needs, and whatever would let a small
+file ask for much time or memory.
 """
 
 import math
@@ -70,8 +71,8 @@ GLOBAL STACK_GLOBAL REDUCE BUILD MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_
 class _Reader(pickle._Unpickler):
     """The standard library's unpickler in Python, with the instructions that dicts of arrays need and no others.
 
-    In Python, because there the instructions are a table that can be cut down, and a memo that a file numbers wildly
-    costs nothing.
+    In Python, because there the instructions are a table that can be cut down, a key can be looked at before it is
+    hashed, and a memo that a file numbers wildly costs nothing; the one in C takes 2 GB for it.
     """
 
     dispatch = {getattr(pickle, n)[0]: pickle._Unpickler.dispatch[getattr(pickle, n)[0]] for n in _NEEDED}  # noqa: RUF012
@@ -89,6 +90,12 @@ class _Reader(pickle._Unpickler):
                 "Fetch the file again from where it was released."
             )
         return known
+
+    def load_build(self):
+        target = self.stack[-2]
+        if not isinstance(target, _Array | _Dtype):
+            raise pickle.UnpicklingError(f"it sets the state of a {_kind(target)}")
+        super().load_build()
 
     def load_setitem(self):
         self._text_keys(self.stack[-2:-1])
@@ -108,6 +115,7 @@ class _Reader(pickle._Unpickler):
             if type(key) is not str:
                 raise WorkbenchError(f"{self.file} has a key of type {_kind(key)}: it must be text.")
 
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
@@ -118,7 +126,7 @@ class _Dtype:
 
     __slots__ = ("dtype",)
 
-    def __init__(self, code: str):
+    def __init__(self, code: str, *_):
         if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?(f[248]|[iu][1248]|b1)", code):
             asked = repr(code)[:60]
             raise WorkbenchError(f"the file holds an array of dtype {asked}: only plain numbers are read.")
@@ -144,21 +152,6 @@ class _Array:
         self.value = _fill(data, dtype, shape, "F" if fortran else "C")
 
 
-class _Function:
-    """Stands for a function that the file names; it can be called and nothing else."""
-
-    __slots__ = ("_run",)
-
-    def __init__(self, run):
-        self._run = run
-
-    def __call__(self, *args):
-        return self._run(*args)
-
-    def __setstate__(self, state) -> None:
-        raise pickle.UnpicklingError("it sets the state of a function")
-
-
 def _fill(data, dtype, shape, order: str) -> np.ndarray:
     if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype) or order not in ("C", "F"):
         raise WorkbenchError("the file holds an array of objects: only plain numbers are read.")
@@ -172,13 +165,13 @@ def _fill(data, dtype, shape, order: str) -> np.ndarray:
 
 
 def _reconstruct(kind, shape, code) -> _Array:
-    if kind is not _NDARRAY:
+    if kind is not _Array:
         raise pickle.UnpicklingError("an array of another class")
     return _Array()
 
 
 def _create_array(maker, args, state, attributes=None) -> _Array:
-    if maker is not _RECONSTRUCT or attributes:
+    if maker is not _reconstruct or attributes:
         raise WorkbenchError("the file hands a function of its own to dill's _create_array: refused and not called.")
     array = maker(*args)
     array.__setstate__(state)
@@ -197,24 +190,18 @@ def _scalar(dtype, data) -> _Array:
     return array
 
 
-def _dtype(code, *_) -> _Dtype:
-    return _Dtype(code)
-
-
 def _encode(text, encoding) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("an encoding that is not latin1")
     return text.encode("latin1")
 
 
-_NDARRAY = _Function(lambda *_: _Array())
-_RECONSTRUCT = _Function(_reconstruct)
 _ADMITTED = {
-    ("dill._dill", "_create_array"): _Function(_create_array),
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "scalar"): _Function(_scalar),
-    ("numpy._core.numeric", "_frombuffer"): _Function(_frombuffer),
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Function(_dtype),
-    ("_codecs", "encode"): _Function(_encode),
+    ("dill._dill", "_create_array"): _create_array,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
 }
