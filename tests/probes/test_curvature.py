@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.foreign import SmallViT
+from support.unchanged import unchanged
 from torch import nn
 
 from workbench.errors import WorkbenchError
@@ -134,16 +135,9 @@ def test_the_model_is_left_as_found():
     loss = lambda m: F.cross_entropy(m(x), y)
     loss(model).backward()
     pending = loss(model)
-    weights = copy.deepcopy(model.state_dict())
-    grads = [p.grad.clone() for p in model.parameters()]
-    state = torch.get_rng_state()
-    with torch.no_grad():
+    with unchanged(model), torch.no_grad():
         hessian_eigenvalues(model, loss, max_products=60)
         assert not torch.is_grad_enabled()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
     pending.backward()
 
 

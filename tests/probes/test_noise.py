@@ -1,13 +1,13 @@
 """Gradient noise scale. Evidence: two batches by hand, the paper's formulas on gradients that are kept, a regression
 whose covariance is known, coverage of the interval, the model left as found."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.unchanged import unchanged
 from torch import nn
 
 from workbench.errors import WorkbenchError
@@ -119,14 +119,9 @@ def test_a_network_with_random_parts_is_left_as_found_and_both_passes_see_one_dr
     data = torch.utils.data.TensorDataset(torch.randn(32, 3, 16, 16), torch.randint(10, (32,)))
     loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
     F.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
-    weights = copy.deepcopy(model.state_dict())
-    grads = [p.grad.clone() for p in model.parameters()]
     state = torch.get_rng_state()
-    with torch.no_grad():
+    with unchanged(model), torch.no_grad():
         estimate = gradient_noise_scale(model, F.cross_entropy, loader)
-    assert torch.equal(torch.get_rng_state(), state) and model.training
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
 
     batches = list(loader)
     torch.set_rng_state(state)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from support.foreign import SmallResNet, SmallViT, TransformerBlock
+from support.unchanged import unchanged
 from torch import nn
 
 from workbench.errors import WorkbenchError
@@ -297,15 +298,8 @@ def test_runs_are_found_wherever_they_lie():
 def test_the_model_is_left_as_found(build):
     model = build().eval()
     next(model.children()).train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    modes = [m.training for m in model.modules()]
-    state = torch.get_rng_state()
-    preflight(model, noise(2, size=32))
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert [m.training for m in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with unchanged(model):
+        preflight(model, noise(2, size=32))
 
 
 def test_inputs_that_the_model_cannot_take():
