@@ -127,9 +127,6 @@ def convert(source: str | Path, target: str | Path, *, layout: str = "workbench"
     return model
 
 
-# ---- from a name to a file, from a file to arrays
-
-
 # ---- from arrays to a network
 
 

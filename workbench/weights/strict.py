@@ -17,13 +17,13 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], labels: dict[str, 
     if faults:
         raise WorkbenchError(f"the weights do not fit {type(model).__name__}: {'; '.join(faults)}.")
     with torch.no_grad():
-        for name, tensor in _tensors_by_name(model).items():
+        for name, tensor in model.state_dict(keep_vars=True).items():
             tensor.copy_(state[name])
 
 
 def complaints(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str]) -> list[str]:
     """What is wrong with `state` for this model, empty where it fits."""
-    needed = _tensors_by_name(model)
+    needed = model.state_dict(keep_vars=True)
     missing = [labels.get(name, name) for name in needed if name not in state]
     extra = [labels.get(name, name) for name in state if name not in needed]
     shared = [name for name in needed if name in state]
@@ -39,10 +39,6 @@ def complaints(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str
     ]
     kinds = (("missing", missing), ("extra", extra), ("wrong shape", misshapen), ("not floating point", wrong))
     return [f"{kind}: {_some(names)}" for kind, names in kinds if names]
-
-
-def _tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
 def _shape(tensor: Tensor) -> str:
