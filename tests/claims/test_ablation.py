@@ -1,4 +1,4 @@
-"""Claim 8, the ablation. Evidence: the sentence flips with the table; divergences show."""
+"""Claim 8, the ablation. Evidence: the verdict flips with the table; divergences show."""
 
 import numpy as np
 import pandas as pd
@@ -27,18 +27,18 @@ def tables(time=(0.0, 0.0), steps=(0.0, 0.0)):
 
 def test_the_contrast_is_the_mean_over_parts_at_equal_time():
     worth, not_worth, none = (claim.judge(*tables(time=c)) for c in ((-0.03, -0.01), (0.03, 0.01), (0.02, -0.02)))
-    assert worth.holds is True and worth.effect.mean == pytest.approx(0.02, abs=0.002) and worth.p < 1e-4
-    assert "parts pay for their time" in worth.sentence
-    assert not_worth.holds is False and "do not pay" in not_worth.sentence
-    assert none.holds is None and "are not shown to pay" in none.sentence
+    assert worth.holds is True and worth.effect.value.mean == pytest.approx(0.02, abs=0.002) and worth.effect.p < 1e-4
+    assert not_worth.holds is False and not_worth.effect.value.mean == pytest.approx(-0.02, abs=0.002)
+    assert none.holds is None
     assert claim.judge(*tables(steps=(-0.03, -0.03))).holds is None  # the other protocol decides nothing
 
 
 def test_a_part_may_be_worth_it_at_equal_steps_only():
-    sentence = claim.judge(*tables(steps=(-0.03, 0.0))).sentence
-    timed, stepped = sentence.partition("at equal steps")[::2]
-    assert "worse: none" in timed and "worse: one 3x3 conv;" in stepped
-    assert "one 3x3 conv 0.70 (1.00)" in sentence  # as many steps as the whole net: matched as if they cost the same
+    rows = claim.judge(*tables(steps=(-0.03, 0.0))).table.set_index("arm")
+    part, other = rows.loc["one 3x3 conv"], rows.loc["ReLU"]
+    assert part.p_holm > 0.05 and part.p_holm_equal_steps < 0.05 < other.p_holm_equal_steps
+    assert part.points_equal_steps == pytest.approx(-3, abs=0.3) and part.points == pytest.approx(0, abs=0.3)
+    assert (part.cost, part.matched_cost) == (0.7, 1.0)  # as many steps: matched as if they cost the same
 
 
 def test_the_summary_has_a_row_a_protocol_and_arm_with_its_cost():

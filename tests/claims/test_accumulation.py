@@ -41,12 +41,15 @@ def test_accumulated_batchnorm_is_ghost_batchnorm():
 
 def test_equal_within_the_margin_holds_and_a_difference_beyond_it_does_not():
     equal = accumulation.judge(GRADIENTS, trainings(0.0005))
-    assert equal.holds is True and equal.p < 0.05 and "equal within 0.5%" in equal.sentence
+    assert equal.holds is True and equal.effect.p < 0.05
     apart = accumulation.judge(GRADIENTS, trainings(0.02))
-    assert apart.holds is False and "not equal" in apart.sentence
+    assert apart.holds is False and apart.effect.value.mean == pytest.approx(0.02)
     noisy = accumulation.judge(GRADIENTS, trainings(0.0, spread=0.02))
-    assert noisy.holds is None and "not shown to be equal" in noisy.sentence
-    assert "BN +1.00%" in equal.sentence and equal.effect.mean == pytest.approx(0.0005)
+    assert noisy.holds is None
+    assert equal.effect.value.mean == pytest.approx(0.0005)
+    rows = equal.table.set_index("arm")
+    assert rows.points.to_dict() == pytest.approx({"NF+AGC": 0.05, "BN": 1.0})
+    assert rows.gradient_difference.to_dict() == {"NF+AGC": 1e-15, "BN": 0.3} and set(rows.micro_batch) == {"16"}
 
 
 def test_an_accumulated_training_that_diverges_is_a_difference_and_not_left_out():
@@ -54,7 +57,7 @@ def test_an_accumulated_training_that_diverges_is_a_difference_and_not_left_out(
     lost = (table.arm == "NF+AGC") & table.micro_batch.notna() & (table.seed < 5)
     table.loc[lost, ["test_acc", "val_acc", "outcome"]] = None, 0.1, "diverged"
     verdict = accumulation.judge(GRADIENTS, scored(table))
-    assert verdict.effect.n == 8 and verdict.holds is not True
+    assert verdict.effect.value.n == 8 and verdict.holds is not True
 
 
 def test_the_figure_shows_the_margin_and_every_seed():

@@ -1,5 +1,6 @@
-"""The search for a threshold. Evidence: the table is flipped, and the sentence flips with it."""
+"""The search for a threshold. Evidence: the table is flipped, and the verdict flips with it."""
 
+import pytest
 from support.tables import confirmed, trials
 
 from workbench.claims import clipping_search
@@ -9,11 +10,16 @@ def test_the_search_follows_the_confirmation():
     above, below, tie = (
         clipping_search.judge(trials(), confirmed(d, n)) for d, n in ((0.1, 0.001), (-0.1, 0.001), (0.0, 0.2))
     )
-    assert above.holds is True and "above no clipping" in above.sentence
-    assert below.holds is False and "below no clipping" in below.sentence
-    assert tie.holds is None and "not told apart" in tie.sentence
-    assert "from 0.01 to 0.08 (2 of 2 completed)" in above.sentence
+    assert above.holds is True and above.effect.value.low > 0
+    assert below.holds is False and below.effect.value.high < 0
+    assert tie.holds is None
+    agc = above.table.set_index("arm").loc["NF+AGC"]
+    assert (agc.smallest_good_clip, agc.largest_good_clip, agc.good_trials, agc.trials) == (0.01, 0.08, 2, 2)
+    assert agc.accuracy == pytest.approx(0.8) and agc.lr == 1.0
 
 
 def test_a_search_in_which_nothing_clipped_completed_says_so():
-    assert clipping_search.judge(trials(), confirmed(0.1)[lambda t: t.arm == "NF"]).holds is None
+    plain = clipping_search.judge(trials(), confirmed(0.1)[lambda t: t.arm == "NF"])
+    assert plain.holds is None and plain.effect.value.n == 0 and list(plain.table.arm) == ["NF"]
+    clipped = clipping_search.judge(trials(), confirmed(0.1)[lambda t: t.arm == "NF+AGC"])
+    assert clipped.holds is None and clipped.effect.value.mean == pytest.approx(0.8)

@@ -40,7 +40,8 @@ def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path
     run = measured(Store(), "stability_boundary", table)
     (judgement,) = judged(chosen(["7"]))
     by_hand = stability_boundary.judge(table)
-    assert (judgement.verdict.sentence, judgement.verdict.p) == (by_hand.sentence, by_hand.p)
+    assert (judgement.verdict.headline, judgement.verdict.effect) == (by_hand.headline, by_hand.effect)
+    pd.testing.assert_frame_equal(judgement.verdict.table, by_hand.table)
     assert (judgement.evidence.run, judgement.evidence.data, judgement.evidence.device) == (
         run,
         "cifar10 (500 images)",
@@ -50,7 +51,7 @@ def test_the_store_the_exported_tables_and_the_rule_by_hand_agree(root, tmp_path
     export([judgement], results_folder())
     assert mpimg.imread(root / "docs" / "figures" / "stability_boundary.png").std() > 0.01  # something is drawn
     (again,) = judged(chosen(["stability_boundary"]), where="docs")
-    assert again.verdict.sentence == judgement.verdict.sentence and again.evidence.source == "docs/results"
+    assert again.verdict.headline == judgement.verdict.headline and again.evidence.source == "docs/results"
     assert again.evidence.run == run
 
     drawings = [root / "docs" / "figures" / f"stability_boundary.{suffix}" for suffix in ("svg", "png")]
@@ -138,11 +139,12 @@ def test_holms_adjustment_can_take_a_verdict_back(root, monkeypatch):
     store = Store()
     measured(store, "stability_boundary", table)
     one = judged(chosen(["7"]), store=store)[0]
-    assert one.verdict.holds is True and one.p_holm == 2 * one.verdict.p
+    assert one.verdict.holds is True and one.p_holm == 2 * one.verdict.effect.p
     monkeypatch.setattr(judging, "holm", lambda p_values: [0.06 for _ in p_values])
     taken_back = judged(chosen(["7"]), store=store)[0].verdict
-    assert taken_back.holds is None
-    assert taken_back.sentence.endswith("Yet not decided: p = 0.06 after Holm's adjustment over the claims.")
+    assert taken_back.holds is None and taken_back.effect == one.verdict.effect
+    assert taken_back.headline != one.verdict.headline and len(taken_back.table) == len(one.verdict.table) + 1
+    assert taken_back.table.p_holm.iloc[-1] == 0.06
 
 
 @pytest.mark.parametrize(
@@ -168,12 +170,16 @@ def test_every_claim_has_its_study_and_the_committed_tables_are_judged():
 def test_a_question_of_our_own_is_judged_outside_the_family():
     claim, question = judged(chosen(["slow_start", "2"]), where="docs")
     assert (claim.claim.number, question.claim.number) == (2, None)
-    assert claim.p_holm == claim.verdict.p  # a family of one
+    assert claim.p_holm == claim.verdict.effect.p  # a family of one
     assert question.verdict.holds is True and math.isnan(question.p_holm)
     assert all(Study.load(one.study).question for one in questions()) and not {*questions()} & {*claims()}
-    shown = Console(record=True, width=300)
-    show_claims([question], shown)
-    assert "slow_start: From skip gain 0" in shown.export_text()
+    brief, full = Console(record=True, width=300), Console(record=True, width=300)
+    show_claims([question], brief)
+    show_claims([question], full, details=True)
+    assert f"slow_start: {question.verdict.headline}" in (text := brief.export_text())
+    lines = full.export_text().splitlines()
+    assert len(lines) == len(text.splitlines()) + 1 + len(question.verdict.table)  # a heading and a line per row
+    assert any(line.startswith("eps 0.1") and "8.72 [6.58, 10.9]" in line for line in lines)
 
 
 def test_the_table_in_the_readme_is_that_of_the_committed_results():

@@ -11,18 +11,20 @@ def test_many_cells_of_a_few_seeds_are_a_few_seeds():
     """Ten rates, of which clipping saves every one: ten cells a seed, and no more evidence than the seeds."""
     grid = pd.concat([batch_table(5, 0, cells=5).assign(lr=lr) for lr in range(1, 11)])
     verdict = large_batch.judge(grid)
-    assert (
-        verdict.holds is None and verdict.p == pytest.approx(2 / 2**5) and "In 50 of the 50 cells" in verdict.sentence
-    )
-    assert verdict.effect.n == 5 and verdict.effect.low < 0.5
+    assert verdict.holds is None and verdict.effect.p == pytest.approx(2 / 2**5)
+    plain = verdict.table.set_index("arm").loc["NF"]
+    assert (plain.fails_alone, plain.agc_fails_alone) == (50, 0)
+    assert verdict.effect.value.n == 5 and verdict.effect.value.low < 0.5
 
 
 def test_large_batch_counts_the_seeds_and_their_cells():
     for_agc, against, neither = (large_batch.judge(batch_table(*n)) for n in ((6, 0), (0, 6), (0, 0)))
-    assert for_agc.holds is True and "In 6 of the 6 cells" in for_agc.sentence
-    assert against.holds is False and "In 0 of the 6 cells" in against.sentence
-    assert neither.holds is None and neither.effect.n == 0
-    assert "NF 6 of 6, NF+AGC 0 of 6, BN 0 of 6" in for_agc.sentence
+    assert for_agc.holds is True and against.holds is False
+    plain = [verdict.table.set_index("arm").loc["NF"] for verdict in (for_agc, against)]
+    assert [(row.fails_alone, row.agc_fails_alone) for row in plain] == [(6, 0), (0, 6)]
+    assert neither.holds is None and neither.effect.value.n == 0
+    assert for_agc.table.set_index("arm").failed.to_dict() == {"NF": 6, "NF+AGC": 0, "BN": 0}
+    assert set(for_agc.table.n) == {6}
 
 
 def grid():
@@ -55,10 +57,12 @@ def test_a_rate_is_tuned_kept_and_scaled():
     assert protocol_table[protocol_table.batch_size == 64].protocol.tolist() == ["tuned"] * 2
 
 
-def test_the_verdict_tells_both_protocols():
-    sentence = large_batch.judge(grid()).sentence
-    assert "batch 256, that rate scaled, the worst seed left out: NF 32.5% at 1.6 (1 of 5 failed)" in sentence
-    assert "batch 256: NF 62.0%" in sentence and "NF+AGC 92.0%" in sentence
+def test_the_table_has_the_largest_batch_by_every_protocol():
+    rows = large_batch.judge(grid()).table.set_index("arm")
+    assert set(rows.batch_size) == {256} and rows.lr.to_dict() == {"NF": 0.4, "NF+AGC": 6.4}
+    assert rows.accuracy.to_dict() == pytest.approx({"NF": 0.62, "NF+AGC": 0.92})
+    assert rows.rate_kept.to_dict() == pytest.approx({"NF": 0.62, "NF+AGC": 0.62})
+    assert rows.rate_scaled["NF"] == pytest.approx(0.325) and rows.rate_scaled_failed["NF"] == 1
 
 
 def test_a_scaled_rate_off_the_grid_is_left_out():

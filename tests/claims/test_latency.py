@@ -39,11 +39,11 @@ def test_the_time_is_the_first_step_at_the_target_times_the_cost_of_a_step():
 
 def test_the_verdict_flips_with_the_crossing():
     sooner: Verdict = latency.judge(COSTS, screened(), *tables(30))
-    assert sooner.holds is True and sooner.effect.high < 0 and "is sooner" in sooner.sentence
+    assert sooner.holds is True and sooner.effect.value.high < 0
     later = latency.judge(COSTS, screened(), *tables(90, bn_step=50))
-    assert later.holds is False and "is later" in later.sentence
+    assert later.holds is False and later.effect.value.low > 0
     equal = latency.judge(COSTS.assign(cost=1.0, low=1.0, high=1.0), screened(), *tables(60))
-    assert equal.holds is None and "not shown" in equal.sentence
+    assert equal.holds is None
 
 
 def test_a_side_that_depends_on_which_round_measured_the_step_is_not_decided():
@@ -51,7 +51,9 @@ def test_a_side_that_depends_on_which_round_measured_the_step_is_not_decided():
     at = lambda low, high: COSTS.assign(cost=[1.0, 0.95, 1.0], low=[1.0, low, 1.0], high=[1.0, high, 1.0])
     assert latency.judge(at(0.9, 1.1), screened(), *tables(60)).holds is None
     verdict = latency.judge(at(0.9, 0.97), screened(), *tables(60))
-    assert verdict.holds is True and verdict.p == pytest.approx(2 / 2**6)  # no spread over six seeds: the sign test
+    assert verdict.holds is True and verdict.effect.p == pytest.approx(
+        2 / 2**6
+    )  # no spread over six seeds: the sign test
 
 
 def test_a_bn_that_diverges_gives_no_target():
@@ -60,15 +62,20 @@ def test_a_bn_that_diverges_gives_no_target():
     confirmed.loc[lost, ["val_acc", "test_acc", "outcome"]] = 0.1, 0.1, "diverged"
     kept = curves[~((curves.arm == "BN") & (curves.seed < 5))]
     verdict = latency.judge(COSTS, screened(), confirmed, kept)
-    assert verdict.holds is None and "BN itself rarely gets there" in verdict.sentence
-    assert f"at {0.9 * (5 * 0.1 + 0.6) / 6:.1%} validation accuracy" in verdict.sentence
+    assert verdict.holds is None
+    rows = verdict.table.set_index("arm")
+    assert rows.target["BN"] == pytest.approx(0.9 * (5 * 0.1 + 0.6) / 6) and (rows.reached["BN"], rows.n["BN"]) == (
+        1,
+        6,
+    )
 
 
 def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
     times = latency.times(COSTS, *tables(1000))
     never = times[times.arm == "NF+AGC"]
     assert not never.reached.any() and (never.time == 2 * 100 * 0.8).all()
-    assert "NF+AGC 0 of 6" in latency.judge(COSTS, screened(), *tables(1000)).sentence
+    rows = latency.judge(COSTS, screened(), *tables(1000)).table.set_index("arm")
+    assert (rows.reached["NF+AGC"], rows.n["NF+AGC"]) == (0, 6) and rows.step_time["NF+AGC"] == 0.8
 
 
 def test_the_figure_has_costs_curves_and_what_diverged():
@@ -81,9 +88,9 @@ def test_the_figure_has_costs_curves_and_what_diverged():
 
 
 def test_a_rate_at_the_end_of_the_grid_is_told():
-    assert "may lie beyond" not in latency.judge(COSTS, screened(), *tables(90)).sentence
-    sentence = latency.judge(COSTS, screened(best=0.2), *tables(90)).sentence
-    assert sentence.endswith("BN is best at the last rate that was tried, so a better one may lie beyond.")
+    inside, at_end = (latency.judge(COSTS, screened(best), *tables(90)).table.set_index("arm") for best in (0.4, 0.2))
+    assert set(inside.at_edge) == {""}
+    assert at_end.at_edge.to_dict() == {"BN": "rate", "NF+AGC": "", "BN again": ""}
 
 
 def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not():
@@ -92,8 +99,7 @@ def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not()
     slow = [{"arm": "NF+AGC at 0.01", "lr": lr, "val_acc": lr} for lr in (0.2, 0.4)]  # best at its last rate
     all_screened = pd.concat([screened(), screened().assign(arm="NF+AGC at 0.16"), pd.DataFrame(slow)])
     verdict = latency.judge(named(COSTS), all_screened, confirmed, curves)
-    assert verdict.holds is True and verdict.sentence.startswith("NF+AGC at 0.16 is sooner")
-    ends = "NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
-    assert verdict.sentence.endswith(ends) and "last rate" not in verdict.sentence
+    assert verdict.holds is True
+    assert verdict.table.set_index("arm").at_edge.to_dict() == {"BN": "", "NF+AGC at 0.16": "threshold", "BN again": ""}
     plain = latency.judge(COSTS, screened(), *tables(30))
     assert verdict.effect == plain.effect

@@ -1,4 +1,4 @@
-"""Claim 4, which layers to clip. Evidence: the sentence flips with the table; failures show."""
+"""Claim 4, which layers to clip. Evidence: the verdict flips with the table; failures show."""
 
 import numpy as np
 import pandas as pd
@@ -39,15 +39,15 @@ def test_some_arms_alone_are_those_beside_the_contrasts_two():
 
 def test_a_head_that_costs_holds_one_that_gains_does_not_and_none_is_undecided():
     costs, gains, none = (claim.judge(*tables(head=d)) for d in (-0.02, 0.02, 0.0))
-    assert costs.holds is True and costs.p < 0.01 and "too, costs accuracy" in costs.sentence
-    assert gains.holds is False and "too, gains accuracy" in gains.sentence
-    assert none.holds is None and "not shown to change" in none.sentence
-    assert costs.effect.mean == pytest.approx(-0.02, abs=0.003) and costs.effect.n == 8
+    assert costs.holds is True and costs.effect.p < 0.01
+    assert gains.holds is False and gains.effect.value.low > 0
+    assert none.holds is None
+    assert costs.effect.value.mean == pytest.approx(-0.02, abs=0.003) and costs.effect.value.n == 8
 
 
 def test_the_first_convolution_is_equal_only_within_the_margin():
-    assert "left out is equal within 0.5 points" in claim.judge(*tables(first=0.0)).sentence
-    assert "left out is not shown to be equal" in claim.judge(*tables(first=-0.01)).sentence
+    equal, other = (claim.judge(*tables(first=d)).table.set_index("arm").loc[claim.FIRST] for d in (0.0, -0.01))
+    assert equal.p_equal < 0.05 < other.p_equal and other.points == pytest.approx(-1, abs=0.3)
 
 
 def test_the_margin_of_stability_is_in_doublings_and_none_where_every_rate_failed():
@@ -56,15 +56,16 @@ def test_the_margin_of_stability_is_in_doublings_and_none_where_every_rate_faile
     screened, confirmed = tables(stable)
     table = claim.summary(screened, confirmed).set_index("arm")
     assert table.margin[stage] == -2 and np.isnan(table.margin[lost]) and table.margin[claim.PAPER] == 0
-    sentence = claim.judge(screened, confirmed).sentence
-    assert f"{stage} -2.0 doublings" in sentence and f"{lost} none" in sentence and f"{claim.HEAD} the same" in sentence
+    rows = claim.judge(screened, confirmed).table.set_index("arm")
+    assert rows.doublings[stage] == -2 and np.isnan(rows.doublings[lost]) and rows.doublings[claim.HEAD] == 0
+    assert not rows.last_tried.any()
 
 
 def test_a_largest_rate_that_is_the_last_one_tried_says_at_least():
     stage = claim.STAGE.format(1)
-    sentence = claim.judge(*tables({arm: 3.2 for arm in ARMS} | {stage: 0.8})).sentence
-    assert "failed in screening: 3.2, the last that was tried, for the paper's choice" in sentence
-    assert f"{stage} -2.0 doublings or more" in sentence and f"{claim.HEAD} as far as was tried" in sentence
+    rows = claim.judge(*tables({arm: 3.2 for arm in ARMS} | {stage: 0.8})).table.set_index("arm")
+    assert rows.largest_stable[claim.PAPER] == 3.2 and rows.last_tried[claim.PAPER] and rows.last_tried[claim.HEAD]
+    assert rows.doublings[stage] == -2 and not rows.last_tried[stage] and rows.doublings[claim.HEAD] == 0
 
 
 def test_holm_covers_the_family_which_the_contrast_is_not_of():

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from workbench.claims import own_network
 from workbench.claims.own_network import judge
 from workbench.lab.studies.parameters import Range
 from workbench.probes.noise import NoiseScale
@@ -34,8 +35,9 @@ TRIALS = pd.DataFrame(
 def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
     verdict = judge(TRIALS, table(nf, bn))
     assert verdict.holds is holds
-    assert verdict.effect.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
-    assert "Thresholds from 0.01 to 0.04 were within 2% of the best (2 of 3 trials)" in verdict.sentence
+    assert verdict.effect.value.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
+    (good,) = verdict.table[verdict.table.value.isna()].itertuples()
+    assert (good.low, good.high, good.n) == (0.01, 0.04, 2)
 
 
 def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
@@ -43,36 +45,40 @@ def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
     confirmed = table([0.9, 0.91], [0.9, 0.9])
     of_bn = confirmed.arm == "BN"
     confirmed["lr"], confirmed["clip"] = of_bn.map({True: 6.4, False: 6.2}), of_bn.map({True: None, False: 0.01})
-    sentence = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).sentence
-    assert "The best `lr` 6.4 of BN at the high end of 0.1 to 10: a better one may lie beyond" in sentence
-    assert "of NF+AGC" not in sentence
+    rows = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).table
+    (end,) = rows[rows.advice == own_network.FURTHER].itertuples()
+    assert "`lr` of BN" in end.fact and (end.value, end.low, end.high) == (6.4, 0.1, 10.0)
     clips = Range(0.01, 0.16, log=True)
-    sentence = judge(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).sentence
-    assert "The best `clip` 0.01 of NF+AGC at the low end of 0.01 to 0.16" in sentence and "`lr`" not in sentence
+    rows = judge(TRIALS, confirmed, ranges={"lr": 6.4, "clip": clips}).table
+    (end,) = rows[rows.advice == own_network.FURTHER].itertuples()
+    assert "`clip` of NF+AGC" in end.fact and (end.value, end.low, end.high) == (0.01, 0.01, 0.16)
 
 
 def test_a_training_that_failed_for_being_slow_is_told_from_one_that_diverged():
     confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
     confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
-    sentence = judge(TRIALS, confirmed).sentence
-    assert "(2 of these without diverging: the training loss is still high at the end; train longer)" in sentence
-    assert "train longer" not in judge(TRIALS, confirmed.assign(outcome="diverged")).sentence
+    slow, diverged = (
+        judge(TRIALS, rows).table.dropna(subset="failed") for rows in (confirmed, confirmed.assign(outcome="diverged"))
+    )
+    assert list(slow.failed) == list(diverged.failed) == [2, 1]
+    assert list(slow.slow) == [1, 1] and list(diverged.slow) == [0, 0]
+    assert set(slow.advice) == {own_network.LONGER} and set(diverged.advice) == {""}
 
 
 def test_a_verdict_without_a_control_or_without_a_training():
     assert judge(TRIALS, table([0.5, 0.6])).holds is None
     nothing = judge(TRIALS, table([], [0.9]))
-    assert nothing.holds is None and "lower the learning rates" in nothing.sentence
-    assert judge(TRIALS, pd.DataFrame()).effect.n == 0
+    assert nothing.holds is None and nothing.effect.value.n == 0 and len(nothing.table) == 1
+    assert judge(TRIALS, pd.DataFrame()).effect.value.n == 0
 
 
 @pytest.mark.parametrize(
-    ("scale", "interval", "phrase"),
-    [(900.0, (500.0, 2000.0), "is 900 images [500, 2000]: larger batches still save steps"),
-     (900.0, (500.0, math.inf), "is at least 500 images: larger batches still save steps"),
-     (20.0, (10.0, 40.0), "is 20 images [10, 40]: larger batches buy little"),
-     (90.0, (40.0, 200.0), "this batch is about where"), (90.0, (10.0, math.inf), "could not be told: the interval has no upper end")],
+    ("scale", "interval", "advice"),
+    [(900.0, (500.0, 2000.0), own_network.LARGER), (900.0, (500.0, math.inf), own_network.LARGER),
+     (20.0, (10.0, 40.0), own_network.ENOUGH), (90.0, (40.0, 200.0), own_network.ABOUT), (90.0, (10.0, math.inf), None)],
 )  # fmt: skip
-def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, phrase):
+def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, advice):
     noise = NoiseScale(noise_scale=scale, grad_sq=1.0, trace=scale, interval=interval, batch=64, batches=8)
-    assert phrase in judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).sentence
+    row = judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).table.iloc[-1]
+    assert (row.value, row.low, row.high) == (scale, *interval)
+    assert row.advice == (advice or noise.note)

@@ -51,22 +51,23 @@ def tables(ahead=0.0, ratio=1.0, failed=()):
 def test_accuracy_and_seconds_must_both_be_shown(how, holds):
     verdict = race.judge(*tables(**how))
     assert verdict.holds is holds
-    assert (verdict.p < 0.05) == (holds is True)
+    assert (verdict.effect.p < 0.05) == (holds is True)
 
 
-def test_the_sentence_tells_what_each_took():
+def test_the_table_has_what_each_took():
     verdict = race.judge(*tables(ahead=0.001, ratio=1.2))
-    assert "+0.1 points" in verdict.sentence or "+0.10 points" in verdict.sentence
-    assert (
-        "1.20 [1.1" in verdict.sentence and "BN 94.00%" in verdict.sentence and "in 12 s (100 steps" in verdict.sentence
-    )
-    assert "30% of the peak" in verdict.sentence and "on GPU" in verdict.sentence
+    assert verdict.effect.value.mean == pytest.approx(0.001)
+    rows = verdict.table.set_index("arm")
+    bn, clipped = rows.loc["BN"], rows.loc["NF+AGC at 0.04"]
+    assert clipped.times_bn == pytest.approx(1.2) and 1.1 < clipped.low < 1.2 < clipped.high and np.isnan(bn.times_bn)
+    assert bn.accuracy == pytest.approx(0.94) and clipped.seconds == pytest.approx(12, rel=0.01)
+    assert (bn.steps, bn.device) == (100, "GPU") and bn.peak_share == pytest.approx(0.3)
 
 
 def test_what_diverged_counts_as_guessing_and_has_no_pace():
     screened, confirmed, paces = tables(failed=(0, 1))
     verdict = race.judge(screened, confirmed, paces)
-    assert verdict.holds is not True and verdict.effect.mean == pytest.approx(-0.84 * 2 / 8, abs=0.002)
+    assert verdict.holds is not True and verdict.effect.value.mean == pytest.approx(-0.84 * 2 / 8, abs=0.002)
     (left, *_) = race.figure(screened, confirmed, paces).axes
     assert _legend(left) == ["BN", "NF+AGC at 0.04", "NF+AGC at 0.04, failed"]
     (left, *_) = race.figure(*tables(failed=range(8))).axes

@@ -1,4 +1,4 @@
-"""Claim 9, SAM and EMA. Evidence: the sentence flips with the table; failures show; the horizon by hand."""
+"""Claim 9, SAM and EMA. Evidence: the verdict flips with the table; failures show; the horizon by hand."""
 
 import numpy as np
 import pandas as pd
@@ -28,28 +28,31 @@ def tables(**gain):
 
 def test_both_that_gain_hold_both_that_lose_do_not():
     gain, loss, none = (claim.judge(*tables(SAM_EMA=g)) for g in (0.02, -0.02, 0.0))
-    assert gain.holds is True and "together add accuracy" in gain.sentence and gain.p < 0.01
-    assert loss.holds is False and "together cost accuracy" in loss.sentence
-    assert none.holds is None and "not shown to change accuracy" in none.sentence
+    assert gain.holds is True and gain.effect.p < 0.01
+    assert loss.holds is False and loss.effect.value.high < 0
+    assert none.holds is None
 
 
-def test_each_alone_is_said_with_holm_and_equality():
-    sentence = claim.judge(*tables(EMA=0.02, SAM_EMA=0.02)).sentence
-    alone = sentence.partition("Alone: ")[2]
-    ema, sam = alone.partition("; ")[::2]
-    assert ema.startswith("EMA +2") and "equal" not in ema
-    assert sam.startswith("SAM ") and "equal within 0.5 points" in sam.partition(")")[0]
-    assert "160 steps for 200, which is equal time where a step costs 1.25 of a plain one" in sentence
-    other = claim.judge(COSTS.assign(cost=[1.0, 1.1]), *tables()[1:]).sentence  # matched by 1.25 all the same
-    assert "costs 1.25 of a plain one; measured here it costs 1.10" in other
+def rows_of(*evidence):
+    return claim.judge(*evidence).table.set_index("arm")
 
 
-def test_sam_with_as_many_steps_is_told_apart_from_sam_at_equal_time():
-    sentence = claim.judge(*tables(SAM=-0.02, LONGER=0.01)).sentence
-    assert "SAM -2.0 points" in sentence and "as many steps as plain, in more time, SAM +1.0 points" in sentence
+def test_each_alone_has_its_row_with_holm_and_equality():
+    rows = rows_of(*tables(EMA=0.02, SAM_EMA=0.02))
+    assert rows.points["EMA"] == pytest.approx(2, abs=0.3) and rows.p_equal["EMA"] > 0.05 > rows.p_holm["EMA"]
+    assert rows.p_equal["SAM"] < 0.05 and np.isnan(rows.p_holm["SAM+EMA"])
+    assert rows.steps[["plain", "SAM"]].tolist() == [200, 160]
+    assert (rows.matched_cost["SAM"], rows.step_cost["SAM"]) == (1.25, 1.25)
+    other = rows_of(COSTS.assign(cost=[1.0, 1.1]), *tables()[1:])  # matched by 1.25 all the same
+    assert (other.matched_cost["SAM"], other.step_cost["SAM"]) == (1.25, 1.1)
+
+
+def test_sam_with_as_many_steps_has_a_row_of_its_own():
+    rows = rows_of(*tables(SAM=-0.02, LONGER=0.01))
+    assert rows.points["SAM"] == pytest.approx(-2, abs=0.3) and rows.points[claim.LONGER] == pytest.approx(1, abs=0.3)
     costs, screened, confirmed = tables(SAM=-0.02)
-    rest = confirmed[confirmed.arm != claim.LONGER]
-    assert "as many steps" not in claim.judge(costs, screened[screened.arm != claim.LONGER], rest).sentence
+    without = rows_of(costs, screened[screened.arm != claim.LONGER], confirmed[confirmed.arm != claim.LONGER])
+    assert claim.LONGER not in without.index
 
 
 def test_the_horizon_is_a_share_of_the_run():

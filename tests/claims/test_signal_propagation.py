@@ -1,4 +1,4 @@
-"""Claim 1. Evidence: the table is flipped, and the sentence flips with it."""
+"""Claim 1. Evidence: the table is flipped, and the verdict flips with it."""
 
 import pandas as pd
 import pytest
@@ -9,31 +9,31 @@ from workbench.claims import signal_propagation
 
 def test_signal_propagation_holds_inside_the_tolerance_and_not_outside():
     good, bad = signal_propagation.judge(signal_table(1.02)), signal_propagation.judge(signal_table(1.5))
-    assert good.holds is True and "stays within 15%" in good.sentence
-    assert bad.holds is False and "leaves 15%" in bad.sentence
-    assert good.effect.mean == pytest.approx(0.021)
-    assert "squared mean reaches 9" in good.sentence
+    assert good.holds is True and bad.holds is False and bad.effect.value.low > 0.15
+    assert good.effect.value.mean == pytest.approx(0.021)
+    values = good.table.set_index("fact").value
+    assert values["NF: largest squared channel mean"] == 0.01
+    assert values["NF without scaled WS: largest squared channel mean"] == 9
+    assert values["BN: variance gained per block"] == pytest.approx(0.87, abs=0.1)
 
 
 def test_images_are_told_but_decide_nothing():
     table = signal_table(1.02)
     images = table.assign(input="images", var=0.3, expected_var=0.1)
     verdict = signal_propagation.judge(pd.concat([table, images], ignore_index=True))
-    assert (
-        verdict.holds is True and "ends at variance 0.3" in verdict.sentence and "0.1 is expected" in verdict.sentence
-    )
+    row = verdict.table.set_index("fact").loc["NF: final variance on images"]
+    assert verdict.holds is True and (row.value, row.expected) == pytest.approx((0.3, 0.1))
 
 
 def test_a_network_without_a_theory_is_judged_by_the_rules():
     table = signal_table(1.0)
     user_table = table[table.arm == "BN"].assign(arm="my_nets:net", expected_var=float("nan"), mean_sq=0.1)
     sound = signal_propagation.judge(user_table)
-    assert sound.holds is True and "There is no theory for my_nets:net" in sound.sentence and "100%" in sound.sentence
-    doubling = user_table.assign(var=2.0**user_table.block)
-    assert (
-        signal_propagation.judge(doubling).holds is False
-        and "(broken: grows)" in signal_propagation.judge(doubling).sentence
-    )
+    assert sound.holds is True and sound.effect.value.mean == 1 and len(sound.table) == 1
+    doubling = signal_propagation.judge(user_table.assign(var=2.0**user_table.block))
+    assert doubling.holds is False and doubling.effect.value.mean == 0
+    shares = doubling.table.set_index("fact").value
+    assert shares["share that grows"] == 1 and shares["variance after 4 blocks"] == 16
 
 
 def test_a_wide_interval_decides_nothing():

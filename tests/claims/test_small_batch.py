@@ -1,4 +1,4 @@
-"""Claim 5, small batches. Evidence: the sentence flips with the table; failures show; the grid is per image."""
+"""Claim 5, small batches. Evidence: the verdict flips with the table; failures show; the grid is per image."""
 
 import numpy as np
 import pandas as pd
@@ -26,26 +26,22 @@ def tables(**loss):
 
 def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
     lost = claim.judge(*tables(bn=0.1, recomputed=0.1))
-    assert lost.holds is True and lost.effect.mean == pytest.approx(0.1, abs=0.005) and lost.p < 1e-4
-    assert "NF+AGC keeps more of its accuracy than BN" in lost.sentence
+    assert lost.holds is True and lost.effect.value.mean == pytest.approx(0.1, abs=0.005) and lost.effect.p < 1e-4
     kept = claim.judge(*tables(agc=0.1))
-    assert kept.holds is False and "keeps less" in kept.sentence
+    assert kept.holds is False and kept.effect.value.high < 0
     assert claim.judge(*tables(bn=0.1, recomputed=0.1, agc=0.1)).holds is None
 
 
 def test_whether_the_clipped_net_itself_keeps_its_accuracy_is_tested():
-    kept, lost = (claim.judge(*tables(bn=0.1, agc=agc)).sentence for agc in (0.0, 0.02))
-    assert "That NF+AGC loses no more than 0.5 points is shown" in kept
-    assert "That NF+AGC loses no more than 0.5 points is not shown" in lost
+    kept, lost = (claim.judge(*tables(bn=0.1, agc=agc)).table.set_index("arm").loc["NF+AGC"] for agc in (0.0, 0.02))
+    assert kept.p_kept < 0.05 < lost.p_kept and lost.points == pytest.approx(-2, abs=0.5)
 
 
 def test_statistics_taken_anew_are_reported_beside():
-    sentence = claim.judge(*tables(bn=0.1)).sentence
-    assert "taken anew: " in sentence
-    difference = sentence.partition("taken anew: ")[2]
-    assert abs(float(difference.split()[0])) < 0.6  # points: those lost nothing
-    assert "None failed" in sentence
-    assert "threshold is 0.16 at batch 4, 0.04 at batch 32, 0.04 at batch 128" in sentence
+    rows = claim.judge(*tables(bn=0.1)).table.set_index("arm")
+    assert abs(rows.agc_keeps["BN recomputed"]) < 0.6  # points: those lost nothing
+    assert rows.agc_keeps["BN"] == pytest.approx(10, abs=0.6) and np.isnan(rows.agc_keeps["NF+AGC"])
+    assert set(rows.failed) == {0} and rows.clips["NF+AGC"] == "0.16 at 4, 0.04 at 32, 0.04 at 128"
 
 
 def test_changes_are_paired_with_the_largest_batch_and_holm_skips_it():
@@ -70,5 +66,6 @@ def test_the_figure_crosses_what_failed():
     confirmed.loc[(confirmed.arm == "NF") & (confirmed.batch_size == 4), "failed"] = 1
     axes = claim.figure(screened, confirmed).axes
     assert sum(len(line.get_xdata()) for line in axes[0].lines if line.get_marker() == "x") == 1
-    assert "NF 8 of 24" in claim.judge(screened, confirmed).sentence
+    row = claim.judge(screened, confirmed).table.set_index("arm").loc["NF"]
+    assert (row.failed, row.n) == (8, 24)
     assert all(ax.get_xlabel() == "batch size" for ax in axes)

@@ -1,4 +1,4 @@
-"""Claim 3. Evidence: tables with a known answer go in, the answer and its interval come out; the sentence flips with
+"""Claim 3. Evidence: tables with a known answer go in, the answer and its interval come out; the verdict flips with
 the table."""
 
 from itertools import product
@@ -9,6 +9,10 @@ import pytest
 from support.boundaries import by_product, by_rate, outcomes
 
 from workbench.claims import stability_boundary, threshold_scaling
+
+
+def facts(table):
+    return threshold_scaling.judge(table).table.set_index("fact")
 
 
 def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero():
@@ -34,9 +38,10 @@ def test_batches_with_exponents_of_their_own_are_told():
     def bound(batch, clip):
         return 1.0 if clip is None else max(1.0, (0.1 / clip) ** (1.5 if batch == 512 else 0.5) * 2)
 
-    apart, alike = (threshold_scaling.judge(outcomes(b, seeds=3)).sentence for b in (bound, by_product))
-    assert "at batch 512, so one exponent fits neither well" in apart
-    assert "Each batch alone has k = 1.00 [" in alike and "fits neither" not in alike
+    apart, alike = (facts(outcomes(b, seeds=3)) for b in (bound, by_product))
+    small, large = "exponent k, batch 128 alone", "exponent k, batch 512 alone"
+    assert apart.high[small] < apart.low[large]  # one exponent fits neither
+    assert alike.value[small] == pytest.approx(1) and alike.high[small] > alike.low[large]
 
 
 def test_seeds_that_do_not_agree_on_the_exponent_are_told():
@@ -47,26 +52,27 @@ def test_seeds_that_do_not_agree_on_the_exponent_are_told():
         threshold_scaling.collapse(rows).exponent.mean for _, rows in threshold_scaling.upper_side(both).groupby("seed")
     ]
     assert alone[0] < 0.8 < alone[1]
-    sentence = f"Fitted to one seed each, k is from {alone[0]:.2f} to {alone[1]:.2f} (2 seeds)"
-    assert sentence in threshold_scaling.judge(both).sentence
+    row = facts(both).loc["exponent k, lowest and highest of a seed"]
+    assert (row.low, row.high, row.n) == (alone[0], alone[1], 2)
 
 
 def test_the_verdict_on_the_product_flips_with_the_exponent():
     holds = threshold_scaling.judge(outcomes(by_product, seeds=6))
-    assert holds.holds is True and holds.p < 0.05 and "depends on rate x threshold alone" in holds.sentence
+    assert holds.holds is True and holds.effect.p < 0.05
     square_root = threshold_scaling.judge(outcomes(lambda b, c: 1.0 if c is None else max(1.0, (0.1 / c) ** 0.5 * 2)))
-    assert square_root.holds is False and square_root.p < 0.05
-    assert "does not move it measurably" in holds.sentence
+    assert square_root.holds is False and square_root.effect.p < 0.05
+    assert holds.table.set_index("fact").p["doublings from batch 128 to 512; p of 0"] > 0.05
 
 
 def test_divergence_is_read_beside_and_apart_from_high_losses():
     """Half of the rate that makes a training diverge already leaves its loss too high, at the small batch alone."""
     table = outcomes(lambda b, c: by_product(b, c) / (2 if b == 128 else 1), seeds=6)
     diverged = outcomes(by_product, seeds=6).failed.astype(bool)
-    verdict = threshold_scaling.judge(table.assign(outcome=np.where(diverged, "diverged", "complete")))
-    rule, divergence = verdict.sentence.split("Divergence alone")
-    assert "moves it: +1.0 [" in rule and "moves it: +" not in divergence
-    assert "k = 1.00" in divergence and "moved by +0.0 doublings" in divergence
+    rows = facts(table.assign(outcome=np.where(diverged, "diverged", "complete")))
+    moved, unmoved = (rows.loc[f"doublings from batch 128 to 512{of}; p of 0"] for of in ("", ", divergence alone"))
+    assert moved.value == pytest.approx(1, abs=0.1) and moved.p < 0.05 < unmoved.p
+    assert unmoved.value == pytest.approx(0, abs=0.1)
+    assert rows.value["exponent k, divergence alone; p of 1, the product"] == pytest.approx(1)
 
 
 def test_trainings_that_fail_for_being_slow_are_left_out_of_the_upper_boundary():
@@ -112,8 +118,8 @@ def test_a_threshold_that_is_best_below_its_own_best_rate_counts_there():
          "outcome": "complete"}
         for (lr, clip), a in accuracy.items() for seed in (0, 1)
     ]  # fmt: skip
-    sentence = threshold_scaling.judge(pd.DataFrame(rows)).sentence
-    assert "by validation accuracy: batch 64: 0.1 at 0.2 to 0.8." in sentence
+    best = facts(pd.DataFrame(rows)).loc["best threshold at batch 64, tuned"]
+    assert best.by_rate == "0.1 at 0.2 to 0.8" and (best.value, best.lr, best.val_acc) == (0.1, 0.8, 0.7)
 
 
 def test_the_best_threshold_by_both_protocols():

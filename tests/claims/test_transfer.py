@@ -41,10 +41,9 @@ def test_an_optimum_that_does_not_move_and_one_that_halves_are_predicted():
 
 
 def test_an_optimum_at_an_end_of_what_was_tried_is_told():
-    ends = lambda best: transfer.judge(screened(best), confirmed(-0.02)).sentence.partition("point: ")[2]
-    assert "At width 1, 2 the best rate is at an end" in ends(lambda width: 0.2 if width > 0.5 else 0.8)
-    assert "best rate is at an end" not in ends(lambda width: 0.8)
-    assert "At width 0.5, 1, 2 the best threshold is at an end" in ends(lambda width: 0.8)  # of two either is
+    ends = lambda best: list(transfer.judge(screened(best), confirmed(-0.02)).table.at_edge[-3:])  # of the widths
+    assert ends(lambda width: 0.2 if width > 0.5 else 0.8) == ["threshold", "rate, threshold", "rate, threshold"]
+    assert ends(lambda width: 0.8) == ["threshold"] * 3  # of two either is
 
 
 def test_the_rivals_are_the_neighbours_and_its_own_best():
@@ -59,13 +58,10 @@ def test_the_rivals_are_the_neighbours_and_its_own_best():
 def test_the_verdict_flips_with_the_loss():
     moving = screened(lambda width: 1.6 if width == 2 else 0.4)  # a jump that no line through the others foresees
     small, large, unclear = (transfer.judge(moving, confirmed(*how)) for how in ((0.001,), (0.03,), (0.005, 0.01)))
-    assert (
-        small.holds is True
-        and "loses less than 0.5 points" in small.sentence
-        and "not within a factor of 2" in small.sentence
-    )
-    assert large.holds is False and large.effect.mean == pytest.approx(0.03) and "(own best)" in large.effect_name
-    assert unclear.holds is None and "is not shown to lose less" in unclear.sentence
+    assert small.holds is True
+    assert small.table.set_index("point").rate_over_best["best at width 2"] == 0.25  # 0.4 predicted, 1.6 best
+    assert large.holds is False and large.effect.value.mean == pytest.approx(0.03) and "(own best)" in large.effect.name
+    assert unclear.holds is None
 
 
 def test_all_rivals_must_be_shown_not_to_be_better():
@@ -73,14 +69,16 @@ def test_all_rivals_must_be_shown_not_to_be_better():
     still = screened(lambda width: 0.8)
     assert transfer.judge(still, confirmed(0.0)).holds is True
     assert transfer.judge(still, confirmed(0.0, spread=0.01, others=0.004)).holds is None
-    assert "within a factor of 2 of its own rate" in transfer.judge(still, confirmed(0.0)).sentence
+    rows = transfer.judge(still, confirmed(0.0)).table.set_index("point")
+    assert rows.rate_over_best["best at width 2"] == 1 and rows.points["half the rate"] == pytest.approx(-2)
+    assert rows.small_p["half the rate"] < 0.05 and len(rows) == 4 + 3
 
 
 def test_a_refutation_pays_for_the_number_of_rivals():
     """By hand: the p-value of the worst of three rivals, two-sided, times three."""
     verdict = transfer.judge(screened(lambda width: 0.8), confirmed(0.02, spread=0.012))
     loss = np.array([0.02 + 0.012 * (-1) ** seed for seed in range(8)])
-    assert verdict.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
+    assert verdict.effect.p == pytest.approx(3 * 2 * stats.ttest_1samp(loss, 0.005, alternative="greater").pvalue)
 
 
 def test_the_figure_has_a_panel_a_threshold_and_one_of_rivals_and_marks_failures():

@@ -14,6 +14,7 @@ import sys
 import time
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from support.checkout import CHECKOUT
 from support.comparable import log
@@ -22,7 +23,7 @@ from support.ports import free_port
 from workbench.lab import Store
 from workbench.lab.compare.table import from_store
 from workbench.lab.statistics.intervals import Interval
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 from workbench.lab.store.views import page
 from workbench.lab.studies.notebook import execute
 
@@ -70,9 +71,10 @@ def filled(root, tmp_path):
     log(store, 0.1, base_lr=25.6, clip=None, outcome="diverged", study="large_batch", owner=execution)
     execute(notebook, tmp_path / "run.ipynb", {})
     store.log_file(execution, tmp_path / "run.html", "notebook")
-    verdict = Verdict("AGC is ahead.", True, "accuracy with AGC minus without", Interval(0.1125, 0.1, 0.125, 2))
+    effect = Effect("accuracy with AGC minus without", Interval(0.1125, 0.1, 0.125, 2))
+    verdict = Verdict(True, effect, "AGC is ahead.", pd.DataFrame({"arm": ["NF+AGC"], "points": [11.25]}))
     store.describe(execution, str(verdict))
-    store.set_tags(execution, verdict=verdict.sentence, effect=verdict.effect_text)
+    store.set_tags(execution, verdict=verdict.headline, effect=str(verdict.effect))
     store.log_metrics(execution, verdict.metrics())
     store.log_figure(execution, plt.figure(), "empty")
     store.close(execution, "FINISHED")

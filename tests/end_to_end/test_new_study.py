@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import share_interval, share_p
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("This coin is fair")
 
@@ -27,7 +27,8 @@ CLAIM = Claim("This coin is fair")
 def judge(table: pd.DataFrame) -> Verdict:
     heads, tosses = int(table.heads.sum()), len(table)
     p = share_p(heads, tosses)
-    return Verdict(f"{heads} of {tosses} tosses show heads.", p >= 0.05, "share", share_interval(heads, tosses), p=p)
+    effect = Effect("share of heads", share_interval(heads, tosses), p)
+    return Verdict(p >= 0.05, effect, f"{heads} of {tosses} tosses show heads.", table.value_counts().reset_index())
 
 
 def figure(table: pd.DataFrame) -> Figure:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from support.checkout import CHECKOUT
 
@@ -37,4 +38,6 @@ def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp
     assert any(f.startswith("figures/") and f.endswith(".svg") for f in files) and "notebook/run.html" in files
     for claim in (claim for claim in all_claims() if claim.study == name):
         tables = {table: store.read_table(run.id, table) for table in claim.tables}
-        assert claim.judge(tables).sentence == run.tags["verdict"]
+        verdict = claim.judge(tables)
+        assert verdict.headline == run.tags["verdict"] and len(verdict.headline.split()) <= 25
+        pd.testing.assert_frame_equal(verdict.table, store.read_table(run.id, "verdict"), check_dtype=False)

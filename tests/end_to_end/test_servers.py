@@ -29,12 +29,12 @@ from workbench.lab.jobs import search
 
 CELLS = (
     "from workbench.lab import open_session, run_all, search\nfrom workbench.lab.statistics.intervals import t_interval\n"
-    "from workbench.lab.statistics.verdict import Verdict\nfrom workbench.training import TrainConfig\n"
+    "from workbench.lab.statistics.verdict import Effect, Verdict\nfrom workbench.training import TrainConfig\n"
     "session = open_session('small', globals())",
     "base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=steps // 4, device='cpu')\n"
     "table = session.table(run_all([base.replace(seed=s) for s in range(3)], session))",
     "found = search(lambda p: base.replace(**p), {'clip': {'low': 0.002, 'high': 0.64, 'log': True}}, trials=3, session=session)",
-    "session.verdict(Verdict('done', None, 'accuracy', t_interval(table.val_acc)))",
+    "session.verdict(Verdict(None, Effect('accuracy', t_interval(table.val_acc)), 'done', table[['seed', 'val_acc']]))",
 )
 TRAININGS = 6  # three of run_all, three trials
 

@@ -128,7 +128,7 @@ def test_the_verdict_is_the_function_of_the_stored_table(store, tmp_path):
 
     run = by_study(store)["large_batch"]
     file = client(store).download_artifacts(run.id, "tables/table.parquet", str(tmp_path))
-    assert large_batch.judge(pd.read_parquet(file)).sentence == run.tags["verdict"]
+    assert large_batch.judge(pd.read_parquet(file)).headline == run.tags["verdict"]
 
 
 def test_two_studies_that_share_a_training_both_list_it(store):

@@ -28,7 +28,7 @@ MOMENTS = ("random", "database", "training", "checkpointing", "result", "logging
 CELLS = (
     """from workbench.lab import open_session, run_all, search
 from workbench.lab.statistics.intervals import t_interval
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 from workbench.training import TrainConfig
 session = open_session('crash', globals())
 base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=3, device='cpu')""",
@@ -38,7 +38,7 @@ found = search(lambda p: base.replace(**p), space, trials=4, session=session)"""
     """best = found.best
 confirmed = run_all([base.replace(clip=best['clip'], base_lr=best.base_lr, seed=9)], session, role='confirm')
 session.table(confirmed)""",
-    "session.verdict(Verdict('done', None, 'accuracy', t_interval(screened.val_acc)))",
+    "session.verdict(Verdict(None, Effect('accuracy', t_interval(screened.val_acc)), 'done', screened[['seed', 'val_acc']]))",
 )
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, effects, interval_of
-from workbench.lab.statistics.intervals import difference_p, points, side, t_interval
+from workbench.lab.statistics.effects import beside, details
+from workbench.lab.statistics.intervals import difference_p, points_with_ci, side, t_interval
 from workbench.lab.statistics.panels import draw_differences
-from workbench.lab.statistics.rates import by_seed, edge_warnings
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.rates import by_seed, with_edges
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("The parts of the NFNet recipe pay for their time", number=8, tables=("costs", "screened", "confirmed"))
 
@@ -43,35 +43,26 @@ def matched_cost(confirmed: pd.DataFrame) -> pd.Series:
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Are the parts worth their time on average? And each?"""
-    timed = confirmed[confirmed.protocol == TIME]
-    values = by_seed(timed)
+    values = by_seed(confirmed[confirmed.protocol == TIME])
     difference = (values[WHOLE] - values.drop(columns=WHOLE).mean(axis=1)).dropna()
-    effect = t_interval(difference)
-    holds = side(effect)
+    effect = Effect("whole net minus the mean without a part", t_interval(difference), difference_p(difference), True)
+    holds = side(effect.value)
     relation = {True: "pay for their time", False: "do not pay for their time",
-                None: "are not shown to pay for their time, or not to"}[holds]  # fmt: skip
-    texts = [f"at {protocol}: {_each(rows)}" for protocol, rows in confirmed.groupby("protocol", sort=False)]
-    matched = matched_cost(confirmed)
-    cost = ", ".join(
-        f"{row.arm} {row.cost:.2f} ({matched[row.arm]:.2f})" for row in costs.itertuples() if row.arm != WHOLE
-    )
-    sentence = (
-        f"On average the parts {relation}: the whole net has {points(effect)} over the nets with one part left out, at "
-        f"equal time. Accuracy without a part, {'; '.join(texts)}. Time of a step, as measured here (and as matched "
-        f"by the steps): {cost}."
-    )
-    sentence += edge_warnings(screened)
-    return Verdict(
-        sentence, holds, "whole net minus the mean without a part", effect, p=difference_p(difference), in_points=True
-    )
+                None: "are not shown to pay for their time"}[holds]  # fmt: skip
+    headline = f"The parts {relation}: on average {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed), screened))
 
 
-def _each(rows: pd.DataFrame) -> str:
-    table = effects(rows, WHOLE)
-    worse = [arm for arm, p, d in zip(table.arm, table.p_holm, table.difference, strict=True) if p < 0.05 and d < 0]
-    better = [arm for arm, p, d in zip(table.arm, table.p_holm, table.difference, strict=True) if p < 0.05 and d > 0]
-    each = ", ".join(f"{arm} {points(interval_of(table, arm))}" for arm in table.arm)
-    return f"{each} (by Holm worse: {', '.join(worse) or 'none'}; better: {', '.join(better) or 'none'})"
+def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm: its difference to the whole net at equal time, and in points_equal_steps at equal steps."""
+    by_protocol = {protocol: rows for protocol, rows in summary(costs, confirmed).groupby("protocol")}
+    timed = by_protocol[TIME].assign(matched_cost=lambda t: t.arm.map(matched_cost(confirmed)))
+    table = details(timed, "cost", "matched_cost")
+    if STEPS in by_protocol:
+        stepped = by_protocol[STEPS].set_index("arm")
+        table["points_equal_steps"] = table.arm.map(100 * stepped.difference)
+        table["p_holm_equal_steps"] = table.arm.map(stepped.p_holm)
+    return table
 
 
 def _marked(rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.intervals import beyond_p, t_interval, within_p
+from workbench.lab.statistics.intervals import beyond_p, points_with_ci, t_interval, within_p
 from workbench.lab.statistics.rates import by_seed
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
     "Accumulated large batches equal real ones for normalizer-free nets", number=6, tables=("gradients", "table")
@@ -27,23 +27,27 @@ def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Is an accumulated batch a real one, in the gradient and in the test accuracy?"""
     differences = _differences(table)
     of_nf = differences["NF+AGC"]
-    effect, equal_p, other_p = t_interval(of_nf), within_p(of_nf, MARGIN), beyond_p(of_nf, MARGIN)
+    equal_p, other_p = within_p(of_nf, MARGIN), beyond_p(of_nf, MARGIN)
     holds = True if equal_p < 0.05 else False if other_p < 0.05 else None
-    equal = f"equal within {MARGIN:.1%}"
-    relation = {True: equal, False: "not equal", None: f"not shown to be {equal}"}
+    effect = Effect("test accuracy, accumulated minus at once", t_interval(of_nf), min(equal_p, other_p), True)
+    accuracies = {True: "equal accuracies within the margin", False: "different accuracies, beyond the margin",
+                  None: "accuracies that are not shown to be equal"}[holds]  # fmt: skip
+    headline = f"Accumulated and whole batches give NF+AGC {accuracies}: {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, _details(differences, gradient_table, table))
+
+
+def _details(differences: dict[str, pd.Series], gradient_table: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm: accuracy accumulated minus at once, and the largest relative difference of the gradient."""
     largest = gradient_table.groupby("arm").difference.max()
-    exact = ", ".join(f"{arm} {value:.1g}" for arm, value in largest.items())
-    others = "; ".join(f"{arm} {t_interval(values):+.2%}" for arm, values in differences.items() if arm != "NF+AGC")
-    micro = sorted(table.micro_batch.dropna().unique())
-    sentence = (
-        f"Accumulated over parts of {', '.join(f'{m:g}' for m in micro)} or taken at once, batches of "
-        f"{table.batch_size.iloc[0]} give NF+AGC test accuracies {relation[holds]}: {effect:+.2%} over {effect.n} seeds"
-        f"{f'; {others}' if others else ''}. Largest relative difference of the gradient: {exact}. With BatchNorm an "
-        "accumulated batch is ghost BatchNorm: each part is normalised by itself, and another function is trained."
-    )
-    return Verdict(
-        sentence, holds, "test accuracy, accumulated minus at once", effect, p=min(equal_p, other_p), in_points=True
-    )
+    parts = ", ".join(f"{size:g}" for size in sorted(table.micro_batch.dropna().unique()))
+    rows = []
+    for arm, values in differences.items():
+        points = t_interval(100 * values)
+        rows.append(
+            {"arm": arm, "batch_size": table.batch_size.iloc[0], "micro_batch": parts, "points": points.mean,
+             "low": points.low, "high": points.high, "n": points.n, "gradient_difference": largest.get(arm)}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:

@@ -5,22 +5,19 @@ state, outcome, clip, lr, val_acc; `confirmed`, the best of each arm on fresh se
 failed. The contrast: validation accuracy with AGC minus without, paired by seed.
 """
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import (
-    Interval,
     accuracy_interval,
     difference_p,
-    paired_interval,
+    points_with_ci,
     side,
     t_interval,
 )
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("AGC at its best threshold beats no clipping at its own best rate", tables=("trials", "confirmed"))
 
@@ -33,41 +30,34 @@ def judge(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     `trials`: arm (NF+AGC, NF), state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, val_acc, lr, clip, failed;
     the seeds are paired.
     """
-    by_seed = confirmed.pivot_table(index="seed", columns="arm", values="val_acc")
-    if "NF+AGC" not in by_seed:
-        return Verdict(
-            "No point with AGC completed its training, so nothing could be confirmed.",
-            None,
-            "accuracy",
-            Interval(math.nan, math.nan, math.nan, 0),
-        )
-    agc = confirmed[confirmed.arm == "NF+AGC"].iloc[0]
-    good = _good_region(
-        trials[(trials.arm == "NF+AGC") & (trials.state == "COMPLETE") & (trials.outcome == "complete")]
-    )
-    sentence = (
-        f"At batch {agc.batch_size} the best threshold found is {agc['clip']:.3g} at peak rate {agc.lr:.3g} "
-        f"(validation accuracy {accuracy_interval(by_seed['NF+AGC']):.1%} on {len(by_seed)} fresh seeds); {good}"
-    )
-    if "NF" not in by_seed:
-        return Verdict(f"{sentence}; no unclipped training completed.", None, "accuracy", t_interval(by_seed["NF+AGC"]))
-    difference = paired_interval(by_seed["NF+AGC"], by_seed["NF"])
-    plain = confirmed[confirmed.arm == "NF"].iloc[0]
-    holds = side(difference)
-    relation = {True: "above", False: "below", None: "not told apart from"}[holds]
-    sentence += f"; that is {relation} no clipping at its own best rate {plain.lr:.3g} ({difference:+.1%})."
-    p = difference_p(by_seed["NF+AGC"] - by_seed["NF"])
-    return Verdict(sentence, holds, "accuracy with AGC minus without", difference, p=p, in_points=True)
+    values = confirmed.pivot_table(index="seed", columns="arm", values="val_acc")
+    table = _details(trials, confirmed)
+    if not {"NF+AGC", "NF"} <= set(values):
+        missing = "a threshold" if "NF+AGC" not in values else "no clipping"
+        effect = Effect("accuracy", t_interval(values.get("NF+AGC", [])))
+        return Verdict(None, effect, f"No training with {missing} completed, so there is no comparison.", table)
+    difference = values["NF+AGC"] - values["NF"]
+    effect = Effect("accuracy with AGC minus without", t_interval(difference), difference_p(difference), True)
+    holds = side(effect.value)
+    relation = {True: "is better than", False: "is worse than", None: "is not shown to differ from"}[holds]
+    headline = f"AGC at its best threshold {relation} no clipping at its best rate: {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, table)
 
 
-def _good_region(trials: pd.DataFrame) -> str:
-    if trials.empty:
-        return "no trial completed"
-    good = trials[trials.val_acc >= trials.val_acc.max() - GOOD_REGION]
-    return (
-        f"the trials within {GOOD_REGION:.0%} of the best have thresholds from {good['clip'].min():.3g} to "
-        f"{good['clip'].max():.3g} ({len(good)} of {len(trials)} completed)"
-    )
+def _details(trials: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm: its best point on fresh seeds, and its good trials with their range of thresholds."""
+    done = trials[(trials.state == "COMPLETE") & (trials.outcome == "complete")]
+    rows = []
+    for arm, trained in confirmed.groupby("arm", sort=False):
+        accuracy, completed, first = accuracy_interval(trained.val_acc), done[done.arm == arm], trained.iloc[0]
+        good = completed[completed.val_acc >= completed.val_acc.max() - GOOD_REGION]
+        rows.append(
+            {"arm": arm, "batch_size": first.batch_size, "lr": first.lr, "clip": first["clip"],
+             "accuracy": accuracy.mean, "low": accuracy.low, "high": accuracy.high, "n": accuracy.n,
+             "good_trials": len(good), "trials": len(completed), "smallest_good_clip": good["clip"].min(),
+             "largest_good_clip": good["clip"].max()}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:

@@ -69,11 +69,11 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
     evidence = [_find(claim, where, store) for claim in claims]
     verdicts = [None if e is None else claim.judge(e.tables) for claim, e in zip(claims, evidence, strict=True)]
     p_values = [
-        math.nan if v is None or v.p is None or claim.number is None else v.p
+        math.nan if v is None or v.effect.p is None or claim.number is None else v.effect.p
         for claim, v in zip(claims, verdicts, strict=True)
     ]
     return [
-        Judged(claim, e, v if v is None or claim.number is None else _adjusted(v, p), p)
+        Judged(claim, e, v if v is None or claim.number is None else adjusted(v, p), p)
         for claim, e, v, p in zip(claims, evidence, verdicts, holm(p_values), strict=True)
     ]
 
@@ -184,9 +184,13 @@ def _data_and_device(tables: dict[str, pd.DataFrame]) -> tuple[str, str]:
     return f"{words('data')}{f' ({size} images)' if size else ''}", words("device")
 
 
-def _adjusted(verdict: Verdict, p_holm: float) -> Verdict:
-    """The verdict, undecided where Holm's adjustment takes its p-value above the level, or where it has none."""
+def adjusted(verdict: Verdict, p_holm: float) -> Verdict:
+    """Return the verdict, undecided where Holm's adjustment takes its p-value above the level, or where it has none."""
     if verdict.holds is None or p_holm < LEVEL:
         return verdict
-    why = "it has no p-value" if math.isnan(p_holm) else f"p = {p_holm:.2g} after Holm's adjustment over the claims"
-    return dataclasses.replace(verdict, holds=None, sentence=f"{verdict.sentence} Yet not decided: {why}.")
+    name = verdict.table.columns[0]
+    row = pd.DataFrame([{name: "the claim, after Holm's adjustment", "p_holm": p_holm}])
+    why = "without a p-value" if math.isnan(p_holm) else "after Holm's adjustment"
+    headline = f"{verdict.headline.removesuffix('.')}; not decided {why}."
+    table = pd.concat([verdict.table, row], ignore_index=True)
+    return dataclasses.replace(verdict, holds=None, headline=headline, table=table)

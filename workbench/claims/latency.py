@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval
-from workbench.lab.statistics.rates import arm_of, edge_warnings
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval, with_ci
+from workbench.lab.statistics.rates import arm_of, with_edges
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
     "A normalizer-free net is sooner at an accuracy than its BatchNorm twin",
@@ -60,22 +60,31 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, 
     by_arm = timings.pivot_table(index="seed", columns="arm", values="time")
     clipped = next(arm for arm in by_arm if arm_of(arm) == "NF+AGC")
     doublings = np.log2(by_arm[clipped] / by_arm["BN"]).dropna()
-    effect, p = t_interval(doublings), _p_whatever_the_cost(doublings, costs.set_index("arm").loc[clipped])
+    p = _p_whatever_the_cost(doublings, costs.set_index("arm").loc[clipped])
+    effect = Effect("doublings of the time to accuracy, NF+AGC over BN", t_interval(doublings), p)
     no_target = timings[timings.arm == "BN"].reached.mean() < 0.5
-    holds = None if no_target or not p < 0.05 else bool(effect.mean < 0)
-    relation = {True: "is sooner", False: "is later", None: "is not shown to be sooner or later"}[holds]
-    steps = ", ".join(f"{row.arm} {row.cost:.2f} ({row.low:.2f}..{row.high:.2f})" for row in costs.itertuples())
-    reached = ", ".join(f"{arm} {int(t.reached.sum())} of {len(t)}" for arm, t in timings.groupby("arm", sort=False))
-    accuracies = {arm: (accuracy_interval(t.test_acc), t.lr.iloc[0]) for arm, t in confirmed.groupby("arm", sort=False)}
-    ends = ", ".join(f"{arm} {accuracy:.1%} at {lr:.3g}" for arm, (accuracy, lr) in accuracies.items())
-    sentence = (
-        f"{clipped} {relation} at {_target(confirmed):.1%} validation accuracy than BN of the same shape: "
-        f"{2**effect.mean:.2f} times its time; the target was reached by {reached}. Time of a step over BN's: {steps}. "
-        f"Test accuracy at the end: {ends}."
-    )
-    sentence += " BN itself rarely gets there, so the target says nothing." if no_target else ""
-    sentence += edge_warnings(screened)
-    return Verdict(sentence, holds, "doublings of the time to accuracy, NF+AGC over BN", effect, p=p)
+    holds = None if no_target or not p < 0.05 else bool(effect.value.mean < 0)
+    relation = {True: "is sooner at the target accuracy than BN", False: "is later at the target accuracy than BN",
+                None: "is not shown to be sooner or later at the target accuracy than BN"}[holds]  # fmt: skip
+    relation = "cannot be compared with BN, which rarely reaches the target accuracy" if no_target else relation
+    headline = f"NF+AGC {relation}: {with_ci(effect.value.map(np.exp2), ' times its time')}."
+    return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed, timings), screened))
+
+
+def _details(costs: pd.DataFrame, confirmed: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
+    """One row per confirmed arm, and one for the control: time of a step, seeds at the target, accuracy at the end."""
+    reached = timings.groupby("arm").reached.sum()
+    rows = []
+    for step in costs[costs.arm.isin([*confirmed.arm, CONTROL])].itertuples():
+        row = {"arm": step.arm, "step_time": step.cost, "low": step.low, "high": step.high}
+        trained = confirmed[confirmed.arm == step.arm]
+        if len(trained):
+            accuracy = accuracy_interval(trained.test_acc)
+            row |= {"target": _target(confirmed), "reached": int(reached[step.arm]), "n": len(trained),
+                    "lr": trained.lr.iloc[0], "accuracy": accuracy.mean, "accuracy_low": accuracy.low,
+                    "accuracy_high": accuracy.high}  # fmt: skip
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _p_whatever_the_cost(doublings: pd.Series, cost: pd.Series) -> float:

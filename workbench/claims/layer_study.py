@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.errors import unknown
-from workbench.lab.statistics.effects import beside, effects, interval_of
-from workbench.lab.statistics.intervals import points, side
+from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
-from workbench.lab.statistics.rates import edge_warnings
+from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -74,37 +74,16 @@ def largest_stable(screened: pd.DataFrame) -> pd.Series:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does clipping the head cost accuracy? And what of the other layers?"""
-    comparison = effects(confirmed, PAPER, contrast=HEAD)
-    head = interval_of(comparison, HEAD)
-    better = side(head)
+    effect = effect_of("accuracy with the head clipped minus without", confirmed, PAPER, HEAD)
+    better = side(effect.value)
     holds = None if better is None else not better
-    relation = {True: "costs accuracy", False: "gains accuracy", None: "is not shown to change accuracy"}[holds]
-    sentence = f"Clipping the classifier's weight, too, {relation}: {points(head)}"
-    rows, each = comparison.set_index("arm"), summary(screened, confirmed).set_index("arm")
-    if FIRST in rows.index:
-        equal = rows.p_equal[FIRST] < 0.05
-        equality = "is equal within 0.5 points" if equal else "is not shown to be equal within 0.5 points"
-        change = f"{points(interval_of(comparison, FIRST))}, Holm p = {rows.p_holm[FIRST]:.2g}"
-        sentence += f"; the first convolution left out {equality} ({change})"
-    for arm in rows.index.drop([HEAD, FIRST], errors="ignore"):
-        sentence += f"; {arm} {points(interval_of(comparison, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
-    base = each.loc[PAPER]
-    stable = ", ".join(f"{arm} {_doublings(each.loc[arm], base)}" for arm in rows.index)
-    beyond = ", the last that was tried, for the paper's choice" if base.open else " for the paper's choice"
-    sentence += f". Largest rate at which no training failed in screening: {base.largest_stable:.3g}{beyond}; {stable}."
-    sentence += edge_warnings(screened)
-    return Verdict(
-        sentence, holds, "accuracy with the head clipped minus without", head, p=float(rows.p[HEAD]), in_points=True
+    relation = {True: "costs", False: "gains", None: "is not shown to change"}[holds]
+    headline = f"Clipping the classifier, too, {relation} accuracy: {points_with_ci(effect.value)}."
+    rows = summary(screened, confirmed)
+    table = details(rows, "lr", "p_equal", "largest_stable", "open", "margin").rename(
+        columns={"open": "last_tried", "margin": "doublings"}
     )
-
-
-def _doublings(arm: pd.Series, base: pd.Series) -> str:
-    """An arm's margin; where a largest rate is the last that was tried, the truth lies further out."""
-    if math.isnan(arm.margin):
-        return "none"
-    if arm.margin == 0:
-        return "as far as was tried" if base.open else "the same"
-    return f"{arm.margin:+.1f} doublings{' or more' if base.open or arm.open else ''}"
+    return Verdict(holds, effect, headline, with_edges(table, screened))
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

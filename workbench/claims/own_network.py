@@ -16,8 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.intervals import Interval, paired_interval, t_interval
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.intervals import Interval, paired_interval, points_with_ci, t_interval, with_ci
+from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.lab.studies.parameters import Range
 
 if TYPE_CHECKING:  # who reads the claims does without torch
@@ -34,6 +34,10 @@ NF, BN = "NF+AGC", "BN"  # the arms, as `user_network.arms` calls them
 MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it
 GOOD = 0.02  # validation accuracy below the best that still counts as good
 END = 0.1  # of a range, on its scale, that counts as its end
+LONGER = "the training loss is still high at the end: train longer"
+FURTHER = "a better value may lie beyond: search further"
+LARGER, ENOUGH = "larger batches still save steps", "larger batches buy little"
+ABOUT = "this batch is about where larger ones buy little"
 NAMES = {NF: "without BatchNorm, AGC", BN: "with BatchNorm"}
 
 
@@ -117,75 +121,74 @@ def judge(
     an end is told.
     """
     if confirmed.empty or NF not in set(confirmed.arm):
-        nothing = Interval(np.nan, np.nan, np.nan, 0)
-        sentence = "No trial without BatchNorm came to its end: lower the learning rates (`lr`), or give it more steps."
-        return Verdict(sentence, None, "accuracy", nothing)
-    by_seed = confirmed.pivot_table(index="seed", columns="arm", values="test_acc")
-    nf = confirmed[confirmed.arm == NF].iloc[0]
-    started = "" if pd.isna(nf.weights) else f" (started from {Path(nf.weights).name})"
-    sentence = (
-        f"Without BatchNorm{started}, at batch {nf.batch_size}, peak rate {nf.lr:.2g} and threshold {nf['clip']:.2g}: "
-        f"{t_interval(by_seed[NF]):.1%} of the test split over {len(by_seed)} fresh seeds"
-    )
-    effect, name, holds = t_interval(by_seed[NF]), "test accuracy without BatchNorm", None
-    if BN in by_seed:
-        bn = confirmed[confirmed.arm == BN].iloc[0]
-        effect, name = paired_interval(by_seed[NF], by_seed[BN]), "test accuracy without BatchNorm minus with"
-        holds = True if effect.low > -MARGIN else False if effect.high < -MARGIN else None
-        relation = {
-            True: f"as good, within {MARGIN:.1%}, or better",
-            False: f"worse by more than {MARGIN:.1%}",
-            None: f"not decided at a margin of {MARGIN:.1%}: take more seeds, or more images",
-        }[holds]
-        sentence += f"; with it, at its own best rate {bn.lr:.2g}, {t_interval(by_seed[BN]):.1%}. That is {relation}"
-    failed = ", ".join(f"{arm} {int(t.failed.sum())} of {len(t)}" for arm, t in confirmed.groupby("arm"))
-    slow = int((confirmed.failed.astype(bool) & (confirmed.outcome != "diverged")).sum())
-    if slow:
-        failed += f" ({slow} of these without diverging: the training loss is still high at the end; train longer)"
-    sentence += f". Failed on fresh seeds: {failed}. {_region(trials)}{_end_warnings(confirmed, ranges or {})}"
-    return Verdict(
-        f"{sentence}{_batch_advice(noise, int(nf.batch_size))}", holds, name, effect, in_points=BN in by_seed
-    )
+        effect = Effect("accuracy", t_interval([]))
+        headline = "No trial without BatchNorm completed: lower the learning rates (`lr`), or give it more steps."
+        return Verdict(None, effect, headline, pd.DataFrame([fact(*_good_thresholds(trials))]))
+    values = confirmed.pivot_table(index="seed", columns="arm", values="test_acc")
+    if BN in values:
+        difference = paired_interval(values[NF], values[BN])
+        effect = Effect("test accuracy without BatchNorm minus with", difference, in_points=True)
+        holds = True if difference.low > -MARGIN else False if difference.high < -MARGIN else None
+        relation = {True: "as good as", False: "worse than", None: "not shown to be as good as"}[holds]
+        headline = (
+            f"Your network without BatchNorm is {relation} with it, within the margin: {points_with_ci(difference)}."
+        )
+    else:
+        effect, holds = Effect("test accuracy without BatchNorm", t_interval(values[NF])), None
+        accuracy = with_ci(effect.value.map(lambda value: 100 * value), "% of the test images", ".1f")
+        headline = f"Your network without BatchNorm gets {accuracy}, without a control to compare."
+    rows = [*_accuracies(confirmed), fact(*_good_thresholds(trials)), *_values_at_an_end(confirmed, ranges or {})]
+    rows += [] if noise is None else [_noise_fact(noise, int(confirmed.batch_size.iloc[0]))]
+    return Verdict(holds, effect, headline, pd.DataFrame(rows).fillna({"started_from": "", "advice": ""}))
 
 
-def _region(trials: pd.DataFrame) -> str:
+def _accuracies(confirmed: pd.DataFrame) -> list[dict]:
+    """By arm the test accuracy of its best point; `slow` counts failures without divergence."""
+    rows = []
+    for arm in _arms(confirmed):
+        trained = confirmed[confirmed.arm == arm]
+        first, slow = trained.iloc[0], int((trained.failed.astype(bool) & (trained.outcome != "diverged")).sum())
+        rows.append(
+            fact(
+                f"test accuracy {NAMES[arm]}", t_interval(trained.test_acc), lr=first.lr, clip=first["clip"],
+                batch_size=first.batch_size, failed=int(trained.failed.sum()), slow=slow,
+                started_from="" if pd.isna(first.weights) else Path(first.weights).name,
+                advice=LONGER if slow else "",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _good_thresholds(trials: pd.DataFrame) -> tuple[str, Interval]:
     done = trials[(trials.arm == NF) & (trials.state == "COMPLETE") & (trials.outcome == "complete")]
-    good = done[done.val_acc >= done.val_acc.max() - GOOD]
-    return (
-        f"Thresholds from {good['clip'].min():.2g} to {good['clip'].max():.2g} were within {GOOD:.0%} of the best "
-        f"({len(good)} of {int((trials.arm == NF).sum())} trials)."
-    )
+    good = done[done.val_acc >= done.val_acc.max() - GOOD]["clip"]
+    name = f"thresholds of {len(good)} of {int((trials.arm == NF).sum())} trials, within {GOOD:.0%} of the best"
+    return name, Interval(math.nan, good.min(), good.max(), len(good))
 
 
-def _end_warnings(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Range]) -> str:
-    """A sentence on the best values that lie in the first or last tenth of their range; empty where none does."""
-    ends = []
+def _values_at_an_end(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Range]) -> list[dict]:
+    """The best values that lie in the first or last tenth of their range, each with the range as its bounds."""
+    rows = []
     for name, given in ranges.items():
         if isinstance(given, int | float):
             continue
         searched = Range.of(given)
-        for arm, rows in confirmed.dropna(subset=name).groupby("arm"):
-            value = rows[name].iloc[0]
+        for arm, trained in confirmed.dropna(subset=name).groupby("arm"):
+            value = trained[name].iloc[0]
             share = searched.share_below(value)
             if min(share, 1 - share) <= END:
-                end = "low" if share < 0.5 else "high"
-                ends.append(f"`{name}` {value:.2g} of {arm} at the {end} end of {searched.low:g} to {searched.high:g}")
-    return f" The best {', '.join(ends)}: a better one may lie beyond, search further there." if ends else ""
+                ends = Interval(value, searched.low, searched.high, len(trained))
+                rows.append(fact(f"best `{name}` of {arm}, at an end of its range", ends, advice=FURTHER))
+    return rows
 
 
-def _batch_advice(noise: "NoiseScale | None", batch_size: int) -> str:
-    if noise is None:
-        return ""
+def _noise_fact(noise: "NoiseScale", batch_size: int) -> dict:
     low, high = noise.interval
     if not noise.noise_scale > 0 or (math.isinf(high) and low < batch_size):
-        return f" Which batch size pays could not be told: {noise.note}."
-    if low > batch_size:
-        advice = "larger batches still save steps"
-    elif high < 2 * batch_size:
-        advice = "larger batches buy little"
+        advice = noise.note
+    elif low > batch_size:
+        advice = LARGER
     else:
-        advice = "this batch is about where larger ones buy little"
-    size = (
-        f"at least {low:.0f} images" if math.isinf(high) else f"{noise.noise_scale:.0f} images [{low:.0f}, {high:.0f}]"
-    )
-    return f" The gradient noise scale at the end is {size}: {advice}."
+        advice = ENOUGH if high < 2 * batch_size else ABOUT
+    scale = Interval(noise.noise_scale, low, high, noise.batches)
+    return fact("gradient noise scale at the end, images", scale, advice=advice)

@@ -17,12 +17,12 @@ from workbench.lab.statistics.intervals import (
     accuracy_interval,
     best_four_of_five,
     difference_p,
-    points,
+    points_with_ci,
     side,
     t_interval,
 )
 from workbench.lab.statistics.rates import arm_of, at_carried_rate, by_seed
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
     "The paper's protocol shows more of NF+AGC over BN than tuning both alike", tables=("screened", "confirmed")
@@ -85,25 +85,26 @@ def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does the paper's protocol favour NF+AGC over BN, beside one that tunes both alike?"""
-    ahead = {name: _ahead(confirmed, name, "BN") for name in PROTOCOLS}
-    difference = (ahead[PAPER] - ahead[TUNED]).dropna()
-    effect = t_interval(difference)
-    holds = side(effect)
-    relation = {True: "favours NF+AGC", False: "favours BN", None: "is not shown to favour either"}[holds]
-    summary_rows = summary(screened, confirmed)
-    each = "; ".join(
-        f"{row.setting} by the {row.protocol} at rate {row.lr:.3g}: {row.reported:.1%} reported, {row.validation:.1%} "
-        f"on fresh seeds, {row.test:.1%} in the test" + (f" ({row.failed} of {row.n} failed)" if row.failed else "")
-        for row in summary_rows.itertuples()
-    )
-    rivals = [arm for arm in ARMS[:-1] if arm in set(summary_rows.arm)]
-    leads = {rival: [points(t_interval(_ahead(confirmed, name, rival))) for name in PROTOCOLS] for rival in rivals}
-    text = "; ".join(f"NF+AGC minus {r} is {paper} under it, {tuned} tuned" for r, (paper, tuned) in leads.items())
-    sentence = (
-        f"At batch {screened.batch_size.max()} the paper's protocol {relation}, by {points(effect)}: {text}. {each}."
-    )
+    difference = (_ahead(confirmed, PAPER, "BN") - _ahead(confirmed, TUNED, "BN")).dropna()
     name = "NF+AGC minus BN under the paper's protocol, minus the same tuned"
-    return Verdict(sentence, holds, name, effect, p=difference_p(difference), in_points=True)
+    effect = Effect(name, t_interval(difference), difference_p(difference), True)
+    holds = side(effect.value)
+    relation = {True: "favours NF+AGC over BN", False: "favours BN over NF+AGC",
+                None: "is not shown to favour NF+AGC or BN"}[holds]  # fmt: skip
+    headline = f"The paper's protocol {relation}, compared with tuning: {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, _details(screened, confirmed))
+
+
+def _details(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm and protocol at the largest batch: what was reported, what fresh seeds reach, and in `agc_ahead`
+    the points of test accuracy of NF+AGC minus this arm."""
+    rows = summary(screened, confirmed)[
+        ["setting", "arm", "protocol", "lr", "reported", "validation", "test", "failed", "n"]
+    ]
+    ahead = [t_interval(100 * _ahead(confirmed, row.protocol, row.arm)) for row in rows.itertuples()]
+    table = rows.assign(agc_ahead=[a.mean for a in ahead], low=[a.low for a in ahead], high=[a.high for a in ahead])
+    table.loc[table.arm == "NF+AGC", ["agc_ahead", "low", "high"]] = np.nan
+    return table.drop(columns="arm")
 
 
 def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:

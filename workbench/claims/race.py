@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points, t_interval
-from workbench.lab.statistics.rates import arm_of, by_seed, edge_warnings
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points_with_ci, t_interval
+from workbench.lab.statistics.rates import arm_of, by_seed, with_edges
+from workbench.lab.statistics.verdict import Effect, Verdict
 from workbench.lab.store.client import Store
 
 CLAIM = Claim(
@@ -76,17 +76,15 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) 
     doublings = _doublings(seconds, clipped)
     lost, longer = t_interval(behind), t_interval(doublings)
     p = max(below_p(behind, MARGIN), below_p(doublings, np.log2(RATIO)))
+    effect = Effect("accuracy of NF+AGC minus BN", Interval(-lost.mean, -lost.high, -lost.low, lost.n), p, True)
     refuted = lost.low > MARGIN or longer.low > np.log2(RATIO)
     holds = True if p < 0.05 else False if refuted else None
-    relation = {True: "is shown to be", False: "is not", None: "is not shown to be"}[holds]
-    ahead = Interval(-lost.mean, -lost.high, -lost.low, lost.n)
-    sentence = (
-        f"{clipped} {relation} within {100 * MARGIN:g} points of BN's accuracy in at most {RATIO:g} times its seconds: "
-        f"{points(ahead)}, {2**longer.mean:.2f} [{2**longer.low:.2f}, {2**longer.high:.2f}] times the seconds. "
-        f"{'; '.join(_text(arm, confirmed, paces) for arm in ('BN', clipped))}; on {', '.join(paces.device.unique())}."
-        f"{edge_warnings(screened)}"
-    )
-    return Verdict(sentence, holds, "accuracy of NF+AGC minus BN", ahead, p=p, in_points=True)
+    relation = {True: "is", False: "is not", None: "is not shown to be"}[holds]
+    headline = f"NF+AGC {relation} as accurate and fast as BN, within both margins: {points_with_ci(effect.value)}."
+    table = _details(confirmed, paces)
+    ratio = longer.map(np.exp2)
+    table.loc[table.arm == clipped, ["times_bn", "low", "high"]] = ratio.mean, ratio.low, ratio.high
+    return Verdict(holds, effect, headline, with_edges(table, screened))
 
 
 def _doublings(seconds: pd.DataFrame, clipped: str) -> pd.Series:
@@ -96,14 +94,18 @@ def _doublings(seconds: pd.DataFrame, clipped: str) -> pd.Series:
     return np.log2(seconds[clipped] / seconds["BN"]).dropna()
 
 
-def _text(arm: str, confirmed: pd.DataFrame, paces: pd.DataFrame) -> str:
-    trainings, arm_paces = confirmed[confirmed.arm == arm], paces[paces.arm == arm]
-    accuracy = accuracy_interval(trainings.test_acc)
-    share = f", {arm_paces.peak_share.mean():.0%} of the peak" if arm_paces.peak_share.notna().all() else ""
-    return (
-        f"{arm} {accuracy:.2%} in {arm_paces.seconds.mean():.3g} s ({trainings.steps.iloc[0]} steps, "
-        f"{arm_paces.images_per_second.mean():.3g} images/s{share})"
-    )
+def _details(confirmed: pd.DataFrame, paces: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm: test accuracy, steps, device, and means of seconds, pace and share of the device's peak."""
+    rows = []
+    for arm, trained in confirmed.groupby("arm", sort=False):
+        accuracy, paced = accuracy_interval(trained.test_acc), paces[paces.arm == arm]
+        rows.append(
+            {"arm": arm, "accuracy": accuracy.mean, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
+             "n": accuracy.n, "steps": trained.steps.iloc[0], "device": ", ".join(paced.device.unique()),
+             "images_per_second": paced.images_per_second.mean(), "peak_share": paced.peak_share.mean(),
+             "seconds": paced.seconds.mean(), "times_bn": np.nan, "low": np.nan, "high": np.nan}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Figure:

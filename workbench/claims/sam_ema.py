@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, effects, interval_of
-from workbench.lab.statistics.intervals import accuracy_interval, points, side
+from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.intervals import accuracy_interval, points_with_ci, side
 from workbench.lab.statistics.panels import draw_differences
-from workbench.lab.statistics.rates import edge_warnings
+from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -43,32 +43,24 @@ def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Do both together add accuracy at equal time? And each?"""
-    comparison = effects(confirmed, "plain", ARMS, contrast="SAM+EMA")
-    both = interval_of(comparison, "SAM+EMA")
-    holds = side(both)
-    relation = {True: "add accuracy", False: "cost accuracy", None: "are not shown to change accuracy"}[holds]
-    rows = comparison.set_index("arm")
-    effect_texts = {
-        arm: f"{points(interval_of(comparison, arm))} (Holm p = {rows.p_holm[arm]:.2g}"
-        f"{', equal within 0.5 points' if rows.p_equal[arm] < 0.05 else ''})"
-        for arm in rows.index.drop("SAM+EMA")
-    }
-    longer = effect_texts.pop(LONGER, None)
-    each = "; ".join(f"{arm} {effect}" for arm, effect in effect_texts.items())
-    cost = costs.set_index("arm").cost["SAM"]
-    seconds = confirmed.groupby("arm").device_seconds.mean()
-    steps = confirmed.groupby("arm").steps.first()
-    sentence = (
-        f"At equal time SAM and EMA together {relation}: {points(both)}. Alone: {each}. SAM has {steps['SAM']} steps "
-        f"for {steps['plain']}, which is equal time where a step costs {steps['plain'] / steps['SAM']:.2f} of a plain "
-        f"one; measured here it costs {cost:.2f}, and the trainings took {seconds['SAM'] / seconds['plain']:.2f} of "
-        "the seconds."
+    effect = effect_of("accuracy with SAM and EMA minus plain", confirmed, "plain", "SAM+EMA")
+    holds = side(effect.value)
+    relation = {True: "add", False: "cost", None: "are not shown to change"}[holds]
+    headline = f"At equal time SAM and EMA together {relation} accuracy: {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed), screened))
+
+
+def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm. `matched_cost` is the time of a step at which its steps take plain's time, `step_cost` the
+    measured one, `seconds` the device seconds over plain's."""
+    rows = summary(confirmed)
+    plain = rows.set_index("arm").loc["plain"]
+    more = rows.assign(
+        matched_cost=plain.steps / rows.steps,
+        step_cost=rows.arm.map(costs.set_index("arm").cost),
+        seconds=rows.device_seconds / plain.device_seconds,
     )
-    sentence += f" With as many steps as plain, in more time, SAM {longer}." if longer else ""
-    sentence += edge_warnings(screened)
-    return Verdict(
-        sentence, holds, "accuracy with SAM and EMA minus plain", both, p=float(rows.p["SAM+EMA"]), in_points=True
-    )
+    return details(more, "lr", "steps", "matched_cost", "step_cost", "seconds", "p_equal")
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

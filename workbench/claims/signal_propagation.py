@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.intervals import difference_p, share_interval, t_interval
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.intervals import Interval, difference_p, share_interval, t_interval, with_ci
+from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.probes.rules import broken_rules
 
 CLAIM = Claim("Scaled weight standardisation keeps the variance of the trunk as theory says", number=1)
@@ -35,50 +35,48 @@ def judge(table: pd.DataFrame) -> Verdict:
         return _rules_verdict(table[(table.arm == subject) & (table.input == "noise")], subject)
     deviations = of_subject.groupby("seed").deviation.max()
     worst = t_interval(deviations)
+    p = difference_p(deviations - TOLERANCE)
+    effect = Effect("largest relative deviation of the variance from theory", worst, p)
     holds = True if worst.high <= TOLERANCE else False if worst.low > TOLERANCE else None
-    relation = {True: "stays within", False: "leaves", None: "is not shown to stay within"}[holds]
-    largest = blocks.groupby("arm").mean_sq.max()
-    sentence = (
-        f"Over {of_subject.block.nunique()} blocks the variance of the {subject} trunk {relation} "
-        f"{TOLERANCE:.0%} of the theory (largest deviation {worst:.1%} over {worst.n} initialisations) and its "
-        f"squared channel mean reaches {largest[subject]:.2g}"
-    )
-    if "NF without scaled WS" in largest:
-        sentence += (
-            f"; without scaled weight standardisation the squared mean reaches {largest['NF without scaled WS']:.2g}"
-        )
-    if "BN" in largest and subject != "BN":
+    relation = {True: "follows", False: "leaves", None: "is not shown to follow"}[holds]
+    deviation = with_ci(worst.map(lambda value: 100 * value), "% at most", ".1f", "initialisation")
+    headline = f"The variance of {subject} {relation} the theory, deviating by {deviation}."
+    return Verdict(holds, effect, headline, _details(table, blocks, subject, worst))
+
+
+def _details(table: pd.DataFrame, blocks: pd.DataFrame, subject: str, worst: Interval) -> pd.DataFrame:
+    """One row per fact on the trunk; on noise, unless it names the images."""
+    rows = [fact(f"{subject}: largest deviation from the theory", worst, expected=TOLERANCE)]
+    for arm, largest in blocks.groupby("arm", sort=False).mean_sq.max().items():
+        rows.append(fact(f"{arm}: largest squared channel mean", largest))
+    if subject != "BN" and "BN" in set(blocks.arm):
         growth = t_interval([_growth_per_block(t) for _, t in blocks[blocks.arm == "BN"].groupby("seed")])
-        sentence += f"; the BatchNorm trunk gains {growth:.2f} in variance a block"
+        rows.append(fact("BN: variance gained per block", growth))
     on_images = table[(table.block > 0) & (table.input == "images") & (table.arm == subject)]
     if len(on_images):
         last = on_images.groupby("seed").tail(1)
-        sentence += (
-            f"; on images, whose neighbouring pixels are alike, it ends at variance {t_interval(last['var']):.2g} "
-            f"where {last.expected_var.mean():.2g} is expected"
+        rows.append(
+            fact(f"{subject}: final variance on images", t_interval(last["var"]), expected=last.expected_var.mean())
         )
-    p = difference_p(deviations - TOLERANCE)
-    return Verdict(f"{sentence}.", holds, "largest relative deviation of the variance from theory", worst, p=p)
+    return pd.DataFrame(rows)
 
 
 def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
     """Of a network without a theory: in how many initialisations no rule is broken."""
-    faults_by_seed = []
+    broken_by_seed = []
     for _, rows in table.groupby("seed"):
         rows = rows.reset_index(drop=True).assign(peak=0.0)
-        faults_by_seed.append(broken_rules(rows, rows.residual_var == 0, "float32"))
-    share = share_interval(sum(not faults for faults in faults_by_seed), len(faults_by_seed))
-    broken = sorted({fault.verdict for faults in faults_by_seed for fault in faults})
-    names = ", ".join(broken)
+        broken_by_seed.append({fault.verdict for fault in broken_rules(rows, rows.residual_var == 0, "float32")})
+    n = len(broken_by_seed)
+    sound = share_interval(sum(not broken for broken in broken_by_seed), n)
+    effect = Effect("share of initialisations without a fault", sound)
+    share = with_ci(sound.map(lambda value: 100 * value), "% of them", ".0f", "initialisation")
+    headline = f"{subject} has no theory; its initialisations break no rule of signal propagation in {share}."
     ends = table[table.block == table.block.max()]
-    sentence = (
-        f"There is no theory for {subject}; over {table.block.max()} blocks its variance ends at "
-        f"{t_interval(ends['var']):.3g}, and in {share.mean:.0%} of {share.n} initialisations no rule of signal "
-        f"propagation is broken{f' (broken: {names})' if broken else ''}."
-    )
-    return Verdict(
-        sentence, all(not faults for faults in faults_by_seed), "share of initialisations without a fault", share
-    )
+    rows = [fact(f"variance after {table.block.max()} blocks", t_interval(ends["var"]))]
+    for rule in sorted(set().union(*broken_by_seed)):
+        rows.append(fact(f"share that {rule}", share_interval(sum(rule in broken for broken in broken_by_seed), n)))
+    return Verdict(not any(broken_by_seed), effect, headline, pd.DataFrame(rows))
 
 
 def _growth_per_block(blocks: pd.DataFrame) -> float:

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import effects, interval_of
-from workbench.lab.statistics.intervals import points, side
+from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
-from workbench.lab.statistics.rates import edge_warnings
+from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -45,25 +45,12 @@ def arms(clip: float, eps: list[float]) -> dict[str, dict]:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
-    comparison = effects(confirmed, PAPER, contrast=GAINS)
-    gains = interval_of(comparison, GAINS)
-    holds = side(gains)
-    relation = {True: "raises accuracy", False: "lowers accuracy", None: "is not shown to change accuracy"}[holds]
-    rows = comparison.set_index("arm")
-    others = "; ".join(
-        f"{arm} {points(interval_of(comparison, arm))} (Holm p = {rows.p_holm[arm]:.2g})"
-        for arm in rows.index.drop(GAINS)
-    )
-    sentence = (
-        f"From skip gain 0, not clipping the skip gains {relation}: {points(gains)}; {others}.{edge_warnings(screened)}"
-    )
+    effect = effect_of("accuracy with skip gains not clipped minus with", confirmed, PAPER, GAINS)
+    holds = side(effect.value)
+    relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
+    headline = f"Not clipping skip gains that start at zero {relation} accuracy: {points_with_ci(effect.value)}."
     return Verdict(
-        sentence,
-        holds,
-        "accuracy with skip gains not clipped minus with",
-        gains,
-        p=float(rows.p[GAINS]),
-        in_points=True,
+        holds, effect, headline, with_edges(details(beside(confirmed, PAPER, contrast=GAINS), "lr"), screened)
     )
 
 

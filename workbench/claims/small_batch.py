@@ -21,12 +21,12 @@ from workbench.lab.statistics.intervals import (
     below_p,
     difference_p,
     holm,
-    points,
+    points_with_ci,
     side,
     t_interval,
 )
-from workbench.lab.statistics.rates import by_seed, edge_warnings
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.rates import by_seed, with_edges
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
     "As the batch shrinks to 4, a normalizer-free net loses less accuracy than BatchNorm",
@@ -35,6 +35,7 @@ CLAIM = Claim(
 )
 
 RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken anew
+NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 ARMS = ["BN", "BN recomputed", "GN", "NF", "NF+AGC"]
 
 
@@ -81,37 +82,36 @@ def contrast(confirmed: pd.DataFrame, arm: str, against: str) -> pd.Series:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does NF+AGC lose less than BN where the batch shrinks?"""
-    smallest, reference = confirmed.batch_size.min(), confirmed.batch_size.max()
     difference = contrast(confirmed, "NF+AGC", "BN")
-    effect = t_interval(difference)
-    holds = side(effect)
+    effect = Effect("loss of BN minus loss of NF+AGC", t_interval(difference), difference_p(difference), True)
+    holds = side(effect.value)
     relation = {True: "keeps more", False: "keeps less", None: "is not shown to keep more or less"}[holds]
+    headline = f"NF+AGC {relation} accuracy than BN as the batch shrinks: {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, with_edges(_details(confirmed), screened, by=["batch_size"]))
+
+
+def _details(confirmed: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm at the smallest batch.
+
+    `points` is the change from the largest batch, and `p_kept` tests that it loses no more than half a point.
+    `agc_keeps` is the change of NF+AGC minus this one, in points, and `clips` the threshold of each batch.
+    """
     at = changes(confirmed)
-    lost = "; ".join(
-        f"{row.arm} {points(Interval(row.change, row.low, row.high, row.n))} to {row.accuracy:.1%}"
-        for row in at[at.batch_size == smallest].itertuples()
-    )
-    sentence = (
-        f"From batch {reference} to {smallest}, at as many images, NF+AGC {relation} of its accuracy than BN, by "
-        f"{points(effect)}. Changes: {lost}"
-    )
-    if RECOMPUTED["BN"] in set(confirmed.arm):
-        beside_recomputed = t_interval(contrast(confirmed, "NF+AGC", RECOMPUTED["BN"]))
-        sentence += f". Beside BN with its statistics taken anew: {points(beside_recomputed)}"
-    values = by_seed(confirmed[confirmed.arm == "NF+AGC"], "batch_size")
-    p_kept = below_p(values[reference] - values[smallest], EQUAL)
-    kept = "is" if p_kept < 0.05 else "is not"
-    sentence += f". That NF+AGC loses no more than {100 * EQUAL:g} points {kept} shown (p = {p_kept:.2g})"
-    thresholds = confirmed[confirmed.arm == "NF+AGC"].groupby("batch_size")["clip"].first()
-    thresholds_text = ", ".join(f"{clip:g} at batch {batch}" for batch, clip in thresholds.items())
-    sentence += f". NF+AGC's threshold is {thresholds_text}"
-    failed = {arm: (int(t.failed.sum()), len(t)) for arm, t in confirmed.groupby("arm", sort=False)}
-    failures = ", ".join(f"{arm} {n} of {of}" for arm, (n, of) in failed.items() if n)
-    sentence += f". Failed on fresh seeds: {failures}." if failures else ". None failed on fresh seeds."
-    sentence += edge_warnings(screened, by=["batch_size"])
-    return Verdict(
-        sentence, holds, "loss of BN minus loss of NF+AGC", effect, p=difference_p(difference), in_points=True
-    )
+    rows = []
+    for row in at[at.batch_size == at.batch_size.min()].itertuples():
+        trained = confirmed[confirmed.arm == row.arm]
+        values = by_seed(trained, "batch_size")
+        loss = (values[at.batch_size.max()] - values[row.batch_size]).dropna()
+        more = t_interval(100 * contrast(confirmed, "NF+AGC", row.arm)) if row.arm != "NF+AGC" else NOTHING
+        clips = trained.groupby("batch_size")["clip"].first().dropna()
+        rows.append(
+            {"arm": row.arm, "batch_size": row.batch_size, "accuracy": row.accuracy, "points": 100 * row.change,
+             "low": 100 * row.low, "high": 100 * row.high, "p_holm": row.p_holm, "p_kept": below_p(loss, EQUAL),
+             "agc_keeps": more.mean, "agc_keeps_low": more.low, "agc_keeps_high": more.high,
+             "failed": int(trained.failed.sum()), "n": len(trained),
+             "clips": ", ".join(f"{clip:g} at {batch}" for batch, clip in clips.items())}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

@@ -11,13 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.boundary import Window, largest_by_seed, shift, stable_window
-from workbench.lab.statistics.intervals import difference_p, t_interval
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
+from workbench.lab.statistics.intervals import difference_p, t_interval, with_ci
+from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("Clipping raises the largest stable learning rate", number=7)
-
-MISFIT = 0.01  # a fit with a smaller p-value is reported as none
 
 
 def windows(table: pd.DataFrame) -> pd.DataFrame:
@@ -48,41 +46,49 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def judge(table: pd.DataFrame) -> Verdict:
     """Is the largest stable rate higher with clipping?"""
-    fitted = windows(table)
-    batch = fitted.batch_size.max()
-    at = fitted[fitted.batch_size == batch].set_index("clip").window
-    smallest = min(clip for clip in at.index if not np.isnan(clip))
-    here = table[table.batch_size == batch]
-    clipped, plain = (here[_same(here["clip"], clip)] for clip in (smallest, np.nan))
-    difference = (largest_by_seed(clipped) - largest_by_seed(plain)).dropna()
+    here = table[table.batch_size == table.batch_size.max()]
+    difference = _doublings(here, here["clip"].min())
     raised, p = t_interval(difference), difference_p(difference)
+    effect = Effect("doublings of the largest stable rate through clipping", raised, p)
     holds = None if not p < 0.05 else bool(raised.mean > 0)
-    relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
-    each = "; ".join(
-        f"batch {batch}: " + ", ".join(_largest_text(row["clip"], row.window) for _, row in rows.iterrows())
-        for batch, rows in fitted.groupby("batch_size")
-    )
-    misfits = int((fitted.window.map(lambda w: w.deviance_p) < MISFIT).sum())
-    together, _ = shift(at[smallest], at[np.nan])
-    sentence = (
-        f"At batch {batch} clipping at {smallest:g} {relation} the largest stable rate, by {raised:.2f} doublings over "
-        f"{raised.n} seeds, from {difference.min():.2f} to {difference.max():.2f}; all trainings fitted together give "
-        f"{together:.1f}. Largest stable rates: {each}."
-    )
-    if ends := _beyond(clipped) + _beyond(plain):
-        sentence += f" Of {ends} seeds an end lies beyond the rates that were tried."
-    if misfits:
-        sentence += f" In {misfits} of {len(fitted)} cells no window of rates describes the outcomes."
-    return Verdict(sentence, holds, "doublings of the largest stable rate through clipping", raised, p=p)
+    relation = {True: "tolerates learning rates", False: "tolerates only learning rates",
+                None: "is not shown to tolerate other learning rates:"}[holds]  # fmt: skip
+    ratio = with_ci(raised.map(np.exp2), " times those of NF", ".1f" if raised.mean < 3 else ".0f")
+    headline = f"NF+AGC {relation} {ratio}."
+    return Verdict(holds, effect, headline, _details(table))
 
 
-def _beyond(cell: pd.DataFrame) -> int:
-    """How many seeds failed at all rates, or at none."""
-    return int(cell.groupby("seed").failed.mean().isin([0, 1]).sum())
+def _details(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per batch and threshold: the fitted largest stable rate, and by how many doublings clipping raises it.
+
+    `doublings` are counted seed by seed, `doublings_fitted` come from all trainings together. `seeds_beyond` failed at
+    all rates or at none. Where `p_fit` is below 0.01, no window of rates describes the outcomes.
+    """
+    rows = []
+    for batch, cells in windows(table).groupby("batch_size"):
+        at = table[table.batch_size == batch]
+        unclipped = next((w for clip, w in zip(cells["clip"], cells.window, strict=True) if np.isnan(clip)), None)
+        for clip, window in zip(cells["clip"], cells.window, strict=True):
+            row = {"threshold": _threshold_text(clip), "batch_size": batch, "largest": window.largest.mean,
+                   "largest_low": window.largest.low, "largest_high": window.largest.high}  # fmt: skip
+            if unclipped is not None and not np.isnan(clip):
+                raised = t_interval(_doublings(at, clip))
+                row |= {"doublings": raised.mean, "low": raised.low, "high": raised.high,
+                        "doublings_fitted": shift(window, unclipped)[0].mean}  # fmt: skip
+            of_seeds = at[_same(at["clip"], clip)].groupby("seed").failed.mean()
+            beyond = int(of_seeds.isin([0, 1]).sum())
+            rows.append(row | {"seeds": len(of_seeds), "seeds_beyond": beyond, "p_fit": window.deviance_p})
+    return pd.DataFrame(rows)
 
 
-def _largest_text(clip: float, window: Window) -> str:
-    return f"{'none' if np.isnan(clip) else f'{clip:g}'} {window.largest:.2g}"
+def _doublings(at: pd.DataFrame, clip: float) -> pd.Series:
+    """By seed of one batch: doublings of the largest stable rate with this threshold over that without clipping."""
+    clipped, plain = (at[_same(at["clip"], value)] for value in (clip, np.nan))
+    return (largest_by_seed(clipped) - largest_by_seed(plain)).dropna()
+
+
+def _threshold_text(clip: float) -> str:
+    return "none" if np.isnan(clip) else f"{clip:g}"
 
 
 def figure(table: pd.DataFrame) -> Figure:

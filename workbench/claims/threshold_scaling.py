@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
-from workbench.lab.statistics.intervals import Interval, t_interval
+from workbench.lab.statistics.intervals import Interval, t_interval, with_ci
 from workbench.lab.statistics.rates import at_carried_rate
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict, fact
 
 CLAIM = Claim("The threshold falls because the rate rises: stability depends on rate x threshold alone", number=3)
 
 MARGIN = 0.25  # of the exponent
+TUNED = "tuned"
 EXPONENTS = np.linspace(-0.25, 2.0, 46)
 
 
@@ -132,53 +133,53 @@ def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
 
 def judge(table: pd.DataFrame) -> Verdict:
     """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
-    whole, table = table, upper_side(table)
-    fit = collapse(table)
+    upper = upper_side(table)
+    fit = collapse(upper)
+    name = f"exponent k of the threshold (n: trainings, of {upper.seed.nunique()} seeds)"
+    effect = Effect(name, fit.exponent, min(fit.p_not_product, fit.p_product))
     holds = True if fit.p_not_product < 0.05 else False if fit.p_product < 0.05 else None
-    relation = {True: "depends on rate x threshold alone", False: "does not depend on rate x threshold alone",
-                None: "is not shown to depend on rate x threshold alone"}[holds]  # fmt: skip
+    relation = {True: "depends", False: "does not depend", None: "is not shown to depend"}[holds]
+    exponent = with_ci(fit.exponent, counted="training")
+    headline = f"Stability {relation} on rate x threshold alone: the exponent is {exponent}."
+    return Verdict(holds, effect, headline, pd.DataFrame([*_boundary_facts(upper, fit), *_best_threshold_facts(table)]))
+
+
+def _boundary_facts(upper: pd.DataFrame, fit: Collapse) -> list[dict]:
+    """Exponents and shifts: of all, of each batch and seed, and of divergence alone.
+
+    The last leaves out the trainings that end with a high loss. They grow more as the batch, and with it the number of
+    images, shrinks.
+    """
     batches = sorted(fit.product)
-    bounds = ", ".join(f"{fit.product[b]:.2g} at batch {b}" for b in batches)
-    sentence = (
-        f"The boundary of stability {relation}: largest stable rate ~ threshold^-k with k = {fit.exponent:.2f} "
-        f"(1: the product; 0: the rate alone, p = {fit.p_rate_alone:.1g}); half of the trainings fail at a product "
-        f"of {bounds}"
-    )
+    diverged = collapse(upper.assign(failed=(upper.outcome == "diverged").astype(float)))
+    seeds = [collapse(rows, EXPONENTS[1::2]).exponent.mean for _, rows in upper.groupby("seed")]
+    rows = [fact("exponent k; p of 0, the rate alone", fit.exponent, p=fit.p_rate_alone)]
+    rows += [fact(f"rate x threshold where half fail, batch {b}", product) for b, product in fit.product.items()]
     if len(batches) > 1:
-        moved = "does not move it measurably" if fit.p_no_shift >= 0.05 else "moves it"
-        sentence += (
-            f". From batch {batches[0]} to {batches[-1]}, at an equal threshold, the batch itself {moved}: "
-            f"{fit.shift:+.1f} doublings (p = {fit.p_no_shift:.1g}); where the rate is scaled with the batch, the "
-            "threshold has to fall as the rate rises"
-        )
-        alone = {batch: collapse(table[table.batch_size == batch]).exponent for batch in batches}
-        each = ", ".join(f"{k:.2f} at batch {batch}" for batch, k in alone.items())
-        apart = max(k.low for k in alone.values()) > min(k.high for k in alone.values())
-        sentence += f". Each batch alone has k = {each}" + (", so one exponent fits neither well" if apart else "")
-    seeds = [collapse(rows, EXPONENTS[1::2]).exponent.mean for _, rows in table.groupby("seed")]
-    sentence += f". Fitted to one seed each, k is from {min(seeds):.2f} to {max(seeds):.2f} ({len(seeds)} seeds)"
-    sentence += f". {_by_divergence(table)}"
-    best = best_thresholds(whole)
-    text = "; ".join(f"batch {b}: {rows}" for b, rows in best.items())
-    sentence += (
-        f" Best threshold of those trained at each rate, by validation accuracy: {text}. {_protocols_in_words(whole)}"
+        rows += [fact(f"exponent k, batch {b} alone", collapse(upper[upper.batch_size == b]).exponent) for b in batches]
+        shift = f"doublings from batch {batches[0]} to {batches[-1]}"
+        rows.append(fact(f"{shift}; p of 0", fit.shift, p=fit.p_no_shift))
+        rows.append(fact(f"{shift}, divergence alone; p of 0", diverged.shift, p=diverged.p_no_shift))
+    rows.append(fact("exponent k, divergence alone; p of 1, the product", diverged.exponent, p=diverged.p_product))
+    rows.append(
+        fact("exponent k, lowest and highest of a seed", Interval(math.nan, min(seeds), max(seeds), len(seeds)))
     )
-    p = min(fit.p_not_product, fit.p_product)
-    name = f"exponent k of the threshold (n: trainings, of {table.seed.nunique()} seeds)"
-    return Verdict(sentence, holds, name, fit.exponent, p=p)
+    return rows
 
 
-def _by_divergence(table: pd.DataFrame) -> str:
-    """The same fit to divergence alone, which leaves out the trainings that end with a high loss: they grow more as the
-    batch, and with it the number of images, shrinks."""
-    fit = collapse(table.assign(failed=(table.outcome == "diverged").astype(float)))
-    k, batches = fit.exponent, sorted(fit.product)
-    sentence = f"Divergence alone, without what ends with a high loss: k = {k.mean:.2f} [{k.low:.2f}, {k.high:.2f}]"
-    sentence += f" (p = {fit.p_product:.1g} against the product)"
-    if len(batches) > 1:
-        by, ends = fit.shift, f"from batch {batches[0]} to {batches[-1]}"
-        sentence += f", moved by {by.mean:+.1f} doublings [{by.low:+.1f}, {by.high:+.1f}] {ends}"
-    return sentence + "."
+def _best_threshold_facts(table: pd.DataFrame) -> list[dict]:
+    """The best threshold of each batch by both protocols; the tuned one with the best at each rate in `by_rate`."""
+    by_rate = best_thresholds(table)
+    rows = []
+    for row in by_protocol(table).itertuples():
+        none = ", which is none" if np.isnan(row.clip) else ""
+        cells = {
+            "lr": row.lr,
+            "val_acc": row.val_acc,
+            "by_rate": by_rate.get(row.batch_size, "") if row.protocol == TUNED else "",
+        }
+        rows.append(fact(f"best threshold at batch {row.batch_size}, {row.protocol}{none}", row.clip, **cells))
+    return rows
 
 
 def upper_side(table: pd.DataFrame) -> pd.DataFrame:
@@ -216,7 +217,7 @@ def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
     means = table.groupby(["batch_size", "lr", "clip"], dropna=False).val_acc.mean().reset_index()
     rows = []
     for batch, cells in means.groupby("batch_size"):
-        choices = {"tuned": cells}
+        choices = {TUNED: cells}
         if batch > means.batch_size.min():
             choices["rate scaled"] = at_carried_rate(means, batch, "val_acc")
         rows += [
@@ -225,14 +226,6 @@ def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
             if len(grid)
         ]
     return pd.DataFrame(rows)
-
-
-def _protocols_in_words(table: pd.DataFrame) -> str:
-    texts = []
-    for row in by_protocol(table).itertuples():
-        clip = "none" if np.isnan(row.clip) else f"{row.clip:g}"
-        texts.append(f"batch {row.batch_size}, {row.protocol}: {clip} at rate {row.lr:.3g} ({row.val_acc:.1%})")
-    return f"Best threshold by both protocols, the paper's being the scaled rate: {'; '.join(texts)}."
 
 
 def figure(table: pd.DataFrame) -> Figure:

@@ -9,13 +9,15 @@ a step of the grid down and up, and its own best point, where that is another. E
 must pass. Tables: `screened` (width, lr, clip, seed, val_acc, failed) and `table` (arm, seed, lr, clip, test_acc).
 """
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, effects, interval_of
-from workbench.lab.statistics.intervals import below_p, beyond_p, points
+from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.intervals import below_p, beyond_p, points_with_ci
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import by_seed
 from workbench.lab.statistics.verdict import Verdict
@@ -70,15 +72,17 @@ def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(width=best.width)
 
 
-def _end_warnings(screened: pd.DataFrame, best: pd.DataFrame) -> str:
-    """A sentence, with a space before it, on the widths whose best rate or threshold is the first or last tried."""
-    warnings = ""
-    for name, what in (("lr", "rate"), ("clip", "threshold")):
-        ends = {screened[name].min(), screened[name].max()}
-        at = [f"{row.width:g}" for _, row in best.iterrows() if row[name] in ends and len(ends) > 1]
-        if at:
-            warnings += f" At width {', '.join(at)} the best {what} is at an end of those tried, so it may lie beyond."
-    return warnings
+def _edges(screened: pd.DataFrame, best: pd.DataFrame) -> list[str]:
+    """By width which of its best values is the first or last tried, so that a better one may lie beyond."""
+    ends = {
+        what: {screened[name].min(), screened[name].max()} for name, what in (("lr", "rate"), ("clip", "threshold"))
+    }
+    return [
+        ", ".join(
+            what for what, value in (("rate", lr), ("threshold", clip)) if len(ends[what]) > 1 and value in ends[what]
+        )
+        for lr, clip in zip(best.lr, best["clip"], strict=True)
+    ]
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:
@@ -94,24 +98,33 @@ def losses(table: pd.DataFrame) -> pd.DataFrame:
 
 def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Does the held-out width lose nothing at the rate and threshold that the narrow ones predict?"""
-    best, guess, lost = best_points(screened), predicted(screened), losses(table)
-    held_out, rivals, comparison = best.iloc[-1], lost[lost.arm != PREDICTED], effects(table, PREDICTED)
+    lost = losses(table)
+    rivals = lost[lost.arm != PREDICTED]
     small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
     holds = True if small_p < 0.05 else False if large_p < 0.05 else None
-    ratio = guess["lr"] / held_out.lr
-    within = "within" if 1 / FACTOR <= ratio <= FACTOR else "not within"
-    each = ", ".join(f"{row.width:g}: {row.lr:.3g} and {row['clip']:g}" for _, row in best.iterrows())
-    relation = {True: "loses less than", False: "loses more than", None: "is not shown to lose less than"}[holds]
-    loss = "; ".join(f"{arm} {points(interval_of(comparison, arm))}" for arm in rivals.arm)
-    sentence = (
-        f"Best rate and threshold by width: {each}. For width {held_out.width:g} the narrower predict "
-        f"{guess['lr']:.3g} and {guess['clip']:g}, {within} a factor of {FACTOR:g} of its own rate; there "
-        f"it {relation} {100 * MARGIN:g} points of test accuracy against its rivals. A rival's accuracy minus "
-        f"that of the predicted point: {loss}.{_end_warnings(screened, best)}"
-    )
     rival = rivals.loc[rivals.difference.idxmax(), "arm"]
     name = f"test accuracy of the best rival ({rival}) minus at the predicted point"
-    return Verdict(sentence, holds, name, interval_of(comparison, rival), p=min(small_p, large_p), in_points=True)
+    contrast = effect_of(name, table, PREDICTED, rival)
+    effect = dataclasses.replace(contrast, p=min(small_p, large_p))
+    relation = {True: "loses less", False: "loses more", None: "is not shown to lose less"}[holds]
+    headline = f"The predicted point {relation} than the margin to its best rival: {points_with_ci(effect.value)}."
+    return Verdict(holds, effect, headline, _details(screened, lost))
+
+
+def _details(screened: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
+    """One row per width, with its best point, and one per point that the largest width confirmed.
+
+    `points` is its accuracy minus that of the predicted point, `rate_over_best` the predicted rate over the best of
+    that width.
+    """
+    best = best_points(screened)
+    widths = pd.DataFrame({"point": [f"best at width {width:g}" for width in best.width], "lr": best.lr,
+                           "clip": best["clip"], "at_edge": _edges(screened, best)})  # fmt: skip
+    widths.loc[len(best) - 1, "rate_over_best"] = predicted(screened)["lr"] / best.lr.iloc[-1]
+    confirmed = (
+        details(lost, "lr", "clip", "small_p", "large_p").drop(columns="p_holm").rename(columns={"arm": "point"})
+    )
+    return pd.concat([confirmed, widths], ignore_index=True).fillna({"at_edge": ""})
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:

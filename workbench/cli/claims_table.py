@@ -10,12 +10,13 @@ from rich.table import Table
 from workbench.claims.judging import Judged
 from workbench.lab.statistics.intervals import Interval, points
 from workbench.lab.statistics.pairs import pairs
+from workbench.lab.statistics.verdict import as_text
 
 ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "not decided"}
 
 
-def show_claims(judged_claims: list[Judged], console: Console) -> None:
-    """A row a claim, the sentence of its verdict below it."""
+def show_claims(judged_claims: list[Judged], console: Console, details: bool = False) -> None:
+    """Print a row per claim and below them the headlines, with the table of each verdict where `details` is set."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "claim", "verdict", "effect [95 %]", "n", "p", "p (Holm)", "data", "device", "run"):
         table.add_column(heading, justify="right" if heading in ("n", "p", "p (Holm)") else "left")
@@ -29,9 +30,9 @@ def show_claims(judged_claims: list[Judged], console: Console) -> None:
             _number(one),
             one.claim.sentence,
             ANSWERS[verdict.holds],
-            escape(verdict.effect_value),
-            str(verdict.effect.n),
-            _p(verdict.p),
+            escape(verdict.effect.text),
+            str(verdict.effect.value.n),
+            _p(verdict.effect.p),
             _p(one.p_holm),
             escape(evidence.data),
             escape(evidence.device),
@@ -41,11 +42,22 @@ def show_claims(judged_claims: list[Judged], console: Console) -> None:
     for one in judged_claims:
         if one.verdict is not None:
             name = f"[bold]{', '.join(filter(None, (_number(one), one.claim.study)))}[/bold]"
-            console.print(f"\n{name}: {escape(one.verdict.sentence)}", highlight=False)
-            console.print(f"    effect: {one.verdict.effect_name}", style="dim", markup=False, highlight=False)
+            console.print(f"\n{name}: {escape(one.verdict.headline)}", highlight=False)
+            console.print(f"    effect: {one.verdict.effect.name}", style="dim", markup=False, highlight=False)
             if one.evidence.departs:
                 note = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
                 console.print(note, style="yellow", markup=False, highlight=False)
+            if details:
+                console.print(_rich_table(as_text(one.verdict.table)))
+
+
+def _rich_table(cells: pd.DataFrame) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in cells:
+        table.add_column(escape(name))
+    for row in cells.itertuples(index=False):
+        table.add_row(*map(escape, row))
+    return table
 
 
 def show_pairs(judged_claims: list[Judged], console: Console) -> None:
@@ -66,17 +78,17 @@ def show_pairs(judged_claims: list[Judged], console: Console) -> None:
 
 def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
     """One row a claim that was measured: claim, study, holds, effect with bounds, n, p, p_holm, data, device,
-    run, date, departs, sentence."""
+    run, date, departs, headline."""
     rows = []
     for one in judged_claims:
         if one.verdict is None:
             continue
-        verdict, evidence = one.verdict, one.evidence
+        verdict, effect, evidence = one.verdict, one.verdict.effect, one.evidence
         rows.append(
-            {"claim": one.claim.number, "study": one.claim.study, "holds": verdict.holds, "effect": verdict.effect.mean,
-             "low": verdict.effect.low, "high": verdict.effect.high, "n": verdict.effect.n, "p": verdict.p,
+            {"claim": one.claim.number, "study": one.claim.study, "holds": verdict.holds, "effect": effect.value.mean,
+             "low": effect.value.low, "high": effect.value.high, "n": effect.value.n, "p": effect.p,
              "p_holm": one.p_holm, "data": evidence.data, "device": evidence.device, "run": evidence.run,
-             "date": evidence.date, "departs": evidence.departs, "sentence": verdict.sentence}
+             "date": evidence.date, "departs": evidence.departs, "headline": verdict.headline}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -93,12 +105,12 @@ def as_markdown(judged_claims: list[Judged]) -> str:
         if one.verdict is None:
             lines.append(f"{head} | not measured | | | | | `{one.claim.study}` |")
             continue
-        verdict, evidence = one.verdict, one.evidence
+        verdict, effect, evidence = one.verdict, one.verdict.effect, one.evidence
         departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
         where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
         figure = f"[{one.claim.study}](docs/figures/{one.claim.study}.png)"
         lines.append(
-            f"{head} | {words[verdict.holds]} | {verdict.effect_value} {verdict.effect_name} | {verdict.effect.n} | "
+            f"{head} | {words[verdict.holds]} | {effect.text} {effect.name} | {effect.value.n} | "
             f"{_p(one.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
         )
     return "\n".join(lines)

@@ -107,7 +107,7 @@ def claims(
         Optional[list[str]],
         typer.Argument(
             metavar="[CLAIM]...",
-            help="Numbers or studies, slow_start, protocols and race among them; without: all claims.",
+            help="Numbers or studies, slow_start, protocols and race too, each with its details; without: all claims.",
         ),
     ] = None,
     where: Annotated[
@@ -144,7 +144,7 @@ def claims(
     family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are shown
     judged_claims = [one for one in judged(list(family), where=where) if one.claim in shown]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    show_claims(judged_claims, console)
+    show_claims(judged_claims, console, details=bool(which))
     if pairs:
         show_pairs(judged_claims, console)
     if csv:

@@ -1,5 +1,6 @@
 """What differs between two runs. Evidence: pairs by hand, and the mistakes people make with run ids."""
 
+import pandas as pd
 import pytest
 from support.comparable import log
 
@@ -8,7 +9,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.compare.diff import diff
 from workbench.lab.statistics.intervals import Interval
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Effect, Verdict
 from workbench.training import TrainConfig, config_id
 
 
@@ -65,12 +66,12 @@ def test_a_difference_inside_the_noise_is_a_tie_and_one_pair_has_none(store):
     assert sentence(diff(store, alone, other)) == "They share no seed: there are no pairs to compare."
 
 
-def execution(store, parameters, sentence, holds):
+def execution(store, parameters, headline, holds):
     run_id = store.open_notebook(
         "large_batch", "large_batch.ipynb", parameters, "full", "large_batch", {"key.code": "k" * 64}
     )
-    verdict = Verdict(sentence, holds, "effect", Interval(0.5, 0.4, 0.6, 8))
-    store.set_tags(run_id, verdict=verdict.sentence, effect=verdict.effect_text)
+    verdict = Verdict(holds, Effect("effect", Interval(0.5, 0.4, 0.6, 8)), headline, pd.DataFrame())
+    store.set_tags(run_id, verdict=verdict.headline, effect=str(verdict.effect))
     store.log_metrics(run_id, verdict.metrics())
     store.close(run_id, "FINISHED")
     return run_id

@@ -94,22 +94,21 @@ def test_arms_at_an_end_are_named_with_their_cell():
         for arm, batch, best in (("BN", 4, 1), ("NF", 4, 2), ("BN", 64, 2), ("NF", 64, 4))
         for lr in (1, 2, 4)
     ]
-    warnings = rates.edge_warnings(pd.DataFrame(rows), by=["batch_size"])
-    assert warnings.startswith(" BN at batch_size 4, NF at batch_size 64 are best at the last rates that were tried")
-    assert rates.edge_warnings(pd.DataFrame(rows[3:6]), by=["batch_size"]) == ""
+    assert rates.edges(pd.DataFrame(rows), by=["batch_size"]) == {"BN": "rate at 4", "NF": "rate at 64"}
+    assert rates.edges(pd.DataFrame(rows[3:6]), by=["batch_size"]) == {}
 
 
 def test_a_setting_at_an_end_of_its_arms_settings_is_named():
-    def warning_for(best):
+    def edges_for(best):
         rows = [{"arm": f"NF+AGC at {c:g}", "lr": lr, "val_acc": -abs(lr - 2) - (c != best)}
                 for c in (0.01, 0.04, 0.16) for lr in (1, 2, 4)]  # fmt: skip
-        return rates.edge_warnings(pd.DataFrame(rows))
+        return rates.edges(pd.DataFrame(rows))
 
-    assert (
-        warning_for(0.16)
-        == " NF+AGC at 0.16 is best at the last threshold that was tried, so a better one may lie beyond."
+    assert edges_for(0.16) == edges_for(0.01) == {"NF+AGC": "threshold"} and edges_for(0.04) == {}
+    table = rates.with_edges(
+        pd.DataFrame({"arm": ["BN", "NF+AGC at 0.16"]}), pd.DataFrame({"arm": "BN", "lr": [1, 2], "val_acc": [1, 0]})
     )
-    assert warning_for(0.01).startswith(" NF+AGC at 0.01 is best at the last threshold") and warning_for(0.04) == ""
+    assert list(table.at_edge) == ["rate", ""]
 
 
 def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():

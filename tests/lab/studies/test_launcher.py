@@ -23,11 +23,11 @@ from workbench.lab.studies.executions import execution_key, plan
 from workbench.lab.studies.spec import distinct
 
 CELLS = (
-    "from workbench.lab import open_session, run_all\nfrom workbench.lab.statistics.intervals import t_interval\nfrom workbench.lab.statistics.verdict import Verdict\n"
+    "from workbench.lab import open_session, run_all\nfrom workbench.lab.statistics.intervals import t_interval\nfrom workbench.lab.statistics.verdict import Effect, Verdict\n"
     "from workbench.training import TrainConfig\nsession = open_session('small', globals())",
     "base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=1, device='cpu')\n"
     "table = session.table(run_all([base.replace(seed=s) for s in range(4)], session))",
-    "session.verdict(Verdict('done', None, 'accuracy', t_interval(table.val_acc)))",
+    "session.verdict(Verdict(None, Effect('accuracy', t_interval(table.val_acc)), 'done', table[['seed', 'val_acc']]))",
 )
 
 

@@ -106,10 +106,13 @@ def test_a_failing_cell_ends_with_its_error_and_keeps_what_ran(tmp_path):
 def cells_of(text):
     """What a reader of the page meets, in order: headings, boxes, folds, figures."""
     marks = {"<h1": "title", 'class="failed"': "failed", "celltag_verdict": "verdict", "celltag_figure": "figure"}
-    marks |= {"<summary>": "fold", "<img": "image", "The sentence": "sentence", "<h2": "heading"}
+    marks |= {"<summary>": "fold", "<img": "image", "The headline": "headline", "<h2": "heading", "<table": "table"}
     body = text[text.index("<main") :]
     positions = sorted((at.start(), name) for mark, name in marks.items() for at in re.finditer(re.escape(mark), body))
     return [name for _, name in positions]
+
+
+VERDICT = "**Holds.** The headline\n\n| arm | points |\n| --- | --- |\n| NF | 7.2 |"
 
 
 def executed(*cells):
@@ -118,7 +121,7 @@ def executed(*cells):
     for tag in ("parameters", "injected-parameters"):
         notebook_cells.append(v4.new_code_cell("x: int = 1", metadata={"tags": [tag]}))
     for source, kind in cells:
-        data = {"image/png": "iVBORw0KGgo=", "text/markdown": "**Holds.** The sentence", "text/plain": "a table"}[kind]
+        data = {"image/png": "iVBORw0KGgo=", "text/markdown": VERDICT, "text/plain": "a table"}[kind]
         notebook_cells.append(v4.new_code_cell(source, outputs=[v4.new_output("execute_result", {kind: data})]))
     times = {"input_path": "notebooks/mine.ipynb", "start_time": "2026-01-02T03:04:05.678901+00:00", "duration": 61.2}
     return v4.new_notebook(cells=[*notebook_cells, v4.new_markdown_cell("## Later")], metadata={"papermill": times})
@@ -133,9 +136,9 @@ def test_the_page_opens_with_question_verdict_and_the_figure_of_its_name_code_fo
     )
     html = page(made)
     order = cells_of(html)
-    assert order[:5] == ["title", "verdict", "sentence", "figure", "image"]
-    assert order.count("image") == 2 and order.count("sentence") == 1  # moved, not copied
-    assert order[5:] == ["fold", "fold", "fold", "fold", "fold", "image", "fold", "heading"]
+    assert order[:6] == ["title", "verdict", "headline", "table", "figure", "image"]
+    assert order.count("image") == 2 and order.count("headline") == 1  # moved, not copied
+    assert order[6:] == ["fold", "fold", "fold", "fold", "fold", "image", "fold", "heading"]
     assert "Executed 2026-01-02 03:04 UTC, 61 s" in html
     assert '<details class="code">' in html and '<details class="code" open' not in html
     assert "<summary>parameters of this run</summary>" in html

@@ -9,8 +9,8 @@ from support.notebooks import notebook
 from workbench.errors import WorkbenchError
 from workbench.lab import Store, open_session
 
-SETUP = "from workbench.lab import open_session\nfrom workbench.lab.statistics.intervals import t_interval\nfrom workbench.lab.statistics.verdict import Verdict\nsession = open_session('mine', globals())"
-VERDICT = "session.verdict(Verdict(f'x was {x}.', True, 'x', t_interval([x])))"
+SETUP = "import pandas as pd\nfrom workbench.lab import open_session\nfrom workbench.lab.statistics.intervals import t_interval\nfrom workbench.lab.statistics.verdict import Effect, Verdict\nsession = open_session('mine', globals())"
+VERDICT = "session.verdict(Verdict(True, Effect('x', t_interval([x])), f'x was {x}.', pd.DataFrame({'fact': ['x'], 'value': [x]})))"
 
 
 @pytest.fixture
@@ -40,6 +40,9 @@ def test_by_hand_the_verdict_finishes_the_run(by_hand):
     assert run.parameters == {"x": "3"}
     assert run.tags["by"] == "hand"
     assert run.tags["mlflow.note.content"].startswith("**Holds.** x was 3.")
+    assert run.tags["verdict"] == "x was 3." and run.tags["effect"].startswith("x = 3")
+    assert (run.metrics["effect"], run.metrics["holds"]) == (3, 1)
+    assert Store().read_table(run.id, "verdict").to_dict("list") == {"fact": ["x"], "value": [3]}
 
 
 def test_by_hand_an_error_after_the_verdict_is_the_users_own(by_hand):

@@ -6,6 +6,7 @@ import pandas as pd
 
 from workbench.lab.statistics.intervals import Interval, difference_p, holm, paired_interval, within_p
 from workbench.lab.statistics.rates import by_seed
+from workbench.lab.statistics.verdict import Effect
 
 EQUAL = 0.005  # accuracy: differences within half a point count as none
 
@@ -61,7 +62,25 @@ def beside(
     return each.reset_index().merge(comparison, on="arm", how="left")
 
 
+def details(comparison: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """Select the columns of `beside` that the table of a verdict shows, with differences in points.
+
+    Args:
+        comparison: Rows of `beside`.
+        more: Further columns, placed after `arm`.
+    """
+    in_points = {name: 100 * comparison[name] for name in ("difference", "low", "high")}
+    table = comparison.assign(**in_points).rename(columns={"difference": "points"})
+    return table[["arm", *more, "accuracy", "points", "low", "high", "n", "p_holm"]]
+
+
 def interval_of(comparison: pd.DataFrame, arm: str) -> Interval:
     """The difference of one arm, from the rows of `effects`."""
     row = comparison.set_index("arm").loc[arm]
-    return Interval(row.difference, row.low, row.high, int(row.n))
+    return Interval(float(row.difference), float(row.low), float(row.high), int(row.n))
+
+
+def effect_of(name: str, confirmed: pd.DataFrame, against: str, arm: str) -> Effect:
+    """Return the difference of one arm to `against`, paired by seed, with its unadjusted p-value."""
+    comparison = effects(confirmed, against, [arm])
+    return Effect(name, interval_of(comparison, arm), float(comparison.p.iloc[0]), in_points=True)

@@ -1,7 +1,7 @@
 """Intervals and paired comparisons over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,10 @@ class Interval:
     high: float
     n: int
 
+    def map(self, function: Callable[[float], float]) -> "Interval":
+        """Return the interval on another scale; `function` rises."""
+        return Interval(function(self.mean), function(self.low), function(self.high), self.n)
+
     def __format__(self, spec: str) -> str:
         spec = spec or ".3g"
         if math.isnan(self.low):
@@ -28,12 +32,33 @@ class Interval:
 
 def points(difference: Interval) -> str:
     """A difference of accuracies in words: `-1.2 points [-2.0, -0.4]`; with two decimals where all is below a point."""
-    ends = [v for v in (difference.mean, difference.low, difference.high) if not math.isnan(v)]
-    digits = 2 if ends and max(map(abs, ends)) < 0.01 else 1
+    in_points, spec = difference.map(lambda value: 100 * value), _points_spec(difference)
     if math.isnan(difference.low):
-        return f"{100 * difference.mean:+.{digits}f} points (n = {difference.n}, no interval)"
-    low, high = (f"{100 * bound:+.{digits}f}" for bound in (difference.low, difference.high))
-    return f"{100 * difference.mean:+.{digits}f} points [{low}, {high}]"
+        return f"{in_points.mean:{spec}} points (n = {difference.n}, no interval)"
+    return f"{in_points.mean:{spec}} points [{in_points.low:{spec}}, {in_points.high:{spec}}]"
+
+
+def points_with_ci(difference: Interval) -> str:
+    """Write a difference of accuracies for a headline: `-1.2 points (95% CI -2.0 to -0.4, 8 seeds)`."""
+    return with_ci(difference.map(lambda value: 100 * value), " points", _points_spec(difference))
+
+
+def _points_spec(difference: Interval) -> str:
+    ends = [v for v in (difference.mean, difference.low, difference.high) if not math.isnan(v)]
+    return "+.2f" if ends and max(map(abs, ends)) < 0.01 else "+.1f"
+
+
+def with_ci(value: Interval, unit: str = "", spec: str = ".2f", counted: str = "seed") -> str:
+    """Write an estimate for a headline: `15 times (95% CI 13 to 17, 8 seeds)`.
+
+    Args:
+        value: The estimate and its bounds.
+        unit: What follows the number, with its space.
+        spec: Format of all three numbers.
+        counted: What the observations are, in the singular.
+    """
+    ci = "no interval" if math.isnan(value.low) else f"95% CI {value.low:{spec}} to {value.high:{spec}}"
+    return f"{value.mean:{spec}}{unit} ({ci}, {value.n} {counted}{'' if value.n == 1 else 's'})"
 
 
 def t_interval(values: Sequence[float]) -> Interval:

@@ -44,25 +44,33 @@ def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     return best.loc[over.val_acc.idxmax()].reset_index(drop=True)
 
 
-def edge_warnings(screened: pd.DataFrame, by: Sequence[str] = ()) -> str:
-    """Sentences, each with a space before it, on the arms, each at its best setting, that are best at an end of the
-    rates, or of their settings; empty where none is."""
+def edges(screened: pd.DataFrame, by: Sequence[str] = ()) -> dict[str, str]:
+    """List what is best at an end of those tried, so that a better one may lie beyond.
+
+    Args:
+        screened: The trainings that chose; columns arm, lr, val_acc and those of `by`.
+        by: Columns of a cell. Each cell has its best rate and setting.
+
+    Returns:
+        By arm (see `arm_of`) "rate", "threshold" or both, with the cell ("rate at 4"). Other arms are left out.
+    """
     best = best_settings(best_rates(screened, by), by)
-    values = {}  # of the settings of each arm
+    thresholds: dict[str, set[float]] = {}
     for name in screened.arm.unique():
-        values.setdefault(arm_of(name), set()).update(map(float, name.split(" at ")[1:]))
-    ends = {f"{arm} at {end:g}" for arm, of in values.items() if len(of) > 1 for end in (min(of), max(of))}
-    return _end_warning(best[best.at_edge], by, "rate") + _end_warning(best[best.arm.isin(ends)], by, "threshold")
+        thresholds.setdefault(arm_of(name), set()).update(map(float, name.split(" at ")[1:]))
+    ends = {f"{arm} at {end:g}" for arm, of in thresholds.items() if len(of) > 1 for end in (min(of), max(of))}
+    by_arm: dict[str, list[str]] = {}
+    for what, rows in (("rate", best[best.at_edge]), ("threshold", best[best.arm.isin(ends)])):
+        for _, row in rows.iterrows():
+            cell = "".join(f" at {row[name]:g}" for name in by)
+            by_arm.setdefault(arm_of(row.arm), []).append(what + cell)
+    return {arm: ", ".join(names) for arm, names in by_arm.items()}
 
 
-def _end_warning(edges: pd.DataFrame, by: Sequence[str], what: str) -> str:
-    labels = [" ".join([row.arm, *(f"at {name} {row[name]:g}" for name in by)]) for _, row in edges.iterrows()]
-    if not labels:
-        return ""
-    ends = f"is best at the last {what} that was tried, so a better one"
-    if len(labels) > 1:
-        ends = f"are best at the last {what}s that were tried, so better ones"
-    return f" {', '.join(labels)} {ends} may lie beyond."
+def with_edges(table: pd.DataFrame, screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Add the column `at_edge` to a table with a column `arm`: what `edges` lists; empty where it lists nothing."""
+    by_arm = edges(screened, by)
+    return table.assign(at_edge=[by_arm.get(arm_of(arm), "") for arm in table.arm])
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:

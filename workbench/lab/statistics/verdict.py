@@ -1,52 +1,127 @@
-"""A verdict: what a study says, computed from its tables, so that a re-run cannot leave a stale sentence.
+"""A verdict: what a study says, computed from its tables, so that a new run cannot leave a stale sentence.
 
-The functions that compute them are in workbench.claims, a file a question.
+The functions that compute verdicts are in workbench.claims, one file per question.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
+
+import pandas as pd
 
 from workbench.lab.statistics.intervals import Interval, points
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A sentence with its numbers, whether the claim holds (None: not decided), and the one effect it rests on."""
+class Effect:
+    """The number that decides a claim.
 
-    sentence: str
-    holds: bool | None
-    effect_name: str
-    effect: Interval
-    stamp: str = ""
-    p: float | None = None  # of the contrast that decides, where it is a test
-    in_points: bool = False  # the effect is a difference of accuracies, told in points
+    Attributes:
+        name: What the number is.
+        value: The estimate and its 95% interval.
+        p: The p-value of the contrast. None where no test decides.
+        in_points: Whether it is a difference of accuracies, which is written in points.
+    """
+
+    name: str
+    value: Interval
+    p: float | None = None
+    in_points: bool = False
 
     @property
-    def effect_value(self) -> str:
-        return points(self.effect) if self.in_points else f"{self.effect:.3g}"
+    def text(self) -> str:
+        """The estimate with its interval."""
+        return points(self.value) if self.in_points else f"{self.value:.3g}"
 
-    @property
-    def effect_text(self) -> str:
+    def __str__(self) -> str:
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        return f"{self.effect_name} = {self.effect_value}, n = {self.effect.n}{p}"
+        return f"{self.name} = {self.text}, n = {self.value.n}{p}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a study.
+
+    Attributes:
+        holds: Whether the claim holds. None: not decided.
+        effect: The number that decides.
+        headline: One sentence of at most 25 words, with one number and its interval.
+        table: The details, a row per fact. The first column names the fact.
+        stamp: A mark in front of the answer, such as DEMO.
+    """
+
+    holds: bool | None
+    effect: Effect
+    headline: str
+    table: pd.DataFrame
+    stamp: str = ""
 
     def stamped(self, stamp: str) -> "Verdict":
+        """Return the verdict with this stamp."""
         return dataclasses.replace(self, stamp=stamp)
 
     def metrics(self) -> dict[str, float]:
-        """The headline numbers, for the run's row: effect, its bounds and n, and holds as 0 or 1."""
-        numbers = {
-            "effect": self.effect.mean,
-            "effect_low": self.effect.low,
-            "effect_high": self.effect.high,
-            "effect_n": self.effect.n,
-        }
-        numbers |= {} if self.p is None else {"p": self.p}
+        """Return the numbers for the run's row: effect, its bounds and n, p, and holds as 0 or 1."""
+        value, p = self.effect.value, self.effect.p
+        numbers = {"effect": value.mean, "effect_low": value.low, "effect_high": value.high, "effect_n": value.n}
+        numbers |= {} if p is None else {"p": p}
         return numbers | ({} if self.holds is None else {"holds": int(self.holds)})
 
     def __str__(self) -> str:
         answer = {True: "Holds.", False: "Does not hold.", None: "Not decided."}[self.holds]
-        return f"{f'**{self.stamp}** ' if self.stamp else ''}**{answer}** {self.sentence}\n\n*{self.effect_text}*"
+        stamp = f"**{self.stamp}** " if self.stamp else ""
+        return f"{stamp}**{answer}** {self.headline}\n\n*{self.effect}*\n\n{_as_markdown(as_text(self.table))}"
 
     def _repr_markdown_(self) -> str:
         return str(self)
+
+
+def fact(name: str, value: Interval | float, **more: object) -> dict:
+    """Make a row for the table of a verdict: the name, an estimate with its bounds, and further cells."""
+    if not isinstance(value, Interval):
+        return {"fact": name, "value": value, "low": math.nan, "high": math.nan, **more}
+    return {"fact": name, "value": value.mean, "low": value.low, "high": value.high, "n": value.n, **more}
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells as text, for people.
+
+    An estimate and its bounds, which are the columns `low` and `high` (or end so) after it, share a cell. Columns
+    without content are left out.
+    """
+    names, columns = list(table), {}
+    for i, name in enumerate(names):
+        bounds = names[i + 1 : i + 3]
+        if _is_bound(name):
+            continue
+        if len(bounds) == 2 and all(map(_is_bound, bounds)):
+            columns[name] = [_estimate(*row) for row in table[[name, *bounds]].itertuples(index=False)]
+        else:
+            columns[name] = [_cell(value) for value in table[name]]
+    return pd.DataFrame({name.replace("_", " "): cells for name, cells in columns.items() if any(cells)})
+
+
+def _is_bound(name: str) -> bool:
+    return name.rpartition("_")[2] in ("low", "high")
+
+
+def _estimate(value: float, low: float, high: float) -> str:
+    bounds = "" if math.isnan(low) else f"[{_cell(low)}, {_cell(high)}]"
+    return f"{_cell(value)} {bounds}".strip()
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return ""
+    if pd.api.types.is_bool(value):
+        return "yes" if value else "no"
+    return f"{value:.0f}" if pd.api.types.is_integer(value) or abs(value) >= 100 else f"{value:.3g}"
+
+
+def _as_markdown(table: pd.DataFrame) -> str:
+    if table.empty:
+        return ""
+    rows = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)

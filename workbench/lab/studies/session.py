@@ -71,13 +71,14 @@ class Session:
         return figure
 
     def verdict(self, verdict: Verdict) -> Verdict:
-        """Keeps the verdict as the run's description and headline metrics; by hand, this ends the run."""
+        """Keep the verdict with the run, its details as the table `verdict`; by hand, this ends the run."""
         verdict = verdict.stamped("DEMO") if self.mode == "quick" else verdict
         if self.run_id is None:
             return verdict
         self.store.describe(self.run_id, str(verdict))
-        self.store.set_tags(self.run_id, verdict=verdict.sentence, effect=verdict.effect_text)
+        self.store.set_tags(self.run_id, verdict=verdict.headline, effect=str(verdict.effect))
         self.store.log_metrics(self.run_id, verdict.metrics())
+        self.store.log_table(self.run_id, verdict.table, "verdict")
         if self.by_hand:
             self.store.close(self.run_id, "FINISHED")
         return verdict
