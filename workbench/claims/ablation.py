@@ -45,7 +45,9 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) 
     """Are the parts worth their time on average? And each?"""
     values = by_seed(confirmed[confirmed.protocol == TIME])
     difference = (values[WHOLE] - values.drop(columns=WHOLE).mean(axis=1)).dropna()
-    effect = Effect("whole net minus the mean without a part", t_interval(difference), difference_p(difference), True)
+    effect = Effect(
+        "whole net minus the mean without a part", t_interval(difference), difference_p(difference), in_points=True
+    )
     holds = side(effect.value)
     relation = {True: "pay for their time", False: "do not pay for their time",
                 None: "are not shown to pay for their time"}[holds]  # fmt: skip

@@ -29,7 +29,9 @@ def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     of_nf = differences["NF+AGC"]
     equal_p, other_p = within_p(of_nf, MARGIN), beyond_p(of_nf, MARGIN)
     holds = True if equal_p < 0.05 else False if other_p < 0.05 else None
-    effect = Effect("test accuracy, accumulated minus at once", t_interval(of_nf), min(equal_p, other_p), True)
+    effect = Effect(
+        "test accuracy, accumulated minus at once", t_interval(of_nf), min(equal_p, other_p), in_points=True
+    )
     accuracies = {True: "equal accuracies within the margin", False: "different accuracies, beyond the margin",
                   None: "accuracies that are not shown to be equal"}[holds]  # fmt: skip
     headline = f"Accumulated and whole batches give NF+AGC {accuracies}: {points_with_ci(effect.value)}."

@@ -37,7 +37,7 @@ def judge(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
         effect = Effect("accuracy", t_interval(values.get("NF+AGC", [])))
         return Verdict(None, effect, f"No training with {missing} completed, so there is no comparison.", table)
     difference = values["NF+AGC"] - values["NF"]
-    effect = Effect("accuracy with AGC minus without", t_interval(difference), difference_p(difference), True)
+    effect = Effect("accuracy with AGC minus without", t_interval(difference), difference_p(difference), in_points=True)
     holds = side(effect.value)
     relation = {True: "is better than", False: "is worse than", None: "is not shown to differ from"}[holds]
     headline = f"AGC at its best threshold {relation} no clipping at its best rate: {points_with_ci(effect.value)}."

@@ -43,7 +43,7 @@ def judge(table: pd.DataFrame) -> Verdict:
     effect = Effect("share of seeds in which the unclipped net fails more often", share, p)
     relation = {True: "fails", False: "rarely fails", None: "is not shown to fail"}[holds]
     seeds = with_ci(share.map(lambda value: 100 * value), "% of seeds", ".0f")
-    headline = f"NF {relation} at more batches and rates than NF+AGC: in {seeds}."
+    headline = f"NF {relation} more often than NF+AGC: it does in {seeds}."
     return Verdict(holds, effect, headline, _details(table))
 
 

@@ -87,7 +87,7 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does the paper's protocol favour NF+AGC over BN, beside one that tunes both alike?"""
     difference = (_ahead(confirmed, PAPER, "BN") - _ahead(confirmed, TUNED, "BN")).dropna()
     name = "NF+AGC minus BN under the paper's protocol, minus the same tuned"
-    effect = Effect(name, t_interval(difference), difference_p(difference), True)
+    effect = Effect(name, t_interval(difference), difference_p(difference), in_points=True)
     holds = side(effect.value)
     relation = {True: "favours NF+AGC over BN", False: "favours BN over NF+AGC",
                 None: "is not shown to favour NF+AGC or BN"}[holds]  # fmt: skip

@@ -76,7 +76,9 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) 
     doublings = _doublings(seconds, clipped)
     lost, longer = t_interval(behind), t_interval(doublings)
     p = max(below_p(behind, MARGIN), below_p(doublings, np.log2(RATIO)))
-    effect = Effect("accuracy of NF+AGC minus BN", Interval(-lost.mean, -lost.high, -lost.low, lost.n), p, True)
+    effect = Effect(
+        "accuracy of NF+AGC minus BN", Interval(-lost.mean, -lost.high, -lost.low, lost.n), p, in_points=True
+    )
     refuted = lost.low > MARGIN or longer.low > np.log2(RATIO)
     holds = True if p < 0.05 else False if refuted else None
     relation = {True: "is", False: "is not", None: "is not shown to be"}[holds]

@@ -70,8 +70,8 @@ def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
     n = len(broken_by_seed)
     sound = share_interval(sum(not broken for broken in broken_by_seed), n)
     effect = Effect("share of initialisations without a fault", sound)
-    share = with_ci(sound.map(lambda value: 100 * value), "% of them", ".0f", "initialisation")
-    headline = f"{subject} has no theory; its initialisations break no rule of signal propagation in {share}."
+    share = with_ci(sound.map(lambda value: 100 * value), "% of cases", ".0f", "initialisation")
+    headline = f"{subject} has no theory; it breaks no rule of signal propagation in {share}."
     ends = table[table.block == table.block.max()]
     rows = [fact(f"variance after {table.block.max()} blocks", t_interval(ends["var"]))]
     for rule in sorted(set().union(*broken_by_seed)):

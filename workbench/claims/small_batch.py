@@ -83,7 +83,7 @@ def contrast(confirmed: pd.DataFrame, arm: str, against: str) -> pd.Series:
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Does NF+AGC lose less than BN where the batch shrinks?"""
     difference = contrast(confirmed, "NF+AGC", "BN")
-    effect = Effect("loss of BN minus loss of NF+AGC", t_interval(difference), difference_p(difference), True)
+    effect = Effect("loss of BN minus loss of NF+AGC", t_interval(difference), difference_p(difference), in_points=True)
     holds = side(effect.value)
     relation = {True: "keeps more", False: "keeps less", None: "is not shown to keep more or less"}[holds]
     headline = f"NF+AGC {relation} accuracy than BN as the batch shrinks: {points_with_ci(effect.value)}."

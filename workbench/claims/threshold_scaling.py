@@ -7,8 +7,7 @@ and threshold c is fitted by one model over all trainings:
     log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, which a large threshold is
 
 k = 1: only the product counts; k = 0: only the rate. a_B - a_B': what the batch itself does at an equal threshold.
-The contrast, written down before the confirmation: k is 1 within 0.25. The same fit to divergence alone is told beside.
-Table: as of stability_boundary, with outcome.
+The contrast, written down before the confirmation: k is 1 within 0.25. Table: as of stability_boundary, with outcome.
 """
 
 import math
@@ -139,8 +138,9 @@ def judge(table: pd.DataFrame) -> Verdict:
     effect = Effect(name, fit.exponent, min(fit.p_not_product, fit.p_product))
     holds = True if fit.p_not_product < 0.05 else False if fit.p_product < 0.05 else None
     relation = {True: "depends", False: "does not depend", None: "is not shown to depend"}[holds]
-    exponent = with_ci(fit.exponent, counted="training")
-    headline = f"Stability {relation} on rate x threshold alone: the exponent is {exponent}."
+    headline = (
+        f"Stability {relation} on rate x threshold alone: the exponent is {with_ci(fit.exponent, counted='training')}."
+    )
     return Verdict(holds, effect, headline, pd.DataFrame([*_boundary_facts(upper, fit), *_best_threshold_facts(table)]))
 
 
@@ -161,10 +161,8 @@ def _boundary_facts(upper: pd.DataFrame, fit: Collapse) -> list[dict]:
         rows.append(fact(f"{shift}; p of 0", fit.shift, p=fit.p_no_shift))
         rows.append(fact(f"{shift}, divergence alone; p of 0", diverged.shift, p=diverged.p_no_shift))
     rows.append(fact("exponent k, divergence alone; p of 1, the product", diverged.exponent, p=diverged.p_product))
-    rows.append(
-        fact("exponent k, lowest and highest of a seed", Interval(math.nan, min(seeds), max(seeds), len(seeds)))
-    )
-    return rows
+    of_seeds = Interval(math.nan, min(seeds), max(seeds), len(seeds))
+    return [*rows, fact("exponent k, lowest and highest of a seed", of_seeds)]
 
 
 def _best_threshold_facts(table: pd.DataFrame) -> list[dict]:
@@ -172,13 +170,9 @@ def _best_threshold_facts(table: pd.DataFrame) -> list[dict]:
     by_rate = best_thresholds(table)
     rows = []
     for row in by_protocol(table).itertuples():
-        none = ", which is none" if np.isnan(row.clip) else ""
-        cells = {
-            "lr": row.lr,
-            "val_acc": row.val_acc,
-            "by_rate": by_rate.get(row.batch_size, "") if row.protocol == TUNED else "",
-        }
-        rows.append(fact(f"best threshold at batch {row.batch_size}, {row.protocol}{none}", row.clip, **cells))
+        name = f"best threshold{' (none)' if np.isnan(row.clip) else ''} at batch {row.batch_size}, {row.protocol}"
+        rates = by_rate.get(row.batch_size, "") if row.protocol == TUNED else ""
+        rows.append(fact(name, row.clip, lr=row.lr, val_acc=row.val_acc, by_rate=rates))
     return rows
 
 
