@@ -16,7 +16,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.intervals import Interval, paired_interval, points_with_ci, t_interval, with_ci
+from workbench.lab.statistics.intervals import (
+    Interval,
+    accuracy_interval,
+    paired_interval,
+    points_with_ci,
+    t_interval,
+    with_ci,
+)
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.lab.studies.parameters import Range
 
@@ -150,7 +157,7 @@ def _accuracies(confirmed: pd.DataFrame) -> list[dict]:
         first, slow = trained.iloc[0], int((trained.failed.astype(bool) & (trained.outcome != "diverged")).sum())
         rows.append(
             fact(
-                f"test accuracy {NAMES[arm]}", t_interval(trained.test_acc), lr=first.lr, clip=first["clip"],
+                f"test accuracy {NAMES[arm]}", accuracy_interval(trained.test_acc), lr=first.lr, clip=first["clip"],
                 batch_size=first.batch_size, failed=int(trained.failed.sum()), slow=slow,
                 started_from="" if pd.isna(first.weights) else Path(first.weights).name,
                 advice=LONGER if slow else "",
