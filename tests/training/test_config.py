@@ -9,6 +9,7 @@ import pytest
 from workbench.errors import WorkbenchError
 from workbench.source import syntax_without_docstrings
 from workbench.training import TrainConfig, TrainResult, config_id, training_key
+from workbench.training.fields import checked
 
 BASE = TrainConfig(steps=10)
 
@@ -62,28 +63,63 @@ def test_a_configuration_is_frozen():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"model": "nf_resnet_tinny"}, "did you mean 'nf_resnet_tiny'"),
-        ({"steps": None}, "exactly one of `epochs`"),
-        ({"epochs": 1.0}, "exactly one of `epochs`"),
-        ({"batch_size": 0}, r"`batch_size` \(=0\)"),
-        ({"clip": 0.0}, "None switches clipping off"),
-        ({"base_lr": float("nan")}, "base_lr"),
-        ({"momentum": 1.0}, "below 1"),
-        ({"warmup": 1.5}, "share of the steps"),
-        ({"micro_batch": 999}, "at most `batch_size`"),
-        ({"precision": "bfloat"}, "did you mean 'bfloat16'"),
-        ({"batch_size": "64"}, "must be of type int"),
-        ({"seed": True}, "must be of type int"),
-        ({"base_lr": "0.1"}, "must be of type float"),
-        ({"learning_rate": 0.1}, "unknown field of TrainConfig 'learning_rate'"),
-        ({"weight_decay": -1e-4}, "at least 0"),
+        ({"model": "nf_resnet_tinny"}, ["'nf_resnet_tiny'"]),
+        ({"steps": None}, ["`epochs`", "`steps`"]),
+        ({"epochs": 1.0}, ["`epochs`", "`steps`"]),
+        ({"batch_size": 0}, ["`batch_size`", "=0", "above 0"]),
+        ({"clip": 0.0}, ["`clip`", "=0.0", "None"]),
+        ({"clip_norm": -1.0, "clip": None}, ["`clip_norm`", "=-1.0", "None"]),
+        ({"base_lr": float("nan")}, ["`base_lr`", "nan"]),
+        ({"base_lr": float("inf")}, ["`base_lr`", "inf"]),
+        ({"momentum": 1.0}, ["`momentum`", "=1.0", "below 1"]),
+        ({"warmup": 1.5}, ["`warmup`", "=1.5", "at most 1"]),
+        ({"weight_decay": -1e-4}, ["`weight_decay`", "at least 0"]),
+        ({"micro_batch": 999}, ["`micro_batch`", "=999", "`batch_size`"]),
+        ({"final_lr": 10.0}, ["`final_lr`", "=10.0", "=0.1"]),
+        ({"precision": "bfloat"}, ["precision", "'bfloat16'"]),
+        ({"batch_size": "64"}, ["`batch_size`", "='64'", "int"]),
+        ({"seed": True}, ["`seed`", "=True", "int"]),
+        ({"base_lr": "0.1"}, ["`base_lr`", "='0.1'", "float"]),
+        ({"clip": "none"}, ["`clip`", "null"]),
+        ({"learning_rate": 0.1}, ["'learning_rate'"]),
+        ({"telemetry_every": 1, "clip": None}, ["`telemetry_every`", "`clip`"]),
+        ({"clip_head": True, "clip": None}, ["`clip_head`", "`clip`"]),
+        ({"clip_norm": 1.0}, ["`clip_norm`", "clip=null"]),
+        ({"workers": 0}, ["`workers`", "=0", "`stream`"]),
+        ({"rand_augment": 31.0, "stream": True}, ["`rand_augment`", "=31.0", "at most 30"]),
+        ({"precise_bn": 64, "stream": True}, ["`precise_bn`", "stream=false"]),
+        ({"shift": 2, "stream": True}, ["`shift`", "=2"]),
+        ({"clip_exempt": [3]}, ["`clip_exempt`", "=[3]"]),
+        ({"model_args": {"in_channels": 3}}, ["`model_args`", "in_channels"]),
     ],
 )
-def test_mistakes_are_sentences(changes, message):
-    with pytest.raises(WorkbenchError, match=message):
-        BASE.replace(**changes)
+def test_mistakes_are_refused_with_the_field_its_value_and_its_rule(changes, named):
+    with pytest.raises(WorkbenchError) as refusal:
+        BASE.replace(**{"batch_size": 256, **changes})
+    assert all(part in str(refusal.value) for part in named), refusal.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shift": 0, "stream": True},
+        {"workers": 0, "stream": True},
+        {"momentum": 0.0},
+        {"warmup": 1.0},
+        {"cutout": None},
+    ],
+)
+def test_values_on_the_edge_of_what_is_allowed_are_taken(changes):
+    config = BASE.replace(**changes)
+    assert {name: getattr(config, name) for name in changes} == changes
+
+
+def test_every_field_says_what_it_means_and_takes_its_default():
+    for field in dataclasses.fields(TrainConfig):
+        assert field.metadata["meaning"] and getattr(BASE, field.name) == checked(field, getattr(BASE, field.name))
+    assert TrainConfig(steps=1).model_args is not TrainConfig(steps=1).model_args
 
 
 def test_numbers_from_a_table_become_plain_ones():

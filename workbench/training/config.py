@@ -3,20 +3,17 @@
 import dataclasses
 import hashlib
 import json
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
 from workbench.networks import builder_hash, check_name, is_user_network, located, source_of
 from workbench.optim import scaled_lr
 from workbench.source import source_hash
+from workbench.training.fields import checked, knob, unmet_needs
 from workbench.weights.released import find
 
-# Where a training runs, not what it computes: what cannot be read either ends it or is passed over from there.
-EXECUTION_FIELDS = ("device", "workers", "unreadable", "recompute", "progress")
 # In the folder training, but no part of a training: plans and what runs them, recipes, and measurements.
 NOT_TRAINING = (
     "training/detached",
@@ -29,155 +26,101 @@ FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classe
 DIVERGED_SHARE = (
     20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
 )
-
-
-STREAMED = ("eval_size", "rand_augment", "workers")  # fields that need stream=True
-AT_LEAST_0 = ("rand_augment", "rand_augment_layers", "workers")
-CHOICES = {"precision": ("float32", "bfloat16", "bfloat16_copies"), "unreadable": ("refuse", "skip")}
+FROM_DATA = ("num_classes", "in_channels")  # arguments of a model that follow the data
+PRECISIONS = ("float32", "bfloat16", "bfloat16_copies")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that a training's numbers depend on, and nothing else. Plain values only; it round-trips through JSON.
 
-    Exactly one of `epochs` and `steps` sets the length. The peak learning rate is base_lr * batch_size / 256, or
-    base_lr where `scale_lr` is False. Evaluation is in float32, whatever the precision.
-    Raises: WorkbenchError, at construction, for values that cannot be meant.
+    Each field has its default, its meaning and its bounds in its line. Exactly one of `epochs` and `steps` sets the
+    length. The peak learning rate is base_lr * batch_size / 256, or base_lr where `scale_lr` is False. Evaluation is in
+    float32, whatever the precision.
+
+    Raises:
+        WorkbenchError: At construction, for values that cannot be meant.
     """
 
-    model: str = "nf_resnet_tiny"
-    model_args: dict = field(default_factory=dict)  # overrides of create_model
-    weights: str | None = None  # start from these: a file, or a released model's name
-    data: str = "mnist5k"  # a name, or the path of a folder of images
-    image_size: int | None = None  # for folders of images of several sizes
-    train_size: int | None = None  # use only the first so many training images
-    stream: bool = False  # a folder too large for memory: crops of random boxes, as for ImageNet, made in workers
-    eval_size: int | None = None  # of streamed test images, pixels a side; None: as image_size, or as the model's
-    unreadable: str = "refuse"  # an image that cannot be read: refuse it, or skip it for the next
-    batch_size: int = 256
-    micro_batch: int | None = None  # accumulate gradients over parts of this size; None: the whole batch at once
-    base_lr: float = 0.1  # at batch 256
-    scale_lr: bool = True  # with the batch size; False: base_lr is the peak rate at any
-    clip: float | None = 0.01  # AGC's lambda; None: no clipping
-    clip_eps: float = 1e-3
-    clip_exempt: list = field(default_factory=list)  # by name, "stage4", "first_conv", "vectors" (see param_groups)
-    clip_head: bool = False  # the classifier's weight, too, which the paper leaves out
-    clip_norm: float | None = None  # in place of AGC: clip by the norm of the whole gradient, at this
-    weight_decay: float = 2e-5  # on weights; not on gains and biases
-    momentum: float = 0.9  # Nesterov
-    warmup: float = 0.05  # the share of the steps over which the rate rises
-    final_lr: float = 0.0  # where the cosine ends
-    epochs: float | None = None
-    steps: int | None = None
-    label_smoothing: float = 0.0
-    flip: bool | None = None  # mirror images; None: where the data set allows it
-    shift: int | None = None  # move images by up to so many pixels; None: an eighth of their side
-    cutout: int | None = None  # the side of a square that is blanked, pixels
-    mix: bool = False  # MixUp on half of each batch, CutMix on the other
-    mixup_alpha: float = 0.2
-    rand_augment: float | None = None  # its level, where 10 is the scale; of streamed images
-    rand_augment_layers: int = 4
-    ema: float | None = None  # decay of the average of the weights, which is evaluated beside them
-    sam_rho: float | None = None  # sharpness-aware minimisation, uphill on a fifth of each part of the batch
-    telemetry_every: int | None = None  # steps between rows of what AGC saw in each parameter
-    signal_every: int | None = None  # steps between measurements of signal propagation, block by block
-    curvature_every: int | None = None  # steps between measurements of sharpness and of the gradient noise scale
-    precise_bn: int | None = None  # at the end also evaluate with BatchNorm's statistics of so many training images
-    eval_every: int | None = (
-        None  # steps between evaluations on the validation split; None: an epoch, at most a quarter of the steps
+    model: str = knob("nf_resnet_tiny", "the network, by any name that `networks.build_network` takes")
+    model_args: dict = knob(dict, "overrides of the model's arguments")
+    weights: str | None = knob(None, "what to start from: a file, or a released model's name")
+    data: str = knob("mnist5k", "a data set's name, or the path of a folder of images")
+    image_size: int | None = knob(None, "pixels a side, for folders of images of several sizes", above=0)
+    train_size: int | None = knob(None, "how many of the training images are used, from the first on", above=0)
+    stream: bool = knob(False, "read a folder too large for memory, as random crops made by worker processes")
+    eval_size: int | None = knob(
+        None, "pixels a side of streamed test images; None: image_size, or the model's", needs="stream", above=0
     )
-    evaluate_test: bool = False  # read the test split at the end: confirmation runs only
-    precision: str = "float32"  # bfloat16: autocast; bfloat16_copies: on copies of the parameters, as the authors
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    workers: int | None = None  # processes that make streamed images; None: one a core, at most 16
-    recompute: bool = False  # activations, in backward: less memory for a little more time, and no other bit
-    progress: bool = True
+    unreadable: str = knob(
+        "refuse", "what becomes of an image that cannot be read", choices=("refuse", "skip"), execution=True
+    )
+    batch_size: int = knob(256, "images in a step", above=0)
+    micro_batch: int | None = knob(
+        None, "images in a part whose gradients are added up; None: the whole batch", above=0
+    )
+    base_lr: float = knob(0.1, "the peak learning rate at batch size 256", above=0)
+    scale_lr: bool = knob(True, "scale the rate with the batch size; False: base_lr is the peak rate at any")
+    clip: float | None = knob(0.01, "AGC's lambda; None switches clipping off", above=0)
+    clip_eps: float = knob(1e-3, "AGC's floor of a unit's weight norm", above=0)
+    clip_exempt: list = knob(list, 'parameters that AGC leaves alone: names, "stage4", "first_conv", "vectors"')
+    clip_head: bool = knob(False, "clip the classifier's weight too, which the paper leaves out", needs="clip")
+    clip_norm: float | None = knob(
+        None, "the most for the norm of the whole gradient, without AGC; None switches clipping off", above=0
+    )
+    weight_decay: float = knob(2e-5, "on weights, not on gains and biases", at_least=0)
+    momentum: float = knob(0.9, "Nesterov momentum", at_least=0, below=1)
+    warmup: float = knob(0.05, "the share of the steps over which the rate rises", at_least=0, at_most=1)
+    final_lr: float = knob(0.0, "the rate at which the cosine ends", at_least=0)
+    epochs: float | None = knob(None, "the length in passes over the training images", above=0)
+    steps: int | None = knob(None, "the length in steps", above=0)
+    label_smoothing: float = knob(0.0, "the share of a label that all classes have", at_least=0, below=1)
+    flip: bool | None = knob(None, "mirror images; None: where the data set allows it")
+    shift: int | None = knob(
+        None, "the most pixels that images are moved by; None: an eighth of their side", at_least=0
+    )
+    cutout: int | None = knob(None, "pixels a side of a square that is blanked", above=0)
+    mix: bool = knob(False, "MixUp on half of each batch, CutMix on the other")
+    mixup_alpha: float = knob(0.2, "MixUp draws shares from Beta(alpha, alpha)", above=0)
+    rand_augment: float | None = knob(
+        None, "RandAugment's level, where 10 is the scale", needs="stream", at_least=0, at_most=30
+    )
+    rand_augment_layers: int = knob(4, "RandAugment's operations on an image", at_least=0)
+    ema: float | None = knob(
+        None, "decay of the average of the weights, which is evaluated next to them", at_least=0, below=1
+    )
+    sam_rho: float | None = knob(None, "radius of SAM, which climbs on a fifth of each part of the batch", above=0)
+    telemetry_every: int | None = knob(
+        None, "steps between rows of what AGC saw in each parameter", needs="clip", above=0
+    )
+    signal_every: int | None = knob(None, "steps between measurements of signal propagation, block by block", above=0)
+    curvature_every: int | None = knob(None, "steps between measurements of sharpness and gradient noise", above=0)
+    precise_bn: int | None = knob(
+        None, "training images whose BatchNorm statistics are also evaluated at the end", above=0
+    )
+    eval_every: int | None = knob(
+        None, "steps between evaluations; None: an epoch, at most a quarter of the steps", above=0
+    )
+    evaluate_test: bool = knob(False, "read the test split at the end: confirmation runs only")
+    precision: str = knob(
+        "float32", "bfloat16: autocast; bfloat16_copies: copies of the parameters, as the authors", choices=PRECISIONS
+    )
+    seed: int = knob(0, "seed of every random draw")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1 or mps", execution=True)
+    workers: int | None = knob(
+        None, "processes that make streamed images; None: one a core", needs="stream", at_least=0, execution=True
+    )
+    recompute: bool = knob(
+        False, "compute activations again in backward: less memory, more time, the same bits", execution=True
+    )
+    progress: bool = knob(True, "show a progress bar", execution=True)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            value, wants_float = getattr(self, f.name), f.type in (float, float | None)
-            if isinstance(value, np.generic):  # from a table; a checkpoint takes plain numbers only
-                value = value.item()
-                object.__setattr__(self, f.name, value)
-            if wants_float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one configuration, with one key
-            elif not isinstance(value, f.type) or (isinstance(value, bool) and f.type not in (bool, bool | None)):
-                none = " (for none write null)" if str(value).lower() in ("none", "null", "no", "off", "") else ""
-                kind = getattr(f.type, "__name__", f.type)
-                raise WorkbenchError(f"`{f.name}` (={value!r}) must be of type {kind}{none}.")
+            object.__setattr__(self, f.name, checked(f, getattr(self, f.name)))
         check_name(self.model)
-        if (self.epochs is None) == (self.steps is None):
-            raise WorkbenchError(f"give exactly one of `epochs` (={self.epochs}) and `steps` (={self.steps}).")
-        for name in (
-            "batch_size",
-            "micro_batch",
-            "base_lr",
-            "clip",
-            "clip_eps",
-            "clip_norm",
-            "precise_bn",
-            "epochs",
-            "steps",
-            "train_size",
-            "image_size",
-            "eval_size",
-            "cutout",
-            "mixup_alpha",
-            "sam_rho",
-            "telemetry_every",
-            "signal_every",
-            "curvature_every",
-            "eval_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                cure = " (None switches clipping off)" if name in ("clip", "clip_norm") else ""
-                raise WorkbenchError(f"`{name}` (={value}) must be above 0 and finite{cure}.")
-        for name in ("weight_decay", "momentum", "warmup", "final_lr", "label_smoothing", "shift", "ema", *AT_LEAST_0):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise WorkbenchError(f"`{name}` (={value}) must be at least 0 and finite.")
-        for name in ("momentum", "label_smoothing", "ema"):
-            if (getattr(self, name) or 0) >= 1:
-                raise WorkbenchError(f"`{name}` (={getattr(self, name)}) must be below 1.")
-        if self.warmup > 1:
-            raise WorkbenchError(f"`warmup` (={self.warmup}) is a share of the steps, so at most 1.")
-        if self.micro_batch and self.micro_batch > self.batch_size:
-            raise WorkbenchError(
-                f"`micro_batch` (={self.micro_batch}) must be at most `batch_size` (={self.batch_size})."
-            )
-        if self.final_lr > self.lr:
-            raise WorkbenchError(f"`final_lr` (={self.final_lr}) must be at most the peak rate (={self.lr:g}).")
-        if self.clip_norm is not None and self.clip is not None:
-            raise WorkbenchError(
-                f"`clip_norm` (={self.clip_norm}) takes the place of AGC: set clip=null too, or leave it out."
-            )
-        if self.clip_head and self.clip is None:
-            raise WorkbenchError("`clip_head` is of AGC: set `clip` too, or leave it out.")
-        if self.precise_bn is not None and self.stream:
-            raise WorkbenchError(f"`precise_bn` (={self.precise_bn}) is of images in memory, not of streamed ones.")
-        if self.telemetry_every and self.clip is None:
-            raise WorkbenchError("`telemetry_every` shows what AGC saw: set `clip` too, or leave it out.")
-        for name in STREAMED if not self.stream else ():
-            if getattr(self, name) is not None:
-                raise WorkbenchError(f"`{name}` (={getattr(self, name)}) is of streamed images: set stream=true too.")
-        if self.stream and self.shift:
-            raise WorkbenchError(f"`shift` (={self.shift}) is of images in memory; streamed ones are random crops.")
-        if (self.rand_augment or 0) > 30:
-            raise WorkbenchError(f"`rand_augment` (={self.rand_augment}) must be at most 30, where 10 is the scale.")
-        for name in self.clip_exempt:
-            if not isinstance(name, str):
-                raise WorkbenchError(f"`clip_exempt` (={self.clip_exempt}) must be a list of names or patterns.")
-        for name in self.model_args:
-            if not isinstance(name, str) or name in ("num_classes", "in_channels"):
-                raise WorkbenchError(
-                    f"`model_args` (={self.model_args}) takes names of the model's arguments; classes and channels "
-                    "follow the data."
-                )
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        for sentence in (*unmet_needs(self), *_contradictions(self)):
+            raise WorkbenchError(sentence)
 
     @property
     def lr(self) -> float:
@@ -207,6 +150,31 @@ class TrainConfig:
             if name not in known:
                 raise unknown("field of TrainConfig", name, known)
         return cls(**values)
+
+
+EXECUTION_FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.metadata["execution"])
+STREAMED = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.metadata["needs"] == "stream")
+
+
+def _contradictions(c: TrainConfig) -> Iterator[str]:
+    """Yield a sentence for each pair of values that do not go together, and for names that are none."""
+    if (c.epochs is None) == (c.steps is None):
+        yield f"Give exactly one of `epochs` (={c.epochs}) and `steps` (={c.steps})."
+    if c.micro_batch and c.micro_batch > c.batch_size:
+        yield f"`micro_batch` (={c.micro_batch}) must be at most `batch_size` (={c.batch_size})."
+    if c.final_lr > c.lr:
+        yield f"`final_lr` (={c.final_lr}) must be at most the peak rate (={c.lr:g})."
+    if c.clip_norm is not None and c.clip is not None:
+        yield f"`clip_norm` (={c.clip_norm}) replaces AGC. Set clip=null too, or leave `clip_norm` out."
+    if c.precise_bn is not None and c.stream:
+        yield f"`precise_bn` (={c.precise_bn}) needs images in memory. Leave it out, or set stream=false."
+    if c.shift and c.stream:
+        yield f"`shift` (={c.shift}) moves images in memory. Leave it out: streamed images are random crops."
+    if not all(isinstance(name, str) for name in c.clip_exempt):
+        yield f"`clip_exempt` (={c.clip_exempt}) must be a list of names or patterns."
+    if not all(isinstance(name, str) and name not in FROM_DATA for name in c.model_args):
+        given = f"`model_args` (={c.model_args}) takes names of the model's arguments"
+        yield f"{given}. Leave out {' and '.join(FROM_DATA)}: classes and channels follow the data."
 
 
 def planned(config: TrainConfig) -> TrainConfig:
