@@ -7,16 +7,16 @@ from harness import Case, arguments, run
 from parameters import as_before, copies, largest_difference, nfnet_f0, small, traffic
 
 from workbench.optim import clip_grad_agc_
-from workbench.training.watch import Telemetry
+from workbench.training.observers import Telemetry
 
 STEPS = 10
 
 
 def watched(params):
     def steps():
-        telemetry = Telemetry(every=1)
+        telemetry = Telemetry(every=1, stats=lambda: clip_grad_agc_(params))
         for step in range(STEPS):
-            telemetry.take(step, clip_grad_agc_(params))
+            telemetry.after_update(step, model=None, lr=0.0)
         telemetry.settle()
 
     return steps

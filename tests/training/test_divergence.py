@@ -9,10 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.observers import BeforeUpdate
 from torch import nn
 
-from workbench.training import TrainConfig, TrainResult, setup, train
-from workbench.training import loop as loop_module
+from workbench.training import TrainConfig, TrainResult, assembly, setup, train
 from workbench.training.cause import gradient_norms, largest_ratios
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.watch import LossWatch
@@ -103,7 +103,7 @@ def test_of_a_layer_the_parameter_that_is_not_finite_itself_is_named():
         if step == 3:
             model.blocks[0].conv1.bias.data.fill_(math.inf)
 
-    cause = train(QUICK.replace(eval_every=20), observe=observe).cause
+    cause = train(QUICK.replace(eval_every=20), observers=[BeforeUpdate(observe)]).cause
     assert cause.endswith("at step 4: not finite first in blocks.0.conv1.bias")
 
 
@@ -120,7 +120,7 @@ def test_a_loss_above_its_limit_names_the_largest_ratio_of_gradient_to_weight():
             ratios[name] = (np.sqrt((g**2).sum(1)) / norms).max()
         ratios["loss"] = loss.item()
 
-    result = train(WILD, observe=observe)
+    result = train(WILD, observers=[BeforeUpdate(observe)])
     loss = ratios.pop("loss")
     worst = max(ratios, key=ratios.get)
     assert result.outcome == "diverged" and 20 * math.log(10) < loss < math.inf and sound(result)
@@ -137,7 +137,7 @@ def test_weights_that_are_no_numbers_behind_a_sound_step_are_found_by_the_evalua
 def as_on_a_gpu(monkeypatch):
     """Losses and norms are read every ten steps only, and at evaluations."""
     seldom = lambda limit, every: LossWatch(limit, 10)
-    monkeypatch.setattr(loop_module, "LossWatch", functools.wraps(LossWatch)(seldom))
+    monkeypatch.setattr(assembly, "LossWatch", functools.wraps(LossWatch)(seldom))
 
 
 @pytest.mark.parametrize("config", [QUICK, WILD, WILD.replace(base_lr=1e5, clip=100.0)], ids=["nan", "loss", "both"])
@@ -177,6 +177,13 @@ def test_tables_end_before_the_step_that_failed(planted):
     train(QUICK.replace(telemetry_every=1, signal_every=1), tables=lambda name, table: tables.update({name: table}))
     assert tables["agc"].step.max() == tables["signal"].step.max() == 4
     assert np.isfinite(tables["agc"].select_dtypes("number")).all().all()
+
+
+def test_tables_are_handed_out_of_a_training_that_diverges_before_their_first_row():
+    tables = {}
+    config = WILD.replace(clip=100.0, base_lr=1e5, telemetry_every=50)
+    assert train(config, tables=lambda name, table: tables.update({name: table})).outcome == "diverged"
+    assert tables["agc"].empty and {"step", "parameter", "clipped_share"} <= set(tables["agc"])
 
 
 def test_norms_and_ratios_by_hand():

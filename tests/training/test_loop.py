@@ -12,19 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from support.observers import BeforeUpdate
 from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
-from workbench.training import TrainConfig, setup, train
-from workbench.training import loop as loop_module
+from workbench.optim import AGC
+from workbench.training import TrainConfig, assembly, setup, train
 from workbench.training.distributed import World
 from workbench.training.gradients import Gradients
 from workbench.training.inputs import batches
+from workbench.training.observers import Curvature
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.scoring import with_statistics_of
 from workbench.training.setup import pick_device, steps_of
-from workbench.training.watch import Curvature
 from workbench.weights.checkpoints import save_checkpoint
 
 QUICK = TrainConfig(
@@ -99,8 +100,8 @@ def test_accumulation_is_exact_for_a_normalizer_free_net_and_not_for_batchnorm(m
 
 def test_agc_acts_once_after_the_last_micro_batch(monkeypatch):
     calls = []
-    original = loop_module.AGC._before_step
-    monkeypatch.setattr(loop_module.AGC, "_before_step", lambda self, *a: (calls.append(1), original(self, *a))[1])
+    original = AGC._before_step
+    monkeypatch.setattr(AGC, "_before_step", lambda self, *a: (calls.append(1), original(self, *a))[1])
     train(QUICK.replace(steps=3, micro_batch=16))
     assert len(calls) == 3
 
@@ -184,7 +185,7 @@ def test_channels_last_trains_the_same_network(model, changes, monkeypatch):
     args = {} if model == "resnet_tiny" else {"skip_gain": 1.0}
     config = QUICK.replace(model=model, model_args=args, base_lr=0.2, steps=4, telemetry_every=1, **changes)
     _, plain = final_weights(config, monkeypatch)
-    monkeypatch.setattr(loop_module, "layout", lambda precision, device: torch.channels_last)
+    monkeypatch.setattr(assembly, "layout", lambda precision, device: torch.channels_last)
     _, last = final_weights(config, monkeypatch)
     convolutions = [v for v in last.values() if v.ndim == 4 and min(v.shape[1], v.shape[2]) > 1]
     assert convolutions and all(v.is_contiguous(memory_format=torch.channels_last) for v in convolutions)
@@ -406,9 +407,9 @@ def test_curvature_of_weights_that_are_no_numbers_is_no_number():
     model = create_model("nf_resnet_tiny", 10, in_channels=1)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    watch = Curvature(1, model, lambda: (torch.randn(16, 1, 28, 28), torch.arange(16) % 10), momentum=0.9)
-    watch.take(0, lr=0.1)
-    row = watch.table().iloc[0]
+    curvature = Curvature(1, (torch.randn(16, 1, 28, 28), torch.arange(16) % 10), momentum=0.9)
+    curvature.after_update(1, model, lr=0.1)
+    row = curvature.table().iloc[0]
     assert row.lr == 0.1 and row[["sharpness", "lr_x_sharpness", "noise_scale"]].isna().all()
 
 
@@ -480,7 +481,7 @@ def test_clipping_by_the_whole_norm_bounds_the_first_update(monkeypatch):
     kept = {}
     original = setup.build_network
     monkeypatch.setattr(setup, "build_network", lambda *a, **k: kept.setdefault("model", original(*a, **k)))
-    result = train(config, observe=seen)
+    result = train(config, observers=[BeforeUpdate(seen)])
     moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in kept["model"].named_parameters()])
     assert result.history[-1]["grad_norm"] > 0.1  # before clipping
     torch.testing.assert_close(moved.norm().item(), rate[0] * 1e-3, rtol=2e-3, atol=0)

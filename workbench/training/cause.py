@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.optim.agc import unitwise_norm
+from workbench.training.watch import LossWatch
 
 Calls = list[tuple[str, list[str], bool]]  # module, its own parameters, whether its output was finite
 
@@ -58,9 +59,7 @@ def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:
     return [(path, params, bool(finite)) for path, (params, finite) in seen.items()]
 
 
-def cause_of_step(
-    model: nn.Module, step: int, loss: float, limit: float, norms: Tensor, again: Callable[[], object], eps: float
-) -> str:
+def cause_of_step(model: nn.Module, losses: LossWatch, again: Callable[[], object], eps: float) -> str:
     """The cause of a divergence in a sentence, with its step and its parameter.
 
     The rule: what is not finite is named where it arose, in the direction in which it spread. A loss that is not finite
@@ -69,9 +68,13 @@ def cause_of_step(
     Where all is finite and the loss is above its limit, the suspect is the parameter with the largest ratio of gradient
     to weight over units.
 
-    Args: `norms` (P,) of the step's gradients, in the order of `model.parameters()`; `again` does the step's forward
-    and backward again, on the weights that it had.
+    Args:
+        model: The network, with the weights that the step had.
+        losses: Has seen the step fail; its norms are in the order of `model.parameters()`.
+        again: Does the step's forward and backward again.
+        eps: AGC's floor of a unit's weight norm.
     """
+    step, loss, limit = losses.step, losses.loss, losses.limit
     calls = calls_of(model, again)
     name = _broken_parameter(model, calls) if not math.isfinite(loss) else None
     if name is not None:
@@ -81,7 +84,7 @@ def cause_of_step(
         parts.append(f"training loss {loss:.9g} at step {step}")
         if math.isfinite(loss):
             parts[0] += f" is above {limit:.4g}"
-    pairs = zip(model.named_parameters(), norms.tolist(), strict=True)
+    pairs = zip(model.named_parameters(), losses.norms.tolist(), strict=True)
     bad = {name for (name, _), norm in pairs if not math.isfinite(norm)}
     if bad:
         where = f"at step {step}" if not parts else "too"

@@ -11,12 +11,15 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from workbench.errors import WorkbenchError
 from workbench.files import sha256
+from workbench.training.distributed import World
 
 KEPT = 3
 REWIND = 32  # steps: what goes wrong now can be replayed from before it, where steps are slower than checkpoints, too
@@ -97,6 +100,53 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return manifest if whole else None
+
+
+class Resumable(Protocol):
+    """A training as its checkpoints see it: a network, and plain state beside its weights."""
+
+    model: nn.Module
+    device: torch.device
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Resuming:
+    """Brings a training back to its last checkpoint and writes the next ones, where it has checkpoints.
+
+    All processes read the same checkpoint, and the first one writes.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None, key: str, training: Resumable, world: World):
+        self.checkpoints, self.key, self.training, self.world = checkpoints, key, training, world
+
+    def latest(self) -> int:
+        """Load the last checkpoint into the training and return its step, or 0 where no checkpoint exists.
+
+        Raises:
+            WorkbenchError: If this process sees another checkpoint than the first.
+        """
+        state = None
+        if self.checkpoints is not None:
+            state = self.checkpoints.latest(self.key, self.training.model, self.training.device)
+        step = 0 if state is None else state["step"]
+        first = self.world.agree(step)
+        if step != first:
+            raise WorkbenchError(
+                f"This process sees the checkpoint of step {step}, and the first process that of step {first}. "
+                "Put mlruns/ where all of them see it."
+            )
+        if state is not None:
+            self.training.load_state_dict(state)
+        return step
+
+    def write(self, step: int, now: bool = False) -> None:
+        """Write a checkpoint after this step where one is due, or `now`."""
+        if self.checkpoints is not None and self.world.first and (now or self.checkpoints.due(step)):
+            state = {"step": step, **self.training.state_dict()}
+            self.checkpoints.save(self.key, step, self.training.model, state)
 
 
 def superseded(steps: list[int]) -> list[int]:

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.training import TrainConfig, train
 from workbench.training.inputs import source
+from workbench.training.observers import Observer
 from workbench.training.setup import initial_model
 
 WARM = 2  # steps before the clock starts
@@ -73,21 +75,26 @@ class _Timed(Exception):
     """Ends a training whose steps were timed, before it evaluates anything."""
 
 
-def _seconds_a_step(config: TrainConfig, steps: int) -> float:
-    marks = []
+class _Timer(Observer):
+    """Reads the clock at the gradients of two steps, and ends the training at the second."""
 
-    def observe(step, loss, model, optimizer):
-        if step in (WARM, WARM + steps):
+    def __init__(self, first: int, last: int):
+        alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+        self.clock = time.process_time if alone else time.perf_counter
+        self.first, self.last, self.marks = first, last, []
+
+    def before_update(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if step in (self.first, self.last):
             loss.item()  # waits for the device
-            marks.append(clock())
-        if len(marks) == 2:
+            self.marks.append(self.clock())
+        if step == self.last:
             raise _Timed
 
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    clock = time.process_time if alone else time.perf_counter
+
+def _seconds_a_step(config: TrainConfig, steps: int) -> float:
+    timer, last = _Timer(WARM, WARM + steps), WARM + steps + 1
     try:
-        long = config.replace(epochs=None, steps=WARM + steps + 1, eval_every=WARM + steps + 1, progress=False)
-        train(long, observe=observe)
+        train(config.replace(epochs=None, steps=last, eval_every=last, progress=False), observers=[timer])
     except _Timed:
-        return (marks[1] - marks[0]) / steps
+        return (timer.marks[1] - timer.marks[0]) / steps
     return float("nan")  # it diverged before

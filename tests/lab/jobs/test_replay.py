@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.mlflow_view import client
+from support.observers import BeforeUpdate
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Session, Store
@@ -93,7 +94,7 @@ def test_what_it_records_is_what_a_training_that_is_watched_shows(root):
         weights[step] = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
 
     watched = CALM.replace(telemetry_every=1)
-    train(watched, tables=lambda name, table: tables.update({name: table}), observe=observe)
+    train(watched, tables=lambda name, table: tables.update({name: table}), observers=[BeforeUpdate(observe)])
     assert replayed.steps.step.tolist() == [10, 11, 12]
     assert replayed.steps.loss.tolist() == [losses[step] for step in (10, 11, 12)]
     agc = tables["agc"]
@@ -160,7 +161,9 @@ def test_a_fork_from_the_beginning_is_the_training_with_that_threshold(root, cli
     run_id, _ = trained(config)
     replayed, _ = again(run_id, back=100, clip=0.002)
     losses = {}
-    train(config.replace(clip=0.002), observe=lambda step, loss, *_: losses.update({step: loss.item()}))
+    train(
+        config.replace(clip=0.002), observers=[BeforeUpdate(lambda step, loss, *_: losses.update({step: loss.item()}))]
+    )
     fork = replayed.steps[replayed.steps.run == "fork"]
     assert dict(zip(fork.step, fork.loss, strict=True)) == losses
     assert losses[12] != replayed.steps.loss[11] and replayed.ends["fork"].startswith("not diverged at step 12")
@@ -172,7 +175,7 @@ def test_a_fork_from_the_beginning_is_the_training_with_that_rate(root):
     replayed, _ = again(run_id, back=100, lr=0.05)
     losses = {}
     other = CALM.replace(base_lr=0.05, scale_lr=False)
-    train(other, observe=lambda step, loss, *_: losses.update({step: loss.item()}))
+    train(other, observers=[BeforeUpdate(lambda step, loss, *_: losses.update({step: loss.item()}))])
     fork = replayed.steps[replayed.steps.run == "fork"]
     assert fork.step.tolist() == list(losses) and np.allclose(fork.loss, list(losses.values()), rtol=1e-6)
 
@@ -188,11 +191,11 @@ def test_a_replay_that_is_not_the_recorded_training_says_where(root, monkeypatch
 
 
 def test_a_replay_that_diverges_before_its_steps_says_so(root, monkeypatch):
-    from workbench.training import loop
+    from workbench.training import assembly
 
     run_id, result = trained(WILD)
     end = int(result.metrics["failed_at_step"])
-    monkeypatch.setattr(loop, "DIVERGED_SHARE", 0.0)  # other code: it ends at the first loss it looks at
+    monkeypatch.setattr(assembly, "DIVERGED_SHARE", 0.0)  # other code: it ends at the first loss it looks at
     with pytest.raises(WorkbenchError, match=rf"is not the training.*before the steps {end - 1} to {end}.*--back"):
         replay(run_id, back=2)
 
@@ -219,10 +222,10 @@ def test_code_that_changed_is_told_and_goes_from_the_beginning(root, monkeypatch
 
 
 def test_a_device_that_sees_a_divergence_late_gives_the_same_replay(root, monkeypatch):
-    from workbench.training import loop, watch
+    from workbench.training import assembly, watch
 
     run_id, result = trained(WILD)
-    monkeypatch.setattr(loop, "LossWatch", lambda limit, every: watch.LossWatch(limit, 10))
+    monkeypatch.setattr(assembly, "LossWatch", lambda limit, every: watch.LossWatch(limit, 10))
     monkeypatch.setitem(SEEN_AFTER, "cpu", 10)
     replayed, _ = again(run_id, back=4)
     assert replayed.same and replayed.steps.step.max() == result.metrics["failed_at_step"]

@@ -10,6 +10,7 @@ from workbench.optim import AGC
 from workbench.optim.agc import unitwise_norm
 from workbench.training import TrainConfig
 from workbench.training.cause import largest_ratios
+from workbench.training.observers import Observer
 from workbench.training.setup import groups_of
 
 SEEN_AFTER = {"cpu": 0}  # steps in which a training sees that it diverged
@@ -22,9 +23,11 @@ class Enough(Exception):
     pass
 
 
-class Recorder:
-    """What `train` calls in every step: keeps those from `first` to `last`, and with `clip` or `lr` (the peak rate)
-    first changes them to that. Numbers stay on the device until they are asked for."""
+class Recorder(Observer):
+    """Keeps the steps from `first` to `last`, and with `clip` or `lr` (the peak rate) first changes them to that.
+
+    Numbers stay on the device until they are asked for.
+    """
 
     def __init__(
         self, config: TrainConfig, first: int, last: int, *, clip: float | None = None, lr: float | None = None
@@ -35,14 +38,13 @@ class Recorder:
         self.began = 0  # the first step it was called in
         self._seen: list[tuple[int, Tensor, float, Tensor]] = []
         self._updates: dict[int, Tensor] = {}
-        self._before: tuple[int, list[Tensor]] | None = None
+        self._before: list[Tensor] | None = None
 
-    def __call__(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def before_update(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if step > self.last + SEEN_AFTER.get(loss.device.type, SEEN_AFTER_ELSEWHERE):
             raise Enough
         if not self.names:
             self.names, self.began = [name for name, _ in model.named_parameters()], step
-            optimizer.register_step_post_hook(lambda *_: self._updated(model))
         if step == self.first and self.clip is not None:
             self._set_clip(model, optimizer)
         if self.first <= step <= self.last:
@@ -50,7 +52,7 @@ class Recorder:
                 group["lr"] *= self.rate  # the schedule sets it anew for the next step
             rate = optimizer.param_groups[0]["lr"]
             self._seen.append((step, loss.detach().clone(), rate, largest_ratios(model, self.config.clip_eps)))
-            self._before = step, [p.detach().clone() for p in model.parameters()]
+            self._before = [p.detach().clone() for p in model.parameters()]
 
     def _set_clip(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """The groups as `train` makes them, with this threshold."""
@@ -61,10 +63,10 @@ class Recorder:
             AGC(optimizer, eps=self.config.clip_eps)
 
     @torch.no_grad()
-    def _updated(self, model: nn.Module) -> None:
+    def after_update(self, step: int, model: nn.Module, lr: float) -> None:
         if self._before is None:
             return
-        (step, before), self._before = self._before, None
+        before, self._before = self._before, None
         eps = self.config.clip_eps
         moved = [
             (unitwise_norm(p - old) / unitwise_norm(old).clamp_min(eps)).max()

@@ -252,7 +252,7 @@ def _run(config: TrainConfig, checkpoints: Checkpoints, recorder: Recorder) -> t
     """The history rows, and the result where the training came to its end."""
     rows: list[dict] = []
     try:
-        return rows, train(config, rows.append, checkpoints=checkpoints, observe=recorder)
+        return rows, train(config, rows.append, checkpoints=checkpoints, observers=[recorder])
     except Enough:
         return rows, None
 

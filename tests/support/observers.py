@@ -1,0 +1,10 @@
+"""Observers for tests."""
+
+from workbench.training.observers import Observer
+
+
+class BeforeUpdate(Observer):
+    """Calls a function with (step, loss, model, optimizer) before every update."""
+
+    def __init__(self, function):
+        self.before_update = function
