@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 from support.checkout import CHECKOUT
 
+from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.training import TrainConfig, train
-from workbench.training.checkpoint import KEPT, REWIND, Checkpoints, superseded
+from workbench.training.checkpoint import KEPT, REWIND, Checkpoints, Resuming, superseded
+from workbench.training.distributed import World
 
 CONFIG = TrainConfig(
     model="nf_resnet_tiny",
@@ -231,6 +233,48 @@ def test_time_or_steps_say_when_one_is_due(tmp_path):
     by_steps = Checkpoints(tmp_path, every_steps=3)
     assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
     assert not Checkpoints(tmp_path, every_seconds=1000).due(1) and Checkpoints(tmp_path, every_seconds=0).due(1)
+
+
+class Counter:
+    """A training whose state is one number."""
+
+    def __init__(self):
+        self.model, self.device, self.n = create_model("nf_resnet_tiny", 3), torch.device("cpu"), 0
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def test_a_checkpoint_is_written_when_due_or_now_and_brings_the_state_back(tmp_path):
+    counter, checkpoints = Counter(), Checkpoints(tmp_path, every_steps=3)
+    resuming = Resuming(checkpoints, "k", counter, World())
+    assert resuming.latest() == 0 and counter.n == 0
+    for step in range(1, 6):
+        counter.n = 10 * step
+        resuming.write(step, now=step == 5)
+    assert checkpoints.steps() == [5, 3]
+    other = Counter()
+    assert Resuming(checkpoints, "k", other, World()).latest() == 5 and other.n == 50
+    assert torch.equal(other.model.linear.weight, counter.model.linear.weight)
+    assert Resuming(checkpoints, "another training", Counter(), World()).latest() == 0
+
+
+def test_without_checkpoints_a_training_begins_and_writes_nothing(tmp_path):
+    resuming = Resuming(None, "k", Counter(), World())
+    assert resuming.latest() == 0
+    resuming.write(1, now=True)
+
+
+def test_only_the_first_process_writes_and_another_checkpoint_than_its_is_refused(tmp_path, monkeypatch):
+    checkpoints, second = Checkpoints(tmp_path, every_steps=1), World(rank=1, size=2)
+    Resuming(checkpoints, "k", Counter(), second).write(1)
+    assert checkpoints.steps() == []
+    monkeypatch.setattr(World, "agree", lambda self, value: 4)
+    with pytest.raises(WorkbenchError, match=r"0.*4"):
+        Resuming(checkpoints, "k", Counter(), second).latest()
 
 
 def test_trained_weights_are_evaluated_as_they_were_trained(root, tmp_path, command):
