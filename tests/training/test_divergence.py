@@ -171,7 +171,10 @@ def test_stopped_between_failing_and_being_seen_to_it_says_the_same(tmp_path, mo
     assert again.cause == wanted.cause and again.metrics["failed_at_step"] == failed
 
 
-def test_tables_end_before_the_step_that_failed(planted):
+@pytest.mark.parametrize("seldom", [False, True], ids=["read each step", "read at the next evaluation"])
+def test_tables_end_before_the_step_that_failed(planted, monkeypatch, seldom):
+    if seldom:
+        as_on_a_gpu(monkeypatch)
     tables = {}
     planted(lambda model: model.linear.weight.register_hook(at_call(5, math.nan)))
     train(QUICK.replace(telemetry_every=1, signal_every=1), tables=lambda name, table: tables.update({name: table}))
