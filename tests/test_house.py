@@ -30,7 +30,7 @@ def test_imports_point_down_only():
 # ---- names
 
 VAGUE = {"found", "told", "said", "anew", "of_it", "there", "own"}
-SAME_ROLE = {"__init__", "__main__", "worker"}  # a worker of the executors, and one of detached runs
+SAME_ROLE = {"__init__", "__main__", "worker"}  # a worker of the pool, and one of detached runs
 
 
 def names_in(file):

@@ -20,6 +20,7 @@ EXECUTION_FIELDS = ("device", "workers", "unreadable", "recompute", "progress")
 # In the folder training, but no part of a training: plans and what runs them, recipes, and measurements.
 NOT_TRAINING = (
     "training/detached",
+    "training/worker_task.py",
     "training/presets.py",
     "training/evaluation.py",
     "training/step_time.py",

@@ -50,16 +50,27 @@ def is_held(lock: Path) -> bool:
 
 
 def strays(variable: str, worker: str, place: Path) -> dict[int, str]:
-    """{pid: command line} of the processes that work for `place`, though who launched them is gone: named last in the
-    environment's `variable`, or on the command line of the module `worker`. Never this process, or one that it descends
-    from."""
+    """Find the processes that work for `place` though their launcher is gone; never this process or its ancestors.
+
+    Args:
+        variable: Of the environment: its last part is the launcher's identity.
+        worker: A module whose last argument is the process id of its parent.
+        place: The root that they work for.
+
+    Returns:
+        {pid: command line}.
+    """
     ancestry = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     command_lines = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        with contextlib.suppress(psutil.Error, OSError, ValueError):
             environment, command = process.environ(), process.cmdline()
-            launcher = command[-1] if worker in command else environment.get(variable, "").rpartition("|")[2]
-            if not launcher or process.pid in ancestry or is_alive(launcher):
+            if worker in command:
+                lost = process.ppid() != int(command[-1])
+            else:
+                launcher = environment.get(variable, "").rpartition("|")[2]
+                lost = launcher and not is_alive(launcher)
+            if not lost or process.pid in ancestry:
                 continue
             named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
             here = Path(named) == place if named else place in (works_in, *works_in.parents)

@@ -8,14 +8,15 @@ same path, and the same environment.
 import logging
 import os
 import time
-import traceback
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve, set_environment
-from workbench.lab.executors.processes import pretended_gpus
+from workbench.lab.executors.base import Resources
 from workbench.machine import cores
 from workbench.paths import root
+from workbench.pool import Outcome, Task
+from workbench.pool.seats import pretended_gpus
+from workbench.pool.task import run_task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps its environment
@@ -181,10 +182,4 @@ def _work(mailbox, number: int, function: str, arguments, environment: dict[str,
             asked, stopped = time.monotonic(), ray.get(mailbox.stopped.remote())
         return stopped
 
-    with set_environment(environment):
-        try:
-            return "value", resolve(function)(arguments, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)
-        except KeyboardInterrupt:
-            return "error", "stopped", ""
-        except Exception as error:
-            return "error", in_words(error), traceback.format_exc()
+    return run_task(function, arguments, environment, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)
