@@ -32,7 +32,7 @@ class Worker:
         """Have the task under way save what it has, and end after it; end now where no task runs."""
         self._stopped.set()
         if self._idle.is_set():
-            os._exit(0)
+            end_group()
 
     def serve(self) -> None:
         """Run tasks until the pipe closes, or `stop`."""
@@ -48,12 +48,12 @@ class Worker:
                 self._idle.set()
 
     def end_with(self, parent: int) -> None:
-        """Wait until the parent is gone, let the task under way save, then end this process and all it started."""
+        """Wait until the parent is gone, let the task under way save, then end."""
         while os.getppid() == parent:
             time.sleep(WATCH)
         self._stopped.set()
         self._idle.wait(SAVING)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        end_group()
 
     def _send(self, message: object) -> object:
         try:
@@ -64,7 +64,12 @@ class Worker:
             return None
 
 
-def main(descriptor: str, parent: str) -> int:
+def end_group() -> None:
+    """End this process and whatever it started."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def main(descriptor: str, parent: str) -> None:
     """Serve the pipe with this descriptor, for the process with this id."""
     worker = Worker(int(descriptor))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -72,8 +77,8 @@ def main(descriptor: str, parent: str) -> int:
     threading.Thread(target=worker.end_with, args=[int(parent)], daemon=True, name="watch the parent").start()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
         worker.serve()
-    return 0
+    end_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])
