@@ -87,7 +87,8 @@ def test_a_task_that_dies_while_it_stops_is_not_tried_again(pool):
     os.kill(pids[0][0], signal.SIGSTOP)  # it cannot answer
     pool.interrupt()
     os.kill(pids[0][0], signal.SIGKILL)
-    outcome = pool.wait()
+    deadline = time.monotonic() + 20
+    outcome = pool.wait(until=lambda: len(pids) > 1 or time.monotonic() > deadline)
     assert outcome.died and len(pids) == 1
 
 

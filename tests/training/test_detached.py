@@ -397,7 +397,7 @@ def test_the_tar_holds_all_but_the_lock_and_its_results_come_last(tmp_path):
 def test_a_tar_that_was_cut_off_is_refused(tmp_path):
     results = Results(tmp_path / "out")
     for seed in range(3):
-        results.add(record(seed), {"agc": pd.DataFrame({"step": [1]})})
+        results.add(record(seed), {"signal": pd.DataFrame({"step": [1]})})
     file = pack_folder(results.folder)
     results.close()
     whole = file.read_bytes()
