@@ -38,7 +38,6 @@ class Task:
     arguments: Any
     on_message: Callable[[Any], Any] = lambda message: None
     environment: dict[str, str] = field(default_factory=dict)
-    coordinator: bool = False
     retries: int = RETRIES
 
 

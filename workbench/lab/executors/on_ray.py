@@ -39,9 +39,8 @@ class RayExecutor:
         if self._ray is None:
             self._connect()
         self._numbers += 1
-        options = {"num_cpus": 0} if task.coordinator else self._options
-        work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **options)
-        environment = handed_down(self._ray.get_runtime_context().gcs_address) | task.environment
+        work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **self._options)
+        environment = handed_down() | task.environment
         reference = work.remote(self._mailbox, self._numbers, task.function, task.arguments, environment)
         self._tasks[reference] = self._numbers, task
 
@@ -103,11 +102,10 @@ class RayExecutor:
         return Outcome(task, error=content[0], details=content[1])
 
 
-def handed_down(cluster: str) -> dict[str, str]:
-    """What tasks on other nodes need of this process's environment, and the cluster's address."""
-    names = ("WORKBENCH_DATA", "MLFLOW_TRACKING_URI", "WORKBENCH_OPTUNA_STORAGE", "RAY_AUTH_MODE")
-    here = {"WORKBENCH_ROOT": str(root()), "RAY_ADDRESS": cluster}  # the kernel of a notebook submits to it, too
-    return {name: os.environ[name] for name in names if os.environ.get(name)} | here
+def handed_down() -> dict[str, str]:
+    """Return what tasks on other nodes need of this process's environment."""
+    names = ("WORKBENCH_DATA", "WORKBENCH_CHECKPOINT_SECONDS")
+    return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
 
 
 def connect():

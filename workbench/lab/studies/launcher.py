@@ -138,7 +138,6 @@ def _task(execution: Execution, run_id: str, choice: Choice, listener: Listener)
         "workbench.lab.studies.notebook:notebook_unit",
         arguments,
         lambda event: listener(execution, event),
-        coordinator=True,
         retries=0,  # a run that was lost is closed, and another opened
     )
 
