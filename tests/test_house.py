@@ -30,7 +30,7 @@ def test_imports_point_down_only():
 # ---- names
 
 VAGUE = {"found", "told", "said", "anew", "of_it", "there", "own"}
-SAME_ROLE = {"__init__", "__main__", "worker"}  # a worker of the executors, and one of detached runs
+SAME_ROLE = {"__init__", "__main__"}
 
 
 def names_in(file):
@@ -140,7 +140,7 @@ def test_the_bare_install_has_what_training_needs_and_no_more():
     assert names == {"torch", "numpy", "pandas", "pyarrow", "pillow", "safetensors", "tqdm"}
 
 
-@pytest.mark.parametrize("package", ["models", "optim", "data", "weights", "normfree", "probes", "training"])
+@pytest.mark.parametrize("package", ["models", "optim", "data", "weights", "normfree", "probes", "training", "pool"])
 def test_public_functions_say_what_they_do(package):
     for file in (CHECKOUT / "workbench" / package).rglob("*.py"):
         tree = ast.parse(file.read_text())

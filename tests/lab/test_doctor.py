@@ -442,18 +442,19 @@ def test_this_process_and_those_it_descends_from_are_never_strays(tmp_path):
 
 def test_a_worker_whose_launcher_is_gone_is_ended(root, doctor, tmp_path):
     """One that hangs, and cannot see that it is alone; it works below the root, and names it nowhere."""
-    module = tmp_path / "code" / "workbench" / "lab" / "executors"
+    module = tmp_path / "code" / "workbench" / "pool"
     module.mkdir(parents=True)
     (module / "worker.py").write_text("import time\ntime.sleep(100)\n")
     environment = {k: v for k, v in os.environ.items() if k != "WORKBENCH_ROOT"} | {
         "PYTHONPATH": str(tmp_path / "code")
     }
 
-    def worker(launcher, folder):
-        command = [sys.executable, "-m", "workbench.lab.executors.worker", "7", launcher]
+    def worker(parent, folder):
+        command = [sys.executable, "-m", "workbench.pool.worker", "7", str(parent)]
         return subprocess.Popen(command, env=environment, cwd=folder)
 
-    stray, kept, elsewhere = worker(GONE, root / "mlruns"), worker(whoami(), root), worker(GONE, tmp_path)
+    gone = os.getppid()  # not their parent
+    stray, kept, elsewhere = worker(gone, root / "mlruns"), worker(os.getpid(), root), worker(gone, tmp_path)
     try:
         time.sleep(0.5)
         findings, _ = doctor()

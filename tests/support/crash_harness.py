@@ -98,7 +98,7 @@ def find(victim: str, launcher: subprocess.Popen) -> psutil.Process | None:
     marks = {
         "papermill": "workbench.lab.studies.notebook",
         "kernel": "ipykernel_launcher",
-        "worker": "executors.worker",
+        "worker": "pool.worker",
     }
     try:
         head = psutil.Process(launcher.pid)

@@ -1,12 +1,17 @@
 """Detached runs in processes of their own."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 
+import psutil
+
 from support.checkout import CHECKOUT
 from workbench.training import TrainConfig
+
+MARK = "WORKBENCH_TEST_OUT"  # in the environment of all processes of a run
 
 TINY = TrainConfig(
     model="nf_resnet_tiny",
@@ -26,7 +31,7 @@ def plain(result):
 
 
 def start(plan, out, *options, env=()):
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), **dict(env)}
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), MARK: str(out), **dict(env)}
     command = [sys.executable, "-m", "workbench.training", str(plan), "--out", str(out), "--device", "cpu", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -38,3 +43,26 @@ def wait_for(condition, process=None, seconds=120):
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def checkpointed_steps(out):
+    """The steps of the checkpoints of all trainings under way."""
+    return [int(manifest.parent.name[5:]) for manifest in out.glob("checkpoints/*/step-*/manifest.json")]
+
+
+def family(pid):
+    """The workers of a pool, by the process that has it."""
+    with contextlib.suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(pid).children() if is_worker(child)]
+    return []
+
+
+def is_worker(process):
+    with contextlib.suppress(psutil.Error):
+        return "workbench.pool.worker" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def processes_of(out):
+    """The workers of the run that `start` made for this folder; they outlive its first process for a moment."""
+    return [p.pid for p in psutil.process_iter() if is_worker(p) and p.environ().get(MARK) == str(out)]

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -50,3 +52,15 @@ def until_stopped(arguments, send, stop):
         time.sleep(0.05)
     Path(arguments).touch()
     raise KeyboardInterrupt
+
+
+def pid(arguments, send, stop):
+    return os.getpid()
+
+
+def with_child(arguments, send, stop):
+    """Starts a process that sleeps, sends the ids of both, and never ends."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    send((os.getpid(), child.pid))
+    while not stop():
+        time.sleep(0.05)

@@ -160,7 +160,9 @@ def claims(
 
 @app.command("import")
 def import_(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="What `python -m workbench.training --out DIR` wrote.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIR|TAR", help="What `python -m workbench.training --out DIR` wrote.")
+    ],
 ) -> None:
     """Put the results of a detached run into the store, as if its trainings had been run here."""
     from tqdm import tqdm
@@ -174,7 +176,7 @@ def import_(
             bar.total, bar.n = total, done
             bar.refresh()
 
-        imported = import_results(folder, Store(), refresh_bar)
+        imported = import_results(source, Store(), refresh_bar)
     for line in (*imported.damaged, *imported.failed):
         print(line, file=sys.stderr)
     print(imported)

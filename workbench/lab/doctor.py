@@ -44,7 +44,7 @@ class Finding:
 
 def examine(moved: bool = False) -> Iterator[Finding]:
     """Everything that is wrong, in the order in which it is mended: who is mended first may free what comes later."""
-    lost = strays("workbench.lab.executors.worker", root())
+    lost = strays("workbench.pool.worker", root())
     identities = {identity for pid in lost if (identity := _identity(pid))}
     for pid, command in lost.items():
         yield Finding(

@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument("plan", help="written by `workbench study NAME --plan FILE`")
     cli.add_argument("--out", required=True, metavar="DIR", help="for the results; `workbench import DIR` takes them")
+    cli.add_argument(
+        "--pack", action="store_true", help="write DIR.tar at the end; `workbench import DIR.tar` takes it"
+    )
     cli.add_argument("--device", default="auto", help="auto, cuda (all GPUs), cuda:1, cpu, mps")
     cli.add_argument("--workers", type=int, metavar="N", help="trainings at a time; default: one a GPU, or one")
     cli.add_argument("--keep-weights", action="store_true", help="final weights into DIR, too, whatever their size")
@@ -62,6 +65,8 @@ def main() -> int:
         f"{summary.done} trained, {summary.known} finished before, {len(summary.failed)} failed, {summary.left} left"
         + (": the same command goes on from there" if summary.left else "")
     )
+    if summary.packed is not None:
+        print(f"packed: {summary.packed}")
     if interrupts.number and summary.left:
         return 128 + interrupts.number
     return 1 if summary.failed else 0

@@ -17,6 +17,7 @@ from workbench.weights.released import find
 # In the folder training, but no part of a training: plans and what runs them, recipes, and measurements.
 NOT_TRAINING = (
     "training/detached",
+    "training/worker_task.py",
     "training/presets.py",
     "training/evaluation.py",
     "training/step_time.py",

@@ -152,7 +152,15 @@ def test_at_once_means_at_once(make, tmp_path):
     assert not psutil.pid_exists(pids[0]) and not (tmp_path / "a").exists()
 
 
-def test_sigterm_stops_the_inline_task(make, tmp_path):
+@pytest.fixture
+def default_sigterm():
+    """SIGTERM as Python starts with it: Ray sets a handler of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_stops_the_inline_task(make, tmp_path, default_sigterm):
     executor = make("inline")
     executor.submit(task("a", "until_stopped", str(tmp_path / "a")))
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()

@@ -7,10 +7,9 @@ from support.searches import BASE, SPACE, objective, session
 
 from workbench.lab import Arm, run_all, search
 from workbench.lab.executors.context import Context
-from workbench.lab.jobs import worker_task
 from workbench.lab.jobs.engines import PlanIsWritten, is_planning
 from workbench.lab.jobs.search import abandoned_trials
-from workbench.training import training_key
+from workbench.training import training_key, worker_task
 from workbench.training.inputs import source_digest
 
 ARMS = [Arm("NF+AGC", BASE.replace(seed=seed)) for seed in range(3)]

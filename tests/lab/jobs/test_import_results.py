@@ -2,7 +2,6 @@
 finished by a study here, with the bits of training here.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -11,10 +10,9 @@ import sys
 import textwrap
 
 import pandas as pd
-import psutil
 import pytest
 from support.checkout import CHECKOUT
-from support.detached import TINY, plain, start, wait_for
+from support.detached import TINY, plain, processes_of, start, wait_for
 from support.mlflow_view import client
 
 from workbench.errors import WorkbenchError
@@ -23,8 +21,9 @@ from workbench.lab.jobs import run_all as trainings_module
 from workbench.lab.jobs.import_results import import_results
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.detached.plan import Planned, write_plan
-from workbench.training.detached.records import Record, read_records
+from workbench.training.detached.records import Record, read_records, tables_of
 from workbench.training.detached.results import Results
+from workbench.training.detached.transport import pack_folder
 
 WALL = """
     import sys
@@ -55,22 +54,9 @@ def behind_the_wall(tmp_path):
     return {"PYTHONPATH": f"{tmp_path / 'wall'}:{CHECKOUT}"}
 
 
-def processes_of(session):
-    """The processes that run in a session, which is named by the first of them."""
-    members = []
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                members.append(pid)
-    return members
-
-
 def one_finished_and_one_under_way(out):
-    try:
-        under_way = json.loads((out / "checkpoints.json").read_text())["checkpoints"][0].partition("/")[0]
-        return under_way not in (out / "results.jsonl").read_text()
-    except FileNotFoundError:
-        return False
+    lines = (out / "results.jsonl").read_text() if (out / "results.jsonl").is_file() else ""
+    return bool(lines) and any(step.parent.name not in lines for step in out.glob("checkpoints/*/step-*"))
 
 
 def session(store):
@@ -103,10 +89,10 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
     wait_for(lambda: one_finished_and_one_under_way(out), running)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
-    wait_for(lambda: not processes_of(running.pid))  # its worker ends, too
+    wait_for(lambda: not processes_of(out))  # its worker ends, too
     first = import_results(out, Store())
     assert 1 <= len(first.runs) < 4
-    running = start(plan, out, env=behind_the_wall)
+    running = start(plan, out, "--pack", env=behind_the_wall)
     outputs = running.communicate()
     assert running.returncode == 0, outputs
     assert "1 half-done" in outputs[1]
@@ -120,7 +106,7 @@ def test_a_plan_run_elsewhere_and_killed_is_found_finished(
         [],
         [],
     )
-    third = import_results(out, store)
+    third = import_results(out.with_name("node-7.tar"), store)
     assert (third.runs, third.known) == ([], 4)
 
     with monkeypatch.context() as patch:
@@ -216,6 +202,7 @@ def test_a_damaged_line_is_named_and_the_others_are_imported(root, tmp_path):
         ({"config": {"cilp": 0.1}}, "unknown field of TrainConfig 'cilp'"),
         ({"started": None}, "no result"),
         ({"colour": "red"}, "no result"),
+        ({"tables": {"../secret": "0"}}, "../secret"),
     ],
 )
 def test_a_line_that_is_no_result_is_not_believed(root, tmp_path, change, message):
@@ -278,13 +265,42 @@ def test_a_folder_without_results_is_refused(root, tmp_path):
         import_results(tmp_path, Store())
 
 
-def test_a_torn_table_is_named_and_makes_no_broken_run(root, tmp_path):
+def test_a_torn_table_is_reported_and_makes_no_broken_run(root, tmp_path):
     folder = folder_with(tmp_path, record(1), record(2), tables={"agc": pd.DataFrame({"step": [1], "ratio": [0.1]})})
-    table, store = folder / "agc.parquet", Store()
+    table, store = folder / "tables" / record(1).result.key / "agc.parquet", Store()
     whole = table.read_bytes()
     table.write_bytes(whole[: len(whole) // 2])
     summary = import_results(folder, store)
-    assert len(summary.damaged) == 2 and "s1: agc.parquet cannot be read" in summary.damaged[0]
-    assert not summary.runs and not store.search("trainings", "full")
+    (damaged,) = summary.damaged
+    assert record(1).result.key in damaged and "agc.parquet" in damaged
+    assert len(summary.runs) == len(store.search("trainings", "full")) == 1
     table.write_bytes(whole)  # copied again
-    assert len(import_results(folder, store).runs) == 2
+    assert len(import_results(folder, store).runs) == 1
+
+
+def test_a_tar_is_imported_under_the_name_of_its_folder(root, tmp_path):
+    folder = folder_with(tmp_path, record(1), record(2), tables={"signal": SIGNAL})
+    store = Store()
+    (first, _) = import_results(pack_folder(folder), store).runs
+    assert store.get(first).tags["imported"] == "node-7"
+    assert "tables/signal.parquet" in store.artifacts(first)
+    again = import_results(folder, store)
+    assert (again.runs, again.known) == ([], 2)
+
+
+def test_a_folder_of_the_first_edition_is_imported(root, tmp_path):
+    """Its files are numbered, and a table holds the rows of all trainings."""
+    folder = tmp_path / "node-7"
+    folder.mkdir()
+    for file, seed in (("results.jsonl", 1), ("results-2.jsonl", 2)):
+        line = json.loads(record(seed).to_json())
+        del line["tables"]
+        (folder / file).write_text(json.dumps(line) + "\n")
+    keys = [record(seed).result.key for seed in (1, 2)]
+    rows = pd.DataFrame({"step": [1, 2, 1], "ratio": [0.1, 0.2, 0.3], "key": [keys[0], keys[0], keys[1]]})
+    rows[:1].to_parquet(folder / "agc.parquet")
+    rows[1:].to_parquet(folder / "agc-2.parquet")
+    pd.DataFrame({"key": keys}).to_parquet(folder / "history.parquet")
+    records = [line for _, line in read_records(folder)]
+    assert [tables_of(folder, line)["agc"].ratio.tolist() for line in records] == [[0.1, 0.2], [0.3]]
+    assert len(import_results(folder, Store()).runs) == 2

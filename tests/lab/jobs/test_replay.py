@@ -15,12 +15,11 @@ from support.observers import BeforeUpdate
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Session, Store
-from workbench.lab.jobs import worker_task
 from workbench.lab.jobs.job_run import checkpoints_folder
 from workbench.lab.jobs.recorder import SEEN_AFTER
 from workbench.lab.jobs.replay import First, compared, first_to_go, replay
 from workbench.lab.jobs.run_all import run_training
-from workbench.training import TrainConfig, train
+from workbench.training import TrainConfig, train, worker_task
 from workbench.training.checkpoint import Checkpoints
 
 WILD = TrainConfig(

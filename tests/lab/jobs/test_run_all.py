@@ -16,11 +16,10 @@ from support.points import points_twice
 from workbench.errors import WorkbenchError
 from workbench.lab import Arm, Session, Store, run_all, search
 from workbench.lab.executors import channel
-from workbench.lab.jobs import worker_task
 from workbench.lab.jobs.job import Job
 from workbench.lab.jobs.run_all import Progress, run_training, trained
 from workbench.lab.store import client as store_module
-from workbench.training import TrainConfig
+from workbench.training import TrainConfig, worker_task
 from workbench.training.distributed import World
 
 BASE = TrainConfig(
@@ -88,7 +87,7 @@ def kill_once(row, killed):
 def is_worker(pid):
     try:
         process = psutil.Process(pid)
-        return "workbench.lab.executors.worker" in process.cmdline() and process.ppid() == os.getpid()
+        return "workbench.pool.worker" in process.cmdline() and process.ppid() == os.getpid()
     except psutil.NoSuchProcess:
         return False
 

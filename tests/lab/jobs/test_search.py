@@ -12,8 +12,8 @@ from support.searches import BASE, SPACE, objective, session
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Range, Store, search
-from workbench.lab.jobs import worker_task
 from workbench.lab.jobs.search import abandoned_trials
+from workbench.training import worker_task
 
 
 def run(root, trials=6, **kwargs):

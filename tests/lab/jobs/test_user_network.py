@@ -290,7 +290,7 @@ def test_recipe_and_checkpoint_give_the_training_again(pair, tmp_path, command):
 
 
 def test_a_worker_of_its_own_trains_it(pair):
-    from workbench.lab.jobs import worker_task
+    from workbench.training import worker_task
 
     config = pair["NF+AGC"].to_dict()
     result = worker_task.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)

@@ -97,6 +97,8 @@ def stale_after(file, text=LINE) -> set[str]:
         ("training/step_time.py", {"ablation"}),
         ("training/presets.py", set()),
         ("training/detached/run.py", set()),
+        ("training/worker_task.py", set()),
+        ("pool/dispatch.py", set()),
         ("claims/large_batch.py", {"large_batch"}),
         ("claims/registry.py", set()),
         ("lab/statistics/intervals.py", STUDIES),

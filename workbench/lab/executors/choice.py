@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.executors import context
 from workbench.lab.executors.base import Executor, Resources
-from workbench.lab.executors.processes import visible_gpus
 from workbench.machine import cores
+from workbench.pool import visible_gpus
 
 VARIABLE = "WORKBENCH_EXECUTOR"
 KINDS = ("inline", "processes", "ray")

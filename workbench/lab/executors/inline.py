@@ -7,7 +7,8 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 
-from workbench.lab.executors.base import Outcome, Task, in_words, resolve, set_environment
+from workbench.pool import Outcome, Task
+from workbench.pool.task import in_words, resolve, set_environment
 
 
 class InlineExecutor:

@@ -50,25 +50,34 @@ def is_held(lock: Path) -> bool:
 
 
 def strays(worker: str, place: Path) -> dict[int, str]:
-    """{pid: command line} of the processes that work for `place` though whoever launched them is gone.
+    """Find the processes that work for `place` though their launcher is gone; never this process or its ancestors.
 
-    The launcher is named in the context of a process's environment, or last on the command line of the module
-    `worker`. Never this process, or one that it descends from.
+    The launcher is named in the context of a process's environment.
+
+    Args:
+        worker: A module whose last argument is the process id of its parent.
+        place: The root that they work for.
+
+    Returns:
+        {pid: command line}.
     """
-    ancestors = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    commands = {}
+    ancestry = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    command_lines = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError, ValueError, TypeError):  # a context of somebody else's
             environment, command = process.environ(), process.cmdline()
             context = context_of(environment)
-            launcher = command[-1] if worker in command else context.launcher if context is not None else ""
-            if not launcher or process.pid in ancestors or is_alive(launcher):
+            if worker in command:
+                lost = process.ppid() != int(command[-1])
+            else:
+                lost = context is not None and not is_alive(context.launcher)
+            if not lost or process.pid in ancestry:
                 continue
             named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
             here = Path(named) == place if named else place in (works_in, *works_in.parents)
             if here:
-                commands[process.pid] = " ".join(command)
-    return commands
+                command_lines[process.pid] = " ".join(command)
+    return command_lines
 
 
 class Family:

@@ -8,14 +8,15 @@ same path, and the same environment.
 import logging
 import os
 import time
-import traceback
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.lab.executors.base import Outcome, Resources, Task, in_words, resolve, set_environment
-from workbench.lab.executors.processes import pretended_gpus
+from workbench.lab.executors.base import Resources
 from workbench.machine import cores
 from workbench.paths import root
+from workbench.pool import Outcome, Task
+from workbench.pool.seats import pretended_gpus
+from workbench.pool.task import run_task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps its environment
@@ -38,9 +39,8 @@ class RayExecutor:
         if self._ray is None:
             self._connect()
         self._numbers += 1
-        options = {"num_cpus": 0} if task.coordinator else self._options
-        work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **options)
-        environment = handed_down(self._ray.get_runtime_context().gcs_address) | task.environment
+        work = self._ray.remote(_work).options(max_retries=task.retries, name=task.name, **self._options)
+        environment = handed_down() | task.environment
         reference = work.remote(self._mailbox, self._numbers, task.function, task.arguments, environment)
         self._tasks[reference] = self._numbers, task
 
@@ -102,11 +102,10 @@ class RayExecutor:
         return Outcome(task, error=content[0], details=content[1])
 
 
-def handed_down(cluster: str) -> dict[str, str]:
-    """What tasks on other nodes need of this process's environment, and the cluster's address."""
-    names = ("WORKBENCH_DATA", "MLFLOW_TRACKING_URI", "WORKBENCH_OPTUNA_STORAGE", "RAY_AUTH_MODE")
-    here = {"WORKBENCH_ROOT": str(root()), "RAY_ADDRESS": cluster}  # the kernel of a notebook submits to it, too
-    return {name: os.environ[name] for name in names if os.environ.get(name)} | here
+def handed_down() -> dict[str, str]:
+    """Return what tasks on other nodes need of this process's environment."""
+    names = ("WORKBENCH_DATA", "WORKBENCH_CHECKPOINT_SECONDS")
+    return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
 
 
 def cluster_address() -> str:
@@ -186,10 +185,4 @@ def _work(mailbox, number: int, function: str, arguments, environment: dict[str,
             asked, stopped = time.monotonic(), ray.get(mailbox.stopped.remote())
         return stopped
 
-    with set_environment(environment):
-        try:
-            return "value", resolve(function)(arguments, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)
-        except KeyboardInterrupt:
-            return "error", "stopped", ""
-        except Exception as error:
-            return "error", in_words(error), traceback.format_exc()
+    return run_task(function, arguments, environment, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)

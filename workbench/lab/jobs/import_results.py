@@ -1,9 +1,10 @@
 """Results of a detached run into the store, as if the trainings had been run here.
 
-A training whose key is finished in the store is passed over, so importing a folder twice, or while its run still goes
-on, adds only what is new. Nothing in the folder is executed.
+An import skips each training whose key is finished in the store. So importing a folder twice, or while its run still
+goes on, adds only what is new. Nothing in the folder is executed.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from workbench.errors import WorkbenchError
 from workbench.lab.jobs.job_run import log_measured
 from workbench.lab.store.client import REUSABLE, Store
 from workbench.training import code_hash, training_key
-from workbench.training.detached.records import FINISHED, Record, numbered, read_records, tables_of
+from workbench.training.detached.records import FINISHED, RESULTS, Record, numbered, read_records, tables_of
+from workbench.training.detached.transport import unpacked
 
 
 @dataclass
@@ -34,15 +36,26 @@ class Imported:
 
 
 def import_results(
-    folder: str | Path, store: Store, on_progress: Callable[[int, int], None] = lambda done, total: None
+    source: str | Path, store: Store, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Imported:
-    """Makes a FINISHED run of each training in `folder` that the store does not know; `on_progress` hears the progress.
+    """Make a FINISHED run of each training that the store does not know.
 
-    Raises: WorkbenchError for a folder that holds no results.
+    Args:
+        source: The folder of a detached run, or the tar that `--pack` made of it.
+        store: Where the runs go.
+        on_progress: Called with how many are done, of how many.
+
+    Raises:
+        WorkbenchError: For a folder or a tar without results, and for a tar with links or members outside the folder.
     """
-    folder = Path(folder).expanduser().resolve()
-    if not folder.is_dir() or not numbered(folder, "results", ".jsonl"):
-        raise WorkbenchError(f"{folder} must be a folder with results.jsonl, from `python -m workbench.training`.")
+    path = Path(source).expanduser().resolve()
+    with unpacked(path) if path.is_file() else contextlib.nullcontext(path) as folder:
+        return _import_folder(folder, store, on_progress)
+
+
+def _import_folder(folder: Path, store: Store, on_progress: Callable[[int, int], None]) -> Imported:
+    if not folder.is_dir() or not numbered(folder, RESULTS):
+        raise WorkbenchError(f"{folder} must be a folder with {RESULTS}, from `python -m workbench.training`.")
     imported, records, failed = Imported(), {}, {}
     for place, record in read_records(folder):
         cause = record if isinstance(record, WorkbenchError) else _contradiction(record)
@@ -62,7 +75,7 @@ def import_results(
                 imported.known += 1
             else:
                 try:
-                    tables = tables_of(folder, record.result.key)
+                    tables = tables_of(folder, record)
                 except WorkbenchError as error:
                     imported.damaged.append(f"{record.result.config.name}: {error}")
                     continue

@@ -13,13 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.lab.executors import Outcome, Task, channel
-from workbench.lab.jobs import worker_task
 from workbench.lab.jobs.job import Job, JobResult
 from workbench.lab.store import retention
 from workbench.lab.store.client import UNREACHABLE, Store
 from workbench.lab.store.locations import runs_folder
 from workbench.lab.studies.session import Session
-from workbench.training import TrainResult, planned, training_key
+from workbench.training import TrainResult, planned, training_key, worker_task
 from workbench.training.detached.plan import Planned
 from workbench.training.distributed import World
 from workbench.training.inputs import source_digest

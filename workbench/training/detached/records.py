@@ -1,30 +1,37 @@
-"""What a detached run leaves behind, read: one line a finished training, and the tables that a training asked for.
+"""What a detached run leaves behind, read: a line for each training, and the tables that it asked for.
 
-Nothing in these files is executed, and a line that is damaged is told from those that are not.
+Nothing in these files is executed. A damaged line is reported and the others are read.
 """
 
 import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.errors import WorkbenchError
+from workbench.files import sha256
 from workbench.training.config import TrainResult
 from workbench.training.detached.plan import check_identity
 
+RESULTS = "results.jsonl"
 FINISHED = ("complete", "diverged")
 _RESULT = {field.name for field in dataclasses.fields(TrainResult)}
 
 
 @dataclass(frozen=True)
 class Record:
-    """A result with what its plan says of it; `started` and `ended` are seconds since 1970, on the node's clock."""
+    """A result with what its plan says of it.
+
+    Attributes:
+        started: Seconds since 1970, on the node's clock.
+        ended: As `started`.
+        tables: {name: hash of the file} of what the training measured of itself.
+    """
 
     result: TrainResult
     study: str | None
@@ -34,15 +41,20 @@ class Record:
     owner: str | None
     started: float
     ended: float
+    tables: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line: the fields of the result, and those of the record."""
+        """Write one line: the fields of the result, and those of the record."""
         values = dataclasses.asdict(self)
         return json.dumps(values.pop("result") | values)
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """Raises: WorkbenchError for a line that is none."""
+        """Read one line.
+
+        Raises:
+            WorkbenchError: For a line that is no result.
+        """
         try:
             values = json.loads(text)
             result = TrainResult.from_json(json.dumps({k: v for k, v in values.items() if k in _RESULT}))
@@ -50,6 +62,8 @@ class Record:
             check_identity(result.key, record.mode, record.study)
             if not all(isinstance(row["step"], int) for row in result.history):
                 raise WorkbenchError("its history has rows without a step.")
+            if not all(re.fullmatch(r"\w+", name) for name in record.tables):  # they become paths
+                raise WorkbenchError(f"`tables` (={list(record.tables)}) must be names of letters and digits.")
             return dataclasses.replace(record, started=float(record.started), ended=float(record.ended))
         except WorkbenchError:
             raise
@@ -57,16 +71,9 @@ class Record:
             raise WorkbenchError(f"it is no result ({type(error).__name__}: {error}).") from error
 
 
-def numbered(folder: Path, name: str, suffix: str) -> list[Path]:
-    """NAME.suffix, NAME-2.suffix, ... as far as there are such."""
-    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?" + re.escape(suffix))
-    by_number = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
-    return [by_number[number] for number in sorted(by_number)]
-
-
 def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
-    """Every line of the results with its place ("results.jsonl, line 3"); a damaged one as the error that says why."""
-    for file in numbered(folder, "results", ".jsonl"):
+    """Yield every line of the results with its place ("results.jsonl, line 3"); a damaged one as its error."""
+    for file in numbered(folder, RESULTS):
         for at, line in enumerate(file.read_bytes().split(b"\n"), start=1):
             if not line:
                 continue
@@ -76,26 +83,45 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
                 yield f"{file.name}, line {at}", WorkbenchError(str(error))
 
 
-def tables_of(folder: Path, key: str) -> dict[str, pd.DataFrame]:
-    """What a training was asked to measure of itself: {name: table}, as the training gave it; columns that only other
-    trainings have are empty. Raises: WorkbenchError for a file that is damaged."""
+def table_file(folder: Path, key: str, name: str) -> Path:
+    """Return where a table of a training lies."""
+    return folder / "tables" / key / f"{name}.parquet"
+
+
+def tables_of(folder: Path, record: Record) -> dict[str, pd.DataFrame]:
+    """Read what a training measured of itself: {name: table}, as the training gave it.
+
+    Raises:
+        WorkbenchError: For a table that is missing or damaged.
+    """
     tables = {}
-    for name in table_names(folder):
-        parts = [_rows_of(file, key) for file in numbered(folder, name, ".parquet")]
-        table = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
+    for name, digest in record.tables.items():
+        file = table_file(folder, record.result.key, name)
+        if not file.is_file() or sha256(file) != digest:
+            raise WorkbenchError(f"{file.relative_to(folder)} is missing or damaged. Copy it again.")
+        tables[name] = pd.read_parquet(file)
+    return tables or _first_edition_tables(folder, record.result.key)
+
+
+# ---- folders of the first edition: files of at most 16 MiB, and each table holds the rows of all trainings
+
+
+def numbered(folder: Path, name: str) -> list[Path]:
+    """List NAME.suffix, NAME-2.suffix, ... in this order. Only the first edition wrote more than one."""
+    stem, suffix = name.split(".")
+    pattern = re.compile(rf"{re.escape(stem)}(?:-(\d+))?\.{suffix}")
+    by_number = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _first_edition_tables(folder: Path, key: str) -> dict[str, pd.DataFrame]:
+    tables = {}
+    for name in sorted({re.sub(r"-\d+$", "", file.stem) for file in folder.glob("[!.]*.parquet")} - {"history"}):
+        try:
+            parts = [pd.read_parquet(f, filters=[("key", "=", key)]) for f in numbered(folder, f"{name}.parquet")]
+        except (pa.ArrowException, OSError) as error:
+            raise WorkbenchError(f"{name}.parquet cannot be read ({str(error).splitlines()[0]}).") from error
+        table = pd.concat(parts, ignore_index=True)
         if len(table):
             tables[name] = table.drop(columns="key")
     return tables
-
-
-def _rows_of(file: Path, key: str) -> pa.Table:
-    try:
-        return pq.read_table(file, filters=[("key", "=", key)])
-    except (pa.ArrowException, OSError) as error:
-        raise WorkbenchError(f"{file.name} cannot be read ({str(error).splitlines()[0]}).") from error
-
-
-def table_names(folder: Path) -> list[str]:
-    """What tables of telemetry there are."""
-    stems = {re.sub(r"-\d+$", "", file.stem) for file in folder.glob("[!.]*.parquet")}
-    return sorted(stems - {"history"})

@@ -1,52 +1,52 @@
-"""The folder of a detached run: `results.jsonl`, one line a finished training, and tables that follow from it.
+"""The folder of a detached run, and how a result gets into it.
 
-A line is written at once and forced to disk. What stands in it is finished; everything else may be made again:
-`history.parquet`, the histories of all lines as one tidy table, and one table more for each kind of telemetry. No file
-passes 16 MiB: they go on in results-2.jsonl, history-2.parquet and so on.
+results.jsonl             one line a finished training, written at once and forced to disk
+tables/KEY/NAME.parquet   what a training measured of itself; its line has the hashes
+checkpoints/KEY/step-*    of the trainings under way
+history.parquet           the histories of all lines as one tidy table, made when a run ends
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
 import platform
+import shutil
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.errors import WorkbenchError
-from workbench.files import write_whole
+from workbench.files import sha256, write_whole
 from workbench.training.config import config_id
-from workbench.training.detached.archive import LIMIT
-from workbench.training.detached.records import FINISHED, Record, numbered, read_records, table_names
+from workbench.training.detached.records import FINISHED, RESULTS, Record, read_records, table_file
+
+LOCK = "lock"
 
 
 class Results:
-    """The folder, made where there is none, and held by one process at a time.
+    """The folder, made where it does not exist, and held by one process at a time.
 
-    Raises: WorkbenchError where another process holds it, and where it cannot be written.
+    Raises:
+        WorkbenchError: Where another process holds it, and where it cannot be written.
     """
 
-    def __init__(self, folder: str | Path, limit: int = LIMIT):
-        self.folder, self.limit = Path(folder).expanduser().resolve(), limit
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser().resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "a+")  # noqa: SIM115, held until `close`
+            self._lock = open(self.folder / LOCK, "a+")  # noqa: SIM115, held until `close`
         except OSError as error:
             raise WorkbenchError(f"cannot write to {self.folder} ({error.strerror}): choose another --out.") from error
         self._hold()
-        for part in self.folder.glob(".[0-9]*-*"):  # what a process that was killed had not finished writing
+        for part in self.folder.rglob(".[0-9]*-*"):  # what a process that was killed had not finished writing
             part.unlink()
-        for file in numbered(self.folder, "results", ".jsonl")[-1:]:
-            _cut_torn_line(file)
+        _cut_torn_line(self.folder / RESULTS)
         self.records: dict[str, Record] = {}
-        self._history_is_behind = True
         for _, record in read_records(self.folder):
             if isinstance(record, Record):
                 self._remember(record)
-        self._drop_unfinished_tables()
 
     def _hold(self) -> None:
         try:
@@ -67,96 +67,59 @@ class Results:
         self._lock.flush()
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Let go of the folder."""
         self._lock.close()
 
-    def _remember(self, record: Record) -> None:
-        known = self.records.get(record.result.key)
-        if known is None or known.result.outcome not in FINISHED:
-            self.records[record.result.key] = record
-            self._history_is_behind = True
+    def checkpoints(self, key: str) -> Path:
+        """Return the folder of a training's checkpoints."""
+        return self.folder / "checkpoints" / key
 
     def finished(self, key: str) -> bool:
-        """Whether the training is done; one that failed is not."""
+        """Whether the training is done. One that failed is not."""
         return key in self.records and self.records[key].result.outcome in FINISHED
 
     def add(self, record: Record, tables: dict[str, pd.DataFrame]) -> None:
-        """Keeps a training's tables, then its line: where the line is, the tables are."""
+        """Keep a training's tables, then its line; then remove its checkpoints, unless it failed."""
+        key, hashes = record.result.key, {}
         for name, table in tables.items():
-            self._add_to_table(name, table.assign(key=record.result.key))
-        line = (record.to_json() + "\n").encode()
-        file = (numbered(self.folder, "results", ".jsonl") or [self.folder / "results.jsonl"])[-1]
-        if file.exists() and file.stat().st_size and file.stat().st_size + len(line) > self.limit:
-            file = self._part("results", ".jsonl", 1 + len(numbered(self.folder, "results", ".jsonl")))
-        _append_to_disk(file, line)
+            file = table_file(self.folder, key, name)
+            write_whole(file, lambda path, table=table: table.to_parquet(path, index=False))
+            hashes[name] = sha256(file)
+        record = dataclasses.replace(record, tables=hashes)
+        _append_to_disk(self.folder / RESULTS, (record.to_json() + "\n").encode())
         self._remember(record)
 
     def write_history(self) -> None:
-        """The tidy table of all histories: key, config_id, arm, then a row's columns; one row an evaluation. Made
-        again where there is something new."""
-        if not self._history_is_behind:
-            return
+        """Write the tidy table of all histories: key, config_id, arm, then a row's columns; one row an evaluation."""
         rows = [
             {"key": record.result.key, "config_id": config_id(record.result.config), "arm": record.arm, **row}
             for record in self.records.values()
             for row in record.result.history
         ]
-        parts = _as_parquet(pd.DataFrame(rows), self.limit) if rows else []
-        self._write_parts("history", parts, start=1)
-        for file in numbered(self.folder, "history", ".parquet")[len(parts) :]:
-            file.unlink()
-        self._history_is_behind = False
+        write_whole(self.folder / "history.parquet", lambda path: pd.DataFrame(rows).to_parquet(path, index=False))
 
-    def _add_to_table(self, name: str, table: pd.DataFrame) -> None:
-        files = numbered(self.folder, name, ".parquet")
-        if files:
-            joined = _as_parquet(pd.concat([pq.read_table(files[-1]).to_pandas(), table]), self.limit)
-            if len(joined) == 1:
-                return self._write_parts(name, joined, start=len(files))
-        self._write_parts(name, _as_parquet(table, self.limit), start=1 + len(files))
-
-    def _drop_unfinished_tables(self) -> None:
-        """Rows of a training that was killed between its tables and its line; it will measure them again."""
-        for name in table_names(self.folder):
-            for file in numbered(self.folder, name, ".parquet"):
-                table = pq.read_table(file).to_pandas()
-                kept = table[[self.finished(key) for key in table["key"]]]
-                if len(kept) < len(table):
-                    write_whole(file, lambda path, kept=kept: path.write_bytes(_parquet_bytes(kept)))
-
-    def _write_parts(self, name: str, parts: list[bytes], start: int) -> None:
-        for number, data in enumerate(parts, start=start):
-            write_whole(self._part(name, ".parquet", number), lambda path, data=data: path.write_bytes(data))
-
-    def _part(self, name: str, suffix: str, number: int) -> Path:
-        return self.folder / (f"{name}{suffix}" if number == 1 else f"{name}-{number}{suffix}")
-
-
-def _as_parquet(table: pd.DataFrame, limit: int) -> list[bytes]:
-    """The table as one file, or where that would pass `limit` bytes as several, in order."""
-    data = _parquet_bytes(table)
-    if len(data) <= limit or len(table) == 1:
-        return [data]
-    half = len(table) // 2
-    return _as_parquet(table[:half], limit) + _as_parquet(table[half:], limit)
-
-
-def _parquet_bytes(table: pd.DataFrame) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
-    return sink.getvalue().to_pybytes()
+    def _remember(self, record: Record) -> None:
+        key = record.result.key
+        if not self.finished(key):
+            self.records[key] = record
+        if self.finished(key):
+            shutil.rmtree(self.checkpoints(key), ignore_errors=True)
 
 
 def _cut_torn_line(file: Path) -> None:
-    """Takes away what a process that was killed had written of its last line."""
-    data = file.read_bytes()
+    """Take away what a process that was killed had written of its last line."""
+    data = file.read_bytes() if file.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(file, len(whole))
 
 
 def _append_to_disk(file: Path, line: bytes) -> None:
-    """Raises: WorkbenchError where it cannot; the file is then as it was."""
+    """Append a line and force it to disk.
+
+    Raises:
+        WorkbenchError: Where that fails. The file is then as it was.
+    """
     is_new = not file.exists()
     size = 0 if is_new else file.stat().st_size
     try:

@@ -1,9 +1,10 @@
-"""What a worker does: train, and leave the result beside the checkpoints before anybody is told."""
+"""What a worker does: train, and leave the result next to the checkpoints before it reports the end."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from workbench.environment import number
 from workbench.files import write_whole
@@ -13,13 +14,25 @@ from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
 
 RESULT = "result.json"
+CHECKPOINT_SECONDS = "WORKBENCH_CHECKPOINT_SECONDS"  # variable: seconds between checkpoints
 
 
 def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str:
-    """Trains `arguments["config"]`, going on from the checkpoints in `folder`; returns the result as JSON.
+    """Train a configuration, going on from its last checkpoint.
 
-    Sends ("row", row), which is answered by whether to prune, and ("table", name, table). One that ended here before,
-    but was not taken, is sent again without training.
+    A result that is in the folder already is sent again without training: nobody took it before.
+
+    Args:
+        arguments: "config", a TrainConfig as a dictionary; "folder", of the checkpoints; "save", the file for the
+            final weights or None.
+        send: Takes ("row", row) and answers whether to prune; takes ("table", name, table).
+        stop: Whether to write a checkpoint and stop.
+
+    Returns:
+        The result as JSON.
+
+    Raises:
+        KeyboardInterrupt: Where `stop` says so.
     """
     config, folder = TrainConfig.from_dict(arguments["config"]), Path(arguments["folder"])
     alone = World.from_environment().size == 1  # where several train together, the others wait for this one
@@ -30,6 +43,8 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
         for file in sorted(folder.glob("*.parquet")):
             send(("table", file.stem, pd.read_parquet(file)))
         return kept.to_json()
+
+    torch.cuda.empty_cache()  # what the training before this one left, where several workers share a GPU
 
     def keep(name: str, table: pd.DataFrame) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,15 +59,15 @@ def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
         save=arguments["save"],
         stop=stop,
     )
-    if result.outcome != "pruned":  # whether to prune is decided anew
+    if result.outcome != "pruned":  # whether to prune is decided again
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULT, lambda path: path.write_text(result.to_json()))
     return result.to_json()
 
 
 def checkpoint_seconds() -> float:
-    """WORKBENCH_CHECKPOINT_SECONDS, else a minute: what a killed training loses at most."""
-    return number("WORKBENCH_CHECKPOINT_SECONDS", 60)
+    """Return WORKBENCH_CHECKPOINT_SECONDS, or a minute: what a killed training loses at most."""
+    return number(CHECKPOINT_SECONDS, 60)
 
 
 def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:

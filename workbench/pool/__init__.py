@@ -1,0 +1,7 @@
+"""One pool of processes on this machine, for detached runs and for the lab. It needs Python alone."""
+
+from workbench.pool.dispatch import Pool
+from workbench.pool.seats import Seat, seats, visible_gpus
+from workbench.pool.task import Outcome, Task
+
+__all__ = ["Outcome", "Pool", "Seat", "Task", "seats", "visible_gpus"]

@@ -1,0 +1,226 @@
+"""The pool: hands tasks to worker processes and returns their outcomes.
+
+A worker talks through a pipe of its own, so that killing one (-9) harms no other: its task goes to another worker.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+
+from workbench.pool.seats import Seat
+from workbench.pool.task import Outcome, Task
+
+GRACE = 15.0  # seconds for stopped tasks to save what they have
+POLL = 0.2  # seconds between looks at places and processes
+EXIT = 1.0  # seconds for a worker whose pipe broke to have an exit code
+
+Release = Callable[[], None]
+
+
+def claim_any(place: int) -> Release | None:
+    """Claim a place that no other pool wants."""
+    return lambda: None
+
+
+class Pool:
+    """Runs one task a seat, in processes that start when first needed and stay."""
+
+    def __init__(
+        self,
+        seats: Sequence[Seat],
+        *,
+        claim: Callable[[int], Release | None] = claim_any,
+        on_blocked: Callable[[], None] = lambda: None,
+        on_retry: Callable[[Task, str], None] = lambda task, cause: None,
+    ):
+        """Start nothing yet.
+
+        Args:
+            seats: One for each task that runs at a time.
+            claim: Claims a seat by its index before a task starts, and returns what releases it. None: another pool
+                holds it.
+            on_blocked: Called while other pools hold all seats.
+            on_retry: Called with a task that runs again, and with what ended its worker.
+        """
+        self.seats, self._claim, self._on_blocked, self._on_retry = seats, claim, on_blocked, on_retry
+        self._waiting: deque[tuple[Task, int]] = deque()  # with the number of workers that died under it
+        self._workers: list[_Worker] = []
+        self._stopping = False
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time."""
+        return len(self.seats)
+
+    def has_room(self) -> bool:
+        """Whether a task that is submitted now would start now."""
+        return len(self._waiting) + len(self._busy()) < len(self.seats)
+
+    def submit(self, task: Task) -> None:
+        """Take a task, which starts as soon as a seat is free: in the order of submission."""
+        self._waiting.append((task, 0))
+        self._start()
+
+    def wait(self, until: Callable[[], bool] = lambda: False) -> Outcome | None:
+        """Answer messages until a task has ended.
+
+        Args:
+            until: Asked several times a second. True gives up waiting.
+
+        Returns:
+            The outcome of the task; None when no task is under way, or `until` says True.
+        """
+        while (self._waiting or self._busy()) and not until():
+            self._start()
+            busy = self._busy()
+            if not busy:
+                self._on_blocked()
+                time.sleep(POLL)
+            ready = connection.wait([worker.pipe for worker in busy], timeout=POLL) if busy else []
+            for worker in busy:
+                if worker.pipe in ready:
+                    outcome = self._hear(worker)
+                elif worker.process.poll() is not None and not worker.pipe.poll():  # its children keep the pipe open
+                    outcome = self._lost(worker)
+                else:
+                    continue
+                if outcome is not None:
+                    return outcome
+        return None
+
+    def interrupt(self) -> None:
+        """Ask the tasks under way to save what they have and stop. `wait` then returns how they ended."""
+        self._waiting.clear()
+        self._stopping = True
+        for worker in self._workers:
+            worker.process.terminate()
+
+    def stop(self, at_once: bool = False) -> None:
+        """End all workers. Tasks under way first save what they have, unless `at_once`."""
+        self._waiting.clear()
+        if not at_once:
+            self.interrupt()
+            deadline = time.monotonic() + GRACE
+            while self.wait(until=lambda: time.monotonic() > deadline) is not None:
+                pass
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+        self._stopping = False
+
+    def _busy(self) -> list["_Worker"]:
+        return [worker for worker in self._workers if worker.task is not None]
+
+    def _start(self) -> None:
+        """Give waiting tasks, in order, to workers at seats that this pool can claim."""
+        taken = {worker.place for worker in self._busy()}
+        for place in range(len(self.seats)):
+            if not self._waiting:
+                return
+            if place not in taken and (release := self._claim(place)) is not None:
+                self._worker_at(place).give(*self._waiting.popleft(), release)
+
+    def _worker_at(self, place: int) -> "_Worker":
+        """Return the idle worker at a seat, or a new one."""
+        idle = next((worker for worker in self._workers if worker.place == place), None)
+        if idle is not None and idle.process.poll() is None:
+            return idle
+        if idle is not None:
+            self._dismiss(idle)
+        worker = _Worker(place, self.seats[place])
+        self._workers.append(worker)
+        return worker
+
+    def _hear(self, worker: "_Worker") -> Outcome | None:
+        """Answer a message of a worker, or return the outcome of its task."""
+        try:
+            kind, *content = worker.pipe.recv()
+        except (EOFError, OSError):
+            return self._lost(worker)
+        if kind == "message":
+            worker.answer(content[0])
+            return None
+        task = worker.task
+        worker.free()
+        if kind == "value":
+            return Outcome(task, value=content[0])
+        self._dismiss(worker)  # an error may have left a GPU unusable: the next task gets a new process
+        return Outcome(task, error=content[0], details=content[1])
+
+    def _lost(self, worker: "_Worker") -> Outcome | None:
+        """Have the task of a dead worker run again, or return that it cannot."""
+        task, deaths = worker.task, worker.deaths + 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=EXIT)  # for its exit code
+        code = worker.process.returncode
+        self._dismiss(worker)
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        cause = f"its worker ended {how}"
+        if deaths <= task.retries and not self._stopping:
+            self._waiting.appendleft((task, deaths))
+            self._on_retry(task, cause)
+            return None
+        times = "" if deaths == 1 else f", {deaths} times"
+        return Outcome(task, error=f"{cause}{times} (out of memory?)", died=True)
+
+    def _dismiss(self, worker: "_Worker") -> None:
+        self._workers.remove(worker)
+        worker.end()
+
+
+class _Worker:
+    """The pool's end of the pipe: a process, its seat, and the task that it has."""
+
+    def __init__(self, place: int, seat: Seat):
+        ours, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "workbench.pool.worker", str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"TQDM_DISABLE": "1"} | seat.environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent, and the group can be ended as a whole
+        )
+        theirs.close()
+        self.pipe = connection.Connection(ours.detach())
+        self.place = place
+        self.task: Task | None = None
+        self.deaths = 0  # of the workers that had this task before
+        self._release: Release | None = None
+
+    def give(self, task: Task, deaths: int, release: Release) -> None:
+        self.task, self.deaths, self._release = task, deaths, release
+        self._send((task.function, task.arguments, task.environment))
+
+    def answer(self, message: object) -> None:
+        """Send what the task's `on_message` answers. The worker waits, so it gets None where that is interrupted."""
+        reply = None
+        try:
+            reply = self.task.on_message(message)
+        finally:
+            self._send(reply)
+
+    def free(self) -> None:
+        """Give up the task and the seat."""
+        self.task = None
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def end(self) -> None:
+        """Kill the process and whatever it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS reports a group of zombies as the latter
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.pipe.close()
+        self.free()
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(OSError):  # `wait` notices a worker that is dead
+            self.pipe.send(message)
