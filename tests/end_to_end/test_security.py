@@ -34,7 +34,7 @@ ALLOWED = {
     ("weights/pickles.py", "pickle._Unpickler"): "the reader that admits the few names of a dict of arrays",
     ("user_code.py", "importlib.import_module"): "a user's own network, named on the command line",
     ("user_code.py", "exec_module"): "the same, from a file",
-    ("lab/executors/base.py", "importlib.import_module"): "functions of this package, named by who submits a task",
+    ("pool/task.py", "importlib.import_module"): "functions of this package, named by who submits a task",
     ("lab/__init__.py", "importlib.import_module"): "the package's own modules, by a fixed list",
     ("claims/registry.py", "importlib.import_module"): "the claim files of this package",
     ("cli/__init__.py", "importlib.import_module"): "the files of commands, by a fixed list",

@@ -85,8 +85,8 @@ class JobRun:
     def ended(self, outcome: Outcome) -> JobResult:
         """Puts what came of it into the store."""
         if outcome.error is not None:
-            stopped = outcome.error == "stopped"
-            self._close("KILLED" if stopped or outcome.died else "FAILED", outcome.error, outcome.details)
+            status = "KILLED" if outcome.stopped or outcome.died else "FAILED"
+            self._close(status, outcome.error, outcome.details)
             return JobResult(self.job, self._run, error=outcome.error, details=outcome.details)
         result = dataclasses.replace(TrainResult.from_json(outcome.value), config=self.config)
         try:
