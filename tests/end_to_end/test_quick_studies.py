@@ -40,4 +40,5 @@ def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp
         tables = {table: store.read_table(run.id, table) for table in claim.tables}
         verdict = claim.judge(tables)
         assert verdict.headline == run.tags["verdict"] and len(verdict.headline.split()) <= 25
-        pd.testing.assert_frame_equal(verdict.table, store.read_table(run.id, "verdict"), check_dtype=False)
+        stored = store.read_table(run.id, "verdict").head(len(verdict.table))  # a notebook may add what it measured
+        pd.testing.assert_frame_equal(verdict.table, stored, check_dtype=False)

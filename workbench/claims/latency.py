@@ -65,8 +65,8 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, 
     no_target = timings[timings.arm == "BN"].reached.mean() < 0.5
     holds = None if no_target or not p < 0.05 else bool(effect.value.mean < 0)
     relation = {True: "is sooner at the target accuracy than BN", False: "is later at the target accuracy than BN",
-                None: "is not shown to be sooner or later at the target accuracy than BN"}[holds]  # fmt: skip
-    relation = "cannot be compared with BN, which rarely reaches the target accuracy" if no_target else relation
+                None: "is not shown to be sooner at the target than BN"}[holds]  # fmt: skip
+    relation = "cannot be compared with BN, which rarely reaches the target" if no_target else relation
     headline = f"NF+AGC {relation}: {with_ci(effect.value.map(np.exp2), ' times its time')}."
     return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed, timings), screened))
 

@@ -137,9 +137,7 @@ def judge(
         effect = Effect("test accuracy without BatchNorm minus with", difference, in_points=True)
         holds = True if difference.low > -MARGIN else False if difference.high < -MARGIN else None
         relation = {True: "as good as", False: "worse than", None: "not shown to be as good as"}[holds]
-        headline = (
-            f"Your network without BatchNorm is {relation} with it, within the margin: {points_with_ci(difference)}."
-        )
+        headline = f"Without BatchNorm your network is {relation} with it: {points_with_ci(difference)}."
     else:
         effect, holds = Effect("test accuracy without BatchNorm", t_interval(values[NF])), None
         accuracy = with_ci(effect.value.map(lambda value: 100 * value), "% of the test images", ".1f")
