@@ -252,7 +252,7 @@ def test_both_sides_get_as_many_trials_and_the_best_goes_to_fresh_seeds(pair, tm
     assert user_network.confirmed({}, [7], here, file).empty
     noise = user_network.noise_scale(best["NF+AGC"], file, batches=3)
     assert noise.batch == 8 and noise.noise_scale > 0
-    assert math.isfinite(judge(trials, confirmed, noise).effect.mean)
+    assert math.isfinite(judge(trials, confirmed, noise).effect.value.mean)
 
 
 # ---- what comes out

@@ -18,6 +18,7 @@ from workbench.data import Dataset
 from workbench.data.augment import normalize, seed_for
 from workbench.errors import WorkbenchError
 from workbench.lab.executors import channel
+from workbench.lab.jobs.engines import is_planning
 from workbench.lab.jobs.job import Arm
 from workbench.lab.jobs.run_all import check, run_all, run_training
 from workbench.lab.jobs.search import search
@@ -238,7 +239,7 @@ def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Sessio
     """The best of each side on fresh seeds, with the test split; the first without BatchNorm leaves its weights in the
     file `weights`."""
     fresh = [Arm(arm, config.replace(seed=s, evaluate_test=True)) for arm, config in best.items() for s in seeds]
-    if NF in best and session.run_id is not None:
+    if NF in best and not is_planning():
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.unlink(missing_ok=True)  # of an earlier run in the same folder
         first = next(arm for arm in fresh if arm.label == NF)
