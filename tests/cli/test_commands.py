@@ -137,20 +137,14 @@ def test_outside_a_workbench_the_cure_is_named(tmp_path):
     assert "set WORKBENCH_ROOT" in done.stderr
 
 
+def small_training(steps: int) -> list[str]:
+    """The options of a training of a second."""
+    values = [f"steps={steps}", "batch_size=16", "train_size=32", "base_lr=1e-3", "device=cpu"]
+    return [word for value in values for word in ("-p", value)]
+
+
 def test_a_training_from_the_command_line_is_logged_and_reused(root):
-    arguments = [
-        "train",
-        "-p",
-        "steps=3",
-        "-p",
-        "batch_size=16",
-        "-p",
-        "train_size=32",
-        "-p",
-        "base_lr=1e-3",
-        "-p",
-        "device=cpu",
-    ]
+    arguments = ["train", *small_training(steps=3)]
     first = workbench(*arguments)
     assert first.returncode == 0, first.stderr
     assert "complete: run" in first.stdout and "val_acc" in first.stdout
@@ -177,18 +171,7 @@ def test_the_doctor_says_before_it_mends(root, command):
 
 @pytest.mark.slow
 def test_torchrun_trains_once_for_both_processes_and_the_result_is_known_afterwards(root):
-    arguments = [
-        "-p",
-        "steps=4",
-        "-p",
-        "batch_size=16",
-        "-p",
-        "train_size=32",
-        "-p",
-        "base_lr=1e-3",
-        "-p",
-        "device=cpu",
-    ]
+    arguments = small_training(steps=4)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for expected in ("complete: run", "reused: run"):
         done = subprocess.run(

@@ -58,7 +58,7 @@ def results_folder() -> Path:
 
 
 def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store | None = None) -> list[Judged]:
-    """The claims, judged anew from the newest full run of their studies in the store, or ("docs", or where the store
+    """The claims, judged again from the newest full run of their studies in the store, or ("docs", or where the store
     has none) from the committed tables.
 
     Runs with the parameters of the study's file go before others, and of those by hand no other counts: a look with
@@ -80,7 +80,7 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
 
 def export(judged_claims: list[Judged], folder: Path) -> list[Path]:
     """Writes the tables that came from the store, and which run they are of, as `judged` reads them again; and the
-    figures of all, of committed tables drawn anew, into the folder `figures` beside."""
+    figures of all, of committed tables drawn again, into the folder `figures` beside."""
     figures = folder.parent / "figures"
     for place in (folder, figures):
         place.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _in_store(claim: RegisteredClaim, store: Store) -> Evidence | None:
     try:
         tables = {name: store.read_table(run.id, name) for name in claim.tables}
     except WorkbenchError as error:
-        cure = f"`./run study {claim.study} --rerun all` makes them anew, `--from docs` takes those that are committed"
+        cure = f"`./run study {claim.study} --rerun all` makes them again, `--from docs` takes those that are committed"
         raise WorkbenchError(f"{claim.name}: {error} {cure}.") from error
     data, device = _data_and_device(tables)
     when = datetime.fromtimestamp(run.ended, UTC).date().isoformat()

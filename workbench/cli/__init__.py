@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError, disk_error_message
 
 __all__ = ["app", "main"]
 
-# Typer may bring its own copy of click: its exceptions are told by the base class.
+# Typer may bring its own copy of click: its exceptions are recognised by the base class.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 

@@ -125,7 +125,7 @@ def claims(
         bool, typer.Option("--pairs", help="Below: every two arms beside each other, over seeds; p not adjusted.")
     ] = False,
 ) -> None:
-    """Judge the paper's claims anew, from the tables that the studies left; p-values adjusted over them (Holm)."""
+    """Judge the paper's claims again, from the tables that the studies left; p-values adjusted over them (Holm)."""
     from rich.console import Console
 
     from workbench.claims.judging import export as write

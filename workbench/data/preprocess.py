@@ -56,7 +56,7 @@ STYLES = {"squash": squash, "crop": crop, "whole": whole}
 def eval_image(
     image: Image.Image, size: int, style: str, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> Tensor:
-    """A test image in one of the styles. Args: `mean` and `std`, a number a channel in units of 0..1, in place of
+    """A test image in one of the styles. Args: `mean` and `std`, a number a channel in units of 0..1, instead of
     ImageNet's. Raises: WorkbenchError for another style, naming the nearest."""
     if style not in STYLES:
         raise unknown("style of test images", style, STYLES)

@@ -151,7 +151,7 @@ class SqueezeExcite(nn.Module):
     """Channel gates in (0, 1) from the pooled map: sigmoid(W2 relu(W1 mean(x))), x (N, C, H, W) -> gates (N, C, 1, 1).
 
     The nonlinearity is a plain, unscaled ReLU (authors' code; the paper writes another). The block multiplies by 2.
-    `hidden` sets the inner width itself, in place of `ratio` times the channels.
+    `hidden` sets the inner width itself, instead of `ratio` times the channels.
     """
 
     def __init__(self, channels: int, ratio: float = 0.5, hidden: int | None = None):

@@ -85,7 +85,7 @@ class ResNet(Network):
     """Stem, stages of blocks, norm, activation, pool, dropout, classifier (weight from 0).
 
     Args: as NFResNet; `norm` is "batch", or "group" with standardised weights; `he_init` draws the convolutions of a
-    BatchNorm net as He et al. do (the textbook's signal propagation) in place of the truncated 1 / fan-in normal of the
+    BatchNorm net as He et al. do (the textbook's signal propagation) instead of the truncated 1 / fan-in normal of the
     authors' code.
     """
 

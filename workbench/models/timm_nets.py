@@ -1,7 +1,7 @@
 """timm's own normalizer-free nets: other functions than the authors', kept because public weights exist for them.
 
 Read off timm 1.0.31. Where they part from nfnet.py, nf_resnet.py and nf_regnet.py: symmetric padding; eps 1e-5 added
-to the variance in place of the floor under N var; gamma in every convolution, the stem's included, so none after the
+to the variance instead of the floor under N var; gamma in every convolution, the stem's included, so none after the
 last activation; widths rounded to multiples of 8; no skip gain (the branch's last convolution starts with gain 0);
 an averaging shortcut in the ResNet, too; kept branches rescaled by stochastic depth; gates by squeeze-excite or by ECA.
 Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.

@@ -62,7 +62,7 @@ def normfree(
     of the expected ones: columns path and var of `signal_propagation`. `blocks` names the modules whose additions end
     residual blocks; None: all additions that look so.
 
-    Weights are carried over, standardised; units of equal weights are drawn anew. The weight and bias of a BatchNorm
+    Weights are carried over, standardised; units of equal weights are drawn again. The weight and bias of a BatchNorm
     right after a convolution become its gain and bias, but for a weight of zeros, whose place the skip gain takes.
     Linear layers and other norms stay. What pools do to the variance is ignored, as the authors ignore it: white noise
     falls by average pools and grows by max-pools, images less. Constants are not in the state dict: load one into a

@@ -188,7 +188,7 @@ def standardized(
     """`conv` itself, of the class that standardises, or in a StandardizedCall.
 
     Its weight is centred and brought to norm 1 in each unit, which changes nothing of the function, and is what AGC
-    compares with; units of equal weights are drawn anew.
+    compares with; units of equal weights are drawn again.
     """
     if type(conv) in STANDARDIZED:
         conv.__class__ = STANDARDIZED[type(conv)]

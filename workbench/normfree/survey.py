@@ -67,7 +67,7 @@ class Surveyor(Shadows):
     """Fills `survey` while `model` runs inside it.
 
     Args: `blocks` names of modules whose additions are block ends, None for all that look so; `skip` numbers of
-    additions that are not; `variances` {path: variance of the trunk after that block}, in place of the expected one.
+    additions that are not; `variances` {path: variance of the trunk after that block}, instead of the expected one.
     """
 
     def __init__(

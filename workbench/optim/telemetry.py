@@ -1,4 +1,4 @@
-"""What a clipping saw, for the asking: kept as norms on the device, turned into numbers only when somebody looks.
+"""What a clipping saw, on request: kept as norms on the device, turned into numbers only when somebody looks.
 
 Source: NFNet paper, section 3: the ratio |G_i| / max(|W_i|, eps) is all that the rule looks at, so from it follows what
 any other threshold would have clipped, without clipping again.

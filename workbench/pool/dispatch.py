@@ -18,14 +18,14 @@ from workbench.pool.seats import Seat
 from workbench.pool.task import Outcome, Task
 
 GRACE = 15.0  # seconds for stopped tasks to save what they have
-POLL = 0.2  # seconds between looks at places and processes
+POLL = 0.2  # seconds between looks at seats and processes
 EXIT = 1.0  # seconds for a worker whose pipe broke to have an exit code
 
 Release = Callable[[], None]
 
 
-def claim_any(place: int) -> Release | None:
-    """Claim a place that no other pool wants."""
+def claim_any(index: int) -> Release | None:
+    """Claim a seat that no other pool wants."""
     return lambda: None
 
 
@@ -120,21 +120,21 @@ class Pool:
 
     def _start(self) -> None:
         """Give waiting tasks, in order, to workers at seats that this pool can claim."""
-        taken = {worker.place for worker in self._busy()}
-        for place in range(len(self.seats)):
+        taken = {worker.index for worker in self._busy()}
+        for index in range(len(self.seats)):
             if not self._waiting:
                 return
-            if place not in taken and (release := self._claim(place)) is not None:
-                self._worker_at(place).give(*self._waiting.popleft(), release)
+            if index not in taken and (release := self._claim(index)) is not None:
+                self._worker_at(index).give(*self._waiting.popleft(), release)
 
-    def _worker_at(self, place: int) -> "_Worker":
+    def _worker_at(self, index: int) -> "_Worker":
         """Return the idle worker at a seat, or a new one."""
-        idle = next((worker for worker in self._workers if worker.place == place), None)
+        idle = next((worker for worker in self._workers if worker.index == index), None)
         if idle is not None and idle.process.poll() is None:
             return idle
         if idle is not None:
             self._dismiss(idle)
-        worker = _Worker(place, self.seats[place])
+        worker = _Worker(index, self.seats[index])
         self._workers.append(worker)
         return worker
 
@@ -178,7 +178,7 @@ class Pool:
 class _Worker:
     """The pool's end of the pipe: a process, its seat, and the task that it has."""
 
-    def __init__(self, place: int, seat: Seat):
+    def __init__(self, index: int, seat: Seat):
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workbench.pool.worker", str(theirs.fileno()), str(os.getpid())],
@@ -189,7 +189,7 @@ class _Worker:
         )
         theirs.close()
         self.pipe = connection.Connection(ours.detach())
-        self.place = place
+        self.index = index
         self.task: Task | None = None
         self.deaths = 0  # of the workers that had this task before
         self._release: Release | None = None

@@ -41,7 +41,7 @@ def construction_faults(model: nn.Module, image_size: int) -> list[Fault]:
 _CURES = {
     "off design": "set the convolutions' scale to gamma / beta (the first of a branch, and the shortcut's) and gamma "
     "(the others), beta from the expected variance, which a stage's first block resets",
-    "means kept": "use ScaledStdConv2d in place of the plain convolutions",
+    "means kept": "use ScaledStdConv2d instead of the plain convolutions",
 }
 
 

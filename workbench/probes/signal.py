@@ -49,7 +49,7 @@ def signal_propagation(
 
     Args: `channels` is the dimension of the channels; None: 1 of maps (N, C, H, W) and features (N, C), the last of
     tokens (N, T, C), and of maps (N, H, W, C), told by H = W. `blocks` names the modules whose outputs are the trunk,
-    in networks without additions, or where others than those are meant. Columns for the asking: `backward` grad_var,
+    in networks without additions, or where others than those are meant. Columns on request: `backward` grad_var,
     the channel variance of the gradient at the trunk, with a gradient from N(0, 1) put in behind the last block, or
     with that of a loss (a function of the model's output); it keeps the activations, as every backward pass does.
     `dead` the largest share of channels that never vary in what a product of the block reads; `kurtosis` of the trunk

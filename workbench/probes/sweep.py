@@ -75,7 +75,7 @@ def inputs_of(image_size: int, batch_size: int, data: str | None) -> dict[str, T
 def measure_signals(
     arms: Arms, inputs: Mapping[str, Tensor], seeds: Iterable[int], progress: Callable | None = None
 ) -> pd.DataFrame:
-    """Every arm on every input, built anew for each seed, in training mode without what is dropped at random.
+    """Every arm on every input, built again for each seed, in training mode without what is dropped at random.
 
     Returns: one row an arm, input, seed and block: the columns of signal_propagation with grad_var and dead, and the
     expected ones with their deviations (NaN where there is no theory for the network).

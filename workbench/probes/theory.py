@@ -31,7 +31,7 @@ def expected_signal(
     `images` (N, C, H, W), normalised as the network gets them: of those, correlations over space and channels are
     carried through the network, which loses less of them than of white noise where a shortcut averages. `designed`
     takes the constants from the rule (gamma of the activation, beta from alpha, gates doubled, weights standardised)
-    in normalizer-free networks, in place of those that were built in.
+    in normalizer-free networks, instead of those that were built in.
     Knows our families: stems, pooling, scaled-standardised, plain and BatchNorm nets in training mode. BatchNorm is
     taken as exact. Squeeze-excite gates are taken at 1/2, their value for pooled zeros. Raises: WorkbenchError for
     other models.

@@ -26,7 +26,7 @@ class Gradients:
         self.model, self.net, self.config, self.world, self.device = model, net, config, world, device
         self.sam = SAM(model.parameters(), config.sam_rho) if config.sam_rho is not None else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        # DDP waits for every parameter's gradient within one backward; copies are made anew in every forward.
+        # DDP waits for every parameter's gradient within one backward; copies are made again in every forward.
         self.share_weights = world.size == 1 and config.precision != "bfloat16_copies"
 
     def __call__(self, parts: list[Part]) -> Tensor:

@@ -36,7 +36,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
 
 
 def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """A copy whose BatchNorms hold the mean statistics of these batches, in place of their moving averages.
+    """A copy whose BatchNorms hold the mean statistics of these batches, instead of their moving averages.
 
     Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm" (precise BatchNorm).
     """
@@ -61,7 +61,7 @@ def final_metrics(history: list[dict], outcome: str, step: int, classes: int) ->
 
 def scores_at_end(model: nn.Module, ema: EMA | None, config: TrainConfig, inputs: Inputs) -> dict[str, float]:
     """What a complete training is asked besides: the test split, the average's accuracy there, and BatchNorm's with
-    statistics taken anew, on both splits."""
+    statistics taken again, on both splits."""
     scores = {}
     if config.precise_bn is not None:
         precise = with_statistics_of(model, inputs.plain(config.precise_bn))

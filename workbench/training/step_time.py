@@ -1,6 +1,6 @@
 """What a training step costs of one configuration beside another's, and how many steps are equal time.
 
-The steps are those of `train`, timed from inside; the configurations take turns, in an order drawn anew each round, so
+The steps are those of `train`, timed from inside; the configurations take turns, in an order drawn again each round, so
 that what else the machine does falls on all of them. Only the ratio is to be trusted.
 """
 

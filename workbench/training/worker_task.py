@@ -13,11 +13,12 @@ from workbench.training.checkpoint import Checkpoints
 from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
 
+TASK = f"{__name__}:train_task"  # as a pool's Task names its function
 RESULT = "result.json"
 CHECKPOINT_SECONDS = "WORKBENCH_CHECKPOINT_SECONDS"  # variable: seconds between checkpoints
 
 
-def train_unit(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str:
+def train_task(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str:
     """Train a configuration, going on from its last checkpoint.
 
     A result that is in the folder already is sent again without training: nobody took it before.

@@ -304,9 +304,9 @@ def test_workers_and_inline_share_one_key(root):
 
 def test_a_result_that_was_kept_is_taken_by_one_process_and_not_where_others_would_wait(tmp_path, monkeypatch):
     arguments = {"config": BASE.replace(steps=2).to_dict(), "folder": str(tmp_path), "save": None}
-    first = worker_task.train_unit(arguments, lambda message: False, lambda: False)
+    first = worker_task.train_task(arguments, lambda message: False, lambda: False)
     monkeypatch.setattr(worker_task, "train", lambda *args, **kwargs: pytest.fail("trained"))
-    assert worker_task.train_unit(arguments, lambda message: False, lambda: False) == first
+    assert worker_task.train_task(arguments, lambda message: False, lambda: False) == first
     monkeypatch.setattr(worker_task.World, "from_environment", classmethod(lambda cls: World(size=2)))
     with pytest.raises(pytest.fail.Exception, match="trained"):
-        worker_task.train_unit(arguments, lambda message: False, lambda: False)
+        worker_task.train_task(arguments, lambda message: False, lambda: False)

@@ -293,7 +293,7 @@ def test_a_worker_of_its_own_trains_it(pair):
     from workbench.training import worker_task
 
     config = pair["NF+AGC"].to_dict()
-    result = worker_task.train_unit({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
+    result = worker_task.train_task({"config": config, "folder": "ckpt", "save": None}, lambda _: None, lambda: False)
     assert '"outcome": "complete"' in result
 
 

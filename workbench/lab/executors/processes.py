@@ -24,7 +24,7 @@ class ProcessExecutor(Pool):
     def __init__(self, workers: int, resources: Resources | None = None):
         resources = resources or Resources()
         gpus = [] if resources.gpus == 0 else visible_gpus()
-        super().__init__(seats(workers, gpus, resources.threads), claim=lock_place, on_blocked=self._announce)
+        super().__init__(seats(workers, gpus, resources.threads), claim=lock_seat, on_blocked=self._announce)
         self._announced = False
 
     def _announce(self) -> None:
@@ -35,11 +35,11 @@ class ProcessExecutor(Pool):
                 print(WAITS, file=sys.stderr, flush=True)
 
 
-def lock_place(place: int) -> Release | None:
-    """Lock a place of this machine for this store; None where another study has it."""
-    folder = places_folder()
+def lock_seat(index: int) -> Release | None:
+    """Lock a seat of this machine for this store; None where another study has it."""
+    folder = seats_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / f"{platform.node()}-{place}.lock")
+    lock = filelock.FileLock(folder / f"{platform.node()}-{index}.lock")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
@@ -47,6 +47,6 @@ def lock_place(place: int) -> Release | None:
     return lock.release
 
 
-def places_folder() -> Path:
-    """Return the folder of the locks of this store's places."""
-    return root() / "mlruns" / "locks" / "places"
+def seats_folder() -> Path:
+    """Return the folder of the locks of this store's seats."""
+    return root() / "mlruns" / "locks" / "seats"

@@ -80,7 +80,7 @@ class JobRun:
             "folder": str(self.folder),
             "save": self.job.save,
         }
-        return Task(self.key, f"{worker_task.__name__}:{worker_task.train_unit.__name__}", arguments, self._hear)
+        return Task(self.key, worker_task.TASK, arguments, self._hear)
 
     def ended(self, outcome: Outcome) -> JobResult:
         """Puts what came of it into the store."""

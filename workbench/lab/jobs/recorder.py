@@ -49,7 +49,7 @@ class Recorder(Observer):
             self._set_clip(model, optimizer)
         if self.first <= step <= self.last:
             for group in optimizer.param_groups:
-                group["lr"] *= self.rate  # the schedule sets it anew for the next step
+                group["lr"] *= self.rate  # the schedule sets it again for the next step
             rate = optimizer.param_groups[0]["lr"]
             self._seen.append((step, loss.detach().clone(), rate, largest_ratios(model, self.config.clip_eps)))
             self._before = [p.detach().clone() for p in model.parameters()]

@@ -97,7 +97,8 @@ def replay(
     with that threshold or that peak rate (the schedule keeps its shape), for as many steps again behind the
     divergence. `device` as in TrainConfig; None: CPU for what was trained there, else as it was configured.
     It starts from the newest checkpoint before those steps, else from the beginning.
-    Code that has changed since is told and goes from the beginning, since the recorded losses show whether it matters.
+    Code that has changed since is named. The training then starts from the beginning: the recorded losses show
+    whether the change matters.
     Raises: WorkbenchError for a run that is none, no training or has no result, for `back`, `clip` and `lr` that cannot
     be meant, and for other images or starting weights than those it was trained on.
     """

@@ -1,5 +1,5 @@
 """Trainings read again: by metrics of their own that are another arm, such as those of averaged weights or of
-BatchNorm's statistics taken anew, and over their steps. Nothing is trained twice."""
+BatchNorm's statistics taken again, and over their steps. Nothing is trained twice."""
 
 from collections.abc import Mapping, Sequence
 

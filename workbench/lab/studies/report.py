@@ -46,7 +46,7 @@ details.code pre { white-space: pre-wrap; }
 {%- endblock -%}
 """
 PARAMETERS = {"parameters": "parameters and their defaults", "injected-parameters": "parameters of this run"}
-PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"  # its notes of a failure, in place of which we have ours
+PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"  # its notes of a failure, instead of which we have ours
 
 
 def page(notebook: NotebookNode, title: str = "report") -> str:

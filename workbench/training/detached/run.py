@@ -28,7 +28,7 @@ from workbench.training.detached.results import Results
 from workbench.training.detached.transport import pack_folder
 from workbench.training.distributed import World
 from workbench.training.setup import pick_device
-from workbench.training.worker_task import CHECKPOINT_SECONDS, train_unit
+from workbench.training.worker_task import CHECKPOINT_SECONDS, TASK
 
 STATUS_SECONDS = 60.0  # between lines on what runs, where there is no terminal for a bar
 LOADERS = 16  # processes that decode streamed images for one training, at most
@@ -176,7 +176,7 @@ class _Run:
         self.pool.submit(
             Task(
                 training.key,
-                f"{train_unit.__module__}:{train_unit.__name__}",
+                TASK,
                 arguments,
                 on_message=partial(self._hear, training.key),
                 environment={CHECKPOINT_SECONDS: str(self.seconds)},
