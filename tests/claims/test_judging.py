@@ -211,3 +211,10 @@ def test_asking_for_one_claim_does_not_spare_it_the_others(root, tmp_path):
     assert shown.exit_code == 0, shown.output
     (row,) = pd.read_csv(file).itertuples()
     assert row.claim == 7 and row.p_holm == pytest.approx(2 * row.p)
+
+
+def test_a_stored_table_of_another_version_names_its_run_and_the_study_to_repeat(root):
+    run = measured(Store(), "stability_boundary", outcomes(by_rate, seeds=8).drop(columns="clip"))
+    with pytest.raises(WorkbenchError) as error:
+        judged(chosen(["7"]))
+    assert run in str(error.value) and "stability_boundary" in str(error.value) and "clip" in str(error.value)

@@ -67,7 +67,7 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
     Raises: WorkbenchError for a committed table that cannot be read.
     """
     evidence = [_find(claim, where, store) for claim in claims]
-    verdicts = [None if e is None else claim.judge(e.tables) for claim, e in zip(claims, evidence, strict=True)]
+    verdicts = [None if e is None else _verdict(claim, e) for claim, e in zip(claims, evidence, strict=True)]
     p_values = [
         math.nan if v is None or v.effect.p is None or claim.number is None else v.effect.p
         for claim, v in zip(claims, verdicts, strict=True)
@@ -111,6 +111,19 @@ def _find(claim: RegisteredClaim, where: str, store: Store | None) -> Evidence |
         if evidence is not None or where == "store":
             return evidence
     return _committed(claim)
+
+
+def _verdict(claim: RegisteredClaim, evidence: Evidence) -> Verdict:
+    try:
+        return claim.judge(evidence.tables)
+    except (KeyError, AttributeError, IndexError, ValueError) as error:
+        if evidence.source != "store":
+            raise
+        what = (
+            f"{claim.name}: the tables of run {evidence.run} cannot be judged ({error!r}): another version made them."
+        )
+        cure = f"`./run study {claim.study}` makes them again from the stored trainings."
+        raise WorkbenchError(f"{what} {cure}") from error
 
 
 def _in_store(claim: RegisteredClaim, store: Store) -> Evidence | None:

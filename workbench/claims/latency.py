@@ -2,13 +2,13 @@
 
 Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a step at equal accuracy). Every arm tunes
 its rate alike, NF+AGC at each of several thresholds, as the paper does; of these the one best on the validation split
-is confirmed, under a name that tells it ("NF+AGC at 0.04"). The time of a training is its steps times the measured
+is confirmed. The time of a training is its steps times the measured
 time of a step, so a busy machine falls on all arms alike. The target, written down before: nine tenths of BN's mean
 validation accuracy at the end, guessing where it diverged. The contrast: the time to the target, NF+AGC over BN, in
 doublings, paired by seed; it must stand at the least and at the greatest time of a step that a round measured. A seed
 that never gets there counts with twice the time of its whole training. Tables: `costs` of a step as of evidence.pace,
-BN first and once more as control; `confirmed` (arm, lr, seed, val_acc, test_acc, steps, outcome); `curves` (arm, seed,
-step, val_acc).
+BN first and once more as control; `confirmed` (arm, clip, lr, seed, val_acc, test_acc, steps, outcome); `curves` (arm,
+seed, step, val_acc).
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval, with_ci
-from workbench.lab.statistics.rates import arm_of, with_edges
+from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
@@ -58,9 +58,8 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, 
     """Is NF+AGC sooner at the target than BN?"""
     timings = times(costs, confirmed, curves)
     by_arm = timings.pivot_table(index="seed", columns="arm", values="time")
-    clipped = next(arm for arm in by_arm if arm_of(arm) == "NF+AGC")
-    doublings = np.log2(by_arm[clipped] / by_arm["BN"]).dropna()
-    p = _p_whatever_the_cost(doublings, costs.set_index("arm").loc[clipped])
+    doublings = np.log2(by_arm["NF+AGC"] / by_arm["BN"]).dropna()
+    p = _p_whatever_the_cost(doublings, costs.set_index("arm").loc["NF+AGC"])
     effect = Effect("doublings of the time to accuracy, NF+AGC over BN", t_interval(doublings), p)
     no_target = timings[timings.arm == "BN"].reached.mean() < 0.5
     holds = None if no_target or not p < 0.05 else bool(effect.value.mean < 0)
@@ -81,8 +80,8 @@ def _details(costs: pd.DataFrame, confirmed: pd.DataFrame, timings: pd.DataFrame
         if len(trained):
             accuracy = accuracy_interval(trained.test_acc)
             row |= {"target": _target(confirmed), "reached": int(reached[step.arm]), "n": len(trained),
-                    "lr": trained.lr.iloc[0], "accuracy": accuracy.mean, "accuracy_low": accuracy.low,
-                    "accuracy_high": accuracy.high}  # fmt: skip
+                    "lr": trained.lr.iloc[0], "clip": trained["clip"].iloc[0], "accuracy": accuracy.mean,
+                    "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}  # fmt: skip
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -111,7 +110,7 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame,
     left.set(xlabel="time of a step over BN's", title="a step, forward, backward and update")
     cost = costs.set_index("arm").cost
     for i, (arm, rows) in enumerate(curves.groupby("arm", sort=False)):
-        look, over = plots.look_of(arm_of(arm), i), rows.groupby("step").val_acc
+        look, over = plots.look_of(arm, i), rows.groupby("step").val_acc
         intervals = [accuracy_interval(v) for _, v in over]
         x = np.array(list(over.groups)) * cost[arm]
         right.plot(x, [v.mean for v in intervals], f"{look['fmt']}-", color=look["color"], ms=4, lw=1.2, label=arm)

@@ -2,8 +2,8 @@
 
 Not one of the paper's claims, but how it compares (NFNet paper, section 4.1 and figure 2): rates scaled linearly with
 the batch, the best of five thresholds, the mean of the best four of five seeds. Tables: `screened`, one row a training,
-with arm (BN, NF, "NF+AGC at 0.04", ...), batch_size, lr, seed, failed, val_acc; `confirmed`, each arm at the largest
-batch as either protocol chose it, on fresh seeds, with protocol, arm, seed, failed, val_acc, test_acc.
+with arm (BN, NF, NF+AGC), clip, batch_size, lr, seed, failed, val_acc; `confirmed`, each arm at the largest
+batch as either protocol chose it, on fresh seeds, with protocol, arm, clip, seed, failed, val_acc, test_acc.
 The contrast, written down before the confirmation: test accuracy of NF+AGC minus that of BN under the paper's protocol,
 minus the same under the tuned one, paired by seed.
 """
@@ -21,7 +21,7 @@ from workbench.lab.statistics.intervals import (
     side,
     t_interval,
 )
-from workbench.lab.statistics.rates import arm_of, at_carried_rate, by_seed
+from workbench.lab.statistics.rates import at_carried_rate, by_seed
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
@@ -40,16 +40,16 @@ def rates(lrs: list[float], batch_sizes: list[int]) -> dict[int, list[float]]:
 
 
 def choices(screened: pd.DataFrame) -> pd.DataFrame:
-    """What either protocol chooses: protocol, batch_size, arm (with its threshold), lr, and `reported`, the validation
+    """What either protocol chooses: protocol, batch_size, arm, clip, lr, and `reported`, the validation
     accuracy by which it chose, of the seeds that chose.
 
     paper's: an arm's best rate at the smallest batch, scaled in proportion to the batch; at each batch the best of the
     thresholds; four of five seeds. tuned: the best rate and threshold of each batch, by the mean of all seeds.
     """
     rows = []
-    for _, trained in screened.groupby(screened.arm.map(arm_of), sort=False):
+    for _, trained in screened.groupby("arm", sort=False):
         for protocol, sum_up in PROTOCOLS.items():
-            cells = trained.groupby(["batch_size", "arm", "lr"], sort=False).val_acc
+            cells = trained.groupby(["batch_size", "arm", "clip", "lr"], sort=False, dropna=False).val_acc
             reported = cells.agg(lambda values, sum_up=sum_up: float(sum_up(values))).rename("reported").reset_index()
             for batch, at in reported.groupby("batch_size"):
                 if protocol == PAPER:
@@ -65,7 +65,7 @@ def largest_batch(screened: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm and protocol at the largest batch: arm, protocol, setting, lr, reported (by the choosing seeds);
+    """One row an arm and protocol at the largest batch: arm, protocol, clip, lr, reported (by the choosing seeds);
     of the fresh ones validation (mean), flattered (reported minus it, with low and high), test (mean, test_low,
     test_high), failed, n."""
     rows = []
@@ -74,7 +74,7 @@ def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
         flattered, test = t_interval(row.reported - fresh.val_acc), accuracy_interval(fresh.test_acc)
         rows.append(
             {
-                "arm": arm_of(row.arm), "protocol": row.protocol, "setting": row.arm, "lr": row.lr,
+                "arm": row.arm, "protocol": row.protocol, "clip": row.clip, "lr": row.lr,
                 "reported": row.reported, "validation": fresh.val_acc.mean(), "flattered": flattered.mean,
                 "low": flattered.low, "high": flattered.high, "test": test.mean, "test_low": test.low,
                 "test_high": test.high, "failed": int(fresh.failed.sum()), "n": len(fresh),
@@ -98,19 +98,17 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
 def _details(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and protocol at the largest batch: what was reported, what fresh seeds reach, and in `agc_ahead`
     the points of test accuracy of NF+AGC minus this arm."""
-    rows = summary(screened, confirmed)[
-        ["setting", "arm", "protocol", "lr", "reported", "validation", "test", "failed", "n"]
-    ]
+    columns = ["arm", "protocol", "clip", "lr", "reported", "validation", "test", "failed", "n"]
+    rows = summary(screened, confirmed)[columns]
     ahead = [t_interval(100 * _ahead(confirmed, row.protocol, row.arm)) for row in rows.itertuples()]
     table = rows.assign(agc_ahead=[a.mean for a in ahead], low=[a.low for a in ahead], high=[a.high for a in ahead])
     table.loc[table.arm == "NF+AGC", ["agc_ahead", "low", "high"]] = np.nan
-    return table.drop(columns="arm")
+    return table
 
 
 def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:
     """By seed: test accuracy of NF+AGC minus that of the rival."""
-    rows = confirmed[confirmed.protocol == protocol]
-    values = by_seed(rows.assign(arm=rows.arm.map(arm_of)))
+    values = by_seed(confirmed[confirmed.protocol == protocol])
     return (values["NF+AGC"] - values[rival]).dropna()
 
 

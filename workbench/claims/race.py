@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points_with_ci, t_interval
-from workbench.lab.statistics.rates import arm_of, by_seed, with_edges
+from workbench.lab.statistics.rates import by_seed, with_edges
 from workbench.lab.statistics.verdict import Effect, Verdict
 from workbench.lab.store.client import Store
 
@@ -70,10 +70,9 @@ def _images_per_second(history: pd.DataFrame) -> float:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Verdict:
     """Is NF+AGC within the margin of BN's accuracy, in at most the ratio of its seconds?"""
-    clipped = next(arm for arm in confirmed.arm.unique() if arm_of(arm) == "NF+AGC")
     accuracies, seconds = by_seed(confirmed), by_seed(paces, value="seconds")
-    behind = (accuracies["BN"] - accuracies[clipped]).dropna()
-    doublings = _doublings(seconds, clipped)
+    behind = (accuracies["BN"] - accuracies["NF+AGC"]).dropna()
+    doublings = _doublings(seconds)
     lost, longer = t_interval(behind), t_interval(doublings)
     p = max(below_p(behind, MARGIN), below_p(doublings, np.log2(RATIO)))
     effect = Effect(
@@ -85,15 +84,15 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) 
     headline = f"NF+AGC {relation} as accurate and fast as BN, within both margins: {points_with_ci(effect.value)}."
     table = _details(confirmed, paces)
     ratio = longer.map(np.exp2)
-    table.loc[table.arm == clipped, ["times_bn", "low", "high"]] = ratio.mean, ratio.low, ratio.high
+    table.loc[table.arm == "NF+AGC", ["times_bn", "low", "high"]] = ratio.mean, ratio.low, ratio.high
     return Verdict(holds, effect, headline, with_edges(table, screened))
 
 
-def _doublings(seconds: pd.DataFrame, clipped: str) -> pd.Series:
+def _doublings(seconds: pd.DataFrame) -> pd.Series:
     """Of BN's seconds, by seed; NaN where a training of the pair did not end, so that it has no pace."""
-    if clipped not in seconds or "BN" not in seconds:
+    if not {"NF+AGC", "BN"} <= set(seconds):
         return pd.Series(dtype=float)
-    return np.log2(seconds[clipped] / seconds["BN"]).dropna()
+    return np.log2(seconds["NF+AGC"] / seconds["BN"]).dropna()
 
 
 def _details(confirmed: pd.DataFrame, paces: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +102,8 @@ def _details(confirmed: pd.DataFrame, paces: pd.DataFrame) -> pd.DataFrame:
         accuracy, paced = accuracy_interval(trained.test_acc), paces[paces.arm == arm]
         rows.append(
             {"arm": arm, "accuracy": accuracy.mean, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
-             "n": accuracy.n, "steps": trained.steps.iloc[0], "device": ", ".join(paced.device.unique()),
+             "n": accuracy.n, "clip": trained["clip"].iloc[0], "steps": trained.steps.iloc[0],
+             "device": ", ".join(paced.device.unique()),
              "images_per_second": paced.images_per_second.mean(), "peak_share": paced.peak_share.mean(),
              "seconds": paced.seconds.mean(), "times_bn": np.nan, "low": np.nan, "high": np.nan}
         )  # fmt: skip
@@ -121,7 +121,7 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     table = confirmed.merge(paces, on=["arm", "seed"], suffixes=("", "_paced"))
     for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
-        look = plots.look_of(arm_of(arm), i)
+        look = plots.look_of(arm, i)
         alive, failed = rows[rows.failed == 0], rows[rows.failed > 0]
         for seeds, fmt, ms, label in ((alive, look["fmt"], 5, arm), (failed, "x", 8, f"{arm}, failed")):
             if len(seeds):
@@ -132,13 +132,14 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     left.axvline(most, color="0.4", ls=":", lw=1, label=f"{RATIO:g} times BN's seconds")
     left.set(xlabel="seconds of a training", ylabel="test accuracy, %", title="what each seed reached, and when")
     left.set_xlim(left=0)
-    settings = [arm for arm in dict.fromkeys(screened.arm) if arm != arm_of(arm)]
-    shades = dict(zip(settings, plots.shades(plots.COLOURS["NF+AGC"], len(settings)), strict=True))
-    for i, (arm, rows) in enumerate(screened.groupby("arm", sort=False)):
+    clips = sorted(screened["clip"].dropna().unique())
+    shades = dict(zip(clips, plots.shades(plots.COLOURS["NF+AGC"], len(clips)), strict=True))
+    for i, ((arm, clip), rows) in enumerate(screened.groupby(["arm", "clip"], sort=False, dropna=False)):
         over = rows.groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
-        look = plots.look_of(arm_of(arm), i)
-        color = shades.get(arm, look["color"])
-        right.plot(over.index, 100 * over.val_acc, f"{look['fmt']}-", ms=4, lw=1.2, color=color, label=arm)
+        look = plots.look_of(arm, i)
+        color = shades.get(clip, look["color"])
+        name = f"{arm}, threshold {clip:g}" if clip in shades else arm
+        right.plot(over.index, 100 * over.val_acc, f"{look['fmt']}-", ms=4, lw=1.2, color=color, label=name)
         lost = over[over.failed > 0]
         right.plot(lost.index, 100 * lost.val_acc, "x", ms=9, color="black", zorder=5)
     right.plot([], [], "x", ms=9, color="black", label="a training failed")

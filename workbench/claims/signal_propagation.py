@@ -109,25 +109,23 @@ def figure(table: pd.DataFrame) -> Figure:
 
 def effects_figure(table: pd.DataFrame) -> Figure:
     """What moves signal propagation: a column a factor, the trunk's variance above, the gradient's below; a line a
-    value, dashed the theory. Arms are named "factor = value"."""
+    value, dashed the theory. Columns: factor, arm (the value of the factor), and those of `judge`."""
     import matplotlib.pyplot as plt
 
     from workbench.lab import plots
 
     plots.style()
-    factors = list(dict.fromkeys(arm.partition(" = ")[0] for arm in table.arm))
+    factors = list(dict.fromkeys(table.factor))
     width = 1 + 2.6 * len(factors)
     figure, axes = plt.subplots(2, len(factors), figsize=(width, 5.8), layout="constrained", squeeze=False)
     for (top, bottom), factor in zip(axes.T, factors, strict=True):
-        arms = [arm for arm in dict.fromkeys(table.arm) if arm.partition(" = ")[0] == factor]
-        colours = plots.graded(len(arms))
-        for arm, colour in zip(arms, colours, strict=False):
-            rows = table[table.arm == arm]
-            label = arm.partition(" = ")[2]
+        rows = table[table.factor == factor]
+        arms = list(dict.fromkeys(rows.arm))
+        for arm, colour in zip(arms, plots.graded(len(arms)), strict=True):
             for ax, column in ((top, "var"), (bottom, "grad_var")):
-                plots.over_depth(ax, rows, column, label, color=colour, fmt=".")
+                plots.over_depth(ax, rows[rows.arm == arm], column, arm, color=colour, fmt=".")
         for ax, column in ((top, "var"), (bottom, "grad_var")):
-            plots.depth_axis(ax, table[table.arm.isin(arms)], column)
+            plots.depth_axis(ax, rows, column)
         top.set(title=factor.replace("_", " "), xlabel="")
         top.legend(frameon=False, fontsize="x-small", ncols=2)
     axes[0, 0].set_ylabel("variance of the trunk")

@@ -2,9 +2,9 @@
 
 Source: Brock et al. 2021a, the precursor paper: at batch 4 on ImageNet 69.9 % against 55.7 %. Tables: one row a
 training, with arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, clip, lr (here the peak rate per 256 images), seed,
-failed, val_acc; in `screened` each of several thresholds is a setting of NF+AGC ("NF+AGC at 0.04"). `confirmed` has
-also test_acc, each arm and batch at its own best rate, and NF+AGC at the best threshold, on fresh seeds. "BN
-recomputed" is the same training evaluated with statistics of training images, taken again at its end.
+failed, val_acc; in `screened` NF+AGC has a rate for each of several thresholds. `confirmed` has also test_acc, each arm
+and batch at its own best rate, and NF+AGC at its best threshold, on fresh seeds. "BN recomputed" is the same training
+evaluated with statistics of training images, taken again at its end.
 The contrast, written down before the confirmation: (test accuracy of NF+AGC at the smallest batch minus at the largest)
 minus the same of BN, paired by seed.
 """

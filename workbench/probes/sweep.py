@@ -39,16 +39,19 @@ def arms_of(model: str) -> dict[str, tuple[str, dict]]:
     return arms
 
 
-def variations(model: str, factors: Mapping[str, list]) -> dict[str, tuple[str, dict]]:
-    """One arm a value of each factor, all else as in `arms_of`; factors that the network does not have are left out."""
+def variations(model: str, factors: Mapping[str, list]) -> dict[str, Arms]:
+    """Make one arm per value of each factor, with all else as in `arms_of`.
+
+    Returns:
+        By factor its arms, named by their values. Factors that the network does not have are left out.
+    """
     if ":" in model:
         return {}
     base = {"skip_gain": 1.0} if _takes(model, "skip_gain") else {}
     return {
-        f"{factor} = {value}": (model, {**base, factor: value})
+        factor: {str(value): (model, {**base, factor: value}) for value in values}
         for factor, values in factors.items()
         if _takes(model, factor)
-        for value in values
     }
 
 

@@ -20,7 +20,8 @@ def peak(monkeypatch):
     def run_all(arms, session, role):
         rows = [
             {"arm": a.name, "lr": a.config.lr, "seed": a.config.seed, "outcome": "complete",
-             "val_acc": 0.9 - 0.1 * abs(np.log2(a.config.lr / a.config.batch) - at[a.name])}
+             "clip": getattr(a.config, "clip", None), "val_acc": 0.9 - getattr(a.config, "loss", 0.0)
+             - 0.1 * abs(np.log2(a.config.lr / a.config.batch) - at[a.name])}
             for a in arms
         ]  # fmt: skip
         return pd.DataFrame(rows)
@@ -100,26 +101,49 @@ def test_arms_at_an_end_are_named_with_their_cell():
 
 def test_a_setting_at_an_end_of_its_arms_settings_is_named():
     def edges_for(best):
-        rows = [{"arm": f"NF+AGC at {c:g}", "lr": lr, "val_acc": -abs(lr - 2) - (c != best)}
+        rows = [{"arm": "NF+AGC", "clip": c, "lr": lr, "val_acc": -abs(lr - 2) - (c != best)}
                 for c in (0.01, 0.04, 0.16) for lr in (1, 2, 4)]  # fmt: skip
         return rates.edges(pd.DataFrame(rows))
 
     assert edges_for(0.16) == edges_for(0.01) == {"NF+AGC": "threshold"} and edges_for(0.04) == {}
     table = rates.with_edges(
-        pd.DataFrame({"arm": ["BN", "NF+AGC at 0.16"]}), pd.DataFrame({"arm": "BN", "lr": [1, 2], "val_acc": [1, 0]})
+        pd.DataFrame({"arm": ["BN", "NF+AGC"]}),
+        pd.DataFrame({"arm": "BN", "clip": None, "lr": [1, 2], "val_acc": [1, 0]}),
     )
     assert list(table.at_edge) == ["rate", ""]
 
 
 def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():
     rows = [
-        {"arm": arm, "batch_size": batch, "lr": 0.4, "val_acc": accuracy}
-        for batch, arm, accuracy in (
-            (4, "NF", 0.5), (4, "NF+AGC at 0.01", 0.3), (4, "NF+AGC at 0.16", 0.4),
-            (64, "NF", 0.2), (64, "NF+AGC at 0.01", 0.6), (64, "NF+AGC at 0.16", 0.1),
+        {"arm": arm, "clip": clip, "batch_size": batch, "lr": 0.4, "val_acc": accuracy}
+        for batch, arm, clip, accuracy in (
+            (4, "NF", np.nan, 0.5), (4, "NF+AGC", 0.01, 0.3), (4, "NF+AGC", 0.16, 0.4),
+            (64, "NF", np.nan, 0.2), (64, "NF+AGC", 0.01, 0.6), (64, "NF+AGC", 0.16, 0.1),
         )
     ]  # fmt: skip
     left = rates.best_settings(pd.DataFrame(rows), by=["batch_size"])
-    assert left.arm.tolist() == ["NF", "NF+AGC at 0.16", "NF", "NF+AGC at 0.01"]
-    without = rates.best_settings(pd.DataFrame(rows)[["arm", "val_acc"]])
-    assert without.arm.tolist() == ["NF", "NF+AGC at 0.01"], "where nothing tells cells apart"
+    assert left.arm.tolist() == ["NF", "NF+AGC", "NF", "NF+AGC"] and left["clip"].dropna().tolist() == [0.16, 0.01]
+    without = rates.best_settings(pd.DataFrame(rows)[["arm", "clip", "val_acc"]])
+    assert without["clip"].dropna().tolist() == [0.01], "where nothing tells cells apart"
+
+
+def test_each_threshold_of_an_arm_is_screened_and_the_best_is_confirmed(peak):
+    """With threshold 0.4 arm b loses 0.05 at every rate, so it stands at 0.1."""
+    peak.update(a=0, b=1)
+    seen = []
+
+    def clipped(arm, lr, seed, clip):
+        seen.append((arm, clip, lr, seed))
+        loss = 0.05 if clip == 0.4 else 0.0
+        return SimpleNamespace(
+            lr=lr, seed=seed, batch=1, clip=clip, loss=loss, replace=lambda **_: clipped(arm, lr, seed, clip)
+        )
+
+    table = protocol.screen(["a", "b"], [1, 2], [0], clipped, None, clips={"b": [0.1, 0.4]})
+    settings = [("a", None), ("b", 0.1), ("b", 0.4)]
+    assert seen == [(arm, clip, lr, 0) for arm, clip in settings for lr in (1, 2)]
+    best = rates.best_settings(rates.best_rates(table))
+    assert list(zip(best.arm, best["clip"].fillna(0), best.lr, strict=True)) == [("a", 0, 1), ("b", 0.1, 2)]
+    seen.clear()
+    confirmed = protocol.confirm(best, [7], clipped, None, by=["clip"])
+    assert seen[::2] == [("a", None, 1, 7), ("b", 0.1, 2, 7)] and confirmed["clip"].dropna().tolist() == [0.1]

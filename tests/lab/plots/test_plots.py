@@ -35,7 +35,7 @@ def test_signal_figure_has_four_named_panels_and_a_line_for_the_theory():
 
 def test_effects_are_a_column_a_factor_and_a_line_a_value():
     one = signal_table(1.0)[lambda t: t.arm == "NF"]
-    arms = [one.assign(arm=arm) for arm in ("width = 1", "width = 2", "alpha = 0.2")]
+    arms = [one.assign(factor=f, arm=v) for f, v in (("width", "1"), ("width", "2"), ("alpha", "0.2"))]
     figure = signal_propagation.effects_figure(pd.concat(arms))
     assert [ax.get_title() for ax in figure.axes[:4]] == ["width", "alpha", "", ""]
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["1", "2"]

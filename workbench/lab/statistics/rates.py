@@ -13,13 +13,36 @@ from workbench.errors import WorkbenchError
 
 
 def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """One row an arm and cell: the rate `lr` of the highest mean validation accuracy, that mean as `val_acc`, and
-    `at_edge`: whether it is the lowest or highest that was tried there, so that a better one may lie outside."""
-    means = screened.groupby([*by, "arm", "lr"], sort=False).val_acc.mean().reset_index()
-    over = means.groupby([*by, "arm"], sort=False)
+    """Find the best rate of every arm, of each of its thresholds apart.
+
+    Args:
+        screened: The trainings that chose; columns arm, lr, val_acc and those of `by`. With a column `clip` each
+            threshold of an arm has a rate of its own.
+        by: Columns of a cell, such as the batch size. Each cell has its own best rate.
+
+    Returns:
+        One row per cell, arm and threshold: the rate `lr` of the highest mean validation accuracy, that mean as
+        `val_acc`, and `at_edge`: whether this rate is the lowest or highest that was tried there.
+    """
+    setting = [*by, "arm", *(["clip"] if "clip" in screened else [])]
+    means = screened.groupby([*setting, "lr"], sort=False, dropna=False).val_acc.mean().reset_index()
+    over = means.groupby(setting, sort=False, dropna=False)
     lowest, highest = over.lr.transform("min"), over.lr.transform("max")
     means["at_edge"] = ((means.lr == lowest) | (means.lr == highest)) & (lowest < highest)
     return means.loc[over.val_acc.idxmax()].reset_index(drop=True)
+
+
+def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Keep the best rate and threshold of every arm and cell, by validation accuracy.
+
+    Args:
+        best: Rows of `best_rates`.
+        by: Columns of a cell.
+
+    Returns:
+        One row per cell and arm.
+    """
+    return best.loc[best.groupby([*by, "arm"], sort=False).val_acc.idxmax()].reset_index(drop=True)
 
 
 def at_carried_rate(means: pd.DataFrame, batch: int, score: str, scaled: bool = True) -> pd.DataFrame:
@@ -32,45 +55,32 @@ def at_carried_rate(means: pd.DataFrame, batch: int, score: str, scaled: bool = 
     return means[(means.batch_size == batch) & np.isclose(means.lr, lr, rtol=0.02)]
 
 
-def arm_of(name: str) -> str:
-    """The arm of a name that may tell a threshold, too: "NF+AGC at 0.04" is a setting of "NF+AGC"."""
-    return name.partition(" at ")[0]
-
-
-def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of `best_rates`, of several settings of an arm (see `arm_of`) only that of the highest validation
-    accuracy in each cell."""
-    over = best.assign(of=best.arm.map(arm_of)).groupby([*by, "of"], sort=False)
-    return best.loc[over.val_acc.idxmax()].reset_index(drop=True)
-
-
 def edges(screened: pd.DataFrame, by: Sequence[str] = ()) -> dict[str, str]:
     """List what is best at an end of those tried, so that a better one may lie beyond.
 
     Args:
-        screened: The trainings that chose; columns arm, lr, val_acc and those of `by`.
-        by: Columns of a cell. Each cell has its best rate and setting.
+        screened: The trainings that chose; columns arm, lr, val_acc, those of `by`, and clip where it was tuned.
+        by: Columns of a cell. Each cell has its best rate and threshold.
 
     Returns:
-        By arm (see `arm_of`) "rate", "threshold" or both, with the cell ("rate at 4"). Other arms are left out.
+        By arm "rate", "threshold" or both, with the cell ("rate at 4"). Other arms are left out.
     """
     best = best_settings(best_rates(screened, by), by)
-    thresholds: dict[str, set[float]] = {}
-    for name in screened.arm.unique():
-        thresholds.setdefault(arm_of(name), set()).update(map(float, name.split(" at ")[1:]))
-    ends = {f"{arm} at {end:g}" for arm, of in thresholds.items() if len(of) > 1 for end in (min(of), max(of))}
+    ends = {"rate": best.at_edge}
+    if "clip" in screened:
+        tried = screened.assign(clip=screened["clip"].astype(float)).groupby("arm")["clip"]
+        lowest, highest = best.arm.map(tried.min()), best.arm.map(tried.max())
+        ends["threshold"] = (lowest < highest) & ((best["clip"] == lowest) | (best["clip"] == highest))
     by_arm: dict[str, list[str]] = {}
-    for what, rows in (("rate", best[best.at_edge]), ("threshold", best[best.arm.isin(ends)])):
-        for _, row in rows.iterrows():
-            cell = "".join(f" at {row[name]:g}" for name in by)
-            by_arm.setdefault(arm_of(row.arm), []).append(what + cell)
+    for what, at_end in ends.items():
+        for _, row in best[at_end].iterrows():
+            by_arm.setdefault(row.arm, []).append(what + "".join(f" at {row[name]:g}" for name in by))
     return {arm: ", ".join(names) for arm, names in by_arm.items()}
 
 
 def with_edges(table: pd.DataFrame, screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Add the column `at_edge` to a table with a column `arm`: what `edges` lists; empty where it lists nothing."""
-    by_arm = edges(screened, by)
-    return table.assign(at_edge=[by_arm.get(arm_of(arm), "") for arm in table.arm])
+    return table.assign(at_edge=table.arm.map(edges(screened, by)).fillna(""))
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
