@@ -81,9 +81,10 @@ def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
 def test_the_figure_has_costs_curves_and_what_diverged():
     confirmed, curves = tables(40)
     confirmed.loc[0, "outcome"] = "diverged"
-    left, right = latency.figure(COSTS, screened(), confirmed, curves).axes
+    figure = latency.figure(COSTS, screened(), confirmed, curves)
+    left, _ = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["BN", "NF+AGC", "BN again"]
-    words = [t.get_text() for t in right.get_legend().get_texts()]
+    words = [t.get_text() for t in figure.legends[0].get_texts()]
     assert {"BN", "NF+AGC", "target", "BN: 1 diverged"} <= set(words)
 
 

@@ -8,7 +8,6 @@ arm, seed, test_acc, outcome. The contrast, written down before the confirmation
 whole net minus the mean of the nets with one part left out, paired by seed. The parts are one family under Holm.
 """
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -74,29 +73,20 @@ def _marked(rows: pd.DataFrame) -> pd.DataFrame:
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     """Accuracy beside the whole net under each protocol, and the time of a step beside it, with the one that the steps
     are matched by."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
     names = [arm for arm in dict.fromkeys(confirmed.arm) if arm != WHOLE]
     protocols = list(dict.fromkeys(confirmed.protocol))
-    height = 1.9 + 0.36 * len(names)
-    figure, axes = plt.subplots(
-        1, len(protocols) + 1, figsize=(3 + 3.7 * len(protocols) + 2.5, height), sharey=True, layout="constrained"
-    )
+    size = (5.5 + 3.7 * len(protocols), 1.9 + 0.36 * len(names))
+    figure, axes = plots.panels(1, len(protocols) + 1, size, sharey=True)
     for ax, protocol in zip(axes, protocols, strict=False):
-        rows = confirmed[confirmed.protocol == protocol]
-        draw_differences(ax, _marked(rows), WHOLE, names, mark="diverged")
+        draw_differences(ax, _marked(confirmed[confirmed.protocol == protocol]), WHOLE, names, mark="diverged")
         ax.set(title=protocol)
-    cost = costs.set_index("arm").reindex(names)
-    bounds = np.clip([cost.cost - cost.low, cost.high - cost.cost], 0, None)
-    look = {"fmt": "D", "ms": 5, "capsize": 3, "lw": 1.2, "color": "0.3"}
-    axes[-1].errorbar(cost.cost, range(len(names)), xerr=bounds, label="measured in this run", **look)
+    cost, lines, grey = costs.set_index("arm").reindex(names), range(len(names)), plots.Look("0.3", "D")
+    plots.intervals(axes[-1], lines, cost.cost, cost.low, cost.high, grey, across=True, label="measured in this run")
     matched = matched_cost(confirmed).reindex(names)
-    axes[-1].plot(matched, range(len(names)), "o", ms=9, mfc="none", color=plots.CYCLE[0], label="matched by the steps")
+    axes[-1].plot(matched, lines, "o", ms=9, mfc="none", color=plots.LOOKS[0].color, label="matched by the steps")
     axes[-1].axvline(1, color="0.3", lw=0.8)
     axes[-1].set(title="cost", xlabel="time of a step over the whole net's")
-    handles = [a + b for a, b in zip(*(ax.get_legend_handles_labels() for ax in (axes[0], axes[-1])), strict=True)]
-    figure.legend(*handles, frameon=False, ncols=6, loc="outside lower center")
+    plots.legend_outside(figure, columns=6)
     return figure

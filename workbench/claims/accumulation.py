@@ -65,33 +65,20 @@ def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:
 def figure(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """Left: how far the accumulated gradient is from that of the whole batch. Right: the difference in test accuracy,
     a point a seed, with its 95 % interval and the margin of equality."""
-    import matplotlib.pyplot as plt
-    import numpy as np
-
     from workbench.lab import plots
 
-    plots.style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for i, (arm, rows) in enumerate(gradient_table.groupby("arm", sort=False)):
-        look = plots.look_of(arm, i)
-        over = rows.groupby("micro_batch").difference
-        left.plot(over.mean().index, over.mean(), f"{look['fmt']}-", color=look["color"], ms=5, label=arm)
-    left.set(xscale="log", yscale="log", xlabel="micro-batch, images", ylabel="|difference| / |gradient|",
-             title="the gradient, accumulated or at once (float64)")  # fmt: skip
-    left.xaxis.set_major_locator(plt.FixedLocator(sorted(gradient_table.micro_batch.unique())))
-    left.xaxis.set_major_formatter("{x:g}")
-    left.minorticks_off()
-    left.legend(frameon=False, fontsize="small")
+    figure, (left, right) = plots.panels(1, 2, (9, 4))
+    for arm, look in plots.looks(dict.fromkeys(gradient_table.arm)).items():
+        mean = gradient_table[gradient_table.arm == arm].groupby("micro_batch").difference.mean()
+        left.plot(mean.index, mean, f"{look.marker}-", color=look.color, ms=5, label=arm)
+    plots.log_axis(left.xaxis, "micro-batch, images", gradient_table.micro_batch)
+    left.set(yscale="log", ylabel="|difference| / |gradient|", title="the gradient, accumulated or at once (float64)")
     differences = _differences(table)
-    for i, (arm, values) in enumerate(differences.items()):
-        look = plots.look_of(arm, i)
-        interval = t_interval(values)
-        right.plot(np.full(len(values), i) - 0.1, 100 * values, look["fmt"], color=look["color"], alpha=0.5)
-        right.errorbar(i + 0.1, 100 * interval.mean,
-                       [[100 * (interval.mean - interval.low)], [100 * (interval.high - interval.mean)]],
-                       fmt="_", color="black", capsize=3)  # fmt: skip
+    for i, (arm, look) in enumerate(plots.looks(differences).items()):
+        values = 100 * differences[arm]
+        plots.seeds(right, i, values, 0 * values, t_interval(values), look, arm)
     right.axhspan(-100 * MARGIN, 100 * MARGIN, color="0.85", lw=0, zorder=0, label="equal: within the margin")
-    right.set_xticks(range(len(differences)), list(differences))
-    right.set(xlim=(-0.6, len(differences) - 0.4), ylabel="points", title="test accuracy, accumulated minus at once")
-    figure.legend(*right.get_legend_handles_labels(), frameon=False, loc="outside lower right")
+    plots.name_axis(right.xaxis, list(differences))
+    right.set(ylabel="points", title="test accuracy, accumulated minus at once")
+    plots.legend_outside(figure)
     return figure

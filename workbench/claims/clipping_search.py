@@ -5,7 +5,6 @@ state, outcome, clip, lr, val_acc; `confirmed`, the best of each arm on fresh se
 failed. The contrast: validation accuracy with AGC minus without, paired by seed.
 """
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -63,89 +62,50 @@ def _details(trials: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
     """The search: where it looked and how that went, slices over threshold and rate, importance, and the confirmation
     on fresh seeds."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    figure, axes = plt.subplots(1, 5, figsize=(17, 3.8), layout="constrained", width_ratios=[1.3, 1, 1, 0.7, 0.7])
-    agc = trials[trials.arm == "NF+AGC"]
-    done, pruned, diverged = (agc[agc.outcome == o] for o in ("complete", "pruned", "diverged"))
+    figure, axes = plots.panels(1, 5, (17, 4.2), width_ratios=[1.3, 1, 1, 0.7, 0.7])
+    where, thresholds, rates, what_mattered, fresh = axes
+    pruned, failed = trials.outcome == "pruned", trials.outcome == "diverged"
+    agc = trials.arm == "NF+AGC"
+    tried = trials[agc]
+    plots.accuracy_map(where, tried.lr, tried["clip"], tried.val_acc, failed=failed[agc], pruned=pruned[agc])
+    plots.rate_axis(where)
+    plots.log_axis(where.yaxis, "clipping threshold")
+    where.set(title="trials with AGC")
 
-    ax = axes[0]
-    points = ax.scatter(
-        done.lr, done["clip"], c=done.val_acc, cmap="viridis", s=45, label="complete", edgecolors="none"
-    )
-    ax.scatter(pruned.lr, pruned["clip"], marker="v", s=40, facecolors="none", edgecolors="0.4", label="pruned")
-    ax.scatter(diverged.lr, diverged["clip"], marker="x", s=45, color="#d55e00", label="diverged")
-    ax.set(
-        xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials with AGC"
-    )
-    for axis in (ax.xaxis, ax.yaxis):
-        plots.plain_log_ticks(axis)
-    figure.colorbar(points, ax=ax, label="validation accuracy")
-    ax.legend(frameon=False, fontsize="small", loc="best")
-
-    _slice(axes[1], agc, "clip", "NF+AGC")
+    for arm, look in plots.looks(plots.in_order(trials.arm)).items():
+        rows = trials[trials.arm == arm]
+        ended = {"failed": failed[rows.index], "pruned": pruned[rows.index]}
+        if arm == "NF+AGC":
+            plots.trials(thresholds, rows["clip"], rows.val_acc, look, arm, **ended)
+        plots.trials(rates, rows.lr, rows.val_acc, look, arm, **ended)
     plain = trials[(trials.arm == "NF") & (trials.outcome == "complete")]
     if not plain.empty:
-        axes[1].axhline(plain.val_acc.max(), color=plots.COLOURS["NF"], ls="--", lw=1, label="best without clipping")
-    axes[1].set(xlabel="clipping threshold", ylabel="validation accuracy", title="slice: threshold")
-    axes[1].legend(frameon=False, fontsize="small")
-    for arm in plots.arms_of(trials):
-        _slice(axes[2], trials[trials.arm == arm], "lr", arm)
-    axes[2].set(xlabel="peak learning rate", title="slice: rate")
-    axes[2].sharey(axes[1])
-    axes[2].legend(frameon=False, fontsize="small")
+        color = plots.ARM_LOOKS["NF"].color
+        thresholds.axhline(plain.val_acc.max(), color=color, ls="--", lw=1, label="best without clipping")
+    plots.log_axis(thresholds.xaxis, "clipping threshold")
+    plots.rate_axis(rates)
+    plots.accuracy_axis(thresholds, "validation")
+    thresholds.set(title="slice: threshold")
+    rates.set(title="slice: rate")
+    rates.sharey(thresholds)
+    for ax in (thresholds, rates):
+        ax.tick_params(axis="x", rotation=45)
 
-    ax = axes[3]
     names = {"clip": "threshold", "base_lr": "learning\nrate"}
-    ax.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
-    ax.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
+    what_mattered.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
+    what_mattered.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
     if not importance:
-        ax.text(0.5, 0.5, "too few trials", ha="center", transform=ax.transAxes, color="0.4")
-        ax.set_yticks([])
+        what_mattered.text(0.5, 0.5, "too few trials", ha="center", transform=what_mattered.transAxes, color="0.4")
+        what_mattered.set_yticks([])
 
-    ax = axes[4]
-    _seeds(ax, confirmed)
-    ax.set(title="fresh seeds")
+    arms = plots.looks(plots.in_order(confirmed.arm))
+    for i, (arm, look) in enumerate(arms.items()):
+        rows = confirmed[confirmed.arm == arm]
+        plots.seeds(fresh, i, rows.val_acc, rows.failed, t_interval(rows.val_acc), look, arm)
+    plots.name_axis(fresh.xaxis, list(arms))
+    plots.accuracy_axis(fresh, "validation")
+    fresh.set(title="fresh seeds")
+    plots.legend_outside(figure, columns=8)
     return figure
-
-
-def _slice(ax, trials: pd.DataFrame, column: str, arm: str) -> None:
-    """Accuracy over one parameter, whatever the others were; pruned and diverged trials are marked."""
-    from workbench.lab import plots
-
-    marks = {"complete": {"s": 30}, "pruned": {"marker": "v", "s": 30}, "diverged": {"marker": "x", "s": 35}}
-    for outcome, mark in marks.items():
-        rows = trials[trials.outcome == outcome]
-        colour = plots.COLOURS[arm]
-        hollow = {"facecolors": "none", "edgecolors": colour} if outcome == "pruned" else {"color": colour}
-        if len(rows):
-            ax.scatter(rows[column], rows.val_acc, label=f"{arm}, {outcome}", **mark, **hollow)
-    ax.set_xscale("log")
-    plots.plain_log_ticks(ax.xaxis)
-    ax.tick_params(axis="x", rotation=45)
-
-
-def _seeds(ax, rows: pd.DataFrame) -> None:
-    """Each seed as a point, failures as crosses, the mean with its 95 % t-interval beside them."""
-    from workbench.lab import plots
-
-    for i, arm in enumerate(plots.arms_of(rows)):
-        t = rows[rows.arm == arm]
-        ok, failed = t[t.failed == 0], t[t.failed == 1]
-        ax.plot(np.full(len(ok), i), ok.val_acc, plots.MARKERS[arm], color=plots.COLOURS[arm], alpha=0.6)
-        ax.plot(np.full(len(failed), i), failed.val_acc, "x", color=plots.COLOURS[arm])
-        interval = t_interval(t.val_acc)
-        if not np.isnan(interval.low):
-            ax.errorbar(
-                i + 0.2,
-                interval.mean,
-                [[interval.mean - interval.low], [interval.high - interval.mean]],
-                fmt="_",
-                color="black",
-                capsize=3,
-            )
-    ax.set_xticks(range(len(plots.arms_of(rows))), plots.arms_of(rows))
-    ax.set(xlim=(-0.5, len(plots.arms_of(rows)) - 0.3), ylabel="validation accuracy")

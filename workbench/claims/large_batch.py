@@ -8,7 +8,6 @@ together, and many of them are no further evidence.
 
 from itertools import product
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -18,7 +17,7 @@ from workbench.lab.statistics.intervals import (
     best_four_of_five,
     share_interval,
     share_p,
-    t_interval,
+    t_bounds,
     with_ci,
 )
 from workbench.lab.statistics.rates import at_carried_rate
@@ -111,49 +110,24 @@ def protocols(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Accuracy and failure over the peak learning rate, one column a batch size; mean and 95 % t-interval over
-    seeds."""
-    import matplotlib.pyplot as plt
-
+    """Accuracy and failure over the peak learning rate, one column a batch size; mean and 95 % interval over seeds."""
     from workbench.lab import plots
 
-    plots.style()
-    sizes = sorted(table.batch_size.unique())
-    figure, axes = plt.subplots(
-        2,
-        len(sizes),
-        figsize=(1.5 + 3.6 * len(sizes), 5.6),
-        layout="constrained",
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        height_ratios=[2, 1],
-    )
-    for column, size in enumerate(sizes):
-        top, bottom = axes[:, column]
-        arms = plots.arms_of(table)
-        for offset, arm in zip(0.03 * (np.arange(len(arms)) - (len(arms) - 1) / 2), arms, strict=True):
-            rows = table[(table.batch_size == size) & (table.arm == arm)]
-            over = rows.groupby("lr")
-            x = np.array(sorted(rows.lr.unique())) * 10**offset
-            intervals = [t_interval(t.val_acc) for _, t in over]
-            mean = np.array([i.mean for i in intervals])
-            half = np.nan_to_num([i.high - i.mean for i in intervals])
-            look = {"marker": plots.MARKERS[arm], "color": plots.COLOURS[arm]}
-            top.errorbar(x, mean, half, capsize=3, lw=1.2, label=arm, **look)
-            lost = np.array([t.failed.any() for _, t in over])
-            top.plot(x[lost], mean[lost], "x", color="black", ms=10, zorder=5)
-            shares = [share_interval(int(t.failed.sum()), len(t)) for _, t in over]
-            share = np.array([s.mean for s in shares])
-            bounds = [share - [s.low for s in shares], [s.high for s in shares] - share]
-            bottom.errorbar(x, share, np.clip(bounds, 0, None), capsize=2, lw=1, ls=":", **look)
-        top.set(xscale="log", title=f"batch {size}")
-        bottom.set(xlabel="peak learning rate", ylim=(-0.05, 1.05))
-        bottom.set_xticks(sorted(table.lr.unique()), [f"{v:.3g}" for v in sorted(table.lr.unique())])
-        bottom.xaxis.set_minor_locator(plt.NullLocator())
-    axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].set_ylim(0, min(1.0, axes[0, 0].get_ylim()[1]))
-    axes[1, 0].set_ylabel("share failed")
-    axes[0, 0].plot([], [], "x", color="black", ms=8, ls="none", label="a seed failed")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    sizes, looks = sorted(table.batch_size.unique()), plots.looks(plots.in_order(table.arm))
+    size = (1.5 + 3.6 * len(sizes), 5.6)
+    figure, axes = plots.panels(2, len(sizes), size, sharex=True, sharey="row", height_ratios=[2, 1])
+    for top, bottom, batch in zip(axes[: len(sizes)], axes[len(sizes) :], sizes, strict=True):
+        rows = table[table.batch_size == batch]
+        plots.over_rate(top, rows, "arm", looks, bounds=t_bounds)
+        for arm, look in looks.items():
+            over = rows[rows.arm == arm].groupby("lr").failed
+            shares = pd.DataFrame([share_interval(int(failed.sum()), len(failed)) for _, failed in over])
+            lrs = list(over.groups)
+            plots.intervals(bottom, lrs, shares["mean"], shares.low, shares.high, look, line=":", capsize=2)
+        top.set(title=f"batch {batch}", xlabel="")
+        bottom.set(ylim=(-0.05, 1.05))
+        plots.rate_axis(bottom, table.lr)
+    axes[0].set_ylim(0, min(1.0, axes[0].get_ylim()[1]))
+    axes[len(sizes)].set_ylabel("share failed")
+    plots.legend_outside(figure)
     return figure

@@ -96,30 +96,25 @@ def _p_whatever_the_cost(doublings: pd.Series, cost: pd.Series) -> float:
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Left: time of a step beside BN's, median and range over rounds. Right: accuracy over time, mean and 95 %
     interval over seeds, with the target."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=[1, 1.5])
-    bounds = np.clip([costs.cost - costs.low, costs.high - costs.cost], 0, None)
-    left.errorbar(costs.cost, range(len(costs)), xerr=bounds, fmt="D", ms=5, capsize=3, lw=1.2, color="0.3")
+    figure, (left, right) = plots.panels(1, 2, (10, 4), width_ratios=[1, 1.5])
+    grey = plots.Look("0.3", "D")
+    plots.intervals(left, range(len(costs)), costs.cost, costs.low, costs.high, grey, across=True)
     left.axvline(1, color="0.6", lw=0.8)
-    left.set_yticks(range(len(costs)), costs.arm)
-    left.invert_yaxis()
+    plots.name_axis(left.yaxis, list(costs.arm))
     left.set(xlabel="time of a step over BN's", title="a step, forward, backward and update")
     cost = costs.set_index("arm").cost
-    for i, (arm, rows) in enumerate(curves.groupby("arm", sort=False)):
-        look, over = plots.look_of(arm, i), rows.groupby("step").val_acc
-        intervals = [accuracy_interval(v) for _, v in over]
+    for arm, look in plots.looks(dict.fromkeys(curves.arm)).items():
+        over = curves[curves.arm == arm].groupby("step").val_acc
+        reached = pd.DataFrame([accuracy_interval(values) for _, values in over])
         x = np.array(list(over.groups)) * cost[arm]
-        right.plot(x, [v.mean for v in intervals], f"{look['fmt']}-", color=look["color"], ms=4, lw=1.2, label=arm)
-        ends = ([v.low for v in intervals], [v.high for v in intervals])
-        right.fill_between(x, *ends, color=look["color"], alpha=0.15, lw=0)
+        right.plot(x, reached["mean"], f"{look.marker}-", color=look.color, ms=4, lw=1.2, label=arm)
+        right.fill_between(x, reached.low, reached.high, color=look.color, alpha=0.15, lw=0)
     right.axhline(_target(confirmed), color="0.4", ls="--", lw=1, label="target")
-    lost = confirmed[confirmed.outcome == "diverged"]
-    for arm, rows in lost.groupby("arm"):
-        right.plot([], [], "x", color="#d55e00", label=f"{arm}: {len(rows)} diverged")
-    right.set(xlabel="time, in steps of BN", ylabel="validation accuracy", title="time to accuracy")
-    right.legend(frameon=False, fontsize="small")
+    for arm, rows in confirmed[confirmed.outcome == "diverged"].groupby("arm"):
+        right.plot([], [], "x", color=plots.FAILED, label=f"{arm}: {len(rows)} diverged")
+    right.set(xlabel="time, in steps of BN", title="time to accuracy")
+    plots.accuracy_axis(right, "validation")
+    plots.legend_outside(figure)
     return figure

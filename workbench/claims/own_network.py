@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -28,15 +27,12 @@ from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.lab.studies.parameters import Range
 
 if TYPE_CHECKING:  # who reads the claims does without torch
-    from matplotlib.axes import Axes
-
     from workbench.probes.noise import NoiseScale
 
 CLAIM = Claim(
     "A network without BatchNorm is as good as with it, each at its own best rate", tables=("trials", "confirmed")
 )
 
-FAILED = "#d55e00"
 NF, BN = "NF+AGC", "BN"  # the arms, as `user_network.arms` calls them
 MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it
 GOOD = 0.02  # validation accuracy below the best that still counts as good
@@ -49,70 +45,41 @@ NAMES = {NF: "without BatchNorm, AGC", BN: "with BatchNorm"}
 
 
 def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Where the search looked, what each rate gave, and the best of both on fresh seeds with 95 % t-intervals; failed
-    trainings are crosses, pruned ones hollow.
+    """Where the search looked, what each rate gave, and the best of both on fresh seeds with 95 % intervals.
 
     Columns as of `judge`.
     """
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    figure, (where, rates, seeds) = plt.subplots(
-        1, 3, figsize=(12, 3.8), layout="constrained", width_ratios=[1.25, 1, 0.8]
-    )
-    agc = trials[trials.arm == "NF+AGC"]
-    good = agc[agc.failed == 0]
-    points = where.scatter(good.lr, good["clip"], c=good.val_acc, cmap="viridis", s=55)
-    bad = agc[agc.failed != 0]
-    where.scatter(bad.lr, bad["clip"], marker="x", color=FAILED, s=45, label="failed")
-    where.set(xscale="log", yscale="log", xlabel="peak learning rate", ylabel="clipping threshold", title="trials")
-    for axis in (where.xaxis, where.yaxis):
-        plots.plain_log_ticks(axis)
-    figure.colorbar(points, ax=where, label="validation accuracy")
-    if len(bad):
-        where.legend(frameon=False, fontsize="small")
+    figure, (where, rates, fresh) = plots.panels(1, 3, (12, 4), width_ratios=[1.25, 1, 0.8])
+    agc = trials[trials.arm == NF]
+    plots.accuracy_map(where, agc.lr, agc["clip"], agc.val_acc, failed=agc.failed, pruned=agc.state == "PRUNED")
+    plots.rate_axis(where)
+    plots.log_axis(where.yaxis, "clipping threshold")
+    where.set(title="trials")
 
     for arm in _arms(trials):
-        _over_rate(rates, trials[trials.arm == arm], arm)
-    rates.set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy", title="each at its rates")
-    plots.plain_log_ticks(rates.xaxis)
-    rates.legend(frameon=False, fontsize="small")
+        rows = trials[trials.arm == arm]
+        ended = {"failed": rows.failed, "pruned": rows.state == "PRUNED"}
+        plots.trials(rates, rows.lr, rows.val_acc, plots.ARM_LOOKS[arm], NAMES[arm], **ended)
+    plots.rate_axis(rates)
+    plots.accuracy_axis(rates, "validation")
+    rates.set(title="each at its rates")
 
     for i, arm in enumerate(_arms(confirmed)):
-        _over_seeds(seeds, i, confirmed[confirmed.arm == arm], arm)
+        rows = confirmed[confirmed.arm == arm]
+        look, mean = plots.ARM_LOOKS[arm], t_interval(rows.test_acc)
+        plots.seeds(fresh, i, rows.test_acc, rows.failed, mean, look, NAMES[arm])
     short = [NAMES[arm].partition(",")[0].replace(" ", "\n") for arm in _arms(confirmed)]
-    seeds.set_xticks(range(len(short)), short)
-    seeds.set(xlim=(-0.5, len(_arms(confirmed)) - 0.2), ylabel="test accuracy", title="best of each, fresh seeds")
+    plots.name_axis(fresh.xaxis, short)
+    plots.accuracy_axis(fresh, "test")
+    fresh.set(title="best of each, fresh seeds")
+    plots.legend_outside(figure, columns=6)
     return figure
 
 
 def _arms(table: pd.DataFrame) -> list[str]:
     return [arm for arm in NAMES if arm in set(table.arm)] if len(table) else []
-
-
-def _over_rate(ax: "Axes", rows: pd.DataFrame, arm: str) -> None:
-    from workbench.lab import plots
-
-    look = {"color": plots.COLOURS[arm], "marker": plots.MARKERS[arm], "ls": "none"}
-    pruned, failed = rows.state == "PRUNED", rows.failed != 0
-    sound = rows[~pruned & ~failed]
-    ax.plot(sound.lr, sound.val_acc, label=NAMES[arm], **look)
-    ax.plot(rows[pruned & ~failed].lr, rows[pruned & ~failed].val_acc, mfc="none", **look)
-    ax.plot(rows[failed].lr, rows[failed].val_acc, **{**look, "marker": "x"})
-
-
-def _over_seeds(ax: "Axes", i: int, rows: pd.DataFrame, arm: str) -> None:
-    from workbench.lab import plots
-
-    for failed, marker in ((0, plots.MARKERS[arm]), (1, "x")):
-        chosen = rows[rows.failed == failed].test_acc
-        ax.plot(np.full(len(chosen), i), chosen, marker, color=plots.COLOURS[arm], alpha=0.7)
-    interval = t_interval(rows.test_acc)
-    if not np.isnan(interval.low):
-        half = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        ax.errorbar(i + 0.15, interval.mean, half, fmt="_", color="black", capsize=3)
 
 
 def judge(

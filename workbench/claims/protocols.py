@@ -115,31 +115,26 @@ def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     """Left: test accuracy of fresh seeds, each arm as either protocol chose it, and what the protocol reported. Right:
     by how much that is more than fresh seeds reach on the same split. 95 % intervals; a cross where seeds failed."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    summary_rows = summary(screened, confirmed)
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1.3, 1])
-    arms = [arm for arm in ARMS if arm in set(summary_rows.arm)]
-    for i, (protocol, marker) in enumerate(zip(PROTOCOLS, "os", strict=True)):
-        rows = summary_rows[summary_rows.protocol == protocol].set_index("arm").loc[arms]
-        x = np.arange(len(arms)) + 0.24 * (i - 0.5)
-        look = {"fmt": marker, "ms": 6, "capsize": 3, "lw": 1.3, "color": plots.CYCLE[i]}
-        for ax, mean, low, high in ((axes[0], "test", "test_low", "test_high"), (axes[1], "flattered", "low", "high")):
-            bounds = 100 * np.nan_to_num([rows[mean] - rows[low], rows[high] - rows[mean]])
-            ax.errorbar(x, 100 * rows[mean], bounds, label=f"{protocol} protocol", **look)
-        axes[0].plot(x, 100 * rows.reported, "_", ms=16, mew=1.6, color=plots.CYCLE[i], alpha=0.8)
-        lost = (rows.failed > 0).to_numpy()
-        axes[0].plot(x[lost], 100 * rows.test[lost], "x", ms=11, color="black", zorder=5)
-    axes[0].plot([], [], "_", ms=16, mew=1.6, color="0.4", label="as it reports (validation)")
-    axes[0].plot([], [], "x", ms=9, color="black", ls="none", label="a seed failed")
-    axes[1].axhline(0, color="0.3", lw=0.8)
-    axes[0].set(title=f"batch {screened.batch_size.max()}, fresh seeds", ylabel="test accuracy, %")
-    axes[1].set(title="reported minus fresh seeds", ylabel="validation accuracy, points")
-    for ax in axes:
-        ax.set_xticks(range(len(arms)), arms)
-        ax.set_xlim(-0.5, len(arms) - 0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    rows = summary(screened, confirmed)
+    arms = [arm for arm in ARMS if arm in set(rows.arm)]
+    figure, (left, right) = plots.panels(1, 2, (10.5, 4.2), width_ratios=[1.3, 1])
+    for shift, (protocol, look) in zip((-0.12, 0.12), plots.looks(PROTOCOLS).items(), strict=True):
+        at = rows[rows.protocol == protocol].set_index("arm").loc[arms]
+        x = np.arange(len(arms)) + shift
+        plots.intervals(left, x, at.test, at.test_low, at.test_high, look, label=f"{protocol} protocol")
+        left.plot(x, at.reported, "_", ms=16, mew=1.6, color=look.color, alpha=0.8)
+        lost = (at.failed > 0).to_numpy()
+        plots.mark_failed(left, x[lost], at.test[lost])
+        in_points = (100 * at[name] for name in ("flattered", "low", "high"))
+        plots.intervals(right, x, *in_points, look)
+    left.plot([], [], "_", ms=16, mew=1.6, color="0.4", label="as it reports (validation)")
+    right.axhline(0, color="0.3", lw=0.8)
+    left.set(title=f"batch {screened.batch_size.max()}, fresh seeds")
+    right.set(title="reported minus fresh seeds", ylabel="validation accuracy, points")
+    plots.accuracy_axis(left, "test")
+    for ax in (left, right):
+        plots.name_axis(ax.xaxis, arms)
+    plots.legend_outside(figure)
     return figure

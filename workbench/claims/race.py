@@ -113,40 +113,26 @@ def _details(confirmed: pd.DataFrame, paces: pd.DataFrame) -> pd.DataFrame:
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Figure:
     """Left: accuracy over seconds, a mark a seed, and what would be within the margins of BN's means. Right: validation
     accuracy over the rates of the screening."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, (left, right) = plots.panels(1, 2, (10, 4.2))
     table = confirmed.merge(paces, on=["arm", "seed"], suffixes=("", "_paced"))
-    for i, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
-        look = plots.look_of(arm, i)
-        alive, failed = rows[rows.failed == 0], rows[rows.failed > 0]
-        for seeds, fmt, ms, label in ((alive, look["fmt"], 5, arm), (failed, "x", 8, f"{arm}, failed")):
-            if len(seeds):
-                left.plot(seeds.seconds, 100 * seeds.test_acc, fmt, color=look["color"], ms=ms, label=label)
+    arms = plots.looks(dict.fromkeys(confirmed.arm))
+    for arm, look in arms.items():
+        rows = table[table.arm == arm]
+        plots.trials(left, rows.seconds, rows.test_acc, look, arm, failed=rows.failed)
     bn = table[table.arm == "BN"]
-    least, most = 100 * (bn.test_acc.mean() - MARGIN), RATIO * bn.seconds.mean()
+    least, most = bn.test_acc.mean() - MARGIN, RATIO * bn.seconds.mean()
     left.axhline(least, color="0.4", ls="--", lw=1, label=f"BN's mean less {100 * MARGIN:g} points")
     left.axvline(most, color="0.4", ls=":", lw=1, label=f"{RATIO:g} times BN's seconds")
-    left.set(xlabel="seconds of a training", ylabel="test accuracy, %", title="what each seed reached, and when")
+    plots.accuracy_axis(left, "test")
+    left.set(xlabel="seconds of a training", title="what each seed reached, and when")
     left.set_xlim(left=0)
-    clips = sorted(screened["clip"].dropna().unique())
-    shades = dict(zip(clips, plots.shades(plots.COLOURS["NF+AGC"], len(clips)), strict=True))
-    for i, ((arm, clip), rows) in enumerate(screened.groupby(["arm", "clip"], sort=False, dropna=False)):
-        over = rows.groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
-        look = plots.look_of(arm, i)
-        color = shades.get(clip, look["color"])
-        name = f"{arm}, threshold {clip:g}" if clip in shades else arm
-        right.plot(over.index, 100 * over.val_acc, f"{look['fmt']}-", ms=4, lw=1.2, color=color, label=name)
-        lost = over[over.failed > 0]
-        right.plot(lost.index, 100 * lost.val_acc, "x", ms=9, color="black", zorder=5)
-    right.plot([], [], "x", ms=9, color="black", label="a training failed")
-    right.set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy, %", title="screening")
-    rates = sorted(screened.lr.unique())
-    right.set_xticks(rates, [f"{lr:g}" for lr in rates])
-    right.xaxis.set_minor_locator(plt.NullLocator())
-    for ax in (left, right):
-        ax.legend(frameon=False, fontsize="small")
+    plots.over_rate(right, screened[screened["clip"].isna()], "arm", {"BN": arms["BN"]})
+    thresholds = plots.shades("NF+AGC", sorted(screened["clip"].dropna().unique()))
+    names = {clip: f"NF+AGC, threshold {clip:g}" for clip in thresholds}
+    plots.over_rate(right, screened[screened["clip"].notna()], "clip", thresholds, names)
+    plots.rate_axis(right, screened.lr)
+    right.set(title="screening")
+    plots.legend_outside(figure, columns=4)
     return figure

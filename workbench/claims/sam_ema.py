@@ -8,7 +8,6 @@ the difference the missing steps are. The contrast, written down before the conf
 plain, paired by seed.
 """
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -65,34 +64,22 @@ def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     """Accuracy beside the plain training; over the seconds that each took; and over the rate in screening."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    names = [arm for arm in ARMS if arm in set(confirmed.arm)]
-    look = {arm: {"color": plots.CYCLE[i], "marker": "os^Dv"[i]} for i, arm in enumerate(ARMS)}
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9), layout="constrained", width_ratios=[1.3, 1, 1])
-    draw_differences(axes[0], confirmed, "plain", names)
-    axes[0].set(title="accuracy beside plain")
-    for arm in names:
+    looks = {arm: look for arm, look in plots.looks(ARMS).items() if arm in set(confirmed.arm)}
+    figure, (beside_plain, cost, rates) = plots.panels(1, 3, (13.5, 4.1), width_ratios=[1.3, 1, 1])
+    draw_differences(beside_plain, confirmed, "plain", list(looks))
+    beside_plain.set(title="accuracy beside plain")
+    apart = 0.02 * confirmed.device_seconds.max()  # an average and its source took the same seconds
+    for i, (arm, look) in enumerate(looks.items()):
         rows = confirmed[confirmed.arm == arm]
-        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean()
-        half = 100 * np.nan_to_num([[mean.mean - mean.low], [mean.high - mean.mean]])
-        axes[1].errorbar(x, 100 * mean.mean, half, ms=6, capsize=3, lw=0, elinewidth=1.2, label=arm, **look[arm])
+        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean() + apart * (i % 2)
+        plots.intervals(cost, x, mean.mean, mean.low, mean.high, look, label=arm)
         if rows.failed.any():
-            axes[1].plot(x, 100 * mean.mean, "x", ms=11, color="black", zorder=5)
-        over = screened[screened.arm == arm].groupby("lr").agg(val_acc=("val_acc", "mean"), failed=("failed", "max"))
-        axes[2].plot(over.index, 100 * over.val_acc, lw=1.2, ms=5, **look[arm])
-        lost = over[over.failed > 0]
-        axes[2].plot(lost.index, 100 * lost.val_acc, "x", ms=10, color="black", zorder=5)
-    axes[1].set(xlim=(0, 1.15 * axes[1].get_xlim()[1]), title="what it cost", xlabel="device seconds of a training",
-                ylabel="test accuracy, %")  # fmt: skip
-    axes[2].set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy, %", title="screening")
-    axes[2].set_xticks(sorted(screened.lr.unique()), [f"{lr:g}" for lr in sorted(screened.lr.unique())])
-    axes[2].xaxis.set_minor_locator(plt.NullLocator())
-    axes[2].plot([], [], "x", ms=9, color="black", label="a training failed")
-    axes[1].legend(frameon=False, fontsize="small", loc="lower left")
-    axes[2].legend(frameon=False, fontsize="small")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+            plots.mark_failed(cost, [x], [mean.mean])
+    plots.accuracy_axis(cost, "test")
+    cost.set(xlim=(0, 1.15 * cost.get_xlim()[1]), title="what it cost", xlabel="device seconds of a training")
+    plots.over_rate(rates, screened, "arm", looks)
+    rates.set(title="screening")
+    plots.legend_outside(figure, columns=6)
     return figure

@@ -88,71 +88,54 @@ def _growth_per_block(blocks: pd.DataFrame) -> float:
 def figure(table: pd.DataFrame) -> Figure:
     """Signal propagation on noise: the statistics over depth, forward and backward; points with the range over
     initialisations, dashed lines the theory."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    figure, axes = plt.subplots(1, 4, figsize=(15.5, 3.8), layout="constrained")
+    figure, axes = plots.panels(1, 4, (15.5, 3.8))
     shown = table[table.input == "noise"]
     for ax, (column, title) in zip(axes, plots.SIGNALS.items(), strict=True):
-        for i, arm in enumerate(plots.arms_or_names(shown)):
-            look = plots.look_of(arm, i)
-            plots.over_depth(ax, shown[shown.arm == arm], column, arm, **look)
+        for arm, look in plots.looks(plots.in_order(shown.arm)).items():
+            plots.over_depth(ax, shown[shown.arm == arm], column, arm, look)
         plots.depth_axis(ax, shown, column)
         ax.set(title=title)
     if shown.expected_var.notna().any():
         axes[0].plot([], [], "--", color="0.4", lw=1, label="theory")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    plots.legend_outside(figure)
     return figure
 
 
 def effects_figure(table: pd.DataFrame) -> Figure:
     """What moves signal propagation: a column a factor, the trunk's variance above, the gradient's below; a line a
     value, dashed the theory. Columns: factor, arm (the value of the factor), and those of `judge`."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
     factors = list(dict.fromkeys(table.factor))
-    width = 1 + 2.6 * len(factors)
-    figure, axes = plt.subplots(2, len(factors), figsize=(width, 5.8), layout="constrained", squeeze=False)
-    for (top, bottom), factor in zip(axes.T, factors, strict=True):
+    figure, axes = plots.panels(2, len(factors), (1 + 2.6 * len(factors), 5.8))
+    for top, bottom, factor in zip(axes[: len(factors)], axes[len(factors) :], factors, strict=True):
         rows = table[table.factor == factor]
-        arms = list(dict.fromkeys(rows.arm))
-        for arm, colour in zip(arms, plots.graded(len(arms)), strict=True):
-            for ax, column in ((top, "var"), (bottom, "grad_var")):
-                plots.over_depth(ax, rows[rows.arm == arm], column, arm, color=colour, fmt=".")
         for ax, column in ((top, "var"), (bottom, "grad_var")):
+            for value, look in plots.ordered_looks(dict.fromkeys(rows.arm)).items():
+                plots.over_depth(ax, rows[rows.arm == value], column, value, look)
             plots.depth_axis(ax, rows, column)
         top.set(title=factor.replace("_", " "), xlabel="")
-        top.legend(frameon=False, fontsize="x-small", ncols=2)
-    axes[0, 0].set_ylabel("variance of the trunk")
-    axes[1, 0].set_ylabel("variance of the gradient")
+        top.legend(frameon=False, fontsize="x-small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.1))
+    axes[0].set_ylabel("variance of the trunk")
+    axes[len(factors)].set_ylabel("variance of the gradient")
     return figure
 
 
 def inputs_figure(table: pd.DataFrame) -> Figure:
     """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
-    arms = plots.arms_or_names(table)
-    figure, axes = plt.subplots(
-        1, len(arms), figsize=(1 + 3.4 * len(arms), 3.4), layout="constrained", sharey=True, squeeze=False
-    )
-    colours = dict(zip(("noise", "images"), plots.CYCLE[5:8:2], strict=True))
-    for ax, arm in zip(axes[0], arms, strict=True):
+    arms = plots.in_order(table.arm)
+    figure, axes = plots.panels(1, len(arms), (1 + 3.4 * len(arms), 3.6), sharey=True)
+    for ax, arm in zip(axes, arms, strict=True):
         rows = table[table.arm == arm]
-        for name, colour in colours.items():
-            marker = "o" if name == "noise" else "s"
-            plots.over_depth(ax, rows[rows.input == name], "var", name, color=colour, fmt=marker)
+        for name, look in plots.looks(("noise", "images")).items():
+            plots.over_depth(ax, rows[rows.input == name], "var", name, look)
         plots.depth_axis(ax, rows, "var")
         ax.set(title=arm)
-    axes[0, 0].set_ylabel("variance of the trunk")
-    axes[0, 0].plot([], [], "--", color="0.4", lw=1, label="expected of that input")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    axes[0].set_ylabel("variance of the trunk")
+    axes[0].plot([], [], "--", color="0.4", lw=1, label="expected of that input")
+    plots.legend_outside(figure)
     return figure

@@ -116,37 +116,28 @@ def _details(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     """Test accuracy over the batch; its change from the largest batch, paired by seed; and the best rates."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
     table = changes(confirmed)
-    names = [arm for arm in ARMS if arm in set(table.arm)]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.1), layout="constrained", width_ratios=[1.2, 1.2, 1])
-    columns = (("accuracy", "acc_low", "acc_high"), ("change", "low", "high"))
-    for i, arm in enumerate(names):
+    figure, (accuracy, change, rates) = plots.panels(1, 3, (13, 4.1), width_ratios=[1.2, 1.2, 1])
+    for arm, look in plots.looks(dict.fromkeys(table.arm)).items():
         rows = table[table.arm == arm]
-        look = {"marker": plots.MARKERS[arm], "color": plots.COLOURS[arm], "ms": 5}
-        x = rows.batch_size * 1.05 ** (i - (len(names) - 1) / 2)  # side by side
-        for ax, (mean, low, high) in zip(axes, columns, strict=False):
-            bounds = 100 * np.nan_to_num([rows[mean] - rows[low], rows[high] - rows[mean]])
-            ax.errorbar(x, 100 * rows[mean], bounds, capsize=3, lw=1.2, label=arm, **look)
-            lost = rows.failed > 0
-            ax.plot(x[lost], 100 * rows[mean][lost], "x", ms=11, color="black", zorder=5)
-        axes[2].plot(x, rows.lr, lw=1.2, **look)
-    axes[0].plot([], [], "x", ms=9, color="black", label="a seed failed")
-    axes[0].set(title="accuracy at an equal number of images", ylabel="test accuracy, %")
-    reference = table.batch_size.max()
-    axes[1].axhline(0, color="0.3", lw=0.8)
-    axes[1].set(title=f"change from batch {reference}", ylabel="test accuracy, points")
-    axes[2].set(yscale="log", title="best rate in screening", ylabel="peak learning rate per 256 images")
-    axes[2].set_yticks(sorted(screened.lr.unique()), [f"{lr:g}" for lr in sorted(screened.lr.unique())])
-    axes[2].yaxis.set_minor_locator(plt.NullLocator())
-    batches = sorted(table.batch_size.unique())
-    for ax in axes:
-        ax.set(xscale="log", xlabel="batch size")
-        ax.set_xticks(batches, [str(b) for b in batches])
-        ax.xaxis.set_minor_locator(plt.NullLocator())
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=6, loc="outside lower center")
+        failed = rows[rows.failed > 0]
+        plots.intervals(
+            accuracy, rows.batch_size, rows.accuracy, rows.acc_low, rows.acc_high, look, line="-", label=arm
+        )
+        plots.mark_failed(accuracy, failed.batch_size, failed.accuracy)
+        in_points = (100 * rows[name] for name in ("change", "low", "high"))
+        plots.intervals(change, rows.batch_size, *in_points, look, line="-")
+        plots.mark_failed(change, failed.batch_size, 100 * failed.change)
+        rates.plot(rows.batch_size, rows.lr, f"{look.marker}-", color=look.color, lw=1.2)
+    plots.accuracy_axis(accuracy, "test")
+    accuracy.set(title="accuracy at an equal number of images")
+    change.axhline(0, color="0.3", lw=0.8)
+    change.set(title=f"change from batch {table.batch_size.max()}", ylabel="test accuracy, points")
+    plots.log_axis(rates.yaxis, "peak learning rate per 256 images", screened.lr)
+    rates.set(title="best rate in screening")
+    for ax in (accuracy, change, rates):
+        plots.log_axis(ax.xaxis, "batch size", table.batch_size)
+    plots.legend_outside(figure, columns=6)
     return figure

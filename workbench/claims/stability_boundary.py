@@ -94,53 +94,47 @@ def _threshold_text(clip: float) -> str:
 def figure(table: pd.DataFrame) -> Figure:
     """The share that failed over the rate, with the fitted window and its 95 % band, a panel a batch; and the largest
     stable rate over the threshold, with those of single seeds."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
     fitted = windows(table)
-    batches = sorted(fitted.batch_size.unique())
-    clips = sorted(fitted["clip"].unique())  # NaN last
-    colours = plots.graded(len(clips))
-    figure, axes = plt.subplots(1, len(batches) + 1, figsize=(4.2 * (len(batches) + 1), 3.9), layout="constrained")
-    for ax, batch in zip(axes, batches, strict=False):
-        rows = fitted[fitted.batch_size == batch].reset_index(drop=True)
-        for (i, row), colour in zip(rows.iterrows(), colours, strict=True):
-            cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
-            share = cell.groupby("lr").failed.mean()
-            band = row.window.band
-            ax.fill_between(band.lr, band.low, band.high, color=colour, alpha=0.12, lw=0)
-            ax.plot(band.lr, band.share, color=colour, lw=1.4)
-            x = share.index * 1.04 ** (i - len(rows) / 2)  # side by side
-            name = "none" if np.isnan(row["clip"]) else f"{row['clip']:g}"
-            ax.plot(x, share, "o", ms=4, color=colour, label=name)
-        ax.set(xscale="log", title=f"batch {batch}", xlabel="peak learning rate", ylim=(-0.03, 1.03))
-        plots.plain_log_ticks(ax.xaxis)
-    axes[0].set_ylabel("share of trainings that failed")
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, title="threshold", frameon=False, ncols=len(clips), loc="outside lower left")
-    for batch, marker in zip(batches, "os^Dv", strict=False):
-        rows = fitted[(fitted.batch_size == batch)].reset_index(drop=True)
-        largest = [w.largest for w in rows.window]
-        top = table.lr.max() * 2
-        y, low, high = (np.array([min(getattr(w, end), top) for w in largest]) for end in ("mean", "low", "high"))
-        x = np.arange(len(rows)) + 0.08 * (batches.index(batch) - (len(batches) - 1) / 2)
-        axes[-1].errorbar(x, y, [y - low, high - y], fmt=marker, ms=5, capsize=2, lw=1, label=f"batch {batch}",
-                          color=plots.CYCLE[batches.index(batch)])  # fmt: skip
-        for place, (_, row) in zip(x, rows.iterrows(), strict=True):
-            cell = table[(table.batch_size == batch) & _same(table["clip"], row["clip"])]
-            rates = np.sort(2 ** largest_by_seed(cell))
-            axes[-1].plot(place + np.linspace(0.06, 0.22, len(rates)), rates, ".", ms=5, color="0.6", zorder=1)
-        beyond = np.array([np.isinf(w.high) for w in largest])
-        axes[-1].plot(x[beyond], np.full(beyond.sum(), top), "^", ms=7, mfc="none", color="0.3")
-    axes[-1].set(yscale="log", xlabel="threshold", ylabel="largest stable rate", title="half of the trainings fail")
-    axes[-1].set_xticks(range(len(clips)), ["none" if np.isnan(c) else f"{c:g}" for c in clips])
-    axes[-1].plot([], [], ".", ms=5, color="0.6", label="a seed alone")
-    axes[-1].plot([], [], "^", mfc="none", color="0.3", label="beyond the rates tried")
-    plots.plain_log_ticks(axes[-1].yaxis)
-    axes[-1].legend(frameon=False, fontsize="small")
+    batches, clips = sorted(fitted.batch_size.unique()), sorted(fitted["clip"].unique())  # NaN last
+    figure, (*shares, largest) = plots.panels(1, len(batches) + 1, (4.2 * (len(batches) + 1), 4.2))
+    looks = plots.ordered_looks(map(_threshold_text, clips))
+    for ax, batch in zip(shares, batches, strict=True):
+        for row in fitted[fitted.batch_size == batch].itertuples():
+            cell, name = _cell(table, batch, row.clip), _threshold_text(row.clip)
+            share, band, look = cell.groupby("lr").failed.mean(), row.window.band, looks[_threshold_text(row.clip)]
+            ax.fill_between(band.lr, band.low, band.high, color=look.color, alpha=0.12, lw=0)
+            ax.plot(band.lr, band.share, color=look.color, lw=1.4)
+            ax.plot(share.index, share, look.marker, ms=4, color=look.color, label=f"threshold {name}")
+        ax.set(title=f"batch {batch}", ylim=(-0.03, 1.03))
+        plots.rate_axis(ax)
+    shares[0].set_ylabel("share of trainings that failed")
+
+    top = table.lr.max() * 2
+    for i, (batch, look) in enumerate(zip(batches, plots.LOOKS, strict=False)):
+        rows = fitted[fitted.batch_size == batch]
+        rates = pd.DataFrame([window.largest for window in rows.window])
+        x = np.arange(len(rows)) + 0.08 * (i - (len(batches) - 1) / 2)
+        within = rates[["mean", "low", "high"]].clip(upper=top).to_numpy().T
+        plots.intervals(largest, x, *within, look, label=f"batch {batch}")
+        for place, clip in zip(x, rows["clip"], strict=True):
+            of_seeds = np.sort(2 ** largest_by_seed(_cell(table, batch, clip)))
+            aside = place + np.linspace(0.06, 0.22, len(of_seeds))
+            largest.plot(aside, of_seeds, ".", ms=5, color="0.6", zorder=1, label="a seed alone")
+        beyond = x[np.isinf(rates.high)]
+        if len(beyond):
+            ends = np.full(len(beyond), top)
+            largest.plot(beyond, ends, "^", ms=7, mfc="none", color="0.3", label="beyond the rates tried")
+    plots.name_axis(largest.xaxis, list(looks))
+    plots.log_axis(largest.yaxis, "largest stable rate")
+    largest.set(xlabel="threshold", title="half of the trainings fail")
+    plots.legend_outside(figure, columns=6)
     return figure
+
+
+def _cell(table: pd.DataFrame, batch: int, clip: float) -> pd.DataFrame:
+    return table[(table.batch_size == batch) & _same(table["clip"], clip)]
 
 
 def _same(column: pd.Series, clip: float) -> pd.Series:

@@ -12,11 +12,11 @@ The contrast, written down before the confirmation: k is 1 within 0.25. Table: a
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
@@ -226,20 +226,16 @@ def figure(table: pd.DataFrame) -> Figure:
     """Above: which trainings fail, over rate and threshold, with the fitted boundary. Below: the failed share over the
     rate, over rate x threshold, and over rate x threshold^k at the fitted k: where the thresholds fall on one curve,
     that is what counts."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
     fit, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
-    figure = plt.figure(figsize=(12, 8), layout="constrained")
-    above, below = figure.subfigures(2, 1)
+    figure, (above, below) = plots.stacked([4, 4], width=12)
     _maps(above, table, fit, batches)
     _shares(below, table, fit, batches)
     return figure
 
 
-def _maps(figure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
+def _maps(figure: SubFigure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
     from workbench.lab import plots
 
     k = fit.exponent.mean
@@ -249,45 +245,40 @@ def _maps(figure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> Non
     for ax, batch in zip(axes, batches, strict=True):
         rows = table[(table.batch_size == batch) & table["clip"].notna()]
         cells = rows.groupby(["lr", "clip"]).agg(failed=("failed", "mean"), val_acc=("val_acc", "mean")).reset_index()
-        ok, some = cells[cells.failed < 1], cells[cells.failed > 0]
-        points = ax.scatter(ok.lr, ok["clip"], c=ok.val_acc, cmap="viridis", s=60, edgecolors="none")
-        ax.scatter(some.lr, some["clip"], marker="x", s=45, color="#d55e00", label="a seed failed")
+        plots.accuracy_map(ax, cells.lr, cells["clip"], cells.val_acc, failed=cells.failed)
         bound = np.maximum(fit.unclipped[batch], fit.product[batch] * thresholds**-k)
         ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}, and its 95 % band")
         fits = fit.fits[fit.fits.batch_size == batch].to_numpy(float)[:, :, None]
         bounds = np.maximum(fits[:, 2], fits[:, 3] * thresholds ** -fits[:, 0])
         ax.fill_betweenx(thresholds, bounds.min(0), bounds.max(0), color="black", alpha=0.15, lw=0)
         ax.axvline(fit.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
-        ax.set(xscale="log", yscale="log", xlabel="peak learning rate", title=f"batch {batch}",
-               xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4), ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
-        for axis in (ax.xaxis, ax.yaxis):
-            plots.plain_log_ticks(axis)
-        figure.colorbar(points, ax=ax, label="validation accuracy")
-    axes[0].set_ylabel("clipping threshold")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+        ax.set(title=f"batch {batch}", xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4),
+               ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
+        plots.rate_axis(ax)
+        plots.log_axis(ax.yaxis, "clipping threshold")
+    plots.legend_outside(figure)
 
 
-def _shares(figure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
+def _shares(figure: SubFigure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
     from workbench.lab import plots
 
     k = fit.exponent.mean
-    clips = sorted(table["clip"].dropna().unique())
+    looks = plots.ordered_looks(sorted(table["clip"].dropna().unique()))
     axes = figure.subplots(1, 3, sharey=True)
     over = {"learning rate": 0.0, "rate x threshold": 1.0, f"rate x threshold$^{{{k:.2f}}}$ (fitted)": k}
+    dashes = dict(zip(batches, ("-", "--", "-.", ":"), strict=False))
     for ax, (name, power) in zip(axes, over.items(), strict=True):
-        for clip, colour in zip(clips, plots.graded(len(clips)), strict=True):
-            for batch, marker in zip(batches, "os^Dv", strict=False):
-                binds = fit.product[batch] * clip**-k > fit.unclipped[batch]
-                rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
-                share = rows.failed.groupby(rows.lr * clip**power).mean()
-                ax.plot(share.index, share, f"{marker}{'-' if binds else ':'}", ms=4, lw=1 if binds else 0.6,
-                        color=colour if binds else "0.75", label=f"{clip:g}, batch {batch}")  # fmt: skip
-        ax.set(xscale="log", xlabel=f"peak {name}", ylim=(-0.03, 1.03))
-        plots.plain_log_ticks(ax.xaxis)
+        for (clip, look), batch in product(looks.items(), batches):
+            rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
+            share = rows.failed.groupby(rows.lr * clip**power).mean()
+            binds = fit.product[batch] * clip**-k > fit.unclipped[batch]
+            label = f"{clip:g}, batch {batch}" + ("" if binds else ", too large to bind")
+            ax.plot(share.index, share, marker=look.marker, ls=dashes[batch], ms=4, lw=1 if binds else 0.6,
+                    color=look.color if binds else "0.75", label=label)  # fmt: skip
+        ax.set(ylim=(-0.03, 1.03))
+        plots.log_axis(ax.xaxis, f"peak {name}")
     axes[0].set(ylabel="share of trainings that failed")
-    idle = any(fit.product[b] * c**-k <= fit.unclipped[b] for b in batches for c in clips)
-    handles, title = axes[0].get_legend_handles_labels(), "threshold" + (" (gray: too large to bind)" if idle else "")
-    figure.legend(*handles, title=title, frameon=False, ncols=len(clips), loc="outside lower center", fontsize="small")
+    plots.legend_outside(figure, axes[:1], columns=len(looks), title="threshold")
 
 
 def accuracy_at_best(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.effects import beside, details, effect_of
@@ -130,48 +130,31 @@ def _details(screened: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """Above: validation accuracy over the rate, a panel a threshold, a line a width; crosses where a seed failed.
     Below: test accuracy of the rivals beside the predicted point of the largest width, paired by seed."""
-    import matplotlib.pyplot as plt
-
     from workbench.lab import plots
 
-    plots.style()
     clips, arms = sorted(screened["clip"].unique()), list(dict.fromkeys(table.arm))
-    height = 1.1 + 0.36 * len(arms)
-    figure = plt.figure(figsize=(1.5 + 3.3 * len(clips), 4.2 + height), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[4.2, height])
+    figure, (above, below) = plots.stacked([4.2, 1.1 + 0.36 * len(arms)], width=1.5 + 3.3 * len(clips))
     _screening(above, screened, clips)
-    ax = below.subplots()
-    draw_differences(ax, table, PREDICTED, [arm for arm in arms if arm != PREDICTED])
-    below.legend(*ax.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize="small")
+    draw_differences(below.subplots(), table, PREDICTED, [arm for arm in arms if arm != PREDICTED])
+    plots.legend_outside(below)
     return figure
 
 
-def _screening(figure, screened: pd.DataFrame, clips: list[float]) -> None:
+def _screening(figure: SubFigure, screened: pd.DataFrame, clips: list[float]) -> None:
     from workbench.lab import plots
 
-    widths = sorted(screened.width.unique())
-    axes = figure.subplots(1, len(clips), sharey=True, squeeze=False)
+    looks = plots.ordered_looks(sorted(screened.width.unique()))
+    names = {width: f"width {width:g}" for width in looks}
     guess, best = predicted(screened), best_points(screened).iloc[-1]
     marks = [(guess, "--", "predicted"), (best, ":", "its own best")]
     if (guess["lr"], guess["clip"]) == (best.lr, best["clip"]):
         marks = [(guess, "--", "predicted, and its own best")]
-    for ax, clip in zip(axes[0], clips, strict=True):
-        for width, colour in zip(widths, plots.graded(len(widths)), strict=True):
-            over = screened[(screened["clip"] == clip) & (screened.width == width)].groupby("lr")
-            mean = over.val_acc.mean()
-            spread = [mean - over.val_acc.min(), over.val_acc.max() - mean]
-            look = {"ms": 4, "lw": 1.1, "capsize": 2, "color": colour, "label": f"width {width:g}"}
-            ax.errorbar(mean.index, mean, spread, fmt="o-", **look)
-            failed = over.failed.max() == 1
-            ax.plot(mean.index[failed], mean[failed], "x", color="#d55e00", ms=9)
+    axes = figure.subplots(1, len(clips), sharey=True, squeeze=False)[0]
+    for ax, clip in zip(axes, clips, strict=True):
+        rows = screened[screened["clip"] == clip]
+        plots.over_rate(ax, rows, "width", looks, names, bounds=lambda values: (min(values), max(values)))
         for point, style, name in marks:
             if point["clip"] == clip:
-                ax.axvline(point["lr"], color="0.4", ls=style, lw=1, label=f"width {widths[-1]:g}, {name}")
-        ax.set(xscale="log", xlabel="peak learning rate", title=f"threshold {clip:g}")
-        plots.plain_log_ticks(ax.xaxis)
-    axes[0, 0].set_ylabel("validation accuracy")
-    axes[0, 0].plot([], [], "x", color="#d55e00", ms=8, ls="none", label="a seed failed")
-    handles = {}
-    for ax in axes[0]:
-        handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, frameon=False, ncols=5, loc="outside lower center", fontsize="small")
+                ax.axvline(point["lr"], color="0.4", ls=style, lw=1, label=f"{list(names.values())[-1]}, {name}")
+        ax.set(title=f"threshold {clip:g}")
+    plots.legend_outside(figure)

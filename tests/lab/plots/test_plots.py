@@ -81,8 +81,7 @@ def test_curvature_figure_shows_the_limit_and_leaves_out_what_is_infinite():
 
 def test_search_figure_shows_diverged_trials_and_every_seed():
     figure = clipping_search.figure(trials(), confirmed(0.1), {"clip": 0.7, "base_lr": 0.3})
-    crosses = [c for c in figure.axes[0].collections if c.get_label() == "diverged"]
-    assert len(crosses[0].get_offsets()) == 1
+    assert points(figure.axes[0], "x") == [(1.0, 0.64)]
     seeds = sum(len(line.get_xdata()) for line in figure.axes[4].lines if line.get_alpha() == 0.6)
     assert seeds == 8
 
@@ -91,8 +90,7 @@ def test_search_figure_has_a_slice_a_parameter_with_every_trial():
     shown = trials()
     figure = clipping_search.figure(shown, confirmed(0.1), {})
     for ax, rows, column in ((figure.axes[1], shown[shown.arm == "NF+AGC"], "clip"), (figure.axes[2], shown, "lr")):
-        points = [point[0] for collection in ax.collections for point in collection.get_offsets().tolist()]
-        assert sorted(points) == sorted(rows[column].tolist())
+        assert sorted(x for x, _ in points(ax)) == sorted(rows[column].tolist())
 
 
 def test_search_figure_without_importance_says_so():
@@ -112,5 +110,78 @@ def test_batch_figure_marks_failures_and_has_a_column_a_batch():
     assert sum(len(line.get_xdata()) for line in crosses) == 1
 
 
-def test_arms_have_colours_of_their_own():
-    assert len(set(plots.COLOURS.values())) == len(plots.ARMS) == len(set(plots.MARKERS.values()))
+def test_no_two_looks_share_a_colour_or_a_glyph():
+    for looks in (plots.LOOKS, plots.ARM_LOOKS.values(), plots.ordered_looks(range(6)).values()):
+        colours, glyphs = zip(*looks, strict=True)
+        assert len(set(map(tuple, colours))) == len(set(glyphs)) == len(looks)
+
+
+def test_a_known_arm_keeps_its_look_and_a_name_of_your_own_takes_one_that_is_left():
+    looks = plots.looks(["mine", "BN", "yours"])
+    assert looks["BN"] == plots.ARM_LOOKS["BN"] and len(set(looks.values())) == 3
+    assert plots.in_order(["mine", "BN", "NF+AGC", "BN"]) == ["NF+AGC", "BN", "mine"]
+
+
+def test_an_interval_has_its_bounds_and_one_seed_has_none():
+    _, (ax,) = plots.panels(1, 1, (3, 3))
+    plots.intervals(ax, [1, 2], [0.5, 0.7], [0.4, np.nan], [0.8, np.nan], plots.LOOKS[0])
+    ((bars,),) = (line for *_, line in ax.containers)
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.4, 0.8], [0.7, 0.7]]
+
+
+def test_how_a_training_ended_shows_in_its_glyph():
+    _, (ax,) = plots.panels(1, 1, (3, 3))
+    x = pd.Series([1.0, 2.0, 3.0, 4.0])
+    ended = {"pruned": x.isin([2.0, 4.0]), "failed": x > 2.5}  # the last is pruned for its failure
+    plots.trials(ax, x, x, plots.ARM_LOOKS["BN"], "BN", **ended)
+    assert {line.get_label(): line.get_xdata().tolist() for line in ax.lines} == {
+        "BN": [1.0], "BN, pruned": [2.0], "BN, failed": [3.0, 4.0],
+    }  # fmt: skip
+    hollow = next(line for line in ax.lines if line.get_label() == "BN, pruned")
+    assert hollow.get_markerfacecolor() == "none" and points(ax, "x") == [(3.0, 3.0), (4.0, 4.0)]
+
+
+def test_a_cell_in_which_some_seeds_failed_has_its_accuracy_and_a_cross():
+    _, (ax,) = plots.panels(1, 1, (3, 3))
+    x = pd.Series([1.0, 2.0, 3.0])
+    plots.accuracy_map(ax, x, x, x / 10, failed=[0.0, 0.5, 1.0])
+    assert ax.collections[0].get_offsets()[:, 0].tolist() == [1.0, 2.0]
+    assert ax.collections[0].get_array().tolist() == [0.1, 0.2] and points(ax, "x") == [(2.0, 2.0), (3.0, 3.0)]
+
+
+def test_accuracy_over_the_rate_is_a_mean_with_crosses_where_a_seed_failed():
+    _, (ax,) = plots.panels(1, 1, (3, 3))
+    rows = [
+        {"arm": arm, "lr": lr, "val_acc": 0.5 + 0.1 * seed, "failed": int(arm == "NF" and lr == 4 and seed == 1)}
+        for arm in ("NF", "BN") for lr in (1, 4) for seed in (0, 1)
+    ]  # fmt: skip
+    plots.over_rate(ax, pd.DataFrame(rows), "arm", plots.looks(["NF", "BN"]), bounds=lambda v: (min(v), max(v)))
+    assert points(ax, "x") == [(4, pytest.approx(0.55))]
+    assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["1", "4"]
+    line = next(line for line in ax.lines if line.get_label() == "NF")
+    assert line.get_ydata().tolist() == pytest.approx([0.55, 0.55]) and line.get_marker() == "s"
+
+
+def test_an_axis_of_many_rates_marks_some_of_them():
+    _, (ax,) = plots.panels(1, 1, (3, 3))
+    plots.rate_axis(ax, [0.1 * 2**i for i in range(13)])
+    assert ax.get_xticks().tolist() == pytest.approx([0.1 * 4**i for i in range(7)])
+
+
+def test_a_legend_outside_names_each_label_once():
+    figure, (left, right) = plots.panels(1, 2, (6, 3))
+    for ax in (left, right):
+        ax.plot([0, 1], label="a")
+    right.plot([1, 0], label="b")
+    plots.legend_outside(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    figure.draw_without_rendering()
+    top = legend.get_window_extent().y1
+    assert all(top <= ax.get_tightbbox().y0 for ax in (left, right)), "it lies over no panel"
+
+
+def points(ax, marker=None):
+    """The points that lines without a dash draw, with this marker or with any."""
+    drawn = [line for line in ax.lines if line.get_linestyle() == "None" and marker in (None, line.get_marker())]
+    return [point for line in drawn for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]

@@ -16,12 +16,10 @@ from workbench.errors import WorkbenchError
 from workbench.files import target_path, write_whole
 from workbench.lab.compare.summary import LABELS, group_names
 from workbench.lab.compare.table import Comparison, words
-from workbench.lab.plots import style
+from workbench.lab.plots import FAILED, LOOKS, legend_outside, mark_failed, style
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST = 12  # groups in one figure that an eye can tell apart
-DASHES = ("-", "--", ":")
-FAILED = "#d55e00"  # vermilion
 AXES = {"samples_seen": "training images seen", "seconds": "device seconds", "step": "step"}
 
 
@@ -42,25 +40,21 @@ def curves_figure(comparison: Comparison, curves: pd.DataFrame, x: str = "sample
         on="run_id",
         suffixes=("", "_last"),
     )
-    colours = sns.color_palette("colorblind", 10)
-    any_failed = False
     for place, group in enumerate(shown):
-        look = {"color": colours[place % 10], "ls": DASHES[place // 10]}
+        color, marker = LOOKS[place % len(LOOKS)]
+        look = {"color": color, "ls": "-" if place < len(LOOKS) else "--", "marker": marker, "ms": 4, "markevery": 0.1}
         group_points = points[points.group == group]
         kept = group_points[group_points.failed != 1].groupby("step")
         if len(kept):
             along = kept[x].mean()
-            ax.fill_between(along, kept.val_acc.min(), kept.val_acc.max(), color=look["color"], alpha=0.18, lw=0)
+            ax.fill_between(along, kept.val_acc.min(), kept.val_acc.max(), color=color, alpha=0.18, lw=0)
         ax.plot(*((along, kept.val_acc.mean()) if len(kept) else ([], [])), lw=1.6, label=names[group], **look)
         for row in comparison.rows[(comparison.rows.group == group) & (comparison.rows.failed == 1)].itertuples():
             line = group_points[group_points.run_id == row.run_id]
             ax.plot(line[x], line.val_acc, lw=0.7, alpha=0.8, **look)
             end = {"samples_seen": row.samples_seen, "seconds": row.device_seconds, "step": row.failed_at_step}[x]
             last = line[x].max() if row.outcome == "complete" else end
-            ax.plot([last], [row.val_acc], "x", color=look["color"], ms=7, mew=1.6, zorder=5)
-            any_failed = True
-    if any_failed:
-        ax.plot([], [], "x", color="0.3", ms=7, mew=1.6, ls="none", label="a seed failed here")
+            mark_failed(ax, [last], [row.val_acc], "a seed failed here", color)
     more = f", best {len(shown)} of {len(comparison.table)} groups" if len(shown) < len(comparison.table) else ""
     ax.set(
         xlabel=AXES[x],
@@ -68,7 +62,7 @@ def curves_figure(comparison: Comparison, curves: pd.DataFrame, x: str = "sample
         title=f"mean of the seeds that did not fail, band: lowest to highest{more}",
     )
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=2)
+    legend_outside(figure, columns=2)
     return figure
 
 

@@ -2,39 +2,40 @@
 
 from workbench.lab.plots.depth import SIGNALS, check_figure, depth_axis, over_depth, signal_over_time_figure
 from workbench.lab.plots.examples import examples_figure
+from workbench.lab.plots.looks import ARM_LOOKS, FAILED, LOOKS, Look, in_order, looks, ordered_looks, shades, style
+from workbench.lab.plots.marks import accuracy_map, intervals, mark_failed, over_rate, seeds, trials
+from workbench.lab.plots.panels import accuracy_axis, legend_outside, log_axis, name_axis, panels, rate_axis, stacked
 from workbench.lab.plots.training_figures import curvature_figure, replay_figure
-from workbench.lab.plots.vocabulary import (
-    ARMS,
-    COLOURS,
-    CYCLE,
-    MARKERS,
-    arms_of,
-    arms_or_names,
-    graded,
-    look_of,
-    plain_log_ticks,
-    shades,
-    style,
-)
 
 __all__ = [
-    "ARMS",
-    "COLOURS",
-    "CYCLE",
-    "MARKERS",
+    "ARM_LOOKS",
+    "FAILED",
+    "LOOKS",
     "SIGNALS",
-    "arms_of",
-    "arms_or_names",
+    "Look",
+    "accuracy_axis",
+    "accuracy_map",
     "check_figure",
     "curvature_figure",
     "depth_axis",
     "examples_figure",
-    "graded",
-    "look_of",
+    "in_order",
+    "intervals",
+    "legend_outside",
+    "log_axis",
+    "looks",
+    "mark_failed",
+    "name_axis",
+    "ordered_looks",
     "over_depth",
-    "plain_log_ticks",
+    "over_rate",
+    "panels",
+    "rate_axis",
     "replay_figure",
+    "seeds",
     "shades",
     "signal_over_time_figure",
+    "stacked",
     "style",
+    "trials",
 ]

@@ -7,7 +7,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from workbench.lab.plots.vocabulary import COLOURS, plain_log_ticks, style
+from workbench.lab.plots.looks import ARM_LOOKS, FAILED, Look, style
+from workbench.lab.plots.marks import intervals
+from workbench.lab.plots.panels import legend_outside, panels, plain_log_ticks
 
 SIGNALS = {
     "mean_sq": "average squared channel mean",
@@ -20,32 +22,30 @@ SIGNALS = {
 def check_figure(table: pd.DataFrame) -> Figure:
     """A pre-flight: the trunk's variance, the branch's and the gradient's over depth, what is expected dashed, faults
     crossed. Columns: block, stage, var, residual_var, grad_var, verdict, and expected ones where there is a theory."""
-    style()
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, axes = panels(1, 3, (12, 3.6))
     bad = table[(table.block > 0) & ~table.verdict.isin(["sound", "matches theory", "starts as its shortcut"])]
     for ax, column in zip(axes, ("var", "residual_var", "grad_var"), strict=True):
         shown = table[table[column] > 0]
-        ax.plot(shown.block, shown[column], "o", ms=4, color=COLOURS["NF"], label="measured")
+        ax.plot(shown.block, shown[column], "o", ms=4, color=ARM_LOOKS["NF"].color, label="measured")
         if f"expected_{column}" in table:
             ax.plot(table.block, table[f"expected_{column}"], "--", lw=1, color="0.4", label="theory, of noise")
-        ax.plot(bad.block, bad[column], "x", ms=9, color=COLOURS["NF without scaled WS"], label="fault")
+        ax.plot(bad.block, bad[column], "x", ms=9, color=FAILED, label="fault")
         if len(shown):
             depth_axis(ax, table, column)
         ax.set(title=SIGNALS[column], xlabel="residual block (0 = stem)")
-    axes[0].legend(frameon=False, fontsize="small")
+    legend_outside(figure, axes)
     return figure
 
 
-def over_depth(ax, rows: pd.DataFrame, column: str, label: str, *, color, fmt: str) -> None:
-    """Mean over initialisations with their range, and the theory as a dashed line."""
+def over_depth(ax, rows: pd.DataFrame, column: str, label: str, look: Look) -> None:
+    """Draw the mean over initialisations with their range, and the theory as a dashed line."""
     rows = rows[rows[column].notna()]
     over = rows.groupby("block")[column]
     mean = over.mean()
-    spread = [(mean - over.min()).clip(lower=0), (over.max() - mean).clip(lower=0)]
-    ax.errorbar(mean.index, mean, yerr=spread, fmt=fmt, ms=4, capsize=2, lw=0.8, color=color, label=label)
+    intervals(ax, mean.index, mean, over.min(), over.max(), look, ms=4, capsize=2, label=label)
     if f"expected_{column}" in rows:
         theory = rows.groupby("block")[f"expected_{column}"].mean()
-        ax.plot(theory.index, theory, "--", color=color, lw=1)
+        ax.plot(theory.index, theory, "--", color=look.color, lw=1)
 
 
 def depth_axis(ax, rows: pd.DataFrame, column: str) -> None:

@@ -1,14 +1,17 @@
 """The first images of a data set, a column per class."""
 
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from workbench.data import Dataset
+if TYPE_CHECKING:  # who draws other figures does without torch
+    from workbench.data import Dataset
 
 CLASSES, EACH = 10, 3  # shown of the images
 
 
-def examples_figure(data: Dataset) -> Figure:
+def examples_figure(data: "Dataset") -> Figure:
     """The first training images of the first classes, a column a class, before they are normalised."""
     shown = min(CLASSES, len(data.classes))
     figure, axes = plt.subplots(

@@ -7,24 +7,24 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from workbench.lab.plots.vocabulary import COLOURS, plain_log_ticks, style
+from workbench.lab.plots.looks import ARM_LOOKS, FAILED, style
+from workbench.lab.plots.panels import panels, plain_log_ticks
 
 
 def curvature_figure(table: pd.DataFrame) -> Figure:
     """The edge of stability, learning rate times sharpness over training beside its limit; and the gradient noise scale
     with its 95 % interval. Columns: step, lr_x_sharpness, limit, sharpness, noise_scale, noise_low, noise_high."""
-    style()
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    axes[0].plot(table.step, table.sharpness, "o-", ms=3, color=COLOURS["NF"])
+    figure, axes = panels(1, 3, (12, 3.6))
+    axes[0].plot(table.step, table.sharpness, "o-", ms=3, color=ARM_LOOKS["NF"].color)
     axes[0].set(title="sharpness", ylabel="largest eigenvalue of the Hessian")
-    axes[1].plot(table.step, table.lr_x_sharpness, "o-", ms=3, color=COLOURS["NF"])
+    axes[1].plot(table.step, table.lr_x_sharpness, "o-", ms=3, color=ARM_LOOKS["NF"].color)
     axes[1].axhline(table.limit.iloc[0], color="0.4", ls="--", lw=1, label="limit of gradient descent")
     axes[1].set(title="learning rate x sharpness", ylim=(0, None))
     axes[1].legend(frameon=False, fontsize="small")
     finite = table[np.isfinite(table.noise_scale)]
     top = np.where(np.isfinite(finite.noise_high), finite.noise_high, finite.noise_scale)
-    axes[2].fill_between(finite.step, finite.noise_low, top, color=COLOURS["NF"], alpha=0.25, lw=0)
-    axes[2].plot(finite.step, finite.noise_scale, "o-", ms=3, color=COLOURS["NF"])
+    axes[2].fill_between(finite.step, finite.noise_low, top, color=ARM_LOOKS["NF"].color, alpha=0.25, lw=0)
+    axes[2].plot(finite.step, finite.noise_scale, "o-", ms=3, color=ARM_LOOKS["NF"].color)
     axes[2].set(title="gradient noise scale", ylabel="images", yscale="log")
     for ax in axes:
         ax.set(xlabel="step")
@@ -48,7 +48,7 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
         width_ratios=[28, *counts],
         layout="constrained",
     )
-    colours = dict(zip(names, (COLOURS["NF"], COLOURS["NF+AGC"]), strict=False))
+    colours = dict(zip(names, (ARM_LOOKS["NF"].color, ARM_LOOKS["NF+AGC"].color), strict=False))
     for name, look in zip(names, ("o-", "s--"), strict=False):
         rows = steps[steps.run == name]
         axes[0].plot(rows.step, rows.loss, look, ms=3, lw=1.2, color=colours[name], label=name)
@@ -74,7 +74,7 @@ def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tu
         if name in first:
             parameter, step = first[name]
             at = cells.columns.get_loc(step), parameters.index(parameter)
-            frame = plt.Rectangle(at, cells.shape[1] - at[0], 1, fill=False, ec="#d55e00", lw=2, clip_on=False)
+            frame = plt.Rectangle(at, cells.shape[1] - at[0], 1, fill=False, ec=FAILED, lw=2, clip_on=False)
             ax.add_patch(frame)
         if ax is not axes[1]:
             ax.set_yticks([])

@@ -30,6 +30,12 @@ class Interval:
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
+def t_bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Return the bounds of `t_interval`, as figures ask for them."""
+    interval = t_interval(values)
+    return interval.low, interval.high
+
+
 def points(difference: Interval) -> str:
     """A difference of accuracies in words: `-1.2 points [-2.0, -0.4]`; with two decimals where all is below a point."""
     in_points, spec = difference.map(lambda value: 100 * value), _points_spec(difference)

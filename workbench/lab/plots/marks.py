@@ -1,0 +1,133 @@
+"""Marks that mean the same in every figure: an estimate with its interval, a seed, and how a training ended.
+
+A filled glyph is a training that completed, a hollow one was pruned, and a cross failed. Nothing is dropped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from workbench.lab.plots.looks import FAILED, Look
+from workbench.lab.plots.panels import accuracy_axis, rate_axis
+
+Bounds = Callable[[Sequence[float]], tuple[float, float]]
+CROSS = {"marker": "x", "mew": 1.6, "ls": "none", "zorder": 5}
+
+
+def intervals(
+    ax: Axes, at: Any, mean: Any, low: Any, high: Any, look: Look, *, across: bool = False, line: str = "none", **more
+) -> None:
+    """Draw estimates with their bounds.
+
+    Args:
+        ax: Where to.
+        at: The places along the axis that is not of the estimates.
+        mean: The estimates.
+        low: Their lower bounds. NaN: none.
+        high: Their upper bounds. NaN: none.
+        look: Colour and glyph.
+        across: Whether the estimates are on the x-axis.
+        line: The style of a line that joins them.
+        more: Arguments of `ax.errorbar`, such as `label`.
+    """
+    at, mean, low, high = (np.atleast_1d(np.asarray(values, float)) for values in (at, mean, low, high))
+    bounds = np.clip(np.nan_to_num([mean - low, high - mean]), 0, None)
+    places = (mean, at) if across else (at, mean)
+    bars = {"xerr" if across else "yerr": bounds, "capsize": 3, "lw": 1.2}
+    glyph = {"color": look.color, "marker": look.marker, "ms": 5, "ls": line}
+    ax.errorbar(*places, **bars | glyph | more)
+
+
+def mark_failed(ax: Axes, x: Any, y: Any, label: str = "a seed failed", color: Any = FAILED) -> None:
+    """Cross out the points at which a training failed. Without points there is no entry in the legend."""
+    if np.size(x):
+        ax.plot(x, y, color=color, ms=8, label=label, **CROSS)
+
+
+def seeds(ax: Axes, place: float, values: pd.Series, failed: pd.Series, estimate: Any, look: Look, label: str) -> None:
+    """Draw each seed as a point, those that failed as crosses, and beside them the estimate with its interval.
+
+    Args:
+        ax: Where to.
+        place: On the x-axis.
+        values: One value per seed.
+        failed: 1 where the training failed.
+        estimate: The mean over seeds, with its bounds `low` and `high`.
+        look: Colour and glyph.
+        label: Of the points.
+    """
+    lost = failed.to_numpy() > 0
+    ax.plot(np.full((~lost).sum(), place), values[~lost], look.marker, color=look.color, alpha=0.6, label=label)
+    mark_failed(ax, np.full(lost.sum(), place), values[lost], color=look.color)
+    mean = Look("black", "_")
+    intervals(ax, place + 0.2, estimate.mean, estimate.low, estimate.high, mean, label="mean, 95 % interval")
+
+
+def trials(ax: Axes, x: pd.Series, y: pd.Series, look: Look, label: str, *, failed: Any, pruned: Any = False) -> None:
+    """Draw each training as a point: hollow where it was pruned, a cross where it failed."""
+    pruned, lost = (pd.Series(mark, x.index).astype(bool) for mark in (pruned, failed))
+    done = ~pruned & ~lost
+    points = {"marker": look.marker, "ls": "none", "color": look.color, "ms": 6}
+    if done.any():
+        ax.plot(x[done], y[done], label=label, **points)
+    if (pruned & ~lost).any():
+        ax.plot(x[pruned & ~lost], y[pruned & ~lost], **points | {"mfc": "none"}, label=f"{label}, pruned")
+    mark_failed(ax, x[lost], y[lost], f"{label}, failed", look.color)
+
+
+def accuracy_map(
+    ax: Axes, x: pd.Series, y: pd.Series, accuracy: pd.Series, *, failed: Any, pruned: Any = False
+) -> None:
+    """Draw trainings over two settings, the validation accuracy as colour, with a colour bar.
+
+    Args:
+        ax: Where to.
+        x: The first setting.
+        y: The second setting.
+        accuracy: Validation accuracy.
+        failed: The share of the seeds that failed. A point where some did not, a cross where some did.
+        pruned: Whether the training was pruned.
+    """
+    pruned, failed = pd.Series(pruned, x.index).astype(bool), pd.Series(failed, x.index).astype(float)
+    done = ~pruned & (failed < 1)
+    shown = ax.scatter(x[done], y[done], c=accuracy[done], cmap="viridis", s=55, edgecolors="none")
+    if pruned.any():
+        ax.plot(x[pruned], y[pruned], "v", mfc="none", mec="0.4", ms=6, label="pruned")
+    mark_failed(ax, x[failed > 0], y[failed > 0], "a training failed")
+    ax.figure.colorbar(shown, ax=ax, label="validation accuracy")
+
+
+def over_rate(
+    ax: Axes,
+    rows: pd.DataFrame,
+    by: str,
+    looks: Mapping[Any, Look],
+    names: Mapping | None = None,
+    bounds: Bounds | None = None,
+) -> None:
+    """Draw the mean validation accuracy over the peak learning rate, a line per value of a column.
+
+    Args:
+        ax: Where to.
+        rows: One row per training; columns lr, val_acc, failed and `by`.
+        by: The column that tells lines apart.
+        looks: By value of `by` its look.
+        names: By value of `by` its label in the legend. None: the value.
+        bounds: The interval (low, high) of the values of several seeds. None: no intervals.
+    """
+    for value, look in looks.items():
+        line = rows[rows[by] == value]
+        more = {"err_style": "bars", "err_kws": {"capsize": 3}} if bounds else {}
+        sns.lineplot(
+            line, x="lr", y="val_acc", color=look.color, marker=look.marker, mec=look.color, ms=5, lw=1.2,
+            errorbar=bounds, label=(names or {}).get(value, value), legend=False, ax=ax, **more,
+        )  # fmt: skip
+    cells = rows.groupby([by, "lr"]).agg(val_acc=("val_acc", "mean"), failed=("failed", "max")).reset_index()
+    lost = cells[(cells.failed > 0) & cells[by].isin(list(looks))]
+    mark_failed(ax, lost.lr, lost.val_acc)
+    rate_axis(ax, rows.lr)
+    accuracy_axis(ax, "validation")
