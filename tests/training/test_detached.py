@@ -172,6 +172,19 @@ def test_the_second_ctrl_c_ends_it_at_once(plan, tmp_path, one_thread):
     assert not worker.is_running()
 
 
+def test_a_killed_run_holds_its_folder_until_its_worker_has_saved(plan, tmp_path, one_thread):
+    """kill -9 of the parent: a start at once waits for the worker."""
+    out = tmp_path / "out"
+    running = start(plan, out, "--checkpoint-seconds", "0.2")
+    wait_for(lambda: checkpointed_steps(out), running)
+    running.kill()
+    running.wait()
+    assert processes_of(out)
+    results = Results(out)
+    assert not processes_of(out) and checkpointed_steps(out)
+    results.close()
+
+
 def test_the_time_given_is_kept(plan, tmp_path):
     summary = run_plan(plan, tmp_path / "out", device="cpu", limit_minutes=1e-6)
     assert (summary.done, summary.left) == (0, 3)

@@ -39,6 +39,7 @@ class Pool:
         claim: Callable[[int], Release | None] = claim_any,
         on_blocked: Callable[[], None] = lambda: None,
         on_retry: Callable[[Task, str], None] = lambda task, cause: None,
+        inherit: Sequence[int] = (),
     ):
         """Start nothing yet.
 
@@ -48,8 +49,10 @@ class Pool:
                 holds it.
             on_blocked: Called while other pools hold all seats.
             on_retry: Called with a task that runs again, and with what ended its worker.
+            inherit: Descriptors that the workers keep open, so that a lock on one is held until the last worker ends.
         """
         self.seats, self._claim, self._on_blocked, self._on_retry = seats, claim, on_blocked, on_retry
+        self._inherit = inherit
         self._waiting: deque[tuple[Task, int]] = deque()  # with the number of workers that died under it
         self._workers: list[_Worker] = []
         self._stopping = False
@@ -134,7 +137,7 @@ class Pool:
             return idle
         if idle is not None:
             self._dismiss(idle)
-        worker = _Worker(index, self.seats[index])
+        worker = _Worker(index, self.seats[index], self._inherit)
         self._workers.append(worker)
         return worker
 
@@ -178,11 +181,11 @@ class Pool:
 class _Worker:
     """The pool's end of the pipe: a process, its seat, and the task that it has."""
 
-    def __init__(self, index: int, seat: Seat):
+    def __init__(self, index: int, seat: Seat, inherit: Sequence[int]):
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workbench.pool.worker", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *inherit],
             env=os.environ | {"TQDM_DISABLE": "1"} | seat.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the parent, and the group can be ended as a whole

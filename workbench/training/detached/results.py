@@ -12,7 +12,9 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -23,10 +25,13 @@ from workbench.training.config import config_id
 from workbench.training.detached.records import FINISHED, RESULTS, Record, read_records, table_file
 
 LOCK = "lock"
+POLL = 0.2  # seconds between looks at a lock
 
 
 class Results:
     """The folder, made where it does not exist, and held by one process at a time.
+
+    The lock is inherited by the workers. So it outlasts a process that was killed until its workers have saved.
 
     Raises:
         WorkbenchError: Where another process holds it, and where it cannot be written.
@@ -50,14 +55,16 @@ class Results:
 
     def _hold(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise WorkbenchError(
-                f"{self.folder} is in use by {holder}: wait for it, end it, or choose another --out."
-            ) from error
+            while not self._locked():
+                self._lock.seek(0)
+                holder = self._lock.read().strip()
+                if not _is_gone(holder):
+                    self._lock.close()
+                    raise WorkbenchError(
+                        f"{self.folder} is in use by {holder or 'another process'}. Wait for it, end it, or choose "
+                        "another --out."
+                    )
+                time.sleep(POLL)  # its workers notice, save, and end
         except OSError as error:
             raise WorkbenchError(
                 f"{self.folder} cannot be locked ({error.strerror}): choose an --out on another file system."
@@ -65,6 +72,18 @@ class Results:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
         self._lock.flush()
+
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the lock, for the workers."""
+        return self._lock.fileno()
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -104,6 +123,20 @@ class Results:
             self.records[key] = record
         if self.finished(key):
             shutil.rmtree(self.checkpoints(key), ignore_errors=True)
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether the holder, as `_hold` wrote it, was a process of this machine that has ended."""
+    match = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if match is None or match[2] != platform.node():
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _cut_torn_line(file: Path) -> None:

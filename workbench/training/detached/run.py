@@ -134,7 +134,7 @@ class _Run:
         self.planned = len(trainings)
         self.pending = deque(training for training in trainings if not results.finished(training.key))
         self.summary = Summary(known=self.planned - len(self.pending))
-        self.pool = Pool(places, on_retry=self._retrying)
+        self.pool = Pool(places, on_retry=self._retrying, inherit=[results.descriptor])
         self.running: dict[str, tuple[Planned, float]] = {}  # by key, with the time of the start
         self.steps: dict[str, int] = {}
         self.tables: dict[str, dict[str, pd.DataFrame]] = {}
