@@ -2,9 +2,9 @@
 
 from workbench.lab.plots.depth import SIGNALS, check_figure, depth_axis, over_depth, signal_over_time_figure
 from workbench.lab.plots.examples import examples_figure
+from workbench.lab.plots.layout import accuracy_axis, legend_outside, log_axis, name_axis, panels, rate_axis, stacked
 from workbench.lab.plots.looks import ARM_LOOKS, FAILED, LOOKS, Look, in_order, looks, ordered_looks, shades, style
 from workbench.lab.plots.marks import accuracy_map, intervals, mark_failed, over_rate, seeds, trials
-from workbench.lab.plots.panels import accuracy_axis, legend_outside, log_axis, name_axis, panels, rate_axis, stacked
 from workbench.lab.plots.training_figures import curvature_figure, replay_figure
 
 __all__ = [

@@ -7,9 +7,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from workbench.lab.plots.layout import legend_outside, panels, plain_log_ticks
 from workbench.lab.plots.looks import ARM_LOOKS, FAILED, Look, style
 from workbench.lab.plots.marks import intervals
-from workbench.lab.plots.panels import legend_outside, panels, plain_log_ticks
 
 SIGNALS = {
     "mean_sq": "average squared channel mean",

@@ -11,8 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from workbench.lab.plots.layout import accuracy_axis, rate_axis
 from workbench.lab.plots.looks import FAILED, Look
-from workbench.lab.plots.panels import accuracy_axis, rate_axis
 
 Bounds = Callable[[Sequence[float]], tuple[float, float]]
 CROSS = {"marker": "x", "mew": 1.6, "ls": "none", "zorder": 5}

@@ -7,8 +7,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from workbench.lab.plots.layout import panels, plain_log_ticks
 from workbench.lab.plots.looks import ARM_LOOKS, FAILED, style
-from workbench.lab.plots.panels import panels, plain_log_ticks
 
 
 def curvature_figure(table: pd.DataFrame) -> Figure:
