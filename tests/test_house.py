@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -84,6 +85,13 @@ def test_the_code_is_formatted_and_linted():
             [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."], capture_output=True, text=True, cwd=CHECKOUT
         )
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("tool", ["codespell", "basedpyright"])
+def test_words_are_plain_and_types_are_right(tool):
+    """Spelling and words to avoid in all text; types in the rooms that other projects import."""
+    done = subprocess.run([Path(sys.prefix) / "bin" / tool], capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
