@@ -1,4 +1,4 @@
-"""Files: where one may be written, its hash, and writing it whole or not at all."""
+"""Check where a file can be written, hash a file, and write a file completely or not at all."""
 
 import hashlib
 import os
@@ -9,7 +9,18 @@ from workbench.errors import WorkbenchError, disk_error_message
 
 
 def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
-    """Where to write, checked before anything is computed: its suffix, and that only a file would be replaced."""
+    """Check that a file can be written, before anything is computed.
+
+    Args:
+        file: Path of the file. A leading `~` is expanded.
+        suffixes: Allowed suffixes, such as (".csv",).
+
+    Returns:
+        The path.
+
+    Raises:
+        WorkbenchError: If the suffix is not allowed, a file blocks the folder, or the path exists and is not a file.
+    """
     path = Path(file).expanduser()
     if path.suffix not in suffixes:
         raise WorkbenchError(f"{path} must end in {' or '.join(suffixes)}.")
@@ -18,27 +29,40 @@ def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
         raise WorkbenchError(f"cannot write {path} ({above} is a file): choose another place.")
     try:
         replaceable = not path.exists() or path.is_file()
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # such as a name that is too long
         raise WorkbenchError(f"cannot write {path} ({error.strerror}): choose another name.") from error
     if not replaceable:
-        raise WorkbenchError(f"{path} is no file that could be replaced: choose another name.")
+        raise WorkbenchError(f"{path} exists and is not a file: choose another name.")
     return path
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's bytes, 64 hex digits."""
+    """Return the SHA-256 hash of a file's bytes, 64 hex digits."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
-    """`write(path)` beside the target, then a rename: there is never half a file under its name."""
-    file = file.resolve()  # through a link to the file it means
+    """Write a file completely or not at all.
+
+    The content goes to a temporary file next to the target, which is then renamed.
+
+    Args:
+        file: The target. Missing folders are made.
+        write: Writes the content to the path that it gets.
+
+    Returns:
+        The resolved path of the target.
+
+    Raises:
+        WorkbenchError: If the file cannot be written.
+    """
+    file = file.resolve()  # a link stays a link: its target is replaced
     part = file.with_name(f".{os.getpid()}-{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-        mode = part.stat().st_mode  # as the umask has it
+        mode = part.stat().st_mode  # the default of the umask; `write` may set another
         write(part)
         part.chmod(mode)
         part.replace(file)

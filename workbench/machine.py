@@ -1,8 +1,8 @@
-"""What this machine has."""
+"""Properties of this machine."""
 
 import os
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,12 +1,13 @@
-"""The one way from a name to a network.
+"""Build networks from names.
 
 | name | network |
 |---|---|
-| `nf_resnet50` | one of this library |
+| `nf_resnet50` | a network of this library |
 | `my_net.py:build`, `package.module:build` | what a user's function returns, or a network that the module holds |
-| `normfree:` before either | the same without BatchNorm, see `workbench.normfree` |
+| `normfree:` before either | the same network without BatchNorm, see `workbench.normfree` |
 
-A training names its network, so that a worker or another machine can build it, and so that its result is recognised.
+A training stores the name of its network. A worker or another machine can then build the network, and the store
+recognises its results.
 """
 
 import copy
@@ -25,8 +26,8 @@ from workbench.normfree import example_input, normfree
 from workbench.source import source_hash
 
 NORMFREE = "normfree:"
-NORMFREE_PIXELS = 64  # a side, of the images on which `normfree` runs a network where no size is given
-SIZES = {  # what others call them
+NORMFREE_PIXELS = 64  # height and width of the images on which `normfree` runs a network, unless a size is given
+SIZES = {  # by parameter of ours, the names that users' functions have for it
     "num_classes": ("num_classes", "classes", "n_classes"),
     "in_channels": ("in_channels", "in_chans", "channels"),
 }
@@ -34,7 +35,14 @@ SIZES = {  # what others call them
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What is known of a network by its name alone: `norm` is "none", "batch" or another; sizes are pixels a side."""
+    """Properties of a network that follow from its name.
+
+    Attributes:
+        norm: Kind of normalization: "none", "batch" or another.
+        train_size: Height and width of training images, pixels.
+        test_size: Height and width of test images, pixels.
+        eval_style: How test images are cut: "squash", "crop" or "whole", see `workbench.data.preprocess`.
+    """
 
     norm: str
     train_size: int
@@ -43,20 +51,21 @@ class NetworkInfo:
 
 
 def is_library(name: str) -> bool:
-    """Whether a name stands for a network exactly as this library has it."""
+    """Return whether a name stands for an unchanged network of this library."""
     return ":" not in name
 
 
 def is_user_network(name: str) -> bool:
-    """Whether building the network runs a user's code."""
+    """Return whether building the network runs a user's code."""
     return user_code.is_user_code(name.removeprefix(NORMFREE))
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot stand for a network. Reads no file and runs no code.
+    """Check that a name can stand for a network. Read no file and run no code.
 
     Raises:
-        WorkbenchError: For an unknown network of the library, with the nearest one, and for a malformed name.
+        WorkbenchError: If the name is malformed, or the library has no such network. The message suggests the nearest
+            network.
     """
     inner = name.removeprefix(NORMFREE)
     if is_user_network(name) or inner.endswith(".py"):
@@ -66,10 +75,10 @@ def check_name(name: str) -> None:
 
 
 def located(name: str) -> str:
-    """The name by which the network is the same from every folder.
+    """Return a name of the same network that works from every folder.
 
     Raises:
-        WorkbenchError: If a user's file is missing.
+        WorkbenchError: If the name is malformed or unknown, or a user's file is missing.
     """
     check_name(name)
     prefix = NORMFREE if name.startswith(NORMFREE) else ""
@@ -77,20 +86,23 @@ def located(name: str) -> str:
 
 
 def source_of(name: str) -> str:
-    """The hash of a user's code, see `user_code.source_hash_of`; empty for a network of the library."""
+    """Return the hash of a user's code; empty for a network of the library. See `user_code.source_hash_of`."""
     return user_code.source_hash_of(user_code.located(name.removeprefix(NORMFREE))) if is_user_network(name) else ""
 
 
 def builder_hash(name: str) -> str:
-    """The hash of what, next to the models themselves, turns a name into a network; empty for the library's own."""
+    """Return the hash of the code that builds a network from a name; empty for a network of the library.
+
+    The hash does not cover the models.
+    """
     return "" if is_library(name) else source_hash("normfree", "networks.py", "user_code.py")
 
 
 def network_info(name: str) -> NetworkInfo:
-    """What a name says of its network. Nothing is built.
+    """Return the properties that follow from a network's name. Build nothing.
 
     Raises:
-        WorkbenchError: For an unknown network of the library, with the nearest one.
+        WorkbenchError: If the library has no such network. The message suggests the nearest one.
     """
     norm = "none" if name.startswith(NORMFREE) else "batch"
     if is_user_network(name):
@@ -101,25 +113,26 @@ def network_info(name: str) -> NetworkInfo:
 
 
 def build_network(name: str, num_classes: int | None = None, in_channels: int | None = None, **arguments) -> nn.Module:
-    """Build the network that a name stands for.
+    """Build a network from its name.
 
-    A user's function runs once. It gets the numbers of classes and channels if it has parameters for them. On
-    torch.device("meta") a user's network, and what `normfree` makes, is built on the CPU all the same.
+    A user's function runs once. It gets the numbers of classes and channels if it has parameters for them. User
+    networks and `normfree:` networks are built on the CPU, even within torch.device("meta").
 
     Args:
-        name: See the table above.
-        num_classes: None leaves it to the network: 1000 for those of the library.
-        in_channels: Channels of the images; None leaves it to the network.
-        **arguments: Those of `create_model`, or of the user's function, which may also be given as a dictionary
-            `arguments`. `normfree:` takes `skip_gain` and `image_size` (pixels a side of the images on which it runs
-            the network). `source`, the hash of a user's code, must be today's.
+        name: A name as in the table at the top of this module.
+        num_classes: Number of classes. None: the network's default, which is 1000 for those of the library.
+        in_channels: Channels of the images. None: the network's default.
+        **arguments: Arguments of `create_model`, or of the user's function. For a user's function you can also give
+            them as a dictionary `arguments`. `normfree:` takes `skip_gain` and `image_size` (height and width of the
+            images on which it runs the network, pixels). `source` is the hash of a user's code and must match the
+            current code.
 
     Returns:
-        The network. Its `recipe` says how it was built.
+        The network. Its attribute `recipe` holds the name and the arguments.
 
     Raises:
-        WorkbenchError: For a name, file, module or function that does not exist, with the nearest name; for
-            arguments that the function does not take; for code that breaks, or returns no nn.Module.
+        WorkbenchError: If the name, file, module or function does not exist, the function does not take the
+            arguments, or the code fails or does not return an nn.Module.
     """
     check_name(name)
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
@@ -140,10 +153,10 @@ def build_network(name: str, num_classes: int | None = None, in_channels: int | 
             images = example_input(model, image_size or NORMFREE_PIXELS, in_channels)
             model = normfree(model, images, skip_gain=skip_gain).model
     wanted = {"blocks": ()} | ({} if num_classes is None else {"num_classes": num_classes})
-    for attribute, value in wanted.items():  # what a training asks of ours
+    for attribute, value in wanted.items():  # a training reads these from our networks
         if not hasattr(model, attribute):
             setattr(model, attribute, value)
-    model.recipe = recipe
+    model.recipe = recipe  # pyright: ignore[reportArgumentType]  # nn.Module's stub allows only tensors and modules
     return model
 
 
@@ -153,26 +166,35 @@ def _user_network(
     place = user_code.located(name)
     if source is not None and source != (now := user_code.source_hash_of(place)):
         raise WorkbenchError(
-            f"{name} has changed: `source` (={source}) is now {now}. Take it out of `model_args` to train the network "
-            "as it is."
+            f"{name} has changed: `source` is {source}, but the hash of its code is now {now}. Remove `source` from "
+            "`model_args` to train the network as it is."
         )
     with user_code.loaded(place) as function:
         arguments = {**_sizes_taken(function, sizes), **(arguments or {}), **more}
         if isinstance(function, nn.Module) and not arguments:
-            return copy.deepcopy(function)  # a module that is imported once keeps it
+            return copy.deepcopy(function)  # Python imports a module once, so each build must get a new network
         try:
             model = function(**arguments)
         except TypeError as error:
             raise WorkbenchError(f"{name} cannot be called with {arguments or 'no arguments'} ({error}).") from error
-        except Exception as error:  # whatever a user's function does
-            raise WorkbenchError(f"{name} broke off ({type(error).__name__}: {error}).") from error
+        except Exception as error:  # a user's function can raise anything
+            raise WorkbenchError(f"{name} failed ({type(error).__name__}: {error}).") from error
     if not isinstance(model, nn.Module):
-        raise WorkbenchError(f"{name} must return an nn.Module, not {type(model).__name__}.")
+        raise WorkbenchError(f"{name} must return an nn.Module, not {type(model).__name__}. Check its return value.")
     return model
 
 
 def sizes_taken(name: str, num_classes: int, in_channels: int) -> dict[str, int]:
-    """The numbers of classes and channels under the names that a user's function has for them. Runs the code."""
+    """Return the numbers of classes and channels as arguments of a user's function. Run the user's code.
+
+    Args:
+        name: Name of a user's network.
+        num_classes: Number of classes.
+        in_channels: Channels of the images.
+
+    Returns:
+        By parameter of the function its value. Sizes that the function does not take are left out.
+    """
     with user_code.loaded(user_code.located(name.removeprefix(NORMFREE))) as function:
         return _sizes_taken(function, {"num_classes": num_classes, "in_channels": in_channels})
 

@@ -1,7 +1,10 @@
-"""Where things are: the root of the workbench, and its data.
+"""Folders of the workbench: its root, its package and its data.
 
-The root is the folder that holds the file `.workbench`: the one that WORKBENCH_ROOT names, else the nearest one
-upwards from the working directory, else the nearest one upwards from this package (a checkout installed in place).
+The root is the first of these folders:
+
+1. the folder that WORKBENCH_ROOT names;
+2. the nearest folder at or above the working directory that holds the file `.workbench`;
+3. the nearest such folder above this package (a checkout that is installed in place).
 """
 
 import os
@@ -13,13 +16,17 @@ MARKER = ".workbench"
 
 
 def root() -> Path:
-    """The workbench's root folder, absolute."""
+    """Return the absolute path of the workbench's root folder.
+
+    Raises:
+        WorkbenchError: If no root exists, or WORKBENCH_ROOT is not a folder.
+    """
     named = os.environ.get("WORKBENCH_ROOT")
     if named:
         folder = Path(named).expanduser().resolve()
         if not folder.is_dir():
             raise WorkbenchError(
-                f"WORKBENCH_ROOT (={named}) must be an existing folder: create it, or unset the variable."
+                f"WORKBENCH_ROOT must be an existing folder, got {named}. Create it, or unset the variable."
             )
         return folder
     for start in (Path.cwd(), Path(__file__).resolve().parent):
@@ -27,17 +34,17 @@ def root() -> Path:
             if (folder / MARKER).is_file():
                 return folder
     raise WorkbenchError(
-        f"no workbench found upwards from {Path.cwd()}: change into a checkout, set WORKBENCH_ROOT to one, "
-        f"or make this folder one with `touch {MARKER}`."
+        f"no workbench found in {Path.cwd()} or above. Change into a checkout, set WORKBENCH_ROOT to one, "
+        f"or run `touch {MARKER}` to use this folder."
     )
 
 
 def import_folder() -> Path:
-    """The folder from which this package is imported: what PYTHONPATH must name for another process."""
+    """Return the folder that PYTHONPATH must contain, so that another process can import this package."""
     return Path(__file__).resolve().parents[1]
 
 
 def data_folder() -> Path:
-    """Where data sets lie: WORKBENCH_DATA, else `data/` under the root."""
+    """Return the folder of the data sets: WORKBENCH_DATA, or else `data/` under the root."""
     named = os.environ.get("WORKBENCH_DATA")
     return Path(named).expanduser().resolve() if named else root() / "data"

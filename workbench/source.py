@@ -1,4 +1,4 @@
-"""Names code by a hash that changes with a line of code, and not with a comment, a docstring or the layout."""
+"""Hash source code. Comments, docstrings and layout do not change the hash."""
 
 import ast
 import hashlib
@@ -8,11 +8,14 @@ from pathlib import Path
 
 @lru_cache
 def source_hash(*parts: str, leave_out: tuple[str, ...] = ()) -> str:
-    """Hash these folders and files of the package, 16 hex digits.
+    """Hash folders and files of this package.
 
     Args:
         *parts: Paths below the package, such as "models" or "networks.py".
-        leave_out: Folders and files of them that do not count.
+        leave_out: Folders and files below the package to leave out.
+
+    Returns:
+        16 hex digits.
     """
     package = Path(__file__).resolve().parent
     out = {package / part for part in leave_out}
@@ -23,7 +26,15 @@ def source_hash(*parts: str, leave_out: tuple[str, ...] = ()) -> str:
 
 
 def files_hash(top: Path, files: list[Path]) -> str:
-    """A hash of the syntax trees of these files, and of their names below `top`, 16 hex digits."""
+    """Hash the syntax trees of Python files, and their paths below `top`.
+
+    Args:
+        top: Folder that contains the files.
+        files: The files. Their order counts.
+
+    Returns:
+        16 hex digits.
+    """
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(top)}\n{syntax_without_docstrings(file.read_text())}\n".encode())
@@ -31,7 +42,10 @@ def files_hash(top: Path, files: list[Path]) -> str:
 
 
 def syntax_without_docstrings(source: str) -> str:
-    """The syntax tree of Python source as text: equal for two sources that differ in comments, layout or docstrings."""
+    """Return the syntax tree of Python source as text, without docstrings.
+
+    Two sources that differ only in comments, layout or docstrings give the same text.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

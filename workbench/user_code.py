@@ -1,7 +1,7 @@
-"""A user's code: a name that means the same everywhere, a hash of what it says, and the function it names.
+"""User code: names that work from every folder, hashes of the code, and loading of functions.
 
-Names are `file.py:function` or `package.module:function`. Whoever builds the network runs the code, so a
-configuration, recipe or plan that names one deserves the same trust as the code itself.
+Names are `file.py:function` or `package.module:function`. Building a network runs the named code. So trust a
+configuration, recipe or plan only as much as the code that it names.
 """
 
 import ast
@@ -18,31 +18,34 @@ from workbench.source import files_hash
 
 
 def is_user_code(name: str) -> bool:
-    """Whether a name stands for a user's function, and not for something of this library."""
+    """Return whether a name stands for a user's function, and not for a network of this library."""
     return ":" in name
 
 
 def check_form(name: str) -> None:
-    """Refuse a name that is neither `file.py:function` nor `package.module:function`. Reads no file.
+    """Check that a name has the form `file.py:function` or `package.module:function`. Read no file.
 
     Raises:
-        WorkbenchError: If the file, the module or the function is missing in the name.
+        WorkbenchError: If the name lacks the file, the module or the function.
     """
     where, _, function = name.rpartition(":")
     if name.endswith(".py"):
-        raise WorkbenchError(f"`{name}` names a file: say which function of it builds the network, {name}:function.")
+        raise WorkbenchError(
+            f"`{name}` names a file without a function. Give the function that builds the network: {name}:function."
+        )
     dotted = where.removesuffix(".py") if where.endswith(".py") else where
     if not function.isidentifier() or not dotted:
         raise WorkbenchError(f"`{name}` must have the form file.py:function or package.module:function.")
 
 
 def located(name: str) -> str:
-    """The same function by a name that means the same from every folder.
+    """Return a name of the same function that works from every folder.
 
-    A file below the root is named from there, any other file by its whole path. Names of modules stay as they are.
+    A file below the root gets its path from the root, and any other file its absolute path. Names of modules stay as
+    they are.
 
     Raises:
-        WorkbenchError: If there is no such file.
+        WorkbenchError: If the file does not exist.
     """
     where, _, function = name.rpartition(":")
     if not where.endswith(".py"):
@@ -50,15 +53,21 @@ def located(name: str) -> str:
     given = Path(where).expanduser()
     file = next((f.resolve() for f in (given, root() / given) if f.is_file()), None)
     if file is None:
-        raise WorkbenchError(f"there is no file {where}, neither in {Path.cwd()} nor in {root()}.")
+        raise WorkbenchError(f"there is no file {where} in {Path.cwd()} or in {root()}. Check the path.")
     return f"{file.relative_to(root()) if file.is_relative_to(root()) else file}:{function}"
 
 
 def source_hash_of(name: str) -> str:
-    """Name the code behind a located name, 16 hex digits. Reads files and runs none of them.
+    """Hash the code behind a located name. Run none of it.
 
-    Covers the syntax trees, without docstrings, of its file and of the files that this one imports, directly or
-    not, from its own folder or package.
+    The hash covers the syntax trees, without docstrings, of the named file and of its imports. Imports count, direct
+    or indirect, if they come from the same folder or package.
+
+    Args:
+        name: A name from `located`.
+
+    Returns:
+        16 hex digits.
 
     Raises:
         WorkbenchError: If a file or module is missing, or is not Python.
@@ -66,18 +75,25 @@ def source_hash_of(name: str) -> str:
     return files_hash(*_files(name))
 
 
-_known: dict[str, str] = {}  # name: the hash of the code that this process has imported for it
+_known: dict[str, str] = {}  # by name the hash of the code that this process imported
 
 
 @contextlib.contextmanager
 def loaded(name: str) -> Iterator[Callable]:
-    """Run the code behind a located name once and hand out the function, or the network, that it names.
+    """Run the code behind a located name once and provide the named function or network.
 
-    Within the context the modules next to a user's file can be imported. Modules that have changed, or that hide
-    others of the same name, are imported again.
+    Within the context, the modules next to a user's file can be imported. Modules that changed, or that hide others
+    of the same name, are imported again.
+
+    Args:
+        name: A name from `located`.
+
+    Yields:
+        The function, or a network that the module holds.
 
     Raises:
-        WorkbenchError: If the code is missing or breaks, and, with the nearest name, if the function is missing.
+        WorkbenchError: If the code is missing or fails, or the function is missing. In the last case the message
+            suggests the nearest name.
     """
     where, _, function = name.rpartition(":")
     top, files = _files(name)
@@ -101,7 +117,7 @@ def loaded(name: str) -> Iterator[Callable]:
 
 
 def _imported(where: str):
-    """The module of a file, run afresh, or of a dotted name."""
+    """Import a dotted name, or run a file and return its module."""
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)
@@ -111,16 +127,16 @@ def _imported(where: str):
         sys.modules.setdefault(file.stem, module)
         spec.loader.exec_module(module)
         return module
-    except Exception as error:  # whatever a user's file does when it runs
+    except Exception as error:  # a user's file can raise anything
         raise WorkbenchError(f"cannot import {where} ({type(error).__name__}: {error}).") from error
 
 
 def _files(name: str) -> tuple[Path, list[Path]]:
-    """The folder from which a located name's code is named, and the files of it, in order."""
+    """Return the top folder of a located name's code and the sorted files of the code."""
     where = name.rpartition(":")[0]
     file = root() / Path(where).expanduser() if where.endswith(".py") else _file_of_module(where)
     if not file.is_file():
-        raise WorkbenchError(f"there is no file {file}: give package.module:function or file.py:function.")
+        raise WorkbenchError(f"there is no file {file}. Give file.py:function or package.module:function.")
     top = file.parent if where.endswith(".py") else file.parents[where.count(".") + (file.name == "__init__.py")]
     try:
         return top, sorted(_with_imports(file, top))
@@ -129,20 +145,20 @@ def _files(name: str) -> tuple[Path, list[Path]]:
 
 
 def _file_of_module(where: str) -> Path:
-    """The file of a dotted module, looked for in the working directory first. The module itself does not run."""
+    """Find the file of a dotted module, first in the working directory. Do not run the module."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         spec = importlib.util.find_spec(where)
         if spec is None or not spec.has_location:
             raise ModuleNotFoundError(f"No module named '{where}'")
-    except Exception as error:  # a parent package runs to find its parts
+    except Exception as error:  # to find a module, Python runs its parent packages
         raise WorkbenchError(f"cannot import {where} ({type(error).__name__}: {error}).") from error
     return Path(spec.origin)
 
 
 def _with_imports(file: Path, top: Path) -> set[Path]:
-    """The file and those under `top` that it imports, directly or not."""
+    """Return the file and all files that it imports directly or indirectly from its folder or from `top`."""
     files, todo = {file}, [file]
     while todo:
         here = todo.pop()
