@@ -1,4 +1,4 @@
-"""One pool of processes on this machine, for detached runs and for the lab. It needs Python alone."""
+"""Pool of worker processes on this machine, for detached runs and for the lab. It needs only Python."""
 
 from workbench.pool.dispatch import Pool
 from workbench.pool.seats import Seat, seats, visible_gpus

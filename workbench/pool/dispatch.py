@@ -1,6 +1,6 @@
-"""The pool: hands tasks to worker processes and returns their outcomes.
+"""Pool that gives tasks to worker processes and returns their outcomes.
 
-A worker talks through a pipe of its own, so that killing one (-9) harms no other: its task goes to another worker.
+Each worker has its own pipe, so killing one (-9) harms no other. Its task then goes to another worker.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from workbench.pool.seats import Seat
 from workbench.pool.task import Outcome, Task
 
 GRACE = 15.0  # seconds for stopped tasks to save what they have
-POLL = 0.2  # seconds between looks at seats and processes
-EXIT = 1.0  # seconds for a worker whose pipe broke to have an exit code
+POLL = 0.2  # seconds between checks of seats and processes
+EXIT = 1.0  # seconds to wait for the exit code of a worker whose pipe broke
 
 Release = Callable[[], None]
 
 
 def claim_any(index: int) -> Release | None:
-    """Claim a seat that no other pool wants."""
+    """Claim a seat that no other pool uses."""
     return lambda: None
 
 
 class Pool:
-    """Runs one task a seat, in processes that start when first needed and stay."""
+    """Run one task per seat, in processes that start on first use and stay."""
 
     def __init__(
         self,
@@ -41,44 +41,44 @@ class Pool:
         on_retry: Callable[[Task, str], None] = lambda task, cause: None,
         inherit: Sequence[int] = (),
     ):
-        """Start nothing yet.
+        """Make a pool without starting a process.
 
         Args:
-            seats: One for each task that runs at a time.
-            claim: Claims a seat by its index before a task starts, and returns what releases it. None: another pool
-                holds it.
+            seats: One seat for each task that runs at a time.
+            claim: Claims a seat by its index before a task starts. It returns a function that releases the seat, or
+                None if another pool holds it.
             on_blocked: Called while other pools hold all seats.
-            on_retry: Called with a task that runs again, and with what ended its worker.
-            inherit: Descriptors that the workers keep open, so that a lock on one is held until the last worker ends.
+            on_retry: Called with each task that runs again, and with the cause.
+            inherit: File descriptors that the workers keep open. A lock on one lasts until the last worker ends.
         """
         self.seats, self._claim, self._on_blocked, self._on_retry = seats, claim, on_blocked, on_retry
         self._inherit = inherit
-        self._waiting: deque[tuple[Task, int]] = deque()  # with the number of workers that died under it
+        self._waiting: deque[tuple[Task, int]] = deque()  # tasks, and how many workers died while they ran each
         self._workers: list[_Worker] = []
         self._stopping = False
 
     @property
     def workers(self) -> int:
-        """How many tasks run at a time."""
+        """Number of tasks that can run at a time."""
         return len(self.seats)
 
     def has_room(self) -> bool:
-        """Whether a task that is submitted now would start now."""
+        """Return whether a task that is submitted now starts at once."""
         return len(self._waiting) + len(self._busy()) < len(self.seats)
 
     def submit(self, task: Task) -> None:
-        """Take a task, which starts as soon as a seat is free: in the order of submission."""
+        """Add a task. Tasks start in the order of submission, as soon as a seat is free."""
         self._waiting.append((task, 0))
         self._start()
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> Outcome | None:
-        """Answer messages until a task has ended.
+        """Answer messages until a task ends.
 
         Args:
-            until: Asked several times a second. True gives up waiting.
+            until: Called several times a second. If it returns True, waiting ends.
 
         Returns:
-            The outcome of the task; None when no task is under way, or `until` says True.
+            The outcome of the task; None if no task is left, or `until` returned True.
         """
         while (self._waiting or self._busy()) and not until():
             self._start()
@@ -90,7 +90,7 @@ class Pool:
             for worker in busy:
                 if worker.pipe in ready:
                     outcome = self._hear(worker)
-                elif worker.process.poll() is not None and not worker.pipe.poll():  # its children keep the pipe open
+                elif worker.process.poll() is not None and not worker.pipe.poll():  # children may keep the pipe open
                     outcome = self._lost(worker)
                 else:
                     continue
@@ -99,14 +99,18 @@ class Pool:
         return None
 
     def interrupt(self) -> None:
-        """Ask the tasks under way to save what they have and stop. `wait` then returns how they ended."""
+        """Ask running tasks to save their state and stop. `wait` then returns their outcomes."""
         self._waiting.clear()
         self._stopping = True
         for worker in self._workers:
             worker.process.terminate()
 
     def stop(self, at_once: bool = False) -> None:
-        """End all workers. Tasks under way first save what they have, unless `at_once`."""
+        """End all workers.
+
+        Args:
+            at_once: Kill running tasks. Otherwise they first save their state.
+        """
         self._waiting.clear()
         if not at_once:
             self.interrupt()
@@ -122,7 +126,7 @@ class Pool:
         return [worker for worker in self._workers if worker.task is not None]
 
     def _start(self) -> None:
-        """Give waiting tasks, in order, to workers at seats that this pool can claim."""
+        """Give waiting tasks, in order, to the seats that this pool can claim."""
         taken = {worker.index for worker in self._busy()}
         for index in range(len(self.seats)):
             if not self._waiting:
@@ -154,18 +158,18 @@ class Pool:
         worker.free()
         if kind == "value":
             return Outcome(task, value=content[0])
-        self._dismiss(worker)  # an error may have left a GPU unusable: the next task gets a new process
+        self._dismiss(worker)  # an error may leave a GPU unusable, so the next task gets a new process
         return Outcome(task, error=content[0], details=content[1])
 
     def _lost(self, worker: "_Worker") -> Outcome | None:
-        """Have the task of a dead worker run again, or return that it cannot."""
+        """Run the task of a dead worker again, or return its outcome if it has no retries left."""
         task, deaths = worker.task, worker.deaths + 1
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(timeout=EXIT)  # for its exit code
         code = worker.process.returncode
         self._dismiss(worker)
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        cause = f"its worker ended {how}"
+        cause = f"the worker process ended {how}"
         if deaths <= task.retries and not self._stopping:
             self._waiting.appendleft((task, deaths))
             self._on_retry(task, cause)
@@ -179,7 +183,7 @@ class Pool:
 
 
 class _Worker:
-    """The pool's end of the pipe: a process, its seat, and the task that it has."""
+    """The pool's side of a worker: its process, pipe, seat and task."""
 
     def __init__(self, index: int, seat: Seat, inherit: Sequence[int]):
         ours, theirs = socket.socketpair()
@@ -188,13 +192,13 @@ class _Worker:
             pass_fds=[theirs.fileno(), *inherit],
             env=os.environ | {"TQDM_DISABLE": "1"} | seat.environment,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent, and the group can be ended as a whole
+            start_new_session=True,  # Ctrl-C reaches only the parent, and the whole group can be killed
         )
         theirs.close()
         self.pipe = connection.Connection(ours.detach())
         self.index = index
         self.task: Task | None = None
-        self.deaths = 0  # of the workers that had this task before
+        self.deaths = 0  # workers that died while they ran this task
         self._release: Release | None = None
 
     def give(self, task: Task, deaths: int, release: Release) -> None:
@@ -202,7 +206,7 @@ class _Worker:
         self._send((task.function, task.arguments, task.environment))
 
     def answer(self, message: object) -> None:
-        """Send what the task's `on_message` answers. The worker waits, so it gets None where that is interrupted."""
+        """Send the answer of the task's `on_message`. The worker waits for it, so an exception sends None."""
         reply = None
         try:
             reply = self.task.on_message(message)
@@ -210,20 +214,20 @@ class _Worker:
             self._send(reply)
 
     def free(self) -> None:
-        """Give up the task and the seat."""
+        """Release the task and the seat."""
         self.task = None
         if self._release is not None:
             self._release()
             self._release = None
 
     def end(self) -> None:
-        """Kill the process and whatever it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS reports a group of zombies as the latter
+        """Kill the process and its children."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.pipe.close()
         self.free()
 
     def _send(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # `wait` notices a worker that is dead
+        with contextlib.suppress(OSError):  # `wait` notices a dead worker
             self.pipe.send(message)

@@ -1,4 +1,4 @@
-"""Seats: where one task runs at a time, with its GPU and its share of the cores."""
+"""Seats of a pool. A seat runs one task at a time, with its GPU and its share of the cores."""
 
 import os
 from collections.abc import Sequence
@@ -10,25 +10,33 @@ from workbench.machine import cores
 
 @dataclass(frozen=True)
 class Seat:
-    """A place for one worker: `gpu` is the only one that it sees, None for no GPU."""
+    """Place for one worker.
+
+    Attributes:
+        gpu: The only GPU that the worker sees, as in CUDA_VISIBLE_DEVICES. None: no GPU.
+        threads: Number of CPU threads.
+    """
 
     gpu: str | None
     threads: int
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that its process starts with."""
+        """Environment variables of the worker process."""
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         return threads | {"CUDA_VISIBLE_DEVICES": self.gpu or ""}
 
 
 def seats(workers: int, gpus: Sequence[str] = (), threads: int | None = None) -> list[Seat]:
-    """Deal the GPUs out over the seats, in turn.
+    """Make seats and assign the GPUs to them in turn.
 
     Args:
-        workers: The number of seats.
-        gpus: Names as CUDA_VISIBLE_DEVICES has them. None of them hides all GPUs.
-        threads: Threads of each seat. None takes OMP_NUM_THREADS, or else an equal share of the cores.
+        workers: Number of seats.
+        gpus: Names of the GPUs, as in CUDA_VISIBLE_DEVICES. If empty, the workers see no GPU.
+        threads: Threads of each seat. None: OMP_NUM_THREADS, or else an equal share of the cores.
+
+    Returns:
+        The seats.
     """
     threads = threads or _threads_of_environment() or max(1, cores() // workers)
     return [Seat(gpus[i % len(gpus)] if gpus else None, threads) for i in range(workers)]
@@ -40,9 +48,12 @@ def _threads_of_environment() -> int | None:
 
 
 def visible_gpus() -> list[str]:
-    """Name this machine's GPUs, as CUDA_VISIBLE_DEVICES has them.
+    """Return the names of this machine's GPUs, as in CUDA_VISIBLE_DEVICES.
 
-    WORKBENCH_GPUS (a number) pretends that there are some, to try placement without any.
+    WORKBENCH_GPUS (a number) simulates GPUs, to try placement without them.
+
+    Raises:
+        WorkbenchError: If WORKBENCH_GPUS is not a whole number.
     """
     if (pretended := pretended_gpus()) is not None:
         return [str(i) for i in range(pretended)]
@@ -53,10 +64,14 @@ def visible_gpus() -> list[str]:
 
 
 def pretended_gpus() -> int | None:
-    """Return the number in WORKBENCH_GPUS; None where it is not set."""
+    """Return the number in WORKBENCH_GPUS; None if it is not set.
+
+    Raises:
+        WorkbenchError: If the value is not a whole number.
+    """
     text = os.environ.get("WORKBENCH_GPUS")
     if not text:
         return None
     if not text.isdigit():
-        raise WorkbenchError(f"WORKBENCH_GPUS (={text}) must be a number of GPUs to pretend, or unset.")
+        raise WorkbenchError(f"WORKBENCH_GPUS must be a whole number of GPUs, got '{text}'. Unset it to use real GPUs.")
     return int(text)

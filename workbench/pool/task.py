@@ -1,11 +1,11 @@
-"""A task and its outcome: what goes to a worker, and what comes back.
+"""Tasks, which go to a worker, and their outcomes.
 
-A task is a function, named so that another process can import it, and plain data:
+A task names a function, which another process can import, and its arguments as plain data:
 
     function(arguments, send, stop) -> plain data
 
-`send(message)` reaches the `on_message` of the task, in the process that submitted it, and returns its answer.
-`stop()` asks the function to end early. The function then saves what it has and raises KeyboardInterrupt.
+`send(message)` calls the task's `on_message` in the process that submitted it, and returns the answer. `stop()`
+returns whether the function must end early. If so, the function saves its state and raises KeyboardInterrupt.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-RETRIES = 2  # of a task whose worker died under it
-STOPPED = "stopped"  # the error of a task that saved what it had and ended early
+RETRIES = 2  # of a task whose worker died
+STOPPED = "stopped"  # error of a task that saved its state and ended early
 
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work.
+    """Function call to run in a worker.
 
     Attributes:
-        name: Identifies the task to whoever submitted it.
-        function: "package.module:name".
-        arguments: Plain data, the function's first argument.
+        name: Identifies the task for its submitter.
+        function: Name of the function, as "package.module:name".
+        arguments: First argument of the function, plain data.
         on_message: Answers the messages of the function.
-        environment: Variables that are set while the function runs.
+        environment: Environment variables to set while the function runs.
         retries: How often the task runs again after its worker died.
     """
 
@@ -43,14 +43,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The value of a task, or its error.
+    """Value or error of a task.
 
     Attributes:
         task: The task as it was submitted.
         value: What the function returned.
-        error: Type and text of the error, on one line.
-        details: The worker's traceback.
-        died: Whether the worker was lost each time. False where the function raised.
+        error: Type and text of the error, on one line. None: no error.
+        details: Traceback from the worker.
+        died: Whether the worker died at every try. False if the function raised.
     """
 
     task: Task
@@ -61,12 +61,19 @@ class Outcome:
 
     @property
     def stopped(self) -> bool:
-        """Whether the task saved what it had and ended early, as it was asked to."""
+        """Whether the task saved its state and ended early on request."""
         return self.error == STOPPED
 
 
 def run_task(function: str, arguments: Any, environment: dict[str, str], send: Callable, stop: Callable) -> tuple:
     """Run a task's function in this process.
+
+    Args:
+        function: Name of the function, as "package.module:name".
+        arguments: First argument of the function.
+        environment: Environment variables to set while the function runs.
+        send: Second argument of the function: sends a message and returns the answer.
+        stop: Third argument of the function: returns whether it must end early.
 
     Returns:
         ("value", value) or ("error", text, traceback).
@@ -81,14 +88,14 @@ def run_task(function: str, arguments: Any, environment: dict[str, str], send: C
 
 
 def resolve(function: str) -> Callable:
-    """Import the function that "package.module:name" names."""
+    """Import a function by its name, such as "package.module:name"."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @contextlib.contextmanager
 def set_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Add these variables to the environment, for as long as the context lasts."""
+    """Set environment variables within the context."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -102,5 +109,5 @@ def set_environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def in_words(error: BaseException) -> str:
-    """Return an exception's type and text, on one line."""
+    """Return the type and text of an exception, on one line."""
     return f"{type(error).__name__}: {error}".replace("\n", "; ").removesuffix(": ")

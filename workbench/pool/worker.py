@@ -1,9 +1,9 @@
-"""A worker process: runs tasks from a pipe, one after the other, until the pipe closes or its parent is gone.
+"""Worker process that runs tasks from a pipe until the pipe closes or the parent process ends.
 
-python -m workbench.pool.worker DESCRIPTOR PARENT
+    python -m workbench.pool.worker DESCRIPTOR PARENT
 
-The pool starts it in a session of its own. So Ctrl-C reaches only the parent, and the worker's process group holds the
-worker and whatever it started.
+The pool starts each worker in a new session. So Ctrl-C reaches only the parent, and the worker's process group holds
+the worker and its children.
 """
 
 import contextlib
@@ -16,12 +16,16 @@ from multiprocessing import connection
 
 from workbench.pool.task import run_task
 
-SAVING = 15.0  # seconds for a task to save what it has when the parent is gone
-WATCH = 0.5  # seconds between looks at the parent
+SAVING = 15.0  # seconds for a task to save its state after the parent ended
+WATCH = 0.5  # seconds between checks of the parent
 
 
 class Worker:
-    """The worker's end of the pipe: answers each task with its value or its error."""
+    """The worker's end of the pipe. It answers each task with its value or its error.
+
+    Args:
+        descriptor: File descriptor of the pipe.
+    """
 
     def __init__(self, descriptor: int):
         self.pipe = connection.Connection(descriptor)
@@ -29,13 +33,13 @@ class Worker:
         self._idle.set()
 
     def stop(self, *_) -> None:
-        """Have the task under way save what it has, and end after it; end now where no task runs."""
+        """Ask the running task to save its state, then end. End at once if no task runs."""
         self._stopped.set()
         if self._idle.is_set():
             end_group()
 
     def serve(self) -> None:
-        """Run tasks until the pipe closes, or `stop`."""
+        """Run tasks until the pipe closes or `stop` is called."""
         while not self._stopped.is_set():
             try:
                 task = self.pipe.recv()
@@ -48,7 +52,7 @@ class Worker:
                 self._idle.set()
 
     def end_with(self, parent: int) -> None:
-        """Wait until the parent is gone, let the task under way save, then end."""
+        """Wait until the parent ends, let the running task save its state, then end."""
         while os.getppid() == parent:
             time.sleep(WATCH)
         self._stopped.set()
@@ -59,23 +63,28 @@ class Worker:
         try:
             self.pipe.send(("message", message))
             return self.pipe.recv()
-        except (EOFError, OSError):  # the parent is gone: save what there is
+        except (EOFError, OSError):  # the parent ended: the task must save its state
             self._stopped.set()
             return None
 
 
 def end_group() -> None:
-    """End this process and whatever it started."""
+    """Kill this process and its children."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def main(descriptor: str, parent: str) -> None:
-    """Serve the pipe with this descriptor, for the process with this id."""
+    """Serve a pipe.
+
+    Args:
+        descriptor: File descriptor of the pipe.
+        parent: Process id of the parent.
+    """
     worker = Worker(int(descriptor))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, worker.stop)
     threading.Thread(target=worker.end_with, args=[int(parent)], daemon=True, name="watch the parent").start()
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent ended
         worker.serve()
     end_group()
 
