@@ -1,4 +1,7 @@
-"""Errors that a user can correct. The message gives the value, the rule and the cure, in at most two sentences."""
+"""Errors that a user can correct.
+
+A message gives the value, the rule and the cure, in at most two sentences.
+"""
 
 import difflib
 import errno

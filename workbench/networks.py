@@ -86,14 +86,17 @@ def located(name: str) -> str:
 
 
 def source_of(name: str) -> str:
-    """Return the hash of a user's code; empty for a network of the library. See `user_code.source_hash_of`."""
+    """Return the hash of a user's code, which is empty for a network of the library.
+
+    See `user_code.source_hash_of`.
+    """
     return user_code.source_hash_of(user_code.located(name.removeprefix(NORMFREE))) if is_user_network(name) else ""
 
 
 def builder_hash(name: str) -> str:
-    """Return the hash of the code that builds a network from a name; empty for a network of the library.
+    """Return the hash of the code that builds a network from a name.
 
-    The hash does not cover the models.
+    The hash does not cover the models. It is empty for a network of the library.
     """
     return "" if is_library(name) else source_hash("normfree", "networks.py", "user_code.py")
 
@@ -185,7 +188,9 @@ def _user_network(
 
 
 def sizes_taken(name: str, num_classes: int, in_channels: int) -> dict[str, int]:
-    """Return the numbers of classes and channels as arguments of a user's function. Run the user's code.
+    """Return the numbers of classes and channels as arguments of a user's function.
+
+    This runs the user's code.
 
     Args:
         name: Name of a user's network.

@@ -40,7 +40,7 @@ def root() -> Path:
 
 
 def import_folder() -> Path:
-    """Return the folder that PYTHONPATH must contain, so that another process can import this package."""
+    """Return the folder that another process needs in PYTHONPATH to import this package."""
     return Path(__file__).resolve().parents[1]
 
 

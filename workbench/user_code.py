@@ -1,4 +1,4 @@
-"""User code: names that work from every folder, hashes of the code, and loading of functions.
+"""User code: names that work from every folder, hashes, and loading of functions.
 
 Names are `file.py:function` or `package.module:function`. Building a network runs the named code. So trust a
 configuration, recipe or plan only as much as the code that it names.
@@ -23,7 +23,9 @@ def is_user_code(name: str) -> bool:
 
 
 def check_form(name: str) -> None:
-    """Check that a name has the form `file.py:function` or `package.module:function`. Read no file.
+    """Check that a name has the form `file.py:function` or `package.module:function`.
+
+    This reads no file.
 
     Raises:
         WorkbenchError: If the name lacks the file, the module or the function.
@@ -158,7 +160,7 @@ def _file_of_module(where: str) -> Path:
 
 
 def _with_imports(file: Path, top: Path) -> set[Path]:
-    """Return the file and all files that it imports directly or indirectly from its folder or from `top`."""
+    """Return the file and all files that it imports, directly or not, from its folder or `top`."""
     files, todo = {file}, [file]
     while todo:
         here = todo.pop()

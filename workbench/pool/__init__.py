@@ -1,4 +1,7 @@
-"""Pool of worker processes on this machine, for detached runs and for the lab. It needs only Python."""
+"""Pool of worker processes on this machine, for detached runs and the lab.
+
+It needs only Python.
+"""
 
 from workbench.pool.dispatch import Pool
 from workbench.pool.seats import Seat, seats, visible_gpus

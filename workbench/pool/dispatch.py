@@ -206,7 +206,10 @@ class _Worker:
         self._send((task.function, task.arguments, task.environment))
 
     def answer(self, message: object) -> None:
-        """Send the answer of the task's `on_message`. The worker waits for it, so an exception sends None."""
+        """Send the answer of the task's `on_message`.
+
+        The worker waits for an answer, so an exception sends None.
+        """
         reply = None
         try:
             reply = self.task.on_message(message)

@@ -1,4 +1,4 @@
-"""Worker process that runs tasks from a pipe until the pipe closes or the parent process ends.
+"""Worker process: runs tasks from a pipe until the pipe closes or the parent ends.
 
     python -m workbench.pool.worker DESCRIPTOR PARENT
 

@@ -1,4 +1,7 @@
-"""Measurements of a network: signal propagation and its theory, pre-flight, gradient ratios, curvature, noise."""
+"""Measurements of networks.
+
+They are signal propagation and its theory, pre-flight, gradient ratios, curvature and gradient noise.
+"""
 
 from workbench.probes.curvature import hessian_eigenvalues, stability_limit
 from workbench.probes.gradient_ratio import gradient_ratios

@@ -1,8 +1,8 @@
-"""Block ends that lose one of their operands: a branch, or a shortcut, through which no gradient passes.
+"""Find branches and shortcuts through which no gradient passes.
 
-A detached operand has left the graph of gradients. One that is multiplied by zero is still in it, but nothing learns
-through it. A branch that starts at zero by a parameter (SkipInit, FixUp, ReZero) differs in that the parameter gets a
-gradient, from which the branch opens.
+A detached operand has left the graph of gradients. An operand that is multiplied by zero is still in the graph, but
+nothing learns through it. A branch that starts at zero by a parameter (SkipInit, FixUp, ReZero) is sound: the parameter
+gets a gradient, which opens the branch.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 
 def is_connected(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
-    """Whether a gradient gets from any of the outputs to any of the inputs; True where either has none."""
+    """Return whether a gradient gets from any output to any input.
+
+    The answer is True if there are no outputs, or no input is part of a graph of gradients.
+    """
     goals = {t.grad_fn for t in inputs if t.grad_fn is not None}
     todo, seen = [t.grad_fn for t in outputs if t.grad_fn is not None], set()
     while todo:
@@ -27,7 +30,14 @@ def is_connected(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
 
 
 class Cuts:
-    """What is cut off, by the row of the block: `by_row[row]` is "branch", "shortcut" or "trunk"."""
+    """Record of what is cut off in each block.
+
+    Args:
+        model: The network.
+
+    Attributes:
+        by_row: By row of the block "branch", "shortcut" or "trunk". Other blocks are missing.
+    """
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -44,9 +54,17 @@ class Cuts:
         *,
         lost: Callable[[Tensor], bool],
     ) -> None:
-        """Notes an addition that is about to run, of shortcut + gate * branch in the module `path`.
+        """Examine the operands of an addition, shortcut + gate * branch, before it runs.
 
-        Shortcuts of zeros without a gradient are sums that start at zero, and no fault.
+        A shortcut of zeros without a gradient is a sum that starts at zero, which is no fault.
+
+        Args:
+            row: Row of the block.
+            path: Name of the module that adds.
+            shortcut: The shortcut.
+            branch: The branch.
+            gate: Factor of the branch. None: 1.
+            lost: Returns whether a tensor was detached, or made without gradients.
         """
         if lost(branch) or (gate is not None and not gate.requires_grad and not gate.any()):
             self.by_row.setdefault(row, "branch")
@@ -58,22 +76,28 @@ class Cuts:
             self.by_row.setdefault(row, "shortcut")
 
     def _ask_later(self, row: int, name: str, path: str, x: Tensor) -> None:
-        if x.requires_grad:  # the edge, for what comes next may write into x
+        if x.requires_grad:  # keep the edge and not x itself, because later operations may write into x
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
             self.zeros.append((row, name, path, get_gradient_edge(x), noise))
 
     def settle(self) -> None:
-        """Asks the graph, while it is there, whether any parameter learns through the operands that are zero."""
+        """Decide whether any parameter learns through the operands that are zero.
+
+        Call it while the graph of gradients exists.
+        """
         for row, name, path, edge, noise in self.zeros:
             if not self._learns(path, edge, noise):
                 self.by_row.setdefault(row, name)
         self.zeros.clear()
 
     def _learns(self, path: str, edge: GradientEdge, noise: Tensor) -> bool:
-        """First of the parameters of the module that adds, which is cheap and nearly always the answer; then of all."""
+        """Return whether any parameter gets a gradient through this edge.
+
+        The module that adds comes first, because that is cheap and usually enough.
+        """
         for module in (self.model.get_submodule(path), self.model):
             params = [p for p in module.parameters() if p.requires_grad]
             grads = torch.autograd.grad([edge], params, [noise], retain_graph=True, allow_unused=True) if params else []
             if any(g is not None and g.any() for g in grads):
                 return True
-        return not params  # a frozen network is not asked to learn
+        return not params  # a frozen network need not learn

@@ -1,7 +1,8 @@
-"""Dead units: channels that never vary, looked for in what convolutions and matrix products read.
+"""Dead units: channels that never vary in the inputs of convolutions and matrix products.
 
-A unit whose activation gives one value at every sample and position passes on nothing of the input and, where that
-value comes from a flat piece such as ReLU's zero, gets no gradient. Seen at the reader, whatever the activation was.
+The activation of a dead unit gives one value at every sample and position, so it passes on nothing of the input. If
+that value comes from a flat part, such as ReLU's zero, the unit gets no gradient. Units are counted in the next layer's
+input, so the kind of activation does not matter.
 """
 
 import torch
@@ -9,14 +10,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-READ = {aten.convolution.default: 0, aten.addmm.default: 1, aten.mm.default: 0}  # which argument holds the units
-FEWEST = 64  # values of a channel below which one that happens not to vary proves nothing
+READ = {aten.convolution.default: 0, aten.addmm.default: 1, aten.mm.default: 0}  # index of the argument with the units
+FEWEST = 64  # with fewer values, a channel can be constant by chance
 
 
 class DeadUnits(TorchDispatchMode):
-    """While it is entered, the largest share of dead channels in one product's input since `take` was last called.
+    """Measure the largest share of dead channels in the input of one product.
 
-    What the first product reads, the image itself, is not looked at, nor are maps pooled to a few positions.
+    The input of the first product, which is the image itself, does not count, and neither do pooled maps.
+
+    Args:
+        samples: Number of samples in a batch. A matrix with at most as many rows is a pooled map.
     """
 
     def __init__(self, samples: int):
@@ -32,12 +36,12 @@ class DeadUnits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def take(self) -> float:
-        """The share from 0 to 1, and starts over."""
+        """Return the largest share since the last call, from 0 to 1, and start again at 0."""
         share, self.share = self.share, 0.0
         return share
 
     def _dead(self, x: Tensor) -> float:
-        if x.ndim == 2 and x.shape[0] <= self.samples:  # one row a sample: pooled
+        if x.ndim == 2 and x.shape[0] <= self.samples:  # at most one row per sample: pooled
             return 0.0
         if x.numel() // x.shape[1] < FEWEST:
             return 0.0

@@ -1,4 +1,4 @@
-"""The ratio that AGC looks at, |G_i| / |W_i|, per parameter."""
+"""Ratios of gradient norm to weight norm, |G_i| / |W_i|, which AGC limits."""
 
 import pandas as pd
 import torch
@@ -8,10 +8,16 @@ from workbench.optim import unitwise_norm
 
 
 def gradient_ratios(model: nn.Module, eps: float = 1e-3) -> pd.DataFrame:
-    """One row a parameter that has a gradient: name, units, and the median, 99th percentile and maximum of |G_i| /
-    max(|W_i|, eps).
+    """Summarise |G_i| / max(|W_i|, eps) over the units i of each parameter.
 
-    Source: NFNet paper, section 3. Call it after backward().
+    Call it after backward(). Source: NFNet paper, section 3.
+
+    Args:
+        model: The network. Parameters without a gradient are left out.
+        eps: Lower bound of a unit's weight norm.
+
+    Returns:
+        One row per parameter, with the columns parameter (its name), units (their number), median, p99 and max.
     """
     rows = []
     for name, p in model.named_parameters():

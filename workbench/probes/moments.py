@@ -1,20 +1,27 @@
-"""Moments of a map over its channels, in one pass and with float64 where sums are joined.
+"""Moments of maps (N, C, ...), computed in one pass.
 
-Legend: a map is (N, C, ...): samples, channels, positions. Each number is an average over channels of what holds over
-samples and positions.
+A map has samples, channels and positions. Each moment is taken over samples and positions, and then averaged over
+channels. Sums are joined in float64.
 """
 
 import torch
 from torch import Tensor
 
-FAR = 100.0  # a channel's squared mean over its variance, up to which sums of float32 keep five digits
+FAR = 100.0  # up to this ratio of a channel's squared mean to its variance, float32 sums keep five digits
 
 
 def moments(x: Tensor, gate: Tensor | None = None) -> dict[str, float]:
-    """mean_sq (squared channel mean) and var (biased channel variance) of gate * x, without making the product.
+    """Compute the moments of gate * x without making the product.
 
-    On a CPU by sums and norms, which costs a fraction of a variance kernel; where a channel's mean is so far above its
-    deviation that they would lose digits, by that kernel after all.
+    On a CPU, sums and norms are much cheaper than a variance kernel. The kernel is used only if a channel's mean is so
+    large, compared with its deviation, that sums lose digits.
+
+    Args:
+        x: Map (N, C, ...).
+        gate: Factor (N, C, 1, ...), as of squeeze-excite. None: 1.
+
+    Returns:
+        "mean_sq", the squared channel mean, and "var", the biased channel variance.
     """
     x = x.float() if x.dtype.itemsize < 4 else x
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -33,7 +40,10 @@ def moments(x: Tensor, gate: Tensor | None = None) -> dict[str, float]:
 
 
 def kurtosis(x: Tensor) -> float:
-    """E[(x - mean)^4] / var^2, biased: 3 for a normal channel; channels that do not vary are left out."""
+    """Compute the biased kurtosis E[(x - mean)^4] / var^2, which is 3 for a normal channel.
+
+    Channels that do not vary are left out. If none varies, the result is NaN.
+    """
     x = x.float() if x.dtype.itemsize < 4 else x
     flat = x.flatten(2).transpose(0, 1).flatten(1)  # (C, values)
     var, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
@@ -43,5 +53,5 @@ def kurtosis(x: Tensor) -> float:
 
 
 def peak(x: Tensor) -> float:
-    """The largest absolute value."""
+    """Return the largest absolute value."""
     return x.detach().abs().max().item()

@@ -1,6 +1,9 @@
-"""Where things went wrong in a network's forward pass: the line of the user's code, and the operation that made the
-first number that is not finite."""
+"""Find where a forward pass failed.
 
+That is the line of the user's code, or the first operation whose result is not finite.
+"""
+
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,27 +18,49 @@ from torch.utils._pytree import tree_leaves
 import workbench
 from workbench.models.additions import watch_modules
 
-NOT_THEIRS = tuple(str(Path(package.__file__).parent) for package in (torch, workbench))
+LIBRARY_FOLDERS = tuple(str(Path(inspect.getfile(package)).parent) for package in (torch, workbench))
 NAMES = {"_to_copy": "conversion to another precision", "_softmax": "softmax", "_log_softmax": "log_softmax"}
 
 
 class Origin(NamedTuple):
-    """The operation that made the first number that is not finite, in words, and the modules that were running."""
+    """Operation that made the first number that is not finite.
+
+    Attributes:
+        text: Description of the operation.
+        modules: Names of the modules that were running, the innermost last.
+    """
 
     text: str
     modules: list[str]
 
 
-def their_line(frames: Iterable[FrameSummary]) -> str:
-    """The innermost line that is neither torch's nor ours: "line 12 of net.py, `h = self.conv(h)`", or ""."""
+def user_line(frames: Iterable[FrameSummary]) -> str:
+    """Describe the innermost line outside of torch and this library.
+
+    Args:
+        frames: Frames of a stack or traceback, the innermost last.
+
+    Returns:
+        Text such as "line 12 of net.py, `h = self.conv(h)`"; empty if all frames are in the libraries.
+    """
     for frame in reversed(list(frames)):
-        if not frame.filename.startswith((*NOT_THEIRS, "<")):
+        if not frame.filename.startswith((*LIBRARY_FOLDERS, "<")):
             return f"line {frame.lineno} of {Path(frame.filename).name}" + (f", `{frame.line}`" if frame.line else "")
     return ""
 
 
 def first_not_finite(model: nn.Module, inputs: list[Tensor]) -> Origin | None:
-    """Runs `model` once more and looks at every operation. Masks of -inf, which are meant, are passed over."""
+    """Run a model again and find the operation that makes the first number that is not finite.
+
+    Masks of -inf are intended, so they do not count.
+
+    Args:
+        model: The model.
+        inputs: Inputs for model(*inputs).
+
+    Returns:
+        The operation; None if all numbers are finite.
+    """
     watch = _Watch()
     hooks = watch_modules(model, watch.stack)
     try:
@@ -58,19 +83,19 @@ class _Watch(TorchDispatchMode):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if self.origin is not None or "empty" in name:
             return func(*args, **kwargs)
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, (Tensor, float))]
-        known = [_range(t) for t in given if isinstance(t, Tensor)]
-        finite = known and all(_is_finite(t) for t in given)
+        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, (Tensor, float))]
+        ranges = [_range(t) for t in operands if isinstance(t, Tensor)]
+        finite = ranges and all(_is_finite(t) for t in operands)
         out = func(*args, **kwargs)
         if finite and not all(_is_finite(t) for t in tree_leaves(out)):
-            self.origin = Origin(self._described(name, known), list(self.stack))
+            self.origin = Origin(self._described(name, ranges), list(self.stack))
         return out
 
-    def _described(self, name: str, known: list[str]) -> str:
-        line = their_line(extract_stack()[self.depth :])
+    def _described(self, name: str, ranges: list[str]) -> str:
+        line = user_line(extract_stack()[self.depth :])
         module = f" in {self.stack[-1]}" if self.stack and self.stack[-1] else ""
         where = f" ({line})" if line else ""
-        return f"{NAMES.get(name, name.strip('_'))} of values from {' and from '.join(known[:2])}{module}{where}"
+        return f"{NAMES.get(name, name.strip('_'))} of values from {' and from '.join(ranges[:2])}{module}{where}"
 
 
 def _is_finite(x: object) -> bool:

@@ -1,12 +1,13 @@
-"""Signal propagation: what a network does to the mean and variance of its input, block by block, forward and backward.
+"""Signal propagation: moments of a network's maps and gradients, block by block.
 
-Source: NFNet precursor paper, section 3 ("signal propagation plots"). For a map x (N, C, H, W): mean_sq is the mean
-over channels of the squared channel mean, var the mean over channels of the biased channel variance, both over (N, H,
-W).
+Source: NFNet precursor paper, section 3 ("signal propagation plots"). A channel's mean and biased variance are taken
+over (N, H, W) of a map (N, C, H, W). `mean_sq` is the mean over channels of the squared channel mean, and `var` is the
+mean over channels of the channel variance.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import pandas as pd
 import torch
@@ -27,6 +28,27 @@ COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
 Loss = Callable[[Tensor], Tensor]
 
 
+class LibraryBlock(nn.Module):
+    """Attributes of this library's residual blocks, for type checkers.
+
+    No block inherits from this class.
+    """
+
+    alpha: float
+    beta: float
+    stage: int
+    is_transition: bool
+    act: Callable[[Tensor], Tensor]
+    join: nn.Module
+    skip_gain: Tensor
+    squeeze_excite: nn.Module | None
+    conv0: nn.Module
+    conv1: nn.Module
+    conv1b: nn.Module
+    conv2: nn.Module
+    conv_shortcut: nn.Module
+
+
 def signal_propagation(
     model: nn.Module,
     x: Tensor | Sequence[Tensor],
@@ -39,25 +61,44 @@ def signal_propagation(
     peak: bool = False,
     cut_off: bool = False,
 ) -> pd.DataFrame:
-    """Sends `x` through `model`, in the mode it is in, and measures every block end. `x` is a tensor, of images, of
-    features (N, C) or of whole numbers such as tokens (N, T), or a tuple of tensors for a model called as model(*x).
+    """Send an input through a model and measure the trunk after every residual block.
 
-    Returns: row 0 for the stem, what the first block gets (residual_var NaN), then one row a block: block, stage (a new
-    one where the trunk's shape changes), mean_sq and var of the trunk after the addition, residual_var of the branch,
-    and path, the module's name. In networks of this library the branch is taken before stochastic depth, skip gain and
-    alpha; in others, whose blocks are found by watching their additions, as it is added.
+    Residual blocks of this library are known. In other networks they are found by their additions. The model runs in
+    its current mode. Mode, hooks, buffers, gradients and random state stay unchanged.
 
-    Args: `channels` is the dimension of the channels; None: 1 of maps (N, C, H, W) and features (N, C), the last of
-    tokens (N, T, C), and of maps (N, H, W, C), told by H = W. `blocks` names the modules whose outputs are the trunk,
-    in networks without additions, or where others than those are meant. Columns on request: `backward` grad_var,
-    the channel variance of the gradient at the trunk, with a gradient from N(0, 1) put in behind the last block, or
-    with that of a loss (a function of the model's output); it keeps the activations, as every backward pass does.
-    `dead` the largest share of channels that never vary in what a product of the block reads; `kurtosis` of the trunk
-    (3: normal); `peak` the largest absolute value of the trunk; `cut_off`, with `backward`, which of "branch" and
-    "shortcut" no gradient passes, or "trunk" where none passes the block ("": none of them).
-    The model is left as found: mode, hooks, buffers, gradients and random state.
-    Raises: WorkbenchError for a model that adds nothing to a trunk, or has lazy modules, and for names of modules that
-    it does not have.
+    Args:
+        model: The network.
+        x: The network's input: images, features (N, C) or whole numbers such as tokens (N, T). Give a tuple of tensors
+            for a model that is called as model(*x).
+        channels: Dimension of the channels. None: dimension 1 of maps (N, C, H, W) and features (N, C), and the last
+            dimension of tokens (N, T, C). Maps (N, H, W, C) are recognised by H = W.
+        blocks: Names of the modules whose outputs are the trunk, for networks without additions, or to choose other
+            modules than those that add.
+        backward: Add the column grad_var. True sends a gradient from N(0, 1) back from the last block. A function of
+            the model's output sends back the gradient of that loss. Like every backward pass, this keeps activations.
+        dead: Add the column dead.
+        kurtosis: Add the column kurtosis.
+        peak: Add the column peak.
+        cut_off: Add the column cut_off. Needs `backward`.
+
+    Returns:
+        Row 0 for the stem, which is the input of the first block, and then one row per block. Columns:
+
+        - block: Index of the block. 0: the stem.
+        - stage: Index of the stage. A stage begins where the shape of the trunk changes.
+        - mean_sq, var: Of the trunk after the addition.
+        - residual_var: Variance of the branch; NaN for the stem. In networks of this library, the branch is measured
+          before stochastic depth, skip gain and alpha. In other networks, it is measured as it is added.
+        - grad_var: Channel variance of the gradient at the trunk.
+        - dead: Largest share of channels that never vary in the input of a convolution or matrix product of the block.
+        - kurtosis: Of the trunk; 3 for normal values.
+        - peak: Largest absolute value of the trunk.
+        - cut_off: "branch" or "shortcut" if no gradient passes it, "trunk" if none passes the block, or else "".
+        - path: Name of the block's module.
+
+    Raises:
+        WorkbenchError: If the model has lazy modules or no residual blocks, or `blocks` names no module of it. Also if
+            no gradient comes back to the input.
     """
     refuse_lazy(model)
     inputs = as_inputs(x)
@@ -66,19 +107,27 @@ def signal_propagation(
     with left_unchanged(model), torch.set_grad_enabled(bool(backward)):
         leaves = [t.detach().clone().requires_grad_(bool(backward) and t.is_floating_point()) for t in inputs]
         ours = library_blocks(model)
-        run = _run_named if blocks is not None else _run_library if ours else _run_watched
-        targets = _modules(model, blocks) if blocks is not None else ours
+        named = None if blocks is None else _modules(model, blocks)
         with table.watching_units():
-            out = run(model, targets, [t.clone() for t in leaves] if backward else leaves, table)
+            given = [t.clone() for t in leaves] if backward else leaves
+            if named is not None:
+                out = _run_named(model, named, given, table)
+            elif ours:
+                out = _run_library(model, ours, given, table)
+            else:
+                out = _run_watched(model, given, table)
         if backward:
-            loss = None if backward is True else checked_loss(backward(out), "give a function of the model's output")
+            loss = None if backward is True else checked_loss(backward(out), "Give a function of the model's output")
             table.send_back([t for t in leaves if t.requires_grad], loss, model)
     return table.frame()
 
 
 @contextlib.contextmanager
 def in_training(model: nn.Module) -> Iterator[None]:
-    """Training mode, for normalization by the batch, without what is random in it: dropout and stochastic depth."""
+    """Within the context, use training mode, but without dropout and stochastic depth.
+
+    BatchNorm then normalises by the batch, and nothing is random.
+    """
     modes = [(m, m.training) for m in model.modules()]
     model.train()
     for module in model.modules():
@@ -93,7 +142,10 @@ def in_training(model: nn.Module) -> Iterator[None]:
 
 
 class _Table:
-    """The rows as they are measured: a stem, and for each block its branch and the trunk behind it."""
+    """Rows of the table, which grow during a forward pass.
+
+    The stem comes first, and then each block's branch and trunk.
+    """
 
     def __init__(
         self,
@@ -106,7 +158,7 @@ class _Table:
         self.extras = {name: measure for name, measure in extras.items() if measure is not None}
         self.channels = channels
         features = all(t.is_floating_point() and t.ndim <= 2 for t in inputs)
-        self.least = 2 if features else 3  # dimensions of a trunk
+        self.least = 2 if features else 3  # least number of dimensions of a trunk
         self.units = DeadUnits(0 if features else inputs[0].shape[0]) if dead else None
         self.cuts = cuts
         self.rows: list[dict] = []
@@ -127,10 +179,11 @@ class _Table:
             self.branch_var = moments(branch.detach(), gate)["var"]
 
     def operands(self, path: str, *added: Tensor | None, lost: Callable[[Tensor], bool]) -> None:
-        """Shortcut, branch and gate of the addition that ends the next block."""
+        """Take shortcut, branch and gate of the addition that ends the next block."""
         if self.cuts is not None:
             with torch.no_grad():
-                self.cuts.look(len(self.rows), path, *added, lost=lost)
+                # callers give shortcut and branch, and only the gate may be None
+                self.cuts.look(len(self.rows), path, *cast(tuple[Tensor, ...], added), lost=lost)
 
     def end(self, h: Tensor, path: str, stage: int | None = None) -> None:
         shape = h.shape[1:]
@@ -151,7 +204,7 @@ class _Table:
         self.rows.append(row)
 
     def watch_gradient(self, h: Tensor) -> None:
-        """Asks for the gradient at the trunk that was added last."""
+        """Record the gradient at the last trunk during the backward pass."""
         row, self.last = self.rows[-1], h
         if h.requires_grad:
             h.register_hook(lambda gradient: self._gradient(row, gradient))
@@ -165,48 +218,48 @@ class _Table:
 
     def send_back(self, leaves: list[Tensor], loss: Tensor | None, model: nn.Module) -> None:
         params = [p for p in model.parameters() if p.requires_grad]
-        cure = "does the model detach, or run without gradients?"
+        cure = "Check whether the model detaches tensors or runs without gradients."
         try:
             if self.cuts is not None:
                 self.cuts.settle()
-                for row in self.rows:  # what the hooks saw meanwhile
+                for row in self.rows:  # settle() ran backward passes of its own, which called the hooks
                     row.pop("grad_var", None)
             self.real_gradient = loss is not None
-            value = self.last.sum() if loss is None else loss
+            value = cast(Tensor, self.last).sum() if loss is None else loss
             grads = torch.autograd.grad(value, leaves or params, allow_unused=True)
             lost = all(g is None for g in grads)
-            if lost and self.cuts is not None:  # as far as it comes
+            if lost and self.cuts is not None:  # follow the gradient as far as it gets
                 torch.autograd.grad(value, params, allow_unused=True)
         except RuntimeError as error:
-            raise WorkbenchError(f"no gradient comes back to the input ({error}): {cure}") from error
+            raise WorkbenchError(f"no gradient comes back to the input ({error}). {cure}") from error
         if lost:
             ended = max((i for i, row in enumerate(self.rows) if i and "grad_var" not in row), default=0)
             if self.cuts is None or ended == len(self.rows) - 1:
-                raise WorkbenchError(f"no gradient comes back to the input: {cure}")
+                raise WorkbenchError(f"no gradient comes back to the input. {cure}")
             self.cuts.by_row.setdefault(ended + 1, "trunk")
 
     def frame(self) -> pd.DataFrame:
         measured = {name for row in self.rows for name in row}
-        asked = [name for name in ("grad_var", "dead", "kurtosis", "peak") if name in measured]
-        table = pd.DataFrame(self.rows, columns=[*COLUMNS, *asked, "path"])
+        extras = [name for name in ("grad_var", "dead", "kurtosis", "peak") if name in measured]
+        table = pd.DataFrame(self.rows, columns=[*COLUMNS, *extras, "path"])
         if self.cuts is not None:
             table.insert(len(table.columns) - 1, "cut_off", [self.cuts.by_row.get(i, "") for i in table.index])
         return table
 
 
-def _run_library(model: nn.Module, blocks: list[nn.Module], inputs: list[Tensor], table: _Table) -> Tensor:
-    names = {module: name for name, module in model.named_modules()}
+def _run_library(model: nn.Module, blocks: list[LibraryBlock], inputs: list[Tensor], table: _Table) -> Tensor:
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
 
     def at_stem(module: nn.Module, args: tuple) -> None:
         table.stem(args[0])
         table.watch_gradient(args[0])
 
     def at_join(module: nn.Module, args: tuple) -> None:
-        _, branch, gate = (*args, None)[:3]
+        _, branch, gate = cast(tuple[Tensor, Tensor, Tensor | None], (*args, None)[:3])
         table.operands(names[module], *args[:3], lost=lambda t: not t.requires_grad)
         table.branch(branch, gate)
 
-    def at_end(block: nn.Module, args: tuple, out: Tensor) -> None:
+    def at_end(block: LibraryBlock, args: tuple, out: Tensor) -> None:
         table.end(out, names[block], block.stage)
         table.watch_gradient(out)
 
@@ -216,7 +269,7 @@ def _run_library(model: nn.Module, blocks: list[nn.Module], inputs: list[Tensor]
     return _run(model, inputs, hooks)
 
 
-def _run_watched(model: nn.Module, _: list, inputs: list[Tensor], table: _Table) -> Tensor:
+def _run_watched(model: nn.Module, inputs: list[Tensor], table: _Table) -> Tensor:
     additions: list[Addition] = []
     pending: list[Tensor] = []
 
@@ -232,7 +285,7 @@ def _run_watched(model: nn.Module, _: list, inputs: list[Tensor], table: _Table)
         table.end(out, additions[-1].module)
         pending.append(out)
 
-    def settled() -> None:  # an operation's result gets its place in the graph when the operation is over
+    def settled() -> None:  # a result joins the graph of gradients only after its operation has ended
         while pending:
             table.watch_gradient(pending.pop())
 
@@ -244,9 +297,8 @@ def _run_watched(model: nn.Module, _: list, inputs: list[Tensor], table: _Table)
     settled()
     if not additions:
         raise WorkbenchError(
-            f"{type(model).__name__}: no residual blocks were recognised, no addition of a branch to a trunk, maps "
-            "of one shape (N, C, ...) or (N, T, C), or (N, C) of features. Name the modules whose outputs are the "
-            f"trunk, {_example(model)}."
+            f"{type(model).__name__} has no residual blocks: it never adds two maps (N, C, ...), tokens (N, T, C) or "
+            f"features (N, C) of one shape. Name the modules whose outputs are the trunk, {_example(model)}."
         )
     with torch.no_grad():
         stem = _input_of(model, additions[0].module, start, table.least)
@@ -279,18 +331,22 @@ def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], inputs: li
     def at_end(name: str, out: Tensor) -> None:
         if not isinstance(out, Tensor) or out.ndim < table.least:
             kind = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise WorkbenchError(f"`blocks` must name modules that return a map (N, C, ...): {name} gives {kind}.")
+            raise WorkbenchError(
+                f"`blocks` must name modules that return a map (N, C, ...), but {name} returns {kind}."
+            )
         table.end(out, name)
         table.watch_gradient(out)
 
     hooks = watch_modules(model, watch.stack)
     for name, module in blocks:
         hooks.append(module.register_forward_pre_hook(at_start))
-        hooks.append(module.register_forward_hook(lambda m, args, out, name=name: at_end(name, out)))
+        hooks.append(module.register_forward_hook(lambda m, args, out, name=name: at_end(name, cast(Tensor, out))))
     with watch:
         out = _run(model, inputs, hooks)
     if not table.rows:
-        raise WorkbenchError(f"none of `blocks` (={sorted(names)}) runs in {type(model).__name__}'s forward pass.")
+        raise WorkbenchError(
+            f"no module in `blocks` runs in the forward pass of {type(model).__name__}, got {sorted(names)}."
+        )
     return out
 
 
@@ -304,7 +360,9 @@ def _run(model: nn.Module, inputs: list[Tensor], hooks: list) -> Tensor:
 
 def _modules(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
     if isinstance(names, str) or len(set(names)) < len(names):
-        raise WorkbenchError(f"`blocks` (={names!r}) must be a list of names, each once, as ['layer1', 'layer2'].")
+        raise WorkbenchError(
+            f"`blocks` must be a list of different names, such as ['layer1', 'layer2'], got {names!r}."
+        )
     known = dict(model.named_modules())
     for name in names:
         if name not in known or not name:
@@ -313,15 +371,18 @@ def _modules(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Modul
 
 
 class _Seen(Exception):
-    """Ends a forward pass that is needed no further."""
+    """Signal that ends a forward pass early."""
 
 
 def _input_of(model: nn.Module, name: str, inputs: list[Tensor], least: int) -> Tensor | None:
-    """What the module of this name gets first when `model` gets `inputs`; None where that is no map."""
-    given = []
+    """Run the model up to the module with this name and return its first input.
+
+    The result is None if that input is not a map.
+    """
+    first = []
 
     def look(module: nn.Module, args: tuple) -> None:
-        given.append(args[0] if args else None)
+        first.append(args[0] if args else None)
         raise _Seen
 
     hook = model.get_submodule(name).register_forward_pre_hook(look)
@@ -331,12 +392,20 @@ def _input_of(model: nn.Module, name: str, inputs: list[Tensor], least: int) -> 
         pass
     finally:
         hook.remove()
-    known = given and isinstance(given[0], Tensor) and given[0].is_floating_point() and given[0].ndim >= least
-    return given[0] if known else None
+    known = first and isinstance(first[0], Tensor) and first[0].is_floating_point() and first[0].ndim >= least
+    return first[0] if known else None
 
 
 def channels_second(x: Tensor, channels: int | None) -> Tensor:
-    """(N, C, ...) of a map, of tokens, or of features (N, C), which get one position."""
+    """Move the channels of maps or tokens to dimension 1. Features (N, C) become (N, C, 1).
+
+    Args:
+        x: Map, tokens or features.
+        channels: Dimension of the channels, as in `signal_propagation`.
+
+    Returns:
+        A view (N, C, ...).
+    """
     if x.ndim == 2:
         return x.unsqueeze(2)
     if channels is None:
@@ -345,22 +414,23 @@ def channels_second(x: Tensor, channels: int | None) -> Tensor:
     return x.movedim(channels, 1)
 
 
-def library_blocks(model: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a network of this library, in order; empty for another."""
+def library_blocks(model: nn.Module) -> list[LibraryBlock]:
+    """Return the residual blocks of a network of this library; empty for other networks."""
     attributes = ("alpha", "beta", "stage", "is_transition", "residual", "join")
-    return [m for m in model.modules() if all(hasattr(m, a) for a in attributes)]
+    return cast(list[LibraryBlock], [m for m in model.modules() if all(hasattr(m, a) for a in attributes)])
 
 
-def residual_blocks(model: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a network of this library, for which there is a theory.
+def residual_blocks(model: nn.Module) -> list[LibraryBlock]:
+    """Return the residual blocks of a network of this library, in order.
 
-    Raises: WorkbenchError for another network.
+    Raises:
+        WorkbenchError: If the network has none.
     """
     blocks = library_blocks(model)
     if not blocks:
         raise WorkbenchError(
-            f"{type(model).__name__} is not built of this library's blocks: they have alpha, beta, stage, "
-            "is_transition, residual(x) and a module `join` that adds shortcut and branch, "
-            "as in workbench.models.nf_resnet.Block."
+            f"{type(model).__name__} has no residual blocks of this library. Give them alpha, beta, stage, "
+            "is_transition, residual(x) and a module `join` that adds shortcut and branch, as in "
+            "workbench.models.nf_resnet.Block."
         )
     return blocks

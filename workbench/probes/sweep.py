@@ -1,4 +1,4 @@
-"""Signal propagation of several networks over several initialisations and inputs, as one tidy table with its theory."""
+"""Signal propagation of several networks, seeds and inputs, in one tidy table."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -15,22 +15,30 @@ from workbench.models.zoo import MODELS, entry
 from workbench.networks import build_network
 from workbench.probes import expected_signal, signal_propagation
 from workbench.probes.signal import in_training
-from workbench.probes.theory import STATISTICS, beside
+from workbench.probes.theory import STATISTICS, with_expected
 
-Arms = Mapping[str, tuple[str, dict]]  # label: a network's name, what it is built with
+Arms = Mapping[str, tuple[str, dict]]  # by label a network's name, and the arguments that build it
 
 
 def arms_of(model: str) -> dict[str, tuple[str, dict]]:
-    """What a network is held against, as far as it has them: itself with skip gain 1 ("NF"; one that is not
-    normalizer-free by its own name), without scaled weight standardisation, and its BatchNorm twin.
+    """Make the arms that a network is compared with.
 
-    Raises: WorkbenchError for an unknown name.
+    Args:
+        model: Name of a network.
+
+    Returns:
+        By label a network's name, and the arguments that build it. A normalizer-free network gets the arms "NF" (with
+        skip gain 1), "NF without scaled WS" (without scaled weight standardisation) and "BN" (its BatchNorm twin), as
+        far as they exist. Any other network is a single arm.
+
+    Raises:
+        WorkbenchError: If the library has no such network.
     """
     if ":" not in model:
         entry(model)
     if ":" in model or not _takes(model, "skip_gain"):
         return {"BN" if model.startswith("resnet") else model: (model, {})}
-    arms = {"NF": (model, {"skip_gain": 1.0})}  # or every block is its shortcut, and there is nothing to see
+    arms = {"NF": (model, {"skip_gain": 1.0})}  # with skip gain 0, every block equals its shortcut
     if _takes(model, "standardize"):
         arms["NF without scaled WS"] = (model, {"skip_gain": 1.0, "standardize": False})
     twin = model.removeprefix("nf_")
@@ -40,10 +48,14 @@ def arms_of(model: str) -> dict[str, tuple[str, dict]]:
 
 
 def variations(model: str, factors: Mapping[str, list]) -> dict[str, Arms]:
-    """Make one arm per value of each factor, with all else as in `arms_of`.
+    """Make one arm per value of each factor, with all other arguments as in `arms_of`.
+
+    Args:
+        model: Name of a network.
+        factors: By factor, which is an argument of the network, its values.
 
     Returns:
-        By factor its arms, named by their values. Factors that the network does not have are left out.
+        By factor its arms, labelled by their values. Factors that the network does not have are left out.
     """
     if ":" in model:
         return {}
@@ -60,11 +72,23 @@ def _takes(model: str, argument: str) -> bool:
 
 
 def inputs_of(image_size: int, batch_size: int, data: str | None) -> dict[str, Tensor]:
-    """What goes into the networks, (N, 3, image_size, image_size): "noise" from N(0, 1) and, of a data set, "images":
-    the first of its validation split, normalised, resized, gray ones in three equal channels."""
+    """Make the inputs of the networks.
+
+    Args:
+        image_size: Height and width, pixels, at least 8.
+        batch_size: Number of images, at least 2.
+        data: Name of a data set. None: only noise.
+
+    Returns:
+        Tensors (batch_size, 3, image_size, image_size). "noise" is from N(0, 1). "images" are the first of the data
+        set's validation split, normalised and resized. Gray images are repeated in three channels.
+
+    Raises:
+        WorkbenchError: If a size is too small.
+    """
     for name, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 2)):
         if value < least:
-            raise WorkbenchError(f"`{name}` (={value}) must be at least {least}.")
+            raise WorkbenchError(f"`{name}` must be at least {least}, got {value}.")
     generator = torch.Generator().manual_seed(0)
     inputs = {"noise": torch.randn(batch_size, 3, image_size, image_size, generator=generator)}
     if data is not None:
@@ -78,10 +102,19 @@ def inputs_of(image_size: int, batch_size: int, data: str | None) -> dict[str, T
 def measure_signals(
     arms: Arms, inputs: Mapping[str, Tensor], seeds: Iterable[int], progress: Callable | None = None
 ) -> pd.DataFrame:
-    """Every arm on every input, built again for each seed, in training mode without what is dropped at random.
+    """Measure every arm on every input, with a new network for each seed.
 
-    Returns: one row an arm, input, seed and block: the columns of signal_propagation with grad_var and dead, and the
-    expected ones with their deviations (NaN where there is no theory for the network).
+    The networks are in training mode, but without dropout and stochastic depth.
+
+    Args:
+        arms: By label a network's name, and the arguments that build it.
+        inputs: By name the input, as of `inputs_of`.
+        seeds: Seeds of the weights.
+        progress: Wraps a list, with a label, to show progress.
+
+    Returns:
+        One row per arm, input, seed and block. Columns: arm, input, seed, those of `signal_propagation` with grad_var
+        and dead, the expected values and the deviations. The last two are NaN if the network has no theory.
     """
     cells = [(arm, name, seed) for arm in arms for name in inputs for seed in seeds]
     tables = []
@@ -92,12 +125,12 @@ def measure_signals(
         x = inputs[name]
         with in_training(net):
             measured = signal_propagation(net, x, backward=True, dead=True)
-        tables.append(beside(measured, _theory(net, x, name)).assign(arm=arm, input=name, seed=seed))
+        tables.append(with_expected(measured, _theory(net, x, name)).assign(arm=arm, input=name, seed=seed))
     return pd.concat(tables, ignore_index=True)
 
 
 def _theory(net: torch.nn.Module, x: Tensor, name: str) -> pd.DataFrame:
-    """What is expected; of networks without a theory, a table of nothing."""
+    """Return the expected signal; an empty table for a network without a theory."""
     try:
         return expected_signal(net, x.shape[-1]) if name == "noise" else expected_signal(net, images=x)
     except WorkbenchError:
