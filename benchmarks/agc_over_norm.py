@@ -1,13 +1,17 @@
-"""AGC over clipping by the global norm, which people use instead, on NFNet-F0's parameters; neither waits for a GPU."""
+"""AGC compared with clipping by the global norm, on NFNet-F0's parameters.
+
+Clipping by the global norm is the usual alternative. Neither method waits for a GPU.
+"""
 
 import torch
 from harness import Case, arguments, run
-from parameters import as_before, copies, nfnet_f0, traffic
+from parameters import copies, gradient_restorer, nfnet_f0, traffic
 
 from workbench.optim import clip_grad_agc_
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = arguments(__doc__, rounds=31)
     ours, peer, control = copies(nfnet_f0(args.device), 3)
 
@@ -19,11 +23,11 @@ def main() -> None:
         ours=lambda: clip_grad_agc_(ours),
         peer=norm(peer),
         control=norm(control),
-        agreement=0.0,  # two rules: nothing to agree on
+        agreement=0.0,  # two different rules need not agree
         within=0.0,
         target=1.5,
         moved=traffic(ours, 2.1),
-        prepare=as_before(ours, peer, control),
+        prepare=gradient_restorer(ours, peer, control),
     )
     run("agc_over_norm", "clip_grad_norm_(foreach=True)", [case], args)
 

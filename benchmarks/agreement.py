@@ -1,8 +1,11 @@
-"""Our copies of timm's nets beside timm itself, in float64: logits, features and every gradient.
+"""Compare this library's copies of timm's networks with timm, in float64.
 
-The `dm_nfnet_*` nets, which are meant to be the authors', are compared twice: as timm has them, where the distance is
-printed and not judged (timm adds an eps to the variance where the authors have a floor, and takes GELU by erf), and
-made the authors' function.
+Logits, features and every gradient are compared. The `dm_nfnet_*` networks are copies of the authors' networks, but
+timm computes them slightly differently. It adds an eps to the variance where the authors use a floor, and computes GELU by
+erf. So they are compared twice:
+
+- as in timm, where the distances are printed but not judged;
+- changed to the authors' function, where they are judged.
 """
 
 import sys
@@ -27,39 +30,54 @@ PAIRS = {
 LIMIT = 1e-9
 
 
-def relative(a, b):
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return |a - b| / |b|."""
     return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
 
 
 def compare(ours: str, theirs: str, size: tuple[int, int], made_exact: bool = False) -> dict[str, float]:
-    """Relative distances between the two, with the same weights, moved off their special starting values."""
+    """Compute relative distances between two networks with the same weights.
+
+    Gains and biases get random values, because their starting values are special.
+
+    Args:
+        ours: Name of this library's network.
+        theirs: Name of timm's network.
+        size: Height and width of the images, pixels.
+        made_exact: Whether to change timm's network to the authors' function.
+
+    Returns:
+        The distances of the logits, of the features, and of the gradient that differs most.
+    """
     torch.manual_seed(0)
-    them = peer.timm().create_model(theirs).double()
+    timm_model = peer.timm().create_model(theirs).double()
     with torch.no_grad():
-        for name, p in them.named_parameters():
+        for name, p in timm_model.named_parameters():
             if name.endswith(("gain", "bias")):
                 p.add_(0.3 * torch.randn_like(p))
     if made_exact:
-        peer.exact_nfnet(them)
-    us = create_model(ours, stochastic_depth=0.0, dropout=0.0).double()
-    load_strictly(us, from_timm(them.state_dict()))
+        peer.exact_nfnet(timm_model)
+    model = create_model(ours, stochastic_depth=0.0, dropout=0.0).double()
+    load_strictly(model, from_timm(timm_model.state_dict()))
 
     x, y = torch.randn(2, 3, *size, dtype=torch.float64), torch.tensor([3, 14])
-    a, b = us(x), them(x)
+    a, b = model(x), timm_model(x)
     F.cross_entropy(a, y).backward()
     F.cross_entropy(b, y).backward()
-    gradients = from_timm({name: p.grad for name, p in them.named_parameters()})
+    gradients = from_timm({name: p.grad for name, p in timm_model.named_parameters()})
+    timm_features = timm_model.forward_head(timm_model.forward_features(x), pre_logits=True)
     return {
         "logits": relative(a, b),
-        "features": relative(us.forward_features(x), them.forward_head(them.forward_features(x), pre_logits=True)),
-        "worst gradient": max(relative(p.grad, gradients[name]) for name, p in us.named_parameters()),
+        "features": relative(model.forward_features(x), timm_features),
+        "worst gradient": max(relative(p.grad, gradients[name]) for name, p in model.named_parameters()),
     }
 
 
 def main() -> int:
+    """Compare all pairs and return the number of comparisons that fail."""
     timm = peer.timm()
     if timm is None:
-        print("timm is not installed: pip install timm==1.0.31")
+        print("agreement needs timm, which is not installed. Run `pip install timm==1.0.31`.")
         return 2
     print(f"timm {timm.__version__}, torch {torch.__version__}")
     bad = 0
@@ -70,7 +88,8 @@ def main() -> int:
                 judged = made_exact or not theirs.startswith("dm_")
                 bad += judged and max(gaps.values()) > LIMIT
                 distances = "  ".join(f"{k} {v:.1e}" for k, v in gaps.items())
-                print(f"{ours:18} {theirs:14} {size[0]}x{size[1]}  {distances}{'' if judged else '  (as timm has it)'}")
+                note = "" if judged else "  (as in timm, not judged)"
+                print(f"{ours:18} {theirs:14} {size[0]}x{size[1]}  {distances}{note}")
     print("all below" if not bad else f"{bad} above", LIMIT)
     return bad
 

@@ -1,4 +1,7 @@
-"""Forward in evaluation mode, weights standardised once or folded, beside timm's networks with the same weights."""
+"""Forward pass in evaluation mode, compared with timm's networks with the same weights.
+
+Our weights are standardised once, or folded into plain convolutions.
+"""
 
 import copy
 
@@ -14,9 +17,10 @@ TEST_SIZES = {"nf_resnet50": 224, "nfnet_f0": 256}
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = arguments(__doc__, threads=2, rounds=11)
     if timm() is None:
-        print("evaluation: timm is not installed, and there is nothing else to compare with")
+        print("evaluation needs timm, which is not installed.")
         return
     torch.set_grad_enabled(False)
 

@@ -1,8 +1,10 @@
-"""Side by side in one run: candidates take turns, a second copy of the peer among them, and ratios are of one round.
+"""Harness that times our code, a peer and a second copy of the peer in turns.
 
-A ratio is ours / peer, lower is better, as median (min..max) over the rounds; the control is peer / peer, and what lies
-within its spread is no difference. On a CPU the time is the process's own on one thread, since the wall clock of a
-shared machine is not to be trusted; with more threads, and on a GPU, it is the wall's around a synchronisation.
+A ratio is ours / peer within one round, shown as median (min..max) over the rounds. Lower is better. The control is
+peer / peer, and a ratio within the control's spread is no difference.
+
+On a CPU with one thread, the clock counts the process's own CPU time, because other processes disturb the wall clock of
+a shared machine. With more threads, or on a GPU, it is the wall clock between synchronisations.
 """
 
 import argparse
@@ -21,10 +23,21 @@ import torch
 
 @dataclass
 class Case:
-    """One row: two ways to do the same, and the least that either has to move and compute.
+    """Case of a benchmark: our code and the peer's code for the same task.
 
-    `agreement` is the largest difference found between what the two compute, and `within` what it may be; it is checked
-    before anything is timed. `moved` bytes and `flops` are of one call; `target` is the ratio aimed at.
+    Attributes:
+        name: Name of the case.
+        ours: Our code.
+        peer: The peer's code.
+        control: Second copy of the peer's code.
+        agreement: Largest difference between the results of the two. It is checked before anything is timed.
+        within: Largest allowed difference.
+        target: Ratio to reach.
+        moved: Bytes that one call must move at least.
+        flops: Operations that one call must compute at least.
+        calls: Calls in a round.
+        prepare: Called before each turn, without being timed.
+        dtype: Type of the numbers, for the machine's peak rate.
     """
 
     name: str
@@ -36,14 +49,14 @@ class Case:
     target: float
     moved: float = 0.0
     flops: float = 0.0
-    calls: int = 1  # in a round
-    prepare: Callable[[], object] = lambda: None  # before each turn, not timed
+    calls: int = 1
+    prepare: Callable[[], object] = lambda: None
     dtype: torch.dtype = torch.float32
 
 
 @dataclass
 class Spread:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
 
     median: float
     low: float
@@ -51,6 +64,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> "Spread":
+        """Summarise values."""
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
@@ -59,7 +73,23 @@ class Spread:
 
 @dataclass
 class Row:
-    """What is written down of a case."""
+    """Result of a case, as it is saved.
+
+    Attributes:
+        benchmark: Name of the program.
+        case: Name of the case.
+        peer: Name of the peer.
+        ratio: Ours / peer.
+        control: Peer / peer. None: counted, not timed.
+        target: Ratio to reach.
+        agreement: Largest difference between the results of the two.
+        over_floor: Our time divided by the least time that this machine could take.
+        device: Name of the GPU or CPU.
+        threads: CPU threads.
+        rounds: Number of rounds.
+        torch: Version of torch.
+        date: Date of the measurement, as YYYY-MM-DD.
+    """
 
     benchmark: str
     case: str
@@ -68,7 +98,7 @@ class Row:
     control: Spread | None
     target: float
     agreement: float
-    over_floor: float | None = None  # ours over the least time that this machine could take
+    over_floor: float | None = None
     device: str = ""
     threads: int = 0
     rounds: int = 0
@@ -77,17 +107,24 @@ class Row:
 
     @property
     def reached(self) -> bool:
+        """Whether the median ratio reaches the target."""
         return self.ratio.median <= self.target
 
 
 class Clock:
-    """Seconds of a call, on this device."""
+    """Clock for calls on a device.
+
+    Args:
+        device: The device.
+        threads: CPU threads.
+    """
 
     def __init__(self, device: torch.device, threads: int):
         self.device = device
         self.now = time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
 
     def seconds(self, call: Callable[[], object], calls: int) -> float:
+        """Return the mean seconds of one call."""
         self._wait()
         started = self.now()
         for _ in range(calls):
@@ -101,7 +138,14 @@ class Clock:
 
 
 class Machine:
-    """What it can do at best, measured: bytes a second by copying or reading, operations by a matrix product."""
+    """Measured peak rates of this machine.
+
+    Args:
+        clock: Clock of the device.
+
+    Attributes:
+        bandwidth: Bytes per second of copying or reading.
+    """
 
     def __init__(self, clock: Clock):
         self.clock, self._rates = clock, {}
@@ -112,6 +156,7 @@ class Machine:
         self.bandwidth = max(copying, reading)
 
     def flops(self, dtype: torch.dtype) -> float:
+        """Return the operations per second of a matrix product."""
         if dtype not in self._rates:
             n = 2048 if self.clock.device.type == "cpu" else 8192
             a, b = (torch.randn(n, n, device=self.clock.device).to(dtype) for _ in range(2))
@@ -119,14 +164,28 @@ class Machine:
         return self._rates[dtype]
 
     def floor(self, case: Case) -> float:
-        """The least seconds of a call."""
+        """Return the least time that this machine could take for one call, seconds."""
         return max(case.moved / self.bandwidth, case.flops / self.flops(case.dtype) if case.flops else 0.0)
 
 
 def measure(case: Case, clock: Clock, rounds: int) -> tuple[Spread, Spread, float]:
-    """(ours / peer, control / peer, least seconds of ours); the three take turns in an order drawn anew each round."""
+    """Time a case. The three candidates take turns in a random order, which changes each round.
+
+    Args:
+        case: The case.
+        clock: Clock of the device.
+        rounds: Number of rounds.
+
+    Returns:
+        Ours / peer, control / peer, and the shortest time of ours, seconds.
+
+    Raises:
+        SystemExit: If the results of ours and the peer differ too much.
+    """
     if not case.agreement <= case.within:
-        raise SystemExit(f"{case.name}: the two differ by {case.agreement:.3g}, more than {case.within:g}: not timed.")
+        raise SystemExit(
+            f"{case.name} is not timed: the results differ by {case.agreement:.3g}, more than {case.within:g}."
+        )
     calls = {"ours": case.ours, "peer": case.peer, "control": case.control}
     for call in calls.values():
         for _ in range(2):
@@ -144,22 +203,41 @@ def measure(case: Case, clock: Clock, rounds: int) -> tuple[Spread, Spread, floa
 
 
 def arguments(description: str, threads: int = 1, rounds: int = 15) -> argparse.Namespace:
-    """What every benchmark takes on its command line; sets the threads."""
+    """Parse the options of all benchmarks and set the number of threads.
+
+    Args:
+        description: Docstring of the program. Its first line is the description.
+        threads: Default number of CPU threads.
+        rounds: Default number of rounds.
+
+    Returns:
+        The options.
+    """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each candidate ({rounds})")
     parser.add_argument("--threads", type=int, default=threads, help=f"CPU threads ({threads})")
-    parser.add_argument("--json", type=Path, help="a file for the rows")
-    parser.add_argument("--only", default="", help="only cases whose name has this in it")
+    parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this text")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no GPU here")
+        parser.error("--device cuda needs a GPU, but torch finds none")
     torch.set_num_threads(args.threads)
     return args
 
 
 def run(benchmark: str, peer: str, cases: Iterable[Case], args: argparse.Namespace) -> list[Row]:
-    """Measures the cases one after another, prints a line each and writes the rows."""
+    """Time the cases one after another, print a line for each, and write the rows.
+
+    Args:
+        benchmark: Name of the program.
+        peer: Name of the peer.
+        cases: The cases.
+        args: Options from `arguments`.
+
+    Returns:
+        One row per case.
+    """
     clock = Clock(torch.device(args.device), args.threads)
     machine, rows = Machine(clock), []
     print(
@@ -181,7 +259,17 @@ def run(benchmark: str, peer: str, cases: Iterable[Case], args: argparse.Namespa
 
 
 def counted(benchmark: str, peer: str, cases: Iterable[tuple[str, float, float, float]], args) -> list[Row]:
-    """Rows that are counted, not timed: (case, ours / peer, target, agreement)."""
+    """Print and write ratios that are counted, not timed.
+
+    Args:
+        benchmark: Name of the program.
+        peer: Name of the peer.
+        cases: Tuples (case, ours / peer, target, agreement).
+        args: Options from `arguments`.
+
+    Returns:
+        One row per case.
+    """
     rows = []
     print(f"{benchmark} against {peer}, torch {torch.__version__}")
     for name, ratio, target, agreement in cases:
@@ -197,13 +285,14 @@ def _row(benchmark, case, peer, ratio, control, target, agreement, over, args) -
 
 
 def write(rows: list[Row], args: argparse.Namespace) -> None:
+    """Write the rows to the file of `--json`, if given."""
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the CPU's."""
+    """Return the name of the GPU or CPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:

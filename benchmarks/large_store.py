@@ -1,9 +1,10 @@
-"""A store of 2,000 trainings and 40 notebook executions: how long what everybody waits for takes, in seconds.
+"""Time common operations on a store of 2,000 trainings and 40 notebook executions.
 
-One run of each kind is written through the store's own methods; the others are copies of its rows and files, each with
-its own id, key, seed and, for eight at a time, configuration, as writing them all in the usual way would take many
-minutes. Prints a table, and fails where something takes more of the process's own time than it may (the wall clock of a
-shared machine is not to be trusted).
+The store's own methods write one run of each kind. All others are copies of its rows and files, because writing them
+the usual way takes many minutes. Each copy has its own id, key and seed, and eight copies share a configuration.
+
+The program prints a table of seconds. It fails if an operation takes too much of the process's own CPU time. The wall
+clock does not count, because other processes disturb it on a shared machine.
 
     python benchmarks/large_store.py [--runs 2000] [--root DIR, kept]
 """
@@ -32,18 +33,19 @@ from workbench.training import TrainConfig, TrainResult
 STUDY = "large_batch"
 EXECUTIONS = 40
 POINTS = 30  # of each curve
-SEEDS = 8  # of a configuration
+SEEDS = 8  # per configuration
 MAY_TAKE = 2.0  # seconds
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics")
 CURVES = ("epoch", "samples_seen", "lr", "train_loss", "val_loss", "val_acc", "clipped_share", "ratio_p99")
 
 
 def key_of(number: int) -> str:
-    """The key of a training: as good as any other hash."""
+    """Make the key of a training. Any hash is good enough."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def a_training(store: Store) -> str:
+def write_training(store: Store) -> str:
+    """Write a training to the store and return its run id."""
     config = TrainConfig(steps=POINTS, batch_size=64, base_lr=1.6, clip=0.04)
     history = [{"step": step} | dict.fromkeys(CURVES, 1 / step) for step in range(1, POINTS + 1)]
     metrics = dict.fromkeys(CURVES, 0.5) | {"failed": 0, "steps_planned": POINTS, "steps_done": POINTS, "depth": 26}
@@ -55,7 +57,8 @@ def a_training(store: Store) -> str:
     return run_id
 
 
-def an_execution(store: Store) -> str:
+def write_execution(store: Store) -> str:
+    """Write a notebook execution to the store and return its run id."""
     study = Study.load(STUDY)
     (parameters, *_) = study.executions(quick=False)
     tags = {f"key.{part}": value for part, value in execution_key(study, parameters).items()}
@@ -67,7 +70,7 @@ def an_execution(store: Store) -> str:
 
 
 def multiply(database: sqlite3.Connection, experiment: str, run_id: str, times: int) -> None:
-    """So many copies of a run: its rows in all tables and its files."""
+    """Copy a run several times: its rows in all tables, and its files."""
     folder = files_of(experiment)
     for number in range(1, times + 1):
         new = uuid.uuid4().hex
@@ -89,16 +92,16 @@ def multiply(database: sqlite3.Connection, experiment: str, run_id: str, times: 
 
 
 def make(runs: int) -> None:
-    """Fills the store under WORKBENCH_ROOT."""
+    """Fill the store under WORKBENCH_ROOT."""
     store = Store()
-    first, second = a_training(store), an_execution(store)
+    first, second = write_training(store), write_execution(store)
     with contextlib.closing(sqlite3.connect(runs_folder() / "mlflow.db")) as database, database:
         multiply(database, "trainings", first, runs - 1)
         multiply(database, "studies", second, EXECUTIONS - 1)
 
 
 def seconds(call, times: int = 5) -> tuple[float, float]:
-    """The medians over a few calls: of the wall clock, and of the process's own time."""
+    """Return medians over a few calls: of the wall clock, and of the process's own CPU time."""
     taken = []
     for _ in range(times):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -108,11 +111,14 @@ def seconds(call, times: int = 5) -> tuple[float, float]:
 
 
 def measured(runs: int) -> dict[str, tuple[float, float]]:
-    """{what: seconds}."""
+    """Time all operations. Return by operation its seconds by the wall clock, and of CPU time."""
     store, study = Store(), Study.load(STUDY)
     assert len(store.search("trainings", "full")) == runs
     assert store.find_training(key_of(runs - 1), "full") is not None
-    assert plan([study], store, quick=False)[0].state in ("finished", "stale")  # in a kept store, by an older code
+    assert plan([study], store, quick=False)[0].state in (
+        "finished",
+        "stale",
+    )  # stale if an older version of the code wrote a kept store
     return {
         "open the store": seconds(Store),
         "search: all trainings": seconds(lambda: store.search("trainings", "full")),
@@ -127,6 +133,7 @@ def measured(runs: int) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
+    """Make the store, time the operations and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--root", type=Path)
@@ -149,7 +156,7 @@ def main() -> None:
         for what, (wall, cpu) in timings.items():
             print(f"{what:24}{wall:8.3f}{cpu:8.3f}")
         slow = [what for what, (_, cpu) in timings.items() if cpu > MAY_TAKE and what != "doctor"]
-        sys.exit(f"longer than {MAY_TAKE:g} s: {', '.join(slow)}" if slow else 0)
+        sys.exit(f"These operations take longer than {MAY_TAKE:g} s: {', '.join(slow)}." if slow else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pairs of networks that are compared: ours and timm's, with the same weights, the same function."""
+"""Pairs of networks, ours and timm's, with the same weights and the same function."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,17 @@ ROUNDING = 1e-9  # in float64
 
 
 def pair(name: str, **args) -> tuple[nn.Module, nn.Module]:
-    """(ours, timm's), float64, with timm's weights moved off their special starting values; nothing is dropped."""
+    """Make a pair of networks in float64 with the same weights, without dropout.
+
+    Gains and biases get random values, because their starting values are special.
+
+    Args:
+        name: Key of `PAIRS`.
+        **args: More arguments of our network.
+
+    Returns:
+        Our network and timm's.
+    """
     ours, theirs = PAIRS[name]
     torch.manual_seed(0)
     peer = timm().create_model(theirs).double()
@@ -32,7 +42,7 @@ def pair(name: str, **args) -> tuple[nn.Module, nn.Module]:
 
 @torch.no_grad()
 def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """Of their logits, over the norm of one's, in float64 and evaluation mode."""
+    """Return the relative difference of the logits, in float64 and evaluation mode."""
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     a, b = ours.eval()(x), theirs.eval()(x)
     return ((a - b).norm() / b.norm()).item()
@@ -40,14 +50,14 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
 
 @torch.no_grad()
 def flops(model: nn.Module, x: torch.Tensor) -> float:
-    """Floating-point operations of a forward pass, by torch's own counter."""
+    """Count the floating-point operations of a forward pass with torch's counter."""
     with FlopCounterMode(display=False) as counter:
         model(x)
     return float(counter.get_total_flops())
 
 
 def largest_gradient_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """Of any parameter's gradient, over the norm of one's, in float64 and training mode."""
+    """Return the largest relative difference of a gradient, in float64 and training mode."""
     x, y = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.tensor([3, 14])
     for model in (ours.train(), theirs.train()):
         model.zero_grad()

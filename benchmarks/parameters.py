@@ -1,4 +1,6 @@
-"""Parameters with gradients, without a network around them: about one unit in twenty is over AGC's threshold."""
+"""Parameters with gradients, without a network. AGC clips about one unit in twenty."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,12 +10,12 @@ from workbench.optim import unitwise_norm
 
 
 def nfnet_f0(device: str) -> list[Tensor]:
-    """NFNet-F0's parameters, 71.5 million in 233 tensors."""
+    """Make NFNet-F0's parameters, 71.5 million in 233 tensors."""
     return _with_gradients(create_model("nfnet_f0", 1000).to(device))
 
 
 def small(device: str) -> list[Tensor]:
-    """A network of 0.9 million parameters in 97 tensors."""
+    """Make the parameters of a small network, 0.9 million in 97 tensors."""
     return _with_gradients(create_model("nf_resnet26_cifar", 10).to(device))
 
 
@@ -30,18 +32,27 @@ def _with_gradients(model) -> list[Tensor]:
 
 
 def copies(params: list[Tensor], n: int) -> list[list[Tensor]]:
-    """The same parameters and gradients n times over."""
+    """Make n copies of the parameters and gradients."""
     sets = []
     for _ in range(n):
-        mine = [p.detach().clone().requires_grad_() for p in params]
-        for a, b in zip(mine, params, strict=True):
+        copied = [p.detach().clone().requires_grad_() for p in params]
+        for a, b in zip(copied, params, strict=True):
             a.grad = b.grad.clone()
-        sets.append(mine)
+        sets.append(copied)
     return sets
 
 
-def as_before(*sets: list[Tensor]):
-    """A function that puts the gradients back to what they are now: clipping once leaves nothing to clip."""
+def gradient_restorer(*sets: list[Tensor]) -> Callable[[], None]:
+    """Make a function that restores the current gradients.
+
+    Without it, only the first call has gradients to clip.
+
+    Args:
+        *sets: Copies of the same parameters.
+
+    Returns:
+        The function.
+    """
     before = [p.grad.clone() for p in sets[0]]
 
     def put_back() -> None:
@@ -52,7 +63,7 @@ def as_before(*sets: list[Tensor]):
 
 
 def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Of gradients and parameters, over the norm of the tensor."""
+    """Return the largest relative difference of any parameter or gradient."""
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True)]
     pairs += [(a.grad, b.grad) for a, b in pairs]
     with torch.no_grad():
@@ -60,5 +71,5 @@ def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def traffic(params: list[Tensor], passes: float) -> float:
-    """Bytes of so many passes over tensors of the parameters' size."""
+    """Return the bytes that `passes` passes over tensors of the parameters' size move."""
     return passes * sum(p.numel() * p.element_size() for p in params)

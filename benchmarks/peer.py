@@ -1,7 +1,7 @@
-"""timm, the peer: imported where it is installed, and told to compute what we compute.
+"""Import timm, the peer, and change its networks to the function of ours.
 
-Where torchvision cannot be imported (its wheel needs a CUDA build of torch) an empty stand-in takes its place, for timm
-needs it only to load images.
+timm needs torchvision only to load images. If torchvision cannot be imported, because its wheel needs a CUDA build of
+torch, an empty module replaces it.
 """
 
 import importlib.abc
@@ -16,7 +16,7 @@ from torch import nn
 
 
 def timm():
-    """The package, or None where it is not installed."""
+    """Import timm. Return None if it is not installed."""
     if importlib.util.find_spec("timm") is None:
         return None
     try:
@@ -32,7 +32,10 @@ def timm():
 
 
 def exact_nfnet(model: nn.Module) -> nn.Module:
-    """timm's `dm_nfnet_*` made the authors' function: GELU by tanh, and no eps to speak of."""
+    """Change timm's `dm_nfnet_*` in place to the authors' function.
+
+    It computes GELU by tanh, and its eps is negligible.
+    """
     for module in model.modules():
         if type(module).__name__ == "GammaAct":
             module.act_fn = _tanh_gelu
@@ -46,7 +49,7 @@ def _tanh_gelu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
 
 
 class _Anything(type):
-    """A class with any attribute."""
+    """Metaclass whose classes have every attribute."""
 
     def __getattr__(cls, name):
         return _anything(name)
@@ -59,7 +62,7 @@ def _anything(name: str):
 
 
 class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Any module of torchvision, with any name in it."""
+    """Importer that provides every module of torchvision, with every name in it."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "torchvision":

@@ -1,7 +1,7 @@
-"""The 32-pixel pipeline: what share of a training step on CIFAR-sized images is making its batch.
+"""Share of a training step that makes its batch, on CIFAR-sized images.
 
-Images lie on the device; a batch is gathered, flipped, shifted, normalised, mixed and cut out there. The peer is the
-whole step, so ours / peer is the share of it that waits for data.
+Images are on the device, and each batch is gathered, flipped, shifted, normalised, mixed and cut out there. The peer is
+the whole training step, so ours / peer is the share that waits for data.
 """
 
 import torch
@@ -17,7 +17,7 @@ from workbench.training.inputs import Inputs
 
 
 def dataset(n: int = 50_000) -> Dataset:
-    """Noise of CIFAR-10's shape: its content does not change the time."""
+    """Make noise of CIFAR-10's shape. Its content does not change the time."""
     split = Split(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (n,)))
     small = split.take(slice(0, 512))
     half = torch.full((3,), 0.5)
@@ -25,6 +25,7 @@ def dataset(n: int = 50_000) -> Dataset:
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = arguments(__doc__, threads=2)
     device = torch.device(args.device)
     batch = 1024 if device.type == "cuda" else 128

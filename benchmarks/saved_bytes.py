@@ -1,6 +1,7 @@
-"""Bytes kept for backward, counted, 4 images of 160 pixels: beside timm's networks, which are the same functions.
+"""Bytes kept for the backward pass, compared with timm's networks.
 
-What a forward pass has made and is still alive at its end, parameters left out, is what backward needs.
+The networks compute the same functions. The batch has 4 images of 160 pixels. The bytes are counted: all storages that
+a forward pass made and that still exist at its end, without parameters.
 """
 
 import contextlib
@@ -18,7 +19,11 @@ from workbench.models.recompute import recomputed_activations
 
 
 class Made(TorchDispatchMode):
-    """Every storage that an operation has made, by its address, and its bytes."""
+    """Record of all storages that operations made, by address.
+
+    Args:
+        model: The network, whose parameters and buffers do not count.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -36,12 +41,19 @@ class Made(TorchDispatchMode):
         return out
 
     def alive(self) -> int:
+        """Return the bytes of the storages that still exist."""
         entries = (entry for address, entry in self.storages.items() if address not in self.permanent)
         return sum(size for reference, size in entries if not reference.expired())
 
 
 def saved(model: nn.Module, x: Tensor, scope=contextlib.nullcontext) -> int:
-    """Bytes that are alive after a forward pass of the model."""
+    """Return the bytes that exist after a forward pass.
+
+    Args:
+        model: The network.
+        x: Images (N, C, H, W).
+        scope: Context to run in, made from the model.
+    """
     with Made(model) as made, scope(model):
         out = model(x)
     alive = made.alive()
@@ -50,9 +62,10 @@ def saved(model: nn.Module, x: Tensor, scope=contextlib.nullcontext) -> int:
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = arguments(__doc__)
     if timm() is None:
-        print("saved_bytes: timm is not installed, and there is nothing else to compare with")
+        print("saved_bytes needs timm, which is not installed.")
         return
 
     def rows():

@@ -1,12 +1,14 @@
-"""The suggested threshold beside a full search: nine thresholds by three seeds, a hundred steps each, validation only.
+"""Compare the suggested clipping threshold with a full search on the validation split.
 
-    python benchmarks/suggest_clip.py             # problems that the rule has not seen; minutes on one thread
-    python benchmarks/suggest_clip.py --tuning    # those that its constants were chosen on; half an hour
+    python benchmarks/suggest_clip.py             # held-out problems; minutes on one thread
+    python benchmarks/suggest_clip.py --tuning    # problems that the rule's constants were chosen on; half an hour
 
-The bar: at most 5 % of the search's steps, and an accuracy within one standard deviation (over seeds) of the best.
-The best of nine means is itself flattered by noise, and a deviation of three seeds is noisy, so the deviation pooled
-over the thresholds that come within ten points of the best is given, too; and how many of the nine are as good as the
-best by the same bar: where all are, no rule can fail. Every training is a row of docs/results/suggest_clip*.csv.
+The search has nine thresholds and three seeds, of a hundred steps each. The suggestion may take at most 5 % of
+the search's steps. Its accuracy must be within one standard deviation (over seeds) of the best.
+
+Noise raises the best of nine means, and the deviation of three seeds is itself noisy. So the table also gives the
+deviation pooled over all thresholds within ten points of the best. It also counts the thresholds that are within one
+deviation of the best: if all nine are, no rule can fail. Every training is a row of docs/results/suggest_clip*.csv.
 """
 
 import argparse
@@ -34,6 +36,8 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 @dataclass(frozen=True)
 class Problem:
+    """Network, optimizer, data set and learning rate of a training."""
+
     net: str
     optimizer: str
     data: str
@@ -48,7 +52,7 @@ HELD_OUT = [
     Problem("nf_resnet", "sgd", "mnist5k", 0.4),
     Problem("vit", "adamw", "mnist5k", 0.003),
     Problem("gru", "lion", "mnist5k", 0.001),
-    Problem("vit", "adamw", "mnist5k", 0.02),  # these two at rates where the threshold may matter more
+    Problem("vit", "adamw", "mnist5k", 0.02),  # this and the next at rates where the threshold may matter more
     Problem("gru", "lion", "mnist5k", 0.005),
 ]
 TUNING = [
@@ -73,13 +77,14 @@ TUNING = [
 
 
 class Lion(torch.optim.Optimizer):
-    """The sign of a moving average. Source: Chen et al. 2023, algorithm 2."""
+    """Lion: steps by the sign of a moving average. Source: Chen et al. 2023, algorithm 2."""
 
     def __init__(self, params, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None):
+        """Update the parameters. `closure` is ignored."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
@@ -90,7 +95,14 @@ class Lion(torch.optim.Optimizer):
 
 
 class Tokens(nn.Module):
-    """Patches of a quarter of the side, a position for each, three blocks, their mean. `mixing` is a class of block."""
+    """Network on 16 patches of an image, with three blocks.
+
+    Args:
+        mixing: Class of the blocks.
+        channels: Channels of the images.
+        side: Height and width of the images, pixels.
+        width: Channels of the tokens.
+    """
 
     def __init__(self, mixing: type, channels: int, side: int, width: int = 48):
         super().__init__()
@@ -100,15 +112,19 @@ class Tokens(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, channels, side, side) to logits (N, 10)."""
         tokens = self.patch(x).flatten(2).transpose(1, 2)  # (N, 16, width)
         return self.head(self.norm(self.blocks(tokens + self.position)).mean(1))
 
 
 def perceptron(width: int) -> nn.Sequential:
+    """Make a perceptron with one hidden layer."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
 
 class Attention(nn.Module):
+    """Pre-norm transformer block."""
+
     def __init__(self, width: int):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -116,34 +132,39 @@ class Attention(nn.Module):
         self.mlp = perceptron(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, T, width) to tokens of the same shape."""
         h = self.norm1(x)
         x = x + self.attend(h, h, h, need_weights=False)[0]
         return x + self.mlp(self.norm2(x))
 
 
 class Mixing(nn.Module):
+    """MLP-Mixer block."""
+
     def __init__(self, width: int):
         super().__init__()
         self.norm, self.over_tokens, self.over_channels = nn.LayerNorm(width), perceptron(16), perceptron(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, 16, width) to tokens of the same shape."""
         x = x + self.over_tokens(x.transpose(1, 2)).transpose(1, 2)
         return x + self.over_channels(self.norm(x))
 
 
 class Rows(nn.Module):
-    """Reads an image row by row."""
+    """Recurrent network that reads an image row by row."""
 
     def __init__(self, channels: int, side: int):
         super().__init__()
         self.gru, self.head = nn.GRU(channels * side, 64, batch_first=True), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, channels, side, side) to logits (N, 10)."""
         return self.head(self.gru(x.movedim(1, 2).flatten(2))[0][:, -1])
 
 
 def plain_cnn(channels: int, side: int) -> nn.Sequential:
-    """No normalization and no residuals."""
+    """Make a convolutional network without normalization and residuals."""
     widths, strides = (channels, 16, 32, 32, 64), (1, 2, 1, 2)
     convs = [(nn.Conv2d(a, b, 3, s, 1), nn.ReLU()) for a, b, s in zip(widths[:-1], widths[1:], strides, strict=True)]
     return nn.Sequential(*sum(convs, ()), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10))
@@ -176,7 +197,7 @@ def images(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Batches:
-    """Epochs of shuffled batches without end, from the start whenever they are asked for."""
+    """Endless shuffled batches, which start again with each iteration."""
 
     def __init__(self, x: Tensor, y: Tensor, seed: int):
         self.x, self.y, self.seed = x, y, seed
@@ -190,6 +211,7 @@ class Batches:
 
 
 def start(problem: Problem, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Batches]:
+    """Make the model, optimizer and batches of a training."""
     x, y, _, _ = images(problem.data)
     torch.manual_seed(seed)
     model = NETS[problem.net](x.shape[1], x.shape[-1])
@@ -198,7 +220,7 @@ def start(problem: Problem, seed: int) -> tuple[nn.Module, torch.optim.Optimizer
 
 
 def train(problem: Problem, clip: float, seed: int, steps: int = STEPS) -> dict:
-    """A row. A diverged training counts as guessing."""
+    """Train once and return a row. A diverged training gets the accuracy of guessing."""
     model, optimizer, batches = start(problem, seed)
     for group in optimizer.param_groups:
         group["clip"] = None if group["clip"] is None or clip == math.inf else clip
@@ -219,8 +241,9 @@ def train(problem: Problem, clip: float, seed: int, steps: int = STEPS) -> dict:
 
 
 def measure(problem: Problem) -> tuple[list[dict], dict]:
-    """Every training as a row, and the line of the table."""
-    advice = suggest_clip(*_as_asked(start(problem, SEEDS[0])), progress=False)
+    """Search and suggest a threshold. Return all trainings as rows, and a line of the table."""
+    model, optimizer, batches = start(problem, SEEDS[0])
+    advice = suggest_clip(model, batches, optimizer, progress=False)
     rows = [{"problem": str(problem), "role": "suggestion", "clip": advice.clip, "steps": advice.steps}]
     rows += [{"role": "search", **train(problem, clip, seed)} for clip in SEARCHED for seed in SEEDS]
     rows += [{"role": "suggested", **train(problem, advice.clip, seed)} for seed in SEEDS]
@@ -228,13 +251,15 @@ def measure(problem: Problem) -> tuple[list[dict], dict]:
     return rows, {"problem": str(problem), **line}
 
 
-def _as_asked(made: tuple) -> tuple:
-    model, optimizer, batches = made
-    return model, batches, optimizer
-
-
 def compare(rows: pd.DataFrame) -> dict:
-    """What the search's best and the suggested threshold reach, and what the suggestion cost of the search's steps."""
+    """Compare the suggested threshold with the best of the search.
+
+    Args:
+        rows: All trainings of a problem.
+
+    Returns:
+        Accuracies, deviations over seeds, and the cost of the suggestion as a share of the search's steps.
+    """
     search = rows[rows.role == "search"]
     by_clip = search.groupby("clip").val_acc.agg(["mean", "std"])
     best, suggested = by_clip["mean"].idxmax(), rows[rows.role == "suggested"]
@@ -255,9 +280,10 @@ def compare(rows: pd.DataFrame) -> dict:
 
 
 def main() -> None:
+    """Run the comparison, write the rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tuning", action="store_true", help="the problems that the rule was tuned on")
-    parser.add_argument("--only", default="", help="only problems with this in their name; writes nothing")
+    parser.add_argument("--tuning", action="store_true", help="run the problems that the rule was tuned on")
+    parser.add_argument("--only", default="", help="run only problems whose name contains this text; write no file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, lines = [], []

@@ -1,10 +1,11 @@
-"""AGC with all of its telemetry, quantiles and a ladder of thresholds for each parameter and step, over AGC alone.
+"""AGC with telemetry, compared with AGC alone.
 
-As a training does it: norms are kept each step, and made a table of every ten.
+The telemetry has quantiles and a ladder of thresholds for each parameter and step. As in a training, norms are kept at
+every step and become a table every ten steps.
 """
 
 from harness import Case, arguments, run
-from parameters import as_before, copies, largest_difference, nfnet_f0, small, traffic
+from parameters import copies, gradient_restorer, largest_difference, nfnet_f0, small, traffic
 
 from workbench.optim import clip_grad_agc_
 from workbench.training.observers import Telemetry
@@ -13,6 +14,8 @@ STEPS = 10
 
 
 def watched(params):
+    """Make a function that runs ten steps with telemetry."""
+
     def steps():
         telemetry = Telemetry(every=1, stats=lambda: clip_grad_agc_(params))
         for step in range(STEPS):
@@ -23,6 +26,8 @@ def watched(params):
 
 
 def alone(params):
+    """Make a function that runs ten steps without telemetry."""
+
     def steps():
         for _ in range(STEPS):
             clip_grad_agc_(params)
@@ -31,12 +36,13 @@ def alone(params):
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = arguments(__doc__, rounds=31)
 
     def cases():
         for name, params in (("nfnet_f0", nfnet_f0), ("1M parameters", small)):
             ours, peer, control = copies(params(args.device), 3)
-            put_back = as_before(ours, peer, control)
+            put_back = gradient_restorer(ours, peer, control)
             watched(ours)()
             alone(peer)()
             yield Case(

@@ -1,7 +1,7 @@
-"""A training step beside timm's networks with the same weights: forward and backward on a CPU, the whole step on a GPU.
+"""Training step, compared with timm's networks with the same weights.
 
-On a GPU it is bfloat16 autocast, channels_last as it is faster for both, with AGC, SGD and the average of the weights,
-eager against eager and, with --compile, compiled against compiled.
+On a CPU, a step is forward and backward. On a GPU, it also has AGC, SGD and the average of the weights, and runs in
+bfloat16 autocast and channels_last, which is faster for both. Both are eager, or compiled with --compile.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from workbench.optim import AGC, EMA, param_groups
 
 
 class Ours:
-    """Forward, backward and, on a GPU, the update, as workbench.training does them."""
+    """Our training step, as in workbench.training."""
 
     def __init__(self, model, x, y, compiled: bool):
         self.model, self.x, self.y = model, x, y
@@ -28,19 +28,21 @@ class Ours:
         self.agc, self.ema = AGC(self.optimizer), EMA(model, 0.9999)
 
     def backward(self):
+        """Run forward and backward."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.x.is_cuda):
             out = self.forward(self.x)
         F.cross_entropy(out.float(), self.y).backward()
 
     def step(self):
+        """Run forward, backward and the update."""
         self.backward()
         self.optimizer.step()
         self.ema.update()
 
 
 class Timms(Ours):
-    """The same with timm's clipping and average, as its training script puts them together."""
+    """timm's training step, with its clipping and average, as in its training script."""
 
     def __init__(self, model, x, y, compiled: bool):
         self.model, self.x, self.y = model, x, y
@@ -50,6 +52,7 @@ class Timms(Ours):
         self.ema = timm().utils.ModelEmaV3(model, decay=0.9999)
 
     def step(self):
+        """Run forward, backward and the update."""
         self.backward()
         timm().utils.adaptive_clip_grad(self.params[:-2])
         self.optimizer.step()
@@ -57,13 +60,14 @@ class Timms(Ours):
 
 
 def main() -> None:
+    """Run the benchmark."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--compile", action="store_true")
     flags, rest = options.parse_known_args()
     sys.argv[1:] = rest
     args = arguments(__doc__, threads=2)
     if timm() is None:
-        print("training_step: timm is not installed, and there is nothing else to compare with")
+        print("training_step needs timm, which is not installed.")
         return
     gpu = args.device == "cuda"
 

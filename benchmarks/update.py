@@ -1,10 +1,13 @@
-"""All that follows backward: AGC, SGD with Nesterov momentum, and the average of the weights, beside timm's."""
+"""Update after the backward pass, compared with timm's.
+
+It is AGC, SGD with Nesterov momentum, and the average of the weights.
+"""
 
 import copy
 
 import torch
 from harness import Case, arguments, run
-from parameters import as_before, copies, largest_difference, nfnet_f0, small, traffic
+from parameters import copies, gradient_restorer, largest_difference, nfnet_f0, small, traffic
 from peer import timm
 from torch import nn
 
@@ -14,7 +17,7 @@ SGD = {"lr": 1e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 2e-5}
 
 
 def holder(params) -> nn.Module:
-    """A module that has these parameters, for the average to copy."""
+    """Make a module with these parameters, which the average of the weights can copy."""
     model = nn.Module()
     for i, p in enumerate(params):
         model.register_parameter(f"p{i}", nn.Parameter(p.detach()))
@@ -23,7 +26,7 @@ def holder(params) -> nn.Module:
 
 
 class Ours:
-    """AGC as a hook of the optimizer, its fused step, one operation for the average."""
+    """Our update: AGC as a hook of a fused optimizer, and one operation for the average."""
 
     def __init__(self, params):
         self.model = holder(params)
@@ -32,12 +35,13 @@ class Ours:
         self.agc, self.ema = AGC(self.optimizer), EMA(self.model, 0.9999, warmup=False)
 
     def step(self):
+        """Update parameters and average."""
         self.optimizer.step()
         self.ema.update()
 
 
 class Timms:
-    """As its training script puts them together."""
+    """timm's update, as in its training script."""
 
     def __init__(self, params):
         self.model = holder(params)
@@ -47,15 +51,17 @@ class Timms:
         self.ema = timm().utils.ModelEmaV3(copy.deepcopy(self.model), decay=0.9999)
 
     def step(self):
+        """Update parameters and average."""
         self.clip(self.params)
         self.optimizer.step()
         self.ema.update(self.model)
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = arguments(__doc__, rounds=31)
     if timm() is None:
-        print("update: timm is not installed; agc_over_norm compares with torch alone")
+        print("update needs timm, which is not installed. agc_over_norm compares with torch instead.")
         return
     gpu = args.device == "cuda"
 
@@ -65,7 +71,7 @@ def main() -> None:
                 continue
             a, b, c = copies(params(args.device), 3)
             ours, theirs, control = Ours(a), Timms(b), Timms(c)
-            put_back = as_before(ours.params, theirs.params, control.params)
+            put_back = gradient_restorer(ours.params, theirs.params, control.params)
             for each in (ours, theirs):
                 each.step()
             yield Case(
@@ -76,7 +82,7 @@ def main() -> None:
                 agreement=largest_difference(ours.params, theirs.params),
                 within=1e-5,
                 target=0.30 if gpu else target,
-                moved=traffic(ours.params, 2 + 3 + 1),  # in: p, g, then momentum; out: p, momentum; average
+                moved=traffic(ours.params, 2 + 3 + 1),  # reads p, g and momentum; writes p, momentum and average
                 calls=calls,
                 prepare=put_back,
             )
