@@ -1,8 +1,8 @@
 """Compare this library's copies of timm's networks with timm, in float64.
 
 Logits, features and every gradient are compared. The `dm_nfnet_*` networks are copies of the authors' networks, but
-timm computes them slightly differently. It adds an eps to the variance where the authors use a floor, and computes GELU by
-erf. So they are compared twice:
+timm computes them slightly differently. It adds an eps to the variance where the authors use a floor, and computes GELU
+by erf. So they are compared twice:
 
 - as in timm, where the distances are printed but not judged;
 - changed to the authors' function, where they are judged.
