@@ -1,7 +1,7 @@
-"""What all tests share: the slow set, a temporary root, and the watch over the checkout's own mlruns/.
+"""Shared fixtures: the slow set, temporary roots, and a guard of the checkout's store mlruns/.
 
-Run: `./run test` (everything but the marker `slow`), `./run test --slow` (everything), `./run test tests/test_agc.py
--k sparse`.
+Run `./run test` for all tests without the marker `slow`, `./run test --slow` for all tests, and, for example,
+`./run test tests/test_agc.py -k sparse` for some of them.
 """
 
 import shutil
@@ -15,10 +15,15 @@ from support.checkout import CHECKOUT, SHARED_DATA
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the slow set, too")
+    parser.addoption("--slow", action="store_true", help="also run the slow tests")
 
 
-FIRST = ("test_tour", "test_quick_studies", "test_crashes", "test_servers")  # the longest: else one process ends alone
+FIRST = (
+    "test_tour",
+    "test_quick_studies",
+    "test_crashes",
+    "test_servers",
+)  # the longest start first, so that parallel processes end together
 
 
 def pytest_collection_modifyitems(config, items):
@@ -32,7 +37,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def the_checkouts_store_stays_as_it_is():
-    """No test may write to the checkout's own store."""
+    """Check that no test writes to the checkout's store."""
     before = _listing(CHECKOUT / "mlruns")
     yield
     assert _listing(CHECKOUT / "mlruns") == before, "a test wrote to the checkout's mlruns/"
@@ -49,7 +54,7 @@ def a_seed():
 
 @pytest.fixture(scope="session")
 def template_root(tmp_path_factory) -> Path:
-    """A root whose database is made and migrated once; making one takes seconds."""
+    """Root whose database is made and migrated once, because that takes seconds."""
     folder = tmp_path_factory.mktemp("template")
     (folder / ".workbench").touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -58,15 +63,19 @@ def template_root(tmp_path_factory) -> Path:
         from workbench.lab import Store
 
         Store()
-    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as db:  # what is still in the log of writes
+    with closing(
+        sqlite3.connect(folder / "mlruns" / "mlflow.db")
+    ) as db:  # moves pending writes from the log into the file
         db.execute("pragma wal_checkpoint(truncate)")
     return folder
 
 
 @pytest.fixture
 def another_root(tmp_path, template_root, monkeypatch):
-    """Makes workbenches of their own in temporary folders, with the checkout's notebooks and studies and an empty,
-    migrated store; the last one made is the one that is used."""
+    """Make roots in temporary folders. The newest root is in use.
+
+    Each has the checkout's notebooks and studies, and an empty, migrated store.
+    """
     made = []
 
     def make() -> Path:
@@ -90,13 +99,13 @@ def another_root(tmp_path, template_root, monkeypatch):
 
 @pytest.fixture
 def root(another_root) -> Path:
-    """A workbench of its own."""
+    """Root in a temporary folder."""
     return another_root()
 
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """Torch takes one thread here, and in the processes that start: equal bits need equal threads."""
+    """Use one torch thread in this process and its children, because equal bits need equal threads."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -106,15 +115,15 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def cifar10():
-    """The real images; skips where they are not."""
+    """Folder of the real images. Skip the test if they are missing."""
     if SHARED_DATA is None or not (Path(SHARED_DATA) / "cifar10" / "train.parquet").is_file():
-        pytest.skip("CIFAR-10 is not here: set WORKBENCH_DATA to the folder that holds cifar10/")
+        pytest.skip("CIFAR-10 is missing. Set WORKBENCH_DATA to the folder that contains cifar10/.")
     return Path(SHARED_DATA) / "cifar10"
 
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Two classes of 20 PNG images, 12 x 10 pixels: dark ones and bright ones."""
+    """Folder with two classes, dark and bright, of 20 PNG images each, 12 x 10 pixels."""
     import numpy as np
     from PIL import Image
 
@@ -130,7 +139,7 @@ def image_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def command(capsys):
-    """Runs a command line in this process, where starting another would only cost time: (exit code, out, err)."""
+    """Run command lines in this process, which is faster than a new one. Return (exit code, out, err)."""
     import signal
     import sys
 

@@ -1,5 +1,7 @@
-"""The house: floors, clean notebooks, one list of dependencies. Evidence: the tools that hold them, run on this
-checkout."""
+"""Rules of the checkout: layers, names, clean notebooks and one list of dependencies.
+
+Evidence: linters and small checks that run on this checkout.
+"""
 
 import ast
 import json
@@ -35,7 +37,7 @@ SAME_ROLE = {"__init__", "__main__"}
 
 
 def names_in(file):
-    """Everything that a file gives a name to."""
+    """Yield all names that a file defines."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
@@ -48,13 +50,13 @@ def names_in(file):
 
 
 @pytest.mark.parametrize("folder", ["workbench", "tests", "benchmarks"])
-def test_names_say_what_a_thing_is(folder):
+def test_names_are_not_vague(folder):
     files = sorted((CHECKOUT / folder).rglob("*.py"))
     vague = {(str(f.relative_to(CHECKOUT)), n) for f in files for n in names_in(f) if n.strip("_").lower() in VAGUE}
     assert files and not vague
 
 
-def test_no_two_files_or_rooms_share_a_name():
+def test_no_two_files_or_packages_share_a_name():
     places = [p for p in (CHECKOUT / "workbench").rglob("*") if p.suffix == ".py" or (p / "__init__.py").exists()]
     stems = [place.stem for place in places if place.stem not in SAME_ROLE]
     assert len(stems) > 150 and sorted(stems) == sorted(set(stems))
@@ -70,13 +72,13 @@ def test_every_study_has_its_notebook_its_claim_and_its_test():
         assert name == "start_here" or (CHECKOUT / "tests" / "claims" / f"test_{name}.py").is_file()
 
 
-def test_no_claim_leans_on_another():
+def test_no_claim_imports_another():
     from workbench.claims.registry import MACHINERY
 
     for file in (CHECKOUT / "workbench" / "claims").glob("*.py"):
         if file.stem not in ("__init__", *MACHINERY):
             imported = re.findall(r"^from workbench\.claims(?:\.(\w+))? import", file.read_text(), flags=re.M)
-            assert set(imported) <= {"claim"}, file  # else a change of the other would not make its study stale
+            assert set(imported) <= {"claim"}, file  # a change of the other would not make its study stale
 
 
 def test_the_code_is_formatted_and_linted():
@@ -95,7 +97,7 @@ def test_words_are_plain_and_types_are_right(tool):
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
-def test_notebooks_are_clean_and_shaped_alike(file):
+def test_notebooks_are_clean_and_have_the_same_structure(file):
     cells = json.loads(file.read_text())["cells"]
     code = [c for c in cells if c["cell_type"] == "code"]
     assert all(not c["outputs"] and c["execution_count"] is None for c in code)
@@ -105,12 +107,12 @@ def test_notebooks_are_clean_and_shaped_alike(file):
     assert "**Caveats.**" in "".join(cells[-1]["source"])
     assert cells[1]["metadata"]["tags"] == ["parameters"]
     of_a_study = any(f"notebook: {file.name}" in study.read_text() for study in (CHECKOUT / "studies").glob("*.yaml"))
-    assert ("session.verdict(" in "".join(code[-1]["source"])) == of_a_study  # the others are tools
+    assert ("session.verdict(" in "".join(code[-1]["source"])) == of_a_study  # other notebooks are tools
     for line in "".join(cells[1]["source"]).splitlines():
-        assert "  # " in line, f"a knob without a comment: {line}"
+        assert "  # " in line, f"parameter without a comment: {line}"
 
 
-def test_every_study_loads_and_names_how_to_run_it(root):
+def test_every_study_loads_and_its_file_says_how_to_run_it(root):
     from workbench.lab import Study
 
     files = sorted((CHECKOUT / "studies").glob("*.yaml"))
@@ -122,7 +124,7 @@ def test_every_study_loads_and_names_how_to_run_it(root):
         assert set(study.minutes) == {"quick", "full"}
 
 
-def test_conda_users_get_the_same():
+def test_conda_users_get_the_same_dependencies():
     environment = yaml.safe_load((CHECKOUT / "environment.yml").read_text())
     conda, (pip,) = (
         [d for d in environment["dependencies"] if isinstance(d, str)],
@@ -133,7 +135,7 @@ def test_conda_users_get_the_same():
     assert {"lab", "dev"} <= set(PROJECT["optional-dependencies"])
 
 
-def test_every_dependency_is_pinned_and_torch_exactly():
+def test_every_dependency_is_pinned():
     pins = dict(line.split("==") for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if "==" in line)
     pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
     assert pins["torch"] == "2.13.0"
@@ -143,13 +145,13 @@ def test_every_dependency_is_pinned_and_torch_exactly():
     assert {"torch", "jupyterlab", "mlflow", "optuna", "seaborn", "papermill"} <= names
 
 
-def test_the_bare_install_has_what_training_needs_and_no_more():
+def test_the_minimal_install_has_only_the_dependencies_of_training():
     names = {re.split(r"[<>=]", d)[0] for d in PROJECT["dependencies"]}
     assert names == {"torch", "numpy", "pandas", "pyarrow", "pillow", "safetensors", "tqdm"}
 
 
 @pytest.mark.parametrize("package", ["models", "optim", "data", "weights", "normfree", "probes", "training", "pool"])
-def test_public_functions_say_what_they_do(package):
+def test_public_functions_have_docstrings(package):
     for file in (CHECKOUT / "workbench" / package).rglob("*.py"):
         tree = ast.parse(file.read_text())
         assert ast.get_docstring(tree), file
@@ -158,7 +160,7 @@ def test_public_functions_say_what_they_do(package):
                 assert ast.get_docstring(node), f"{file.name}: {node.name}"
 
 
-def test_the_readmes_commands_and_files_exist():
+def test_files_and_imports_in_the_readme_exist():
     readme = (CHECKOUT / "README.md").read_text()
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (CHECKOUT / path).exists(), path

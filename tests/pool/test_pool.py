@@ -1,5 +1,7 @@
-"""The pool. Evidence: real processes, ended in the ways they end; placement by hand. The contract of all executors is in
-tests/lab/executors."""
+"""Pool. Evidence: real processes, ended in all ways, and placement by hand.
+
+The contract of all executors is in tests/lab/executors.
+"""
 
 import contextlib
 import os
@@ -17,7 +19,7 @@ from workbench.pool import Pool, Seat, Task, seats
 
 @pytest.fixture
 def pool(monkeypatch):
-    """A pool of one seat, which ends with the test."""
+    """Pool with one seat, which ends with the test."""
     monkeypatch.setenv("PYTHONPATH", f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}")
     made = Pool([Seat(None, 1)])
     yield made
@@ -28,8 +30,8 @@ def task(name, function, arguments=None, **kwargs):
     return Task(name, f"support.executor_tasks:{function}", arguments, **kwargs)
 
 
-def gone(pid, seconds=20):
-    """Whether the process ends in time."""
+def ends(pid, seconds=20):
+    """Return whether the process ends in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -41,7 +43,7 @@ def gone(pid, seconds=20):
 # ---- seats
 
 
-def test_gpus_are_dealt_out_in_turn_with_equal_shares_of_the_cores(monkeypatch):
+def test_gpus_are_assigned_in_turn_with_equal_shares_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sys.modules["workbench.pool.seats"], "cores", lambda: 32)
     assert seats(4, ["0", "1", "2", "3"]) == [Seat(gpu, 8) for gpu in "0123"]
@@ -49,10 +51,10 @@ def test_gpus_are_dealt_out_in_turn_with_equal_shares_of_the_cores(monkeypatch):
     assert seats(64) == [Seat(None, 1)] * 64
     variables = seats(2, ["7"])[1].environment
     assert variables == {"OMP_NUM_THREADS": "16", "MKL_NUM_THREADS": "16", "CUDA_VISIBLE_DEVICES": "7"}
-    assert Seat(None, 1).environment["CUDA_VISIBLE_DEVICES"] == ""  # it sees none
+    assert Seat(None, 1).environment["CUDA_VISIBLE_DEVICES"] == ""  # the worker sees no GPU
 
 
-def test_threads_that_are_named_go_before_those_of_the_environment(monkeypatch):
+def test_the_argument_threads_overrides_the_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert [seats(2)[0].threads, seats(2, threads=5)[0].threads] == [3, 5]
 
@@ -60,8 +62,8 @@ def test_threads_that_are_named_go_before_those_of_the_environment(monkeypatch):
 # ---- workers
 
 
-def test_a_worker_serves_task_after_task_until_one_raises(pool):
-    """An error may have left its GPU unusable."""
+def test_a_worker_runs_tasks_until_one_raises(pool):
+    """After an error, the next task gets a new worker, because the error may leave the GPU unusable."""
     values = []
     for function in ("pid", "pid", "fail", "pid"):
         pool.submit(task(function, function, "text"))
@@ -77,10 +79,10 @@ def test_interrupted_tasks_report_how_they_ended(pool, tmp_path):
     pool.interrupt()
     outcome = pool.wait()
     assert (outcome.task.name, outcome.stopped) == ("runs", True) and (tmp_path / "saved").exists()
-    assert pool.wait() is None  # what waited never starts
+    assert pool.wait() is None  # the waiting task never starts
 
 
-def test_a_task_that_dies_while_it_stops_is_not_tried_again(pool):
+def test_a_task_whose_worker_dies_during_an_interrupt_does_not_run_again(pool):
     pids = []
     pool.submit(task("runs", "with_child", on_message=pids.append))
     pool.wait(until=lambda: bool(pids))
@@ -92,7 +94,7 @@ def test_a_task_that_dies_while_it_stops_is_not_tried_again(pool):
     assert outcome.died and len(pids) == 1
 
 
-def test_who_retries_hears_of_it(monkeypatch, tmp_path):
+def test_on_retry_gets_the_task_and_the_cause(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}")
     retried = []
     pool = Pool([Seat(None, 1)], on_retry=lambda task, cause: retried.append((task.name, cause)))
@@ -104,12 +106,13 @@ def test_who_retries_hears_of_it(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("victim", ["worker", "parent"])
-def test_what_a_worker_started_ends_with_it(victim, tmp_path):
-    """The worker, or whoever has the pool, dies by kill -9."""
+def test_children_of_a_worker_end_with_it(victim, tmp_path):
+    """The worker, or the process with the pool, is killed by kill -9."""
     script = (
         "from workbench.pool import Pool, Seat, Task\n"
         "pool = Pool([Seat(None, 1)])\n"
-        "pool.submit(Task('a', 'support.executor_tasks:with_child', None, lambda pids: print(*pids, flush=True), retries=0))\n"
+        "show = lambda pids: print(*pids, flush=True)\n"
+        "pool.submit(Task('a', 'support.executor_tasks:with_child', None, show, retries=0))\n"
         "pool.wait()\n"
         "input()"
     )
@@ -120,7 +123,7 @@ def test_what_a_worker_started_ends_with_it(victim, tmp_path):
     try:
         worker, child = map(int, parent.stdout.readline().split())
         os.kill(worker if victim == "worker" else parent.pid, signal.SIGKILL)
-        assert gone(worker) and gone(child)
+        assert ends(worker) and ends(child)
     finally:
         for pid in (parent.pid, worker, child):
             with contextlib.suppress(ProcessLookupError):
@@ -128,7 +131,7 @@ def test_what_a_worker_started_ends_with_it(victim, tmp_path):
         parent.communicate()
 
 
-def test_a_ctrl_c_does_not_reach_the_workers(pool):
+def test_ctrl_c_does_not_reach_the_workers(pool):
     pids = []
     pool.submit(task("runs", "with_child", on_message=pids.append))
     pool.wait(until=lambda: bool(pids))

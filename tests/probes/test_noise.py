@@ -1,5 +1,8 @@
-"""Gradient noise scale. Evidence: two batches by hand, the paper's formulas on gradients that are kept, a regression
-whose covariance is known, coverage of the interval, the model left as found."""
+"""Gradient noise scale.
+
+Evidence: two batches by hand, the paper's formulas on stored gradients, a regression with known covariance, and the
+coverage of the interval. The model stays unchanged.
+"""
 
 import math
 
@@ -16,15 +19,18 @@ from workbench.probes import gradient_noise_scale
 from workbench.probes.noise import noise_scale_of
 
 
-def as_the_paper_has_it(gradients: np.ndarray, b: int) -> tuple[float, float]:
-    """tr(Sigma) and |G|^2 by appendix A.1, from gradients (n, D) of batches of b, and their mean as the large batch."""
+def estimates_of_the_paper(gradients: np.ndarray, b: int) -> tuple[float, float]:
+    """Estimate tr(Sigma) and |G|^2 by appendix A.1, from gradients (n, D) of n batches of b samples.
+
+    The mean gradient is that of the large batch.
+    """
     n = len(gradients)
     small, large = np.square(gradients).sum(1).mean(), np.square(gradients.mean(0)).sum()
     return (small - large) / (1 / b - 1 / (n * b)), (n * b * large - b * small) / (n * b - b)
 
 
 def mean_of(out, y):
-    """With a linear model and no bias, the gradient of this loss is the mean of x."""
+    """Loss whose gradient, for a linear model without bias, is the mean of x."""
     return out.mean()
 
 
@@ -33,21 +39,24 @@ def linear(size: int) -> nn.Linear:
 
 
 def test_two_batches_by_hand():
-    """Gradients (3, 4) and (5, 4), b = 2: mean (4, 4), squares around it 1 + 1, so tr = 2 * 2, |G|^2 = 32 - 4 / 4."""
+    """The gradients (3, 4) and (5, 4), b = 2, have mean (4, 4) and squares 1 + 1 around it.
+
+    So tr = 2 * 2 and |G|^2 = 32 - 4 / 4.
+    """
     x = torch.tensor([[1, 8], [5, 0], [9, 4], [1, 4]], dtype=torch.float64)
     estimate = gradient_noise_scale(linear(2), mean_of, [(x[:2], x[:2]), (x[2:], x[2:])])
     assert (estimate.trace, estimate.grad_sq, estimate.noise_scale) == pytest.approx((4, 31, 4 / 31))
     assert (estimate.batch, estimate.batches, estimate.interval) == (2, 2, (0, math.inf))
-    assert "no upper end" in estimate.note
+    assert "interval" in estimate.note
 
 
-def test_the_jackknife_against_leaving_batches_out():
+def test_the_jackknife_equals_leaving_out_each_batch():
     x = torch.randn(7, 3, 5, dtype=torch.float64) + 1
     estimate = gradient_noise_scale(linear(5), mean_of, zip(x, x, strict=True))
     gradients = x.mean(1).numpy()
-    trace, grad_sq = as_the_paper_has_it(gradients, 3)
+    trace, grad_sq = estimates_of_the_paper(gradients, 3)
     assert (estimate.trace, estimate.grad_sq, estimate.noise_scale) == pytest.approx((trace, grad_sq, trace / grad_sq))
-    without = [as_the_paper_has_it(np.delete(gradients, i, 0), 3) for i in range(7)]
+    without = [estimates_of_the_paper(np.delete(gradients, i, 0), 3) for i in range(7)]
     ratios = np.array([g / t for t, g in without])
     error = math.sqrt(6 / 7 * np.square(ratios - ratios.mean()).sum())
     ends = [grad_sq / trace + side * 2.446912 * error for side in (1, -1)]  # t of 6 degrees of freedom, 97.5 %
@@ -55,9 +64,12 @@ def test_the_jackknife_against_leaving_batches_out():
     assert estimate.note == ""
 
 
-def test_a_regression_whose_covariance_is_known():
-    """y = e, x ~ N(0, I), e ~ N(0, s^2): the gradient x (x . w - e) has the mean w and the covariance
-    (|w|^2 + s^2) I + w w'. Twenty measurements: right on average, each within its interval but for one or two."""
+def test_estimates_of_a_regression_with_known_covariance():
+    """For y = e, x ~ N(0, I) and e ~ N(0, s^2), the gradient is x (x . w - e).
+
+    It has mean w and covariance (|w|^2 + s^2) I + w w'. Twenty estimates are right on average, and at most two
+    intervals miss the truth.
+    """
     size, s, b = 20, 2.0, 8
     model = linear(size)
     w = model.weight.detach().flatten()
@@ -69,19 +81,18 @@ def test_a_regression_whose_covariance_is_known():
     for _ in range(20):
         x, e = torch.randn(50, b, size, dtype=torch.float64), torch.randn(50, b, 1, dtype=torch.float64)
         estimates.append(gradient_noise_scale(model, half_square, zip(x, s * e, strict=True)))
-    error = (
-        2 * math.sqrt((w @ w + s**2) * w @ w + (w @ w) ** 2) / math.sqrt(20 * 50 * b)
-    )  # 2 sqrt(w' Sigma w / samples)
-    assert np.mean([f.trace for f in estimates]) == pytest.approx(trace, rel=0.03)
-    assert np.mean([f.grad_sq for f in estimates]) == pytest.approx(grad_sq, abs=2.5 * error)
-    assert sum(f.interval[0] < trace / grad_sq < f.interval[1] for f in estimates) >= 18
-    assert np.median([f.interval[1] / f.interval[0] for f in estimates]) < 4
+    # 2 sqrt(w' Sigma w / samples)
+    error = 2 * math.sqrt((w @ w + s**2) * w @ w + (w @ w) ** 2) / math.sqrt(20 * 50 * b)
+    assert np.mean([estimate.trace for estimate in estimates]) == pytest.approx(trace, rel=0.03)
+    assert np.mean([estimate.grad_sq for estimate in estimates]) == pytest.approx(grad_sq, abs=2.5 * error)
+    assert sum(estimate.interval[0] < trace / grad_sq < estimate.interval[1] for estimate in estimates) >= 18
+    assert np.median([estimate.interval[1] / estimate.interval[0] for estimate in estimates]) < 4
 
 
 @pytest.mark.parametrize("batches", [4, 16])
 @pytest.mark.parametrize("signal", [0.1, 1.0, 10.0])
 def test_the_interval_covers_the_truth(batches, signal):
-    """`signal` is the number of samples over the noise scale: 0.1 is all noise, 10 is clear."""
+    """`signal` is the number of samples over the noise scale: 0.1 is nearly all noise, 10 is a clear signal."""
     rng = np.random.default_rng(0)
     size, b = 100, 8
     true = size * b * batches / (size * signal)
@@ -95,13 +106,13 @@ def test_the_interval_covers_the_truth(batches, signal):
     assert 0.92 < np.mean(inside) <= 1
 
 
-def test_pure_noise_is_said_to_be_that():
+def test_pure_noise_gives_an_infinite_noise_scale_and_a_note():
     x = torch.randn(6, 4, 30, dtype=torch.float64)
-    x -= x.mean((0, 1))  # gradients with mean 0: |G|^2 comes out below
+    x -= x.mean((0, 1))  # gradients with mean 0, so the estimate of |G|^2 is negative
     estimate = gradient_noise_scale(linear(30), mean_of, zip(x, x, strict=True))
     assert estimate.grad_sq < 0 < estimate.trace
     assert estimate.noise_scale == estimate.interval[1] == math.inf
-    assert "no gradient stands out of the noise of 24 samples" in estimate.note
+    assert "noise of 24 samples" in estimate.note
 
 
 def test_equal_batches_have_no_noise():
@@ -114,7 +125,7 @@ def test_equal_batches_have_no_noise():
     assert two_equal.interval == (0, math.inf)
 
 
-def test_a_network_with_random_parts_is_left_as_found_and_both_passes_see_one_draw():
+def test_the_model_stays_unchanged_and_both_passes_use_the_same_random_numbers():
     model = create_model("resnet_tiny", 10, dropout=0.5, stochastic_depth=0.5).train()
     data = torch.utils.data.TensorDataset(torch.randn(32, 3, 16, 16), torch.randint(10, (32,)))
     loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
@@ -129,7 +140,7 @@ def test_a_network_with_random_parts_is_left_as_found_and_both_passes_see_one_dr
     for x, y in batches:
         loss = F.cross_entropy(model(x), y)
         kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).numpy())
-    trace, grad_sq = as_the_paper_has_it(np.stack(kept).astype(np.float64), 4)
+    trace, grad_sq = estimates_of_the_paper(np.stack(kept).astype(np.float64), 4)
     assert (estimate.trace, estimate.grad_sq) == pytest.approx((trace, grad_sq), rel=1e-6)
     assert estimate.batches == 8
 
@@ -139,7 +150,7 @@ def test_frozen_parameters_do_not_count():
     model[0].requires_grad_(False)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     estimate = gradient_noise_scale(model, mean_of, zip(x, x, strict=True))
-    trace, _ = as_the_paper_has_it(model[0](x).mean(1).numpy(), 2)
+    trace, _ = estimates_of_the_paper(model[0](x).mean(1).numpy(), 2)
     assert estimate.trace == pytest.approx(trace)
 
 
@@ -147,14 +158,14 @@ def test_bad_input_is_refused():
     x = torch.ones(4, 3, dtype=torch.float64)
     good = [(x, x), (2 * x, x)]
     cases = [
-        (linear(3), mean_of, good[:1], "but got 1 of .4. samples"),
-        (linear(3), mean_of, [], "but got 0"),
-        (linear(3), mean_of, [*good, (x[:1], x[:1])], "but got 3 of .1, 4. samples: .*drop_last"),
-        (linear(3), mean_of, (x, x), "pairs .x, y."),
-        (linear(3), lambda out, y: out, good, "a tensor of shape .4, 1."),
-        (linear(3), lambda out, y: out.mean() * math.inf, good, "not (-)?inf"),
-        (linear(3).requires_grad_(False), mean_of, good, "call model.requires_grad_"),
+        (linear(3), mean_of, good[:1], "got 1 of .4. samples"),
+        (linear(3), mean_of, [], "got 0 of"),
+        (linear(3), mean_of, [*good, (x[:1], x[:1])], "got 3 of .1, 4. samples.*drop_last"),
+        (linear(3), mean_of, (x, x), "`batches` .* .x, y."),
+        (linear(3), lambda out, y: out, good, "shape .4, 1."),
+        (linear(3), lambda out, y: out.mean() * math.inf, good, "got (-)?inf"),
+        (linear(3).requires_grad_(False), mean_of, good, "model.requires_grad_"),
     ]
-    for model, criterion, batches, message in cases:
-        with pytest.raises(WorkbenchError, match=message):
+    for model, criterion, batches, offending in cases:
+        with pytest.raises(WorkbenchError, match=offending):
             gradient_noise_scale(model, criterion, batches)

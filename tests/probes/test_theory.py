@@ -1,4 +1,4 @@
-"""The theory. Evidence: the paper's algebra in closed form, and measurement within its sampling error."""
+"""Theory of signal propagation. Evidence: the paper's algebra in closed form, and measurements."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_relu_moments_in_closed_form():
     assert a.C == pytest.approx((1 - 1 / math.pi) / 2, rel=1e-5)
 
 
-def test_relu_with_spread_channel_means_is_the_arc_cosine_kernel():
+def test_relu_on_varying_channel_means_gives_the_arc_cosine_kernel():
     M, V = 0.6, 0.4
     rho = M / (M + V)
     kernel = (math.sqrt(1 - rho**2) + rho * (math.pi - math.acos(rho))) / (2 * math.pi) * (M + V)
@@ -29,42 +29,40 @@ def test_relu_with_spread_channel_means_is_the_arc_cosine_kernel():
 
 
 def test_scaled_standardisation_gives_mean_zero_and_variance_one():
-    # gamma of the exact table for relu: sqrt(2 / (1 - 1 / pi))
+    # the exact gamma of relu is sqrt(2 / (1 - 1 / pi))
     relu = activate(torch.relu, Trunk(0.0, 0.0, 1.0))
     out = convolve(relu, c=2 / (1 - 1 / math.pi), kernel_size=1, stride=1, channels=64)
     assert (out.m, out.M) == (0.0, pytest.approx(0.0, abs=1e-9))
     assert out.V == pytest.approx(1.0, rel=1e-5)
 
 
-def test_he_convolution_keeps_the_second_moment_and_lets_the_mean_in():
+def test_a_he_initialised_convolution_keeps_the_second_moment_and_passes_on_the_mean():
     relu = activate(torch.relu, Trunk(0.0, 0.0, 1.0))
     out = convolve(relu, c=2.0, kernel_size=1, stride=1, channels=64, centred=False)
     assert out.M == pytest.approx(1 / math.pi, rel=1e-4)
     assert out.V == pytest.approx(1 - 1 / math.pi, rel=1e-4)
 
 
-def test_largest_of_nine_normals():
+def test_a_max_pool_of_white_noise_gives_the_maximum_of_nine_normals():
     pooled = max_pool(Trunk(0.0, 0.0, 1.0))
-    assert (pooled.m, pooled.V) == (
-        pytest.approx(1.48501, abs=1e-4),
-        pytest.approx(0.35735, abs=1e-4),
-    )  # tables of order statistics
+    # from tables of order statistics
+    assert (pooled.m, pooled.V) == (pytest.approx(1.48501, abs=1e-4), pytest.approx(0.35735, abs=1e-4))
 
 
-def test_the_paper_staircase_after_each_transition():
+def test_variance_follows_the_papers_staircase():
     table = expected_signal(create_model("nf_resnet26_cifar", 10, skip_gain=1.0, activation=torch.relu))
     assert table["var"].tolist() == pytest.approx([1.0] + [1.04, 1.08] * 4, rel=1e-3)
     assert table.residual_var[1:].tolist() == pytest.approx([1.0] * 8, rel=1e-3)
     assert (table.mean_sq[1:] < 1e-6).all()
 
 
-def test_batchnorm_gains_068_a_block():
+def test_batchnorm_gains_068_per_block():
     table = expected_signal(create_model("resnet50", 10, he_init=True))
     assert table[table.stage == 2]["var"].diff().dropna().tolist() == pytest.approx([1 - 1 / math.pi] * 5, rel=1e-3)
 
 
-def test_zero_padding_is_counted_from_the_taps():
-    # a 3 x 3 kernel on a 3 x 3 map sees (7 / 9)^2 of its taps on average: variance without any mean
+def test_zero_padding_reduces_the_variance_by_its_share_of_taps():
+    # on a 3 x 3 map, a 3 x 3 kernel has on average (7 / 9)^2 of its taps on pixels
     out = convolve(Activated(0.0, 0.0, 1.0, size=3), c=1.0, kernel_size=3, stride=1, channels=8, centred=False)
     assert out.V == pytest.approx((7 / 9) ** 2)
 
@@ -80,7 +78,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_measurement_agrees_within_sampling_error(case):
+def test_measurements_agree_with_the_theory_within_sampling_error(case):
     name, overrides, column, tolerance = CASES[case]
     measured, expected = [], None
     for seed in range(3):
@@ -95,8 +93,8 @@ def test_measurement_agrees_within_sampling_error(case):
 # ---- backward
 
 
-def test_a_gradient_grows_by_what_a_branch_adds():
-    """An identity block of a ReLU network: 1 + alpha^2 / beta^2 (gamma^2 / 2)^3, gamma^2 = 2 / (1 - 1 / pi)."""
+def test_each_branch_adds_to_the_gradient():
+    """An identity block of a ReLU network adds alpha^2 / beta^2 (gamma^2 / 2)^3, with gamma^2 = 2 / (1 - 1 / pi)."""
     table = expected_signal(create_model("nf_resnet26_cifar", 10, skip_gain=1.0, activation=torch.relu))
     growth = 1 + 0.04 / 1.04 / (1 - 1 / math.pi) ** 3
     assert table.grad_var[8] == 1.0
@@ -120,7 +118,7 @@ BACKWARD = {
 
 
 @pytest.mark.parametrize("case", BACKWARD)
-def test_measured_gradients_agree_over_orders_of_magnitude(case):
+def test_measured_gradients_agree_with_the_theory(case):
     name, overrides, tolerance = BACKWARD[case]
     table = compare_signal(create_model(name, 10, **overrides).train(), torch.randn(16, 3, 64, 64), backward=True)
     assert table.grad_var.tolist() == pytest.approx(table.expected_grad_var.tolist(), rel=tolerance)
@@ -130,7 +128,7 @@ def test_measured_gradients_agree_over_orders_of_magnitude(case):
 
 
 def blurred(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Normal fields whose pixels are alike over a few pixels and over channels: images, as far as moments go."""
+    """Make normal fields that are correlated over a few pixels and over channels, like the moments of images."""
     generator = torch.Generator().manual_seed(seed)
     common, per_channel = (torch.randn(n, c, size + 8, size + 8, generator=generator) for c in (1, 3))
     x = torch.nn.functional.avg_pool2d(common + 0.3 * per_channel, 5, 1)[..., :size, :size]
@@ -138,8 +136,10 @@ def blurred(n: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_moments_of_pixels_by_hand():
-    """The average over 5 x 5 of white noise has correlation (1 - i/5)(1 - j/5); of 3 channels, 1 part of 1.09 is
-    common."""
+    """The 5 x 5 average of white noise has correlation (1 - i/5)(1 - j/5).
+
+    Of the variance, 1 part in 1.09 is common to the 3 channels.
+    """
     pixels = pixels_of(blurred(64, 64))
     i = np.arange(8)
     assert pixels.R[:8, :8] == pytest.approx(np.outer((1 - i / 5).clip(0), (1 - i / 5).clip(0)), abs=0.03)
@@ -147,7 +147,7 @@ def test_moments_of_pixels_by_hand():
     assert pixels.average[0, 0] == pytest.approx((1 + 0.09 / 3) / 1.09, rel=0.02)
 
 
-def test_white_pixels_are_those_of_the_noise():
+def test_measured_moments_of_white_noise_equal_those_of_the_theory():
     x = torch.randn(32, 3, 32, 32)
     pixels = pixels_of(x)
     out = [convolve(p, c=1.0, kernel_size=3, stride=2, channels=3) for p in (pixels, noise(32))]
@@ -162,14 +162,14 @@ def test_relu_maps_correlations_by_the_arc_cosine_kernel():
     assert a.R == pytest.approx((kernel - 1 / (2 * np.pi)) / (0.5 - 1 / (2 * np.pi)), abs=0.01)
 
 
-def test_a_pool_keeps_what_neighbours_share():
-    """Four pixels of variance 1 that correlate by r average to variance (1 + 3 r) / 4."""
+def test_an_average_pool_keeps_the_common_variance_of_neighbours():
+    """The average of four pixels with variance 1 and correlation r has variance (1 + 3 r) / 4."""
     r = 0.6
     pooled = avg_pool(Activated(0.0, 0.0, 1.0, R=np.array([[1.0, r], [r, r]])))
     assert pooled.C == pytest.approx((1 + 3 * r) / 4)
 
 
-def test_the_largest_of_correlated_values_against_drawing_them():
+def test_a_max_pool_of_correlated_values_agrees_with_a_simulation():
     x = blurred(256, 32)[:, :1]
     pixels = pixels_of(x)
     pooled = torch.nn.functional.max_pool2d(x, 3, 2)
@@ -188,7 +188,7 @@ IMAGE_CASES = {
 
 
 @pytest.mark.parametrize("case", IMAGE_CASES)
-def test_measurement_on_images_agrees_with_what_is_expected_of_them(case):
+def test_measurements_on_images_agree_with_the_theory(case):
     name, overrides, column, tolerance = IMAGE_CASES[case]
     tables = []
     for seed in range(4):
@@ -199,14 +199,14 @@ def test_measurement_on_images_agrees_with_what_is_expected_of_them(case):
 
 
 def test_images_that_do_not_vary_are_refused():
-    with pytest.raises(WorkbenchError, match="must vary"):
+    with pytest.raises(WorkbenchError, match=r"`images` .* vary"):
         expected_signal(create_model("nf_resnet_tiny", 10), images=torch.ones(2, 3, 28, 28))
 
 
-# ---- as designed
+# ---- the design
 
 
-def test_a_sound_network_is_built_as_it_was_designed():
+def test_a_sound_network_equals_its_design():
     for name in ("nf_resnet50", "nfnet_f0", "nf_regnet_b0", "timm_nf_resnet50", "timm_eca_nfnet_l0"):
         model = create_model(name, 10)
         for module in model.modules():
@@ -217,7 +217,7 @@ def test_a_sound_network_is_built_as_it_was_designed():
         assert built.residual_var[1:].tolist() == pytest.approx(designed.residual_var[1:].tolist(), rel=1e-3)
 
 
-def test_the_design_is_not_moved_by_what_was_built_in():
+def test_the_design_does_not_depend_on_the_built_in_constants():
     model = create_model("nf_resnet26_cifar", 10, skip_gain=1.0)
     before = expected_signal(model, designed=True)
     for block in model.blocks:
@@ -226,7 +226,7 @@ def test_the_design_is_not_moved_by_what_was_built_in():
     assert expected_signal(model).residual_var[1] < 0.5 * before.residual_var[1]
 
 
-def test_deviations_are_measured_over_expected():
+def test_deviations_are_relative_to_the_expected_values():
     torch.manual_seed(1)
     model, x = create_model("nf_resnet_tiny", 10, skip_gain=1.0), torch.randn(8, 3, 28, 28)
     table = compare_signal(model, x, dead=True)
@@ -236,5 +236,5 @@ def test_deviations_are_measured_over_expected():
 
 @pytest.mark.parametrize("name", ["glu", "log_softmax"])
 def test_an_activation_that_mixes_channels_has_no_theory(name):
-    with pytest.raises(WorkbenchError, match="elementwise"):
+    with pytest.raises(WorkbenchError, match=r"expected_signal .* elementwise"):
         expected_signal(create_model("nf_resnet26_cifar", 10, activation=name))

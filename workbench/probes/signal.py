@@ -377,7 +377,8 @@ class _Seen(Exception):
 def _input_of(model: nn.Module, name: str, inputs: list[Tensor], least: int) -> Tensor | None:
     """Run the model up to the module with this name and return its first input.
 
-    The result is None if that input is not a map.
+    Returns:
+        The input; None if it is not a map.
     """
     first = []
 
