@@ -1,1 +1,1 @@
-"""Runs beside one another: which are picked, how they rank, what cannot be compared, two in detail."""
+"""Comparisons of runs: selection, ranking, warnings, figures, and two runs in detail."""

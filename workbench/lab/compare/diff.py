@@ -1,6 +1,7 @@
-"""What differs between two trainings, two groups of seeds, or two executions of a notebook.
+"""Differences between two trainings, two groups of seeds, or two executions of a notebook.
 
-`diff(store, a, b)` takes run ids, their beginnings, or a group's `config_id`, as `workbench compare` prints it.
+`diff(store, a, b)` takes run ids, the first characters of run ids, or the `config_id` of a group. `workbench compare`
+prints the `config_id` of every group.
 """
 
 import json
@@ -15,14 +16,21 @@ from workbench.lab.statistics.intervals import Interval, paired_interval, t_inte
 from workbench.lab.store.client import Store
 
 MODES = ("full", "quick")
-NOT_COMPARED = ("seed", "device", "workers", "progress")  # the seed is a row of its own, the others compute nothing
+NOT_COMPARED = ("seed", "device", "workers", "progress")  # the seed has its own row, the others change no result
 RESULTS = ("val_acc", "test_acc", "train_loss", "failed", "device_seconds", "images_per_second", "samples_seen")
 RESULTS += ("clipped_share", "peak_memory")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side: `kind` is training, group or execution; `runs` are the store's, one for each seed of a group."""
+    """One side of a comparison.
+
+    Attributes:
+        name: The run id, or "group" and the `config_id`.
+        kind: "training", "group" or "execution".
+        mode: "full" or "quick".
+        runs: The store's runs. Only a group has several.
+    """
 
     name: str
     kind: str
@@ -30,15 +38,25 @@ class Side:
     runs: list
 
     def rows(self) -> pd.DataFrame:
-        """The trainings as `selection.table` has them."""
+        """Return the trainings in the format of `selection.table`."""
         return selection.table(self.runs)
 
 
 @dataclass(frozen=True)
 class Diff:
-    """`settings`: what differs in configuration, code, data, device and versions, or a notebook's parameters; `results`
-    side by side; both have the columns what, a, b. `seeds`: seed, a, b and difference of those that the groups share;
-    `interval` is that difference's, a minus b. `warnings` as of `compare.concerns`."""
+    """Differences between two sides.
+
+    Attributes:
+        a: The first side.
+        b: The second side.
+        settings: The settings that differ, with the columns what, a, b. They cover configuration, code, data, device
+            and versions of trainings, or the parameters of notebooks.
+        results: The results of both sides, with the same columns.
+        seeds: The seeds that two groups share, with the columns seed, a, b, difference. None without a group.
+        metric: The accuracy in `seeds`: `test_acc` where all trainings have one, else `val_acc`.
+        interval: The interval of a minus b, paired by seed. None without a group.
+        warnings: Reasons why the comparison is unfair, from `table.concerns`.
+    """
 
     a: Side
     b: Side
@@ -51,18 +69,32 @@ class Diff:
 
 
 def diff(store: Store, a: str, b: str) -> Diff:
-    """Sets two runs, groups or executions side by side. Raises: WorkbenchError for a name that the store does not have
-    or that means several, and for a training beside an execution."""
+    """Compare two trainings, groups or executions.
+
+    Args:
+        store: The store that holds both.
+        a: A run id, the first characters of one, or a group's `config_id`.
+        b: The other one.
+
+    Raises:
+        WorkbenchError: If a name is unknown or ambiguous, a training has no result, or one side is an execution and
+            the other is not.
+    """
     left, right = resolve(store, a), resolve(store, b)
     if (left.kind == "execution") != (right.kind == "execution"):
         raise WorkbenchError(
-            f"{a} is {_a(left.kind)} and {b} {_a(right.kind)}: give two trainings, or two executions of notebooks."
+            f"cannot compare {_kind_name(left.kind)} ({a}) with {_kind_name(right.kind)} ({b}). "
+            "Give two trainings or groups, or two notebook executions."
         )
     return _executions(store, left, right) if left.kind == "execution" else _trainings(store, left, right)
 
 
 def resolve(store: Store, text: str) -> Side:
-    """The training, execution or group that a text names: a run id, the beginning of one, or a config_id."""
+    """Find a training, execution or group by run id, beginning of a run id, or `config_id`.
+
+    Raises:
+        WorkbenchError: If the text matches nothing, or several things.
+    """
     matches: dict[tuple[str, str, str], list] = {}
     if selection.is_beginning(text):
         for mode in MODES:
@@ -79,7 +111,9 @@ def resolve(store: Store, text: str) -> Side:
         raise unknown("run or group of seeds", text, ids)
     if len(matches) > 1:
         shown = ", ".join(f"{name} ({kind})" for name, kind, _ in list(matches)[:5])
-        raise WorkbenchError(f"{text} means {len(matches)} things: {shown}: give more of the run id.")
+        raise WorkbenchError(
+            f"{text} is ambiguous, it matches {len(matches)} runs or groups: {shown}. Give more of the run id."
+        )
     ((name, kind, mode), runs) = next(iter(matches.items()))
     return Side(name, kind, mode, runs)
 
@@ -88,15 +122,18 @@ def _trainings(store: Store, a: Side, b: Side) -> Diff:
     for side in (a, b):
         if side.runs[0].status != "FINISHED":
             cause = side.runs[0].tags.get("cause", "it may still run")
-            raise WorkbenchError(f"run {side.name} is {side.runs[0].status} ({cause}): it has no result to compare.")
-    rows = [_one_a_seed(side.rows()) for side in (a, b)]
+            raise WorkbenchError(
+                f"run {side.name} must be FINISHED, got {side.runs[0].status} ({cause}). "
+                "It has no result to compare, so choose another run."
+            )
+    rows = [_newest_per_seed(side.rows()) for side in (a, b)]
     configs = [selection.configuration(store, side_rows.run_id.iloc[0]) for side_rows in rows]
     for config in configs:
         for name in NOT_COMPARED:
             config.pop(name, None)
     provenance = [_provenance(store, side, side_rows) for side, side_rows in zip((a, b), rows, strict=True)]
     settings = _differing(*configs, provenance[0], provenance[1])
-    results = _beside(*(_results(side.runs, side_rows) for side, side_rows in zip((a, b), rows, strict=True)))
+    results = _side_by_side(*(_results(side.runs, side_rows) for side, side_rows in zip((a, b), rows, strict=True)))
     tested = all(side_rows.test_acc.notna().all() for side_rows in rows)
     metric = "test_acc" if tested else "val_acc"
     seeds, interval = None, None
@@ -109,8 +146,8 @@ def _trainings(store: Store, a: Side, b: Side) -> Diff:
     return Diff(a, b, settings, results, seeds, metric, interval, tuple(concerns(pd.concat(rows))))
 
 
-def _one_a_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The newest code's trainings of a group, the newest of each seed."""
+def _newest_per_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the trainings with the newest code and data, and of each seed the newest."""
     newest = rows[(rows.code == rows.code.iloc[0]) & (rows.data_digest == rows.data_digest.iloc[0])]
     return newest.drop_duplicates("seed").sort_values("seed")
 
@@ -134,7 +171,7 @@ def _provenance(store: Store, side: Side, rows: pd.DataFrame) -> dict:
 
 
 def _results(runs: list, rows: pd.DataFrame) -> dict:
-    """The final metrics: of one training as they are, of a group as mean and interval."""
+    """Return the final metrics: plain values for one training, mean and interval for a group."""
     kept_runs = [run for run in runs if run.id in set(rows.run_id)]
     outcomes = rows.outcome.value_counts()
     results = {"outcome": ", ".join(f"{n} {o}" for o, n in outcomes.items()) if len(rows) > 1 else rows.outcome.iloc[0]}
@@ -152,30 +189,30 @@ def _executions(store: Store, a: Side, b: Side) -> Diff:
     keys = ("study", "mode", "by", "mlflow.source.git.commit", "python", "torch")
     provenance = []
     for run in runs:
-        named = {k.removeprefix("mlflow.source."): v for k, v in run.tags.items() if k in keys}
-        provenance.append(named | {k: v[:16] for k, v in run.tags.items() if k.startswith("key.")})
+        tags = {k.removeprefix("mlflow.source."): v for k, v in run.tags.items() if k in keys}
+        provenance.append(tags | {k: v[:16] for k, v in run.tags.items() if k.startswith("key.")})
     results = []
     for run in runs:
-        holds = {1.0: "holds", 0.0: "does not hold"}.get(run.metrics.get("holds"), "not decided")
+        claim = {1.0: "holds", 0.0: "does not hold"}.get(run.metrics.get("holds"), "not decided")
         results.append(
             {
                 "status": run.status,
-                "claim": holds,
+                "claim": claim,
                 "verdict": run.tags.get("verdict", "none"),
                 "effect": run.tags.get("effect", "none"),
             }
         )
-    return Diff(a, b, _differing(*(run.parameters for run in runs), *provenance), _beside(*results))
+    return Diff(a, b, _differing(*(run.parameters for run in runs), *provenance), _side_by_side(*results))
 
 
 def _differing(a: dict, b: dict, provenance_a: dict, provenance_b: dict) -> pd.DataFrame:
-    """What differs: the configuration first, then where it comes from."""
-    both = _beside(dict(a), dict(b)), _beside(provenance_a, provenance_b)
+    """Return the differing settings: first the configuration, then the provenance."""
+    both = _side_by_side(dict(a), dict(b)), _side_by_side(provenance_a, provenance_b)
     table = pd.concat(both, ignore_index=True)
     return table[[x != y for x, y in zip(table.a, table.b, strict=True)]].reset_index(drop=True)
 
 
-def _beside(a: dict, b: dict) -> pd.DataFrame:
+def _side_by_side(a: dict, b: dict) -> pd.DataFrame:
     names = [*a, *(name for name in b if name not in a)]
     return pd.DataFrame([{"what": n, "a": _text(a, n), "b": _text(b, n)} for n in names], columns=["what", "a", "b"])
 
@@ -185,5 +222,5 @@ def _text(values: dict, name: str) -> str:
     return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _a(kind: str) -> str:
-    return {"training": "a training", "group": "a group of seeds", "execution": "a notebook's execution"}[kind]
+def _kind_name(kind: str) -> str:
+    return {"training": "a training", "group": "a group of seeds", "execution": "a notebook execution"}[kind]

@@ -1,6 +1,6 @@
-"""Figures of a comparison: learning curves with bands over seeds, and parallel coordinates. A table in, a figure out.
+"""Figures of a comparison: learning curves with bands over seeds, and parallel coordinates.
 
-Failed trainings are drawn and marked, never dropped; colours and dashes are safe for the colour-blind.
+Failed trainings are drawn and marked, never dropped. Colour-blind readers can distinguish the colours and dashes.
 """
 
 from pathlib import Path
@@ -19,15 +19,21 @@ from workbench.lab.compare.table import Comparison, words
 from workbench.lab.plots import FAILED, LOOKS, legend_outside, mark_failed, style
 
 SUFFIXES = (".png", ".svg", ".pdf")
-MOST = 12  # groups in one figure that an eye can tell apart
+MOST = 12  # groups that a reader can distinguish in one figure
 AXES = {"samples_seen": "training images seen", "seconds": "device seconds", "step": "step"}
 
 
 def curves_figure(comparison: Comparison, curves: pd.DataFrame, x: str = "samples_seen") -> Figure:
-    """Mean validation accuracy over `x` (samples_seen, seconds, step), a line a group, the band from the lowest to the
-    highest seed. Seeds that failed are thin lines of their own, with a cross where they ended.
+    """Draw learning curves: mean validation accuracy, one line per group.
 
-    `curves` as of `selection.curves`. Only the first `MOST` groups are drawn, and the title says so.
+    A band shows the range from the lowest to the highest seed. Failed seeds are separate thin lines with a cross at
+    their end. They count neither in the mean nor in the band.
+    Only the best `MOST` groups are drawn. If there are more, the title says so.
+
+    Args:
+        comparison: The groups and their trainings.
+        curves: Their evaluations, from `selection.curves`.
+        x: The x-axis: "samples_seen", "seconds" or "step".
     """
     style()
     figure, ax = plt.subplots(figsize=(8.0, 6.0), layout="constrained")
@@ -67,8 +73,11 @@ def curves_figure(comparison: Comparison, curves: pd.DataFrame, x: str = "sample
 
 
 def parallel_figure(comparison: Comparison) -> Figure:
-    """Parallel coordinates: an axis for each parameter that varies, the last for the accuracy; a line a training,
-    coloured by accuracy. Failed trainings are dashed, with a cross at their accuracy."""
+    """Draw parallel coordinates: one line per training.
+
+    Every parameter that varies has an axis, and accuracy has the last one. Accuracy sets the colour. Failed trainings
+    are dashed, with a cross at their accuracy.
+    """
     style()
     rows = comparison.rows.reset_index(drop=True)
     last = comparison.table.columns.get_loc("seeds")
@@ -81,7 +90,7 @@ def parallel_figure(comparison: Comparison) -> Figure:
     figure, ax = plt.subplots(figsize=(2.2 + 1.7 * len(columns), 4.4), layout="constrained")
     colours = sns.color_palette("viridis", as_cmap=True)
     across = np.arange(places.shape[1])
-    nudge = np.random.default_rng(0).uniform(-0.025, 0.025, places.shape)  # lines over one another stay visible
+    nudge = np.random.default_rng(0).uniform(-0.025, 0.025, places.shape)  # keeps overlapping lines visible
     nudge[:, -1] = 0
     for i in np.argsort(rows.accuracy.to_numpy()):
         failed = rows.failed[i] == 1
@@ -113,27 +122,35 @@ def parallel_figure(comparison: Comparison) -> Figure:
 
 
 def save(figure: Figure, file: str) -> None:
-    """Writes a figure as its file's name says. Raises: WorkbenchError for another kind than `SUFFIXES`."""
+    """Write a figure in the format of the file's suffix, and close it.
+
+    Raises:
+        WorkbenchError: If the suffix is not one of `SUFFIXES`.
+    """
     check_file(file)
     write_whole(Path(file).expanduser(), lambda part: figure.savefig(part, dpi=160, bbox_inches="tight"))
     plt.close(figure)
 
 
 def shown(figure: Figure) -> Figure:
-    """The figure for a notebook, which would show an open one twice."""
+    """Return the figure closed, because a notebook shows an open figure twice."""
     plt.close(figure)
     return figure
 
 
 def check_file(file: str) -> None:
-    """Refuses, before anything is read, a file that is no figure, or cannot be one."""
+    """Check the file name of a figure before anything is read.
+
+    Raises:
+        WorkbenchError: If the suffix is not one of `SUFFIXES`, or the file cannot be written.
+    """
     if not file.lower().endswith(SUFFIXES):
         raise WorkbenchError(f"the figure {file} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     target_path(file, (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)))
 
 
 def _with_counts(comparison: Comparison) -> dict[int, str]:
-    """The names of the groups, and how often seeds failed."""
+    """Return the names of the groups, each with its number of seeds or of failed seeds."""
     labels = {}
     for (group, name), row in zip(group_names(comparison).items(), comparison.table.itertuples(), strict=True):
         labels[group] = name + (f", {row.failed} of {row.seeds} failed" if row.failed else f" (n = {row.seeds})")
@@ -141,8 +158,14 @@ def _with_counts(comparison: Comparison) -> dict[int, str]:
 
 
 def _axis(values: pd.Series, name: str) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Where each value stands on its axis, 0 to 1, and the marks (height, text): words evenly, numbers by their
-    logarithm, what is missing at the foot."""
+    """Place values on an axis from 0 to 1.
+
+    Words are spaced evenly. Positive numbers are placed by their logarithm, other numbers linearly, and missing values
+    at 0.
+
+    Returns:
+        The places of the values, and the marks of the axis as (height, text).
+    """
     if values.dtype == object or not pd.api.types.is_numeric_dtype(values):
         texts = values.map(str)
         known = sorted(texts.unique(), reverse=True)

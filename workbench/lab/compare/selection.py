@@ -1,6 +1,6 @@
-"""Which trainings are compared: picked from the store by study, tag, filter, role or run id, as one tidy table.
+"""Selection of trainings by study, tag, filter, role or run id, as one tidy table.
 
-Nothing but the store's own columns is read here; the curves, a file of each training, only where they are asked for.
+Selecting reads only the columns of the store. `curves` and `configuration` also read a file of each training.
 """
 
 import json
@@ -32,34 +32,44 @@ def pick(
     role: str | None = None,
     mode: str = "full",
 ) -> pd.DataFrame:
-    """One row a training: run_id, name, status, its tags, parameters and final metrics (`COLUMNS`), newest first.
+    """Select trainings from the store.
 
-    `what` names studies, or trainings by the beginning of their run ids; nothing: all of them. `filter` is MLflow's,
-    such as "params.batch_size = '256' and metrics.val_acc > 0.5". Raises: WorkbenchError for a name that the store does
-    not have, a filter that cannot be read, and where nothing is left.
+    Args:
+        store: The store.
+        what: Names of studies, or first characters of run ids. Empty: all trainings.
+        tags: Tags that a training must have, with their values.
+        filter: An MLflow filter, such as "params.batch_size = '256' and metrics.val_acc > 0.5".
+        role: "screen", "search" or "confirm".
+        mode: "full" or "quick".
+
+    Returns:
+        One row per training, newest first, with the columns `COLUMNS`: tags, parameters and final metrics.
+
+    Raises:
+        WorkbenchError: If the store does not know a name, MLflow cannot read the filter, or no training matches.
     """
     if role is not None and role not in ROLES:
         raise unknown("role", role, ROLES)
     for name, value in (tags or {}).items():
         if "`" in name or "'" in value:
-            raise WorkbenchError(f"the tag {name}={value} may hold no quotes: use --filter.")
+            raise WorkbenchError(f"the tag {name}={value} must not contain quotes. Use --filter instead.")
     terms = [f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items()]
     terms += [f"tags.role = '{role}'"] if role else []
     terms += [filter.strip()] if filter and filter.strip() else []
     runs_by_id = {}
-    for one in list(what) or [None]:
-        study_terms = [] if one is None else [_study_term(one)]
+    for name in list(what) or [None]:
+        study_terms = [] if name is None else [_study_term(name)]
         runs = _search(store, mode, [*study_terms, *terms])
-        if not runs and one is not None and not _search(store, mode, study_terms):
-            runs = _search(store, mode, [_beginning(store, one, mode), *terms])
+        if not runs and name is not None and not _search(store, mode, study_terms):
+            runs = _search(store, mode, [_run_id_term(store, name, mode), *terms])
         runs_by_id |= {run.id: run for run in runs}
     if not runs_by_id:
-        raise _nothing(store, mode, tags or {}, terms)
+        raise _no_match(store, mode, tags or {}, terms)
     return table(runs_by_id.values())
 
 
 def table(runs: Iterable) -> pd.DataFrame:
-    """The store's runs of trainings as a tidy table; a parameter or metric that a run does not have is NaN."""
+    """Return the runs of trainings as a tidy table. A number that a run does not have is NaN."""
     rows = []
     for run in runs:
         tags, params, metrics = run.tags, run.parameters, run.metrics
@@ -75,8 +85,12 @@ def table(runs: Iterable) -> pd.DataFrame:
 
 
 def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
-    """The evaluations of these trainings, a row each: run_id, step, samples_seen, seconds, val_acc. Reads a file of
-    each; one that diverged before its first evaluation has no row."""
+    """Read the evaluations of trainings, one file per training.
+
+    Returns:
+        One row per evaluation: run_id, step, samples_seen, seconds, val_acc. A training that diverged before its first
+        evaluation has no row.
+    """
     rows = []
     for run_id in tqdm(run_ids, desc="curves", unit="run", leave=False, disable=None):
         for row in json.loads(store.read_text(run_id, "result.json"))["history"]:
@@ -85,43 +99,47 @@ def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def configuration(store: Store, run_id: str) -> dict:
-    """A training's whole configuration, flat: the network's arguments stand as model_args.<name>."""
+    """Return a training's configuration, with the network's arguments as `model_args.<name>`."""
     config = json.loads(store.read_text(run_id, "config.json"))
     arguments = config.pop("model_args", None) or {}
     return config | {f"model_args.{name}": value for name, value in arguments.items()}
 
 
 def is_beginning(text: str) -> bool:
-    """Whether a text can be the beginning of a run id."""
+    """Return whether a text can be the beginning of a run id."""
     return bool(text) and set(text.lower()) <= set("0123456789abcdef")
 
 
 def studies(store: Store, mode: str = "full") -> list[str]:
-    """The studies that the store has executions of."""
+    """Return the names of the studies that have executions in the store."""
     return sorted({run.tags.get("study", "") for run in store.search("studies", mode)} - {""})
 
 
 def _study_term(name: str) -> str:
     if "`" in name:
-        raise WorkbenchError(f"the study {name} may hold no quotes.")
+        raise WorkbenchError(f"the study name {name} must not contain backquotes.")
     return f"tags.`study.{name}` LIKE '%'"
 
 
-def _beginning(store: Store, text: str, mode: str) -> str:
-    """The filter of the one training whose run id begins so; refused with the nearest study where there is none."""
+def _run_id_term(store: Store, text: str, mode: str) -> str:
+    """Return the filter for the training whose run id begins with a text.
+
+    Raises:
+        WorkbenchError: If no training or several match. Without a match the message names the nearest study.
+    """
     term = f"attributes.run_id ILIKE '{text}%'"
     runs = store.search("trainings", mode, term) if is_beginning(text) else []
     if len(runs) > 1:
         shown = ", ".join(sorted(run.id for run in runs)[:5])
-        raise WorkbenchError(f"{len(runs)} trainings begin with {text} ({shown}): give more of the run id.")
+        raise WorkbenchError(f"{len(runs)} run ids begin with {text}: {shown}. Give more of the run id.")
     if not runs:
         known = studies(store, mode)
         other = "quick" if mode == "full" else "full"
         if text in studies(store, other):
-            cure = "--quick compares those" if other == "quick" else "leave --quick out to compare those"
-            raise WorkbenchError(f"study '{text}' has only {other} trainings in the store: {cure}.")
+            cure = "Add --quick to compare them" if other == "quick" else "Leave --quick out to compare them"
+            raise WorkbenchError(f"study '{text}' has only {other} trainings in the store. {cure}.")
         if not known:
-            raise _nothing(store, mode, {}, [])
+            raise _no_match(store, mode, {}, [])
         raise unknown("study or training", text, known)
     return term
 
@@ -135,19 +153,19 @@ def _search(store: Store, mode: str, terms: list[str]) -> list:
             raise
         cause = str(error).removeprefix("INVALID_PARAMETER_VALUE: ").splitlines()[0]
         raise WorkbenchError(
-            f"cannot read the filter {terms[-1]} ({cause}): write it as \"params.batch_size = '256' and "
-            'metrics.val_acc > 0.5"; there is `and`, and no `or`.'
+            f"cannot read the filter {terms[-1]} ({cause}). Write it like \"params.batch_size = '256' and "
+            'metrics.val_acc > 0.5", with `and` but without `or`.'
         ) from None
 
 
-def _nothing(store: Store, mode: str, tags: dict[str, str], terms: list[str]) -> WorkbenchError:
-    """Why nothing was found: an empty store, a name that no training has, or a value."""
+def _no_match(store: Store, mode: str, tags: dict[str, str], terms: list[str]) -> WorkbenchError:
+    """Say why no training matches: an empty store, or an unknown name or value."""
     runs = store.search("trainings", mode)
     which = "quick trainings" if mode == "quick" else "trainings"
     if not runs:
         return WorkbenchError(
-            f"the store has no {which} yet: `workbench study large_batch{' --quick' if mode == 'quick' else ''}` "
-            "makes some."
+            f"the store has no {which} yet. Run `workbench study large_batch{' --quick' if mode == 'quick' else ''}` "
+            "to make some."
         )
     for name, value in tags.items():
         values = {run.tags[name] for run in runs if name in run.tags}
@@ -159,4 +177,4 @@ def _nothing(store: Store, mode: str, tags: dict[str, str], terms: list[str]) ->
         known = {name for run in runs for name in getattr(run, parts[kind])}
         if name not in known:
             return unknown(kind, name, known)
-    return WorkbenchError(f"none of {len(runs)} {which} matches {' and '.join(terms)}: widen the selection.")
+    return WorkbenchError(f"none of {len(runs)} {which} matches {' and '.join(terms)}. Widen the selection.")

@@ -1,4 +1,4 @@
-"""A comparison as a person reads it: the printed table, the CSV file, the address of MLflow's page."""
+"""A comparison as output: printed table, verdict, CSV file, and address of MLflow's page."""
 
 import math
 from pathlib import Path
@@ -16,12 +16,12 @@ LABELS = {
     "data_digest": "data bytes",
     "train_size": "images",
 }
-NOT_IN_NAME = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # in the name of a group
-MOST_BESIDE = 30  # runs that MLflow's page puts side by side
+NOT_IN_NAME = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # not part of a group's name
+MOST_SIDE_BY_SIDE = 30  # runs on MLflow's compare page
 
 
 def as_text(comparison: Comparison) -> pd.DataFrame:
-    """The table as it is printed: ranks with "=" where they are shared, intervals, plain numbers."""
+    """Return the printed table, all cells as text. A shared rank ends with "="."""
     table = comparison.table
     shared = table["rank"].duplicated(keep=False)
     shown = pd.DataFrame(index=table.index)
@@ -47,7 +47,7 @@ def as_text(comparison: Comparison) -> pd.DataFrame:
 
 
 def group_names(comparison: Comparison) -> dict[int, str]:
-    """What a person calls each group: what varies among them."""
+    """Name each group by the settings that vary among the groups."""
     text = as_text(comparison)
     text = text[[c for c in text if c not in NOT_IN_NAME and c != words(comparison.metric)]]
     varied = [c for c in text if text[c].nunique() > 1] or ["arm"]
@@ -60,23 +60,23 @@ def group_names(comparison: Comparison) -> dict[int, str]:
 
 
 def verdict(comparison: Comparison) -> str:
-    """The comparison in a sentence or two: which group is best, and whether the seeds tell it from the others."""
+    """Say which group is best, and whether it is significantly better than the others."""
     table, names = comparison.table, group_names(comparison)
     ranked = table[table.seeds > 1]
     if ranked.empty:
-        return f"Nothing is ranked: the {len(table)} groups have one seed each; give them more."
+        return f"No group is ranked, because the {len(table)} groups have one seed each. Train more seeds."
     best = ranked.index[0]
     mean = as_text(comparison).loc[best, words(comparison.metric)]
     text = f"Highest {words(comparison.metric)}: {names[best]}, {mean}, {ranked.seeds[best]} seeds."
     others = ranked.drop(best)
     if others.empty:
-        return f"{text} There is no other group with several seeds to compare it with."
+        return f"{text} No other group has several seeds, so there is no comparison."
     ties = int(others.tie.sum())
     if ties == 0:
-        return (
-            f"{text} It is shown to be better than {'the other' if len(others) == 1 else f'all {len(others)} others'}."
-        )
-    return f"{text} Of {len(others)} others {ties} {'is' if ties == 1 else 'are'} not told apart from it."
+        group = "the other group" if len(others) == 1 else f"all {len(others)} other groups"
+        return f"{text} It is significantly better than {group}."
+    groups = "group" if len(others) == 1 else "groups"
+    return f"{text} It is indistinguishable from {ties} of {len(others)} other {groups}."
 
 
 def _minus_best(row) -> str:
@@ -93,15 +93,18 @@ def _plain(name: str, value) -> str:
 
 
 def to_csv(comparison: Comparison, file: str) -> None:
-    """Writes the table, plain numbers; accuracies are shares."""
+    """Write the table as CSV with plain numbers. Accuracies are fractions from 0 to 1."""
     whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in comparison.table}
     table = comparison.table.astype(whole).assign(metric=comparison.metric)
     write_whole(Path(file).expanduser(), lambda part: table.to_csv(part, index=False))
 
 
 def address(store: Store, comparison: Comparison, mode: str = "full") -> str:
-    """Where MLflow shows these trainings: side by side, or, too many for that, the experiment grouped over seeds."""
+    """Return the address of MLflow's page for these trainings.
+
+    The page shows up to `MOST_SIDE_BY_SIDE` trainings side by side, and more as the experiment grouped by seeds.
+    """
     runs = list(comparison.rows.run_id)
-    if len(runs) > MOST_BESIDE:
+    if len(runs) > MOST_SIDE_BY_SIDE:
         return f"{store.experiment_url('trainings', mode)}&viewStateShareKey=seeds"
     return store.compare_url(runs, "trainings", mode)

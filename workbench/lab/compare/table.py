@@ -1,8 +1,8 @@
-"""Trainings compared: grouped over their seeds, ranked, with ties where the seeds do not tell them apart.
+"""Comparison of trainings: grouped over seeds and ranked, with ties.
 
-Tables in, tables out; `selection` reads them from the store. A group is one configuration on the same data by the same
-code. Its accuracy is the mean over all its seeds, those that failed too (a training that diverged counts as guessing),
-with the 95 % t-interval.
+A group is one configuration on the same data with the same code. Its accuracy is the mean over all its seeds with the
+95 % t-interval. Failed seeds count, and a training that diverged counts as guessing. `selection` reads the trainings
+from the store.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from workbench.lab.store.client import Store
 
 GROUP = ["config_id", "data_digest", "code"]
 SHOWN = ["arm", "batch_size", "lr", "clip"]
-TELL_APART = [
+DISTINGUISHING = [
     "model",
     "data",
     "train_size",
@@ -30,18 +30,33 @@ TELL_APART = [
     "epochs",
     "weight_decay",
     "role",
-]  # shown where the others look alike
+]  # shown only if the columns of SHOWN do not distinguish all groups
 COMPUTE = {"seconds": "seconds", "samples": "samples_seen"}
-MOST_READ = 60  # configurations that are read to tell equal-looking groups apart
+MOST_READ = 60  # configurations that are read to distinguish groups with equal columns
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`table`: one row a group, the best first: rank (1 + the number of groups shown to be better; NaN with one seed),
-    tie (not told apart from the best), arm, batch_size, lr, clip, what else tells the groups apart, seeds, failed, mean
-    accuracy with low and high, minus_best with its bounds and `interval` (paired by seed, or Welch), device_seconds,
-    config_id. `rows`: the trainings, with their `group`, an index of the table, and `accuracy`. `metric`: val_acc or
-    test_acc. `warnings`: what makes the groups incomparable; `notes`: how to read the table.
+    """Groups of trainings, ranked.
+
+    The columns of `table`:
+
+    - rank: 1 + the number of groups that are significantly better; NaN with one seed
+    - tie: whether the group is indistinguishable from the best; true for the best if another group ties with it
+    - arm, batch_size, lr, clip, and further settings if they are needed to distinguish the groups
+    - seeds, failed: numbers of trainings
+    - mean, low, high: accuracy with its 95 % interval
+    - minus_best, minus_best_low, minus_best_high: difference from the best group
+    - interval: how that difference is computed, "paired" (by seed) or "Welch"
+    - device_seconds: mean over the seeds
+    - config_id: hash of the configuration
+
+    Attributes:
+        table: One row per group, the best first.
+        rows: The trainings, with the columns `group` (an index of the table) and `accuracy`.
+        metric: The compared accuracy, "val_acc" or "test_acc".
+        warnings: Reasons why the groups are not comparable.
+        notes: Help for reading the table.
     """
 
     table: pd.DataFrame
@@ -61,61 +76,84 @@ def from_store(
     mode: str = "full",
     equal: str | None = None,
 ) -> Comparison:
-    """Picks trainings from the store (the arguments of `selection.pick`) and compares them; with `equal`, seconds or
-    samples, at the largest compute that all of them reached.
+    """Select trainings from the store and compare them.
 
-    Raises: WorkbenchError for what the store does not have.
+    Args:
+        store: The store.
+        what: Names of studies, or first characters of run ids. Empty: all trainings.
+        tags: Tags that a training must have, with their values.
+        filter: An MLflow filter, as in `selection.pick`.
+        role: "screen", "search" or "confirm".
+        mode: "full" or "quick".
+        equal: "seconds" or "samples". Compares at the largest compute that all trainings reached. None: at their ends.
+
+    Raises:
+        WorkbenchError: If the store does not know a name, or no training matches.
     """
     if equal is not None and equal not in COMPUTE:
         raise unknown("compute", equal, COMPUTE)
     rows = selection.pick(store, what, tags=tags, filter=filter, role=role, mode=mode)
     alike = look_alike(rows)
-    apart = {}
+    configurations = {}
     if len(alike) <= MOST_READ:
         config_ids = rows.set_index("run_id").config_id
-        apart = {config_ids[run_id]: selection.configuration(store, run_id) for run_id in alike}
-    notes = ["quick trainings: a demonstration, never evidence."] if mode == "quick" else []
+        configurations = {config_ids[run_id]: selection.configuration(store, run_id) for run_id in alike}
+    notes = ["quick trainings are demonstrations, never evidence."] if mode == "quick" else []
     if equal is None:
-        comparison = compare(rows, apart)
+        comparison = compare(rows, configurations)
         seen = comparison.rows[comparison.rows.outcome == "complete"].samples_seen
         if len(seen) and seen.max() > 1.01 * seen.min():
-            notes.append(f"they saw from {seen.min():,.0f} to {seen.max():,.0f} samples: --equal samples, or seconds.")
+            notes.append(
+                f"the trainings saw from {seen.min():,.0f} to {seen.max():,.0f} samples. "
+                "Use --equal samples or --equal seconds to compare at equal compute."
+            )
     else:
         ended = rows[rows.status == "FINISHED"]
         rows, budget = at_equal_compute(ended, selection.curves(store, ended.run_id), equal)
         unit = "device seconds" if equal == "seconds" else "samples"
         notes.append(
-            f"accuracy at {budget:,.4g} {unit}, the most that all of them reached; a training that goes on from there "
-            "has not yet lowered its rate as a shorter one would have."
+            f"accuracy at {budget:,.4g} {unit}, the largest compute that all trainings reached. Longer trainings "
+            "have not lowered their learning rate there as far as shorter ones."
         )
-        comparison = compare(rows, apart, metric="val_acc")
+        comparison = compare(rows, configurations, metric="val_acc")
     return dataclasses.replace(comparison, notes=(*notes, *comparison.notes))
 
 
 def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, metric: str | None = None) -> Comparison:
-    """Groups and ranks trainings (the columns of `selection.pick`).
+    """Group and rank trainings.
 
-    `distinguish` has whole configurations by config_id, to name what tells equal-looking groups apart. `metric`: the
-    column that is compared; None: test_acc where all are confirmations with one, else val_acc.
-    Raises: WorkbenchError where no training has ended.
+    Args:
+        rows: The trainings, with the columns of `selection.pick`.
+        distinguish: Whole configurations by `config_id`, to name the differences of groups with equal columns.
+        metric: The column to compare. None: `test_acc` if all trainings are confirmations on the test split, else
+            `val_acc`.
+
+    Raises:
+        WorkbenchError: If no training has ended, or none has this metric.
     """
     ended = rows[rows.outcome.isin(["complete", "diverged"]) & (rows.status == "FINISHED")]
     notes = _left_out(rows, ended)
     if ended.empty:
-        raise WorkbenchError(f"none of the {len(rows)} trainings has ended ({'; '.join(notes)}): nothing to compare.")
-    again = ended.duplicated([*GROUP, "seed"])  # newest first
-    if again.any():
-        notes.append(f"{again.sum()} trainings are repetitions of others (same configuration and seed): newest taken.")
-    ended = ended[~again]
+        raise WorkbenchError(
+            f"none of the {len(rows)} trainings has ended ({' '.join(notes).rstrip('.')}), so there is nothing to "
+            "compare. Wait for one to end, or widen the selection."
+        )
+    repeated = ended.duplicated([*GROUP, "seed"])  # newest first
+    if repeated.any():
+        notes.append(
+            f"{repeated.sum()} trainings are repetitions of others (same configuration and seed). "
+            "Only the newest of each counts."
+        )
+    ended = ended[~repeated]
     metric = metric or _metric(ended)
-    # A training that diverged has no accuracy on the test split: it is guessing there, too.
+    # A diverged training has no test accuracy. Its validation accuracy is that of guessing, which holds there as well.
     accuracy = ended[metric].where(ended[metric].notna() | (ended.failed != 1), ended.val_acc)
     ended = ended.assign(accuracy=accuracy)
     if ended.accuracy.isna().any():
-        notes.append(f"{ended.accuracy.isna().sum()} trainings have no {words(metric)} and are left out.")
+        notes.append(f"left out: {ended.accuracy.isna().sum()} trainings without {words(metric)}.")
         ended = ended[ended.accuracy.notna()]
     if ended.empty:
-        raise WorkbenchError(f"no training has a {words(metric)}: nothing to compare.")
+        raise WorkbenchError(f"no training has a {words(metric)}, so there is nothing to compare.")
     ended = ended.assign(group=ended.groupby(GROUP, sort=False).ngroup())
     order = ended.groupby("group").accuracy.mean().sort_values(ascending=False, kind="stable").index
     ended["group"] = ended.group.map({group: place for place, group in enumerate(order)})
@@ -125,10 +163,15 @@ def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, m
 
 
 def ranked(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a group: seeds, failed, mean, low, high, device_seconds, rank, tie, and the difference from the best.
+    """Rank groups by accuracy.
 
-    `rows`: group (0 is the group of the highest mean), seed, accuracy, failed, device_seconds. Two groups that share
-    all seeds of the smaller one are paired by seed, others compared by Welch's interval.
+    Two groups that share all seeds of the smaller one are compared by pairs, others by Welch's interval.
+
+    Args:
+        rows: One row per training: group (0 has the highest mean), seed, accuracy, failed, device_seconds.
+
+    Returns:
+        One row per group: seeds, failed, mean, low, high, device_seconds, rank, tie, and the difference from the best.
     """
     over = rows.groupby("group")
     intervals = [accuracy_interval(values) for _, values in over.accuracy]
@@ -145,8 +188,8 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     by_seed = rows.pivot_table(index="seed", columns="group", values="accuracy").to_numpy()  # (seeds, groups)
     ranking = groups.index[groups.seeds > 1]
     better = pd.Series(0, index=groups.index)
-    for one in ranking:
-        _, low, _, _ = differences(by_seed, one)
+    for group in ranking:
+        _, low, _, _ = differences(by_seed, group)
         better += np.nan_to_num(low) > 0
     groups["rank"] = (1.0 + better).where(groups.seeds > 1)
     if len(ranking):
@@ -164,33 +207,40 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     return groups
 
 
-def differences(by_seed: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Column `one` minus every column: mean, low and high of its 95 % interval, and whether it is paired.
+def differences(by_seed: np.ndarray, reference: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Subtract every column from column `reference`, with 95 % intervals.
 
-    `by_seed`: (seeds, groups), NaN where a group has no such seed. Paired where the two share all seeds of the smaller,
-    and at least two; else Welch's; NaN where one of them has a single seed.
+    A difference is paired if the two groups share all seeds of the smaller one, and at least two. Else its interval is
+    Welch's. The interval is NaN if one of the groups has a single seed.
+
+    Args:
+        by_seed: Accuracies `(seeds, groups)`, NaN if a group does not have a seed.
+        reference: Index of the column to subtract from.
+
+    Returns:
+        Mean, lower bound, upper bound, and whether the difference is paired, each `(groups,)`.
     """
     from scipy import stats
 
-    n, column = np.isfinite(by_seed).sum(0), by_seed[:, [one]]
+    n, column = np.isfinite(by_seed).sum(0), by_seed[:, [reference]]
     mean, variance = _moments(by_seed)
     shared = column - by_seed
     pairs = np.isfinite(shared).sum(0)
-    paired = (pairs == np.minimum(n, n[one])) & (pairs > 1)
+    paired = (pairs == np.minimum(n, n[reference])) & (pairs > 1)
     paired_mean, paired_variance = _moments(shared)
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = variance / n
-        squared = parts + parts[one]
-        freedom = squared**2 / (parts**2 / (n - 1) + parts[one] ** 2 / (n[one] - 1))
-        freedom = np.where(paired, pairs - 1, np.where(squared > 0, freedom, n + n[one] - 2))
+        squared = parts + parts[reference]
+        freedom = squared**2 / (parts**2 / (n - 1) + parts[reference] ** 2 / (n[reference] - 1))
+        freedom = np.where(paired, pairs - 1, np.where(squared > 0, freedom, n + n[reference] - 2))
         error = np.sqrt(np.where(paired, paired_variance / pairs, squared))
-        middle = np.where(paired, paired_mean, mean[one] - mean)
+        middle = np.where(paired, paired_mean, mean[reference] - mean)
         half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     return middle, middle - half, middle + half, paired
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased variance of the finite values in each column; NaN where there are too few."""
+    """Return mean and unbiased variance of each column's finite values, NaN if too few."""
     finite, n = np.isfinite(values), np.isfinite(values).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.where(finite, values, 0).sum(0) / n
@@ -198,13 +248,15 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def concerns(rows: pd.DataFrame) -> list[str]:
-    """What makes trainings incomparable, a sentence each: other data, code, devices, numbers of images or failure
-    rules, mixed roles."""
+    """Return warnings about trainings that are not comparable.
+
+    They cover different data, code, devices, numbers of training images, failure rules, and mixed roles.
+    """
     texts = []
     several = [
-        ("data_digest", "data", "accuracies on different images say nothing about the networks"),
-        ("code", "code", "a difference may come from the code and not from the configuration"),
-        ("device", "devices", "device seconds are not comparable, and equal seeds no longer give equal numbers"),
+        ("data_digest", "data", "Accuracies on different images say nothing about the networks"),
+        ("code", "code", "A difference may come from the code instead of the configuration"),
+        ("device", "devices", "Device seconds are not comparable, and equal seeds do not give equal numbers"),
     ]
     for column, what, why in several:
         counts = rows[column].value_counts()
@@ -215,44 +267,55 @@ def concerns(rows: pd.DataFrame) -> list[str]:
                 else dict.fromkeys(counts.index, "")
             )
             labels = [f"{named[value]}{value[:16] or 'unknown'} ({n} trainings)" for value, n in counts.head(4).items()]
-            texts.append(f"different {what}: {', '.join(labels)}{', ...' if len(counts) > 4 else ''}: {why}.")
+            texts.append(f"different {what}: {', '.join(labels)}{', ...' if len(counts) > 4 else ''}. {why}.")
     sizes = rows.train_size.map(lambda n: "all" if math.isnan(n) else f"{n:.0f}").value_counts()
-    # trainings that an older version stored have no such column; their code is another, which is told above
+    # Older versions stored no `train_size`. The code of those trainings differs, so the warning about code covers them.
     if rows.train_size.nunique() > 1 or (rows.groupby("code").train_size.nunique(dropna=False) > 1).any():
         labels = [f"{size} ({n} trainings)" for size, n in sizes.items()]
-        texts.append(f"different numbers of training images: {', '.join(labels)}: more images alone raise accuracy.")
+        texts.append(f"different numbers of training images: {', '.join(labels)}. More images alone raise accuracy.")
     texts += _failure_rules(rows)
     if "search" in set(rows.role) and rows.role.nunique() > 1:
         texts.append(
-            "trials of a search are among others: the best of many trials looks better than it is, so choose by --role."
+            "mixed roles: trials of a search are among the trainings. The best of many trials looks better than it is, "
+            "so select with --role."
         )
     if {"screen", "confirm"} <= set(rows.role):
         texts.append(
-            "trainings that chose a setting are among those that confirm it: the chosen look better than they are, so "
-            "choose by --role."
+            "mixed roles: trainings that chose a setting are among those that confirm it. Chosen settings look better "
+            "than they are, so select with --role."
         )
     return texts
 
 
 def _failure_rules(rows: pd.DataFrame) -> list[str]:
-    """Whether one rule can have judged them all: no completed training failed at a loss at which another did not."""
+    """Warn if a completed training failed at a loss at which another one did not fail."""
     texts = []
     for name, same in rows[rows.outcome == "complete"].groupby("data"):
         failed, sound = same.train_loss[same.failed == 1].min(), same.train_loss[same.failed == 0].max()
         if failed <= sound:
             texts.append(
-                f"different failure rules: on {name} a training loss of {failed:.3g} counts as failed in one, and "
-                f"{sound:.3g} as sound in another: shares of failures are not comparable."
+                f"different failure rules: on {name} one training failed at a training loss of {failed:.3g}, another "
+                f"did not at {sound:.3g}. Shares of failures are not comparable."
             )
     return texts
 
 
 def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple[pd.DataFrame, float]:
-    """(rows with val_acc at equal compute, the compute): the largest that every training reached, in `by`: device
-    seconds or samples.
+    """Read accuracies off the curves at the largest compute that every training reached.
 
-    Between two evaluations the curve is taken as straight; before the first it is unknown (NaN). A training that
-    diverged counts as guessing where it ended before. `curves` as of `selection.curves`.
+    Between two evaluations the accuracy is interpolated linearly. Before the first evaluation it is NaN. A diverged
+    training that ended before this compute counts as guessing.
+
+    Args:
+        rows: The trainings, with the columns of `selection.pick`.
+        curves: Their evaluations, from `selection.curves`.
+        by: The unit of compute: "seconds" (device seconds) or "samples".
+
+    Returns:
+        The trainings that ended with `val_acc` at equal compute, and that compute.
+
+    Raises:
+        WorkbenchError: If `by` is unknown, or no training is complete.
     """
     if by not in COMPUTE:
         raise unknown("compute", by, COMPUTE)
@@ -261,7 +324,9 @@ def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple
     points = {run_id: curve.sort_values(x) for run_id, curve in curves.groupby("run_id")}
     complete = [run_id for run_id in rows.run_id[rows.outcome == "complete"] if run_id in points]
     if not complete:
-        raise WorkbenchError("no training of the selection is complete: there is no common compute.")
+        raise WorkbenchError(
+            "no training of the selection is complete, so there is no common compute. Widen the selection."
+        )
     budget = float(min(points[run_id][x].max() for run_id in complete))
 
     def accuracy(row) -> float:
@@ -274,14 +339,14 @@ def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple
 
 
 def look_alike(rows: pd.DataFrame) -> list[str]:
-    """The run ids of one training of each group, where some groups cannot be told apart by the store's columns."""
+    """Return one run id of each group that has the same store columns as another group."""
     groups = rows[rows.status == "FINISHED"].drop_duplicates(GROUP)
-    alike = groups.duplicated([*SHOWN, *TELL_APART], keep=False)
+    alike = groups.duplicated([*SHOWN, *DISTINGUISHING], keep=False)
     return list(groups.run_id[alike])
 
 
 def words(metric: str) -> str:
-    """A metric in words."""
+    """Return the name of a metric in words."""
     return {"val_acc": "validation accuracy", "test_acc": "test accuracy"}.get(metric, metric)
 
 
@@ -299,14 +364,14 @@ def _left_out(rows: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
 
 
 def _described(table: pd.DataFrame, rows: pd.DataFrame, distinguish: dict[str, dict]) -> pd.DataFrame:
-    """The table with the configuration in front: SHOWN, and of the rest what tells equal-looking groups apart."""
+    """Add the columns of `SHOWN` to the table, and further settings if they distinguish groups."""
     first = rows.groupby("group").first()
     known = pd.DataFrame([distinguish.get(config, {}) for config in first.config_id], index=first.index)
     first = first.join(known[[c for c in known if c not in first and c not in ("base_lr", "scale_lr")]])
     first["code"], first["data_digest"] = first.code.str[:8], first.data_digest.str[:8]
     columns = [*SHOWN, *(["data"] if first.data.nunique() > 1 else [])]
     as_text = first.map(lambda value: value if isinstance(value, str | float | int) else str(value))
-    for name in [*TELL_APART, *known.columns, "data_digest", "code"]:
+    for name in [*DISTINGUISHING, *known.columns, "data_digest", "code"]:
         if name in as_text and name not in columns:
             kinds = as_text.groupby(columns, dropna=False)[name].nunique(dropna=False)
             columns += [name] if kinds.max() > 1 else []
@@ -318,16 +383,16 @@ def _how_to_read(table: pd.DataFrame) -> list[str]:
     notes = []
     alone = int((table.seeds < 2).sum())
     if alone == len(table):
-        notes.append("one seed each: there is no interval, so nothing is ranked; sorted by accuracy.")
+        notes.append("every group has one seed, so there are no intervals and no ranks. Groups are sorted by accuracy.")
     elif alone:
-        notes.append(f"{alone} of {len(table)} groups have one seed: no interval, so no rank.")
+        notes.append(f"{alone} of {len(table)} groups have one seed, so they have no interval and no rank.")
     if len(table) > alone:
-        notes.append("rank: 1 + the number of groups that are shown to be better.")
+        notes.append("rank: 1 + the number of groups that are significantly better.")
     if table.tie.any():
         notes.append(
-            f"tie: {int(table.tie.sum())} groups are not told apart from the best, the 95 % interval of their "
-            "difference from it holds 0; more seeds would tell."
+            f"tie: {int(table.tie.sum())} groups, including the best. The 95 % interval of their difference from the "
+            "best contains 0, and more seeds make it narrower."
         )
     if len(table) > 20:
-        notes.append(f"each interval is at 95 % by itself: among {len(table)} groups some differ by chance.")
+        notes.append(f"each interval has a level of 95 %, so among {len(table)} groups some differ by chance.")
     return notes
