@@ -1,10 +1,16 @@
-"""The one store of runs: MLflow on sqlite under mlruns/. No other file knows MLflow.
+"""The store of runs: MLflow, by default on sqlite under mlruns/.
 
-Flat experiments: `studies`, one run an execution of a notebook, and `trainings`, one run a training (each with a
-`-quick` twin); `evaluations`, one run a network with weights over a set of images; `checks`, one run a pre-flight;
-`replays`, one run a replay.
-Only the client with explicit run ids, no active run. A run names the process that writes it (host, boot, pid), so a
-dead one can be told.
+The experiments are flat:
+
+- `studies`: one run is one execution of a notebook
+- `trainings`: one run is one training
+- `studies-quick` and `trainings-quick`: the same in quick mode
+- `evaluations`: one run is one network with weights over one set of images
+- `checks`: one run is one pre-flight
+- `replays`: one run is one replay
+
+The store uses MLflow's client with explicit run ids and never an active run. Each run names the process that writes it
+(host, boot, pid), so the store can find runs of dead processes.
 """
 
 import contextlib
@@ -38,22 +44,22 @@ from workbench.lab.store.opening import allow_many_writers, make_tables, refuse_
 from workbench.lab.store.run_files import refuse_link, within_run
 from workbench.lab.store.runs import Run
 
-if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads the store does without
+if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
     from workbench.training import TrainConfig, TrainResult
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on making tables are not the user's business
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it writes there, it raises too
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # users do not need its notes on making tables
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises these errors as well
 
 EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
-ROW_KEYS = ("step", "seconds", "time")  # of a history row, no curves
-UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is not there, or is full
+ROW_KEYS = ("step", "seconds", "time")  # keys of a history row that are not curves
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # errors of a store that does not answer or is full
 
 
 def _is_lost(run: Run, path: str) -> bool:
-    """Whether a run's file is gone; of a run whose files are behind a server nothing is known."""
+    """Return whether a run's file is lost. Files behind a server never count as lost."""
     return run.folder is not None and not (run.folder / path).is_file()
 
 
@@ -74,12 +80,20 @@ def _as_run(run: MlflowRun) -> Run:
 
 
 class Store:
-    """Opens the store, making it first where there is none (a few seconds, once, under a lock)."""
+    """The store of runs.
+
+    If there is no store yet, opening makes one. This takes a few seconds, once, under a lock.
+    """
 
     def __init__(self, uri: str | None = None, *, anywhere: bool = False):
-        """Args: `anywhere` opens one whose files are said to lie elsewhere, too, which the doctor mends.
+        """Open the store.
 
-        Raises: WorkbenchError for a store that cannot be opened, or was moved or copied here.
+        Args:
+            uri: MLflow's tracking URI. None: `MLFLOW_TRACKING_URI`, else the sqlite file under mlruns/.
+            anywhere: Open the store even if its database points to another folder. The doctor uses this to fix it.
+
+        Raises:
+            WorkbenchError: If the store cannot be opened, or was moved or copied here.
         """
         self.uri = uri or tracking_uri()
         try:
@@ -91,21 +105,23 @@ class Store:
                 allow_many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
             cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
-            cure = "move the file away and a new one is made, or set MLFLOW_TRACKING_URI to another store"
+            cure = "Move the file away to get a new store, or set MLFLOW_TRACKING_URI to another store"
             if "db upgrade" in cause:
-                cause, cure = "an older MLflow made it", f"copy it, then run `mlflow db upgrade {uri}`"
+                cause, cure = "an older MLflow made it", f"Copy it, then run `mlflow db upgrade {uri}`"
             elif disk_error_message(error):
-                cure = "free some space, or choose another place with WORKBENCH_ROOT or MLFLOW_TRACKING_URI"
+                cure = "Free some space, or choose another folder with WORKBENCH_ROOT or MLFLOW_TRACKING_URI"
             elif isinstance(error, ImportError):
-                cure = "install the missing package, or set MLFLOW_TRACKING_URI to another store"
-            raise WorkbenchError(f"cannot open the store {uri} ({cause}): {cure}.") from error
+                cure = "Install the missing package, or set MLFLOW_TRACKING_URI to another store"
+            raise WorkbenchError(f"cannot open the store {uri} ({cause}). {cure}.") from error
 
     def _experiment(self, name: str, anywhere: bool) -> str:
         experiment: Experiment | None = self._client.get_experiment_by_name(name)
         if experiment is not None:
             if self.uri == default_uri() and not anywhere:
                 refuse_moved(name, experiment.artifact_location)
-            if "mlflow.note.content" not in experiment.tags:  # who made it was killed before it could say what it is
+            if (
+                "mlflow.note.content" not in experiment.tags
+            ):  # its process was killed before it could set the description
                 self._describe_experiment(name, experiment.experiment_id)
             return experiment.experiment_id
         location = files_of(name).as_uri() if is_database(self.uri) else None
@@ -117,7 +133,12 @@ class Store:
         self._client.set_experiment_tag(experiment_id, "mlflow.note.content", views.description(name, experiment_id))
 
     def experiment_id(self, kind: str, mode: str) -> str:
-        """The id of the experiment that holds runs of `kind` (studies, trainings) in `mode` (full, quick)."""
+        """Return the id of an experiment.
+
+        Args:
+            kind: "studies", "trainings", "evaluations", "checks" or "replays".
+            mode: "full", or "quick" for studies and trainings.
+        """
         return self._experiments[kind if mode == "full" else f"{kind}-quick"]
 
     # ---- runs of notebooks
@@ -125,7 +146,19 @@ class Store:
     def open_notebook(
         self, study: str, notebook: str, parameters: dict, mode: str, name: str, tags: dict[str, str]
     ) -> str:
-        """A RUNNING run for one execution of a notebook; returns its id."""
+        """Open a run for one execution of a notebook.
+
+        Args:
+            study: Name of the study.
+            notebook: File name of the notebook.
+            parameters: The notebook's parameters. Those that are None are not logged.
+            mode: "full" or "quick".
+            name: Name of the run.
+            tags: Further tags.
+
+        Returns:
+            The run id. The run is RUNNING.
+        """
         params = [Param(k, as_param(v)) for k, v in parameters.items() if v is not None]
         run = self._client.create_run(
             self.experiment_id("studies", mode),
@@ -143,26 +176,38 @@ class Store:
         return run.info.run_id
 
     def close(self, run_id: str, status: str, ended: float | None = None) -> None:
-        """Sets the final status: FINISHED, FAILED or KILLED; `ended` in seconds since 1970, None: now."""
+        """Set the final status of a run.
+
+        Args:
+            run_id: The run.
+            status: FINISHED, FAILED or KILLED.
+            ended: Seconds since 1970. None: now.
+        """
         self._client.set_terminated(run_id, status, _milliseconds(ended))
 
     def status(self, run_id: str) -> str:
+        """Return RUNNING, FINISHED, FAILED or KILLED."""
         return self.get(run_id).status
 
     def get(self, run_id: str) -> Run:
+        """Return the run with this id."""
         return _as_run(self._client.get_run(run_id))
 
     def set_tags(self, run_id: str, **tags: str) -> None:
+        """Set tags of a run and replace earlier values."""
         self._client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
     def describe(self, run_id: str, text: str) -> None:
-        """The description that the run's page shows on top (Markdown)."""
+        """Set the description at the top of the run's page (Markdown)."""
         self.set_tags(run_id, **{"mlflow.note.content": text})
 
-    # ---- what a run holds
+    # ---- contents of a run
 
     def log_metrics(self, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
-        """Logs the finite numbers among `metrics`; others would be stored as 1.8e308 and spoil every chart."""
+        """Log the finite numbers among `metrics`.
+
+        MLflow would store other numbers as 1.8e308, which makes its charts unreadable.
+        """
         self._log(run_id, _points(metrics, step))
 
     def _log(self, run_id: str, points: list[Metric]) -> None:
@@ -170,7 +215,7 @@ class Store:
             self._client.log_batch(run_id, metrics=points[start : start + BATCH])
 
     def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
-        """A tidy table as Parquet, exact, and as CSV, which the run's page shows."""
+        """Store a table as Parquet, which is exact, and as CSV, which the run's page shows."""
         within_run(name)
         with tempfile.TemporaryDirectory() as folder:
             for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
@@ -178,7 +223,11 @@ class Store:
             self._client.log_artifacts(run_id, folder, "tables")
 
     def read_table(self, run_id: str, name: str) -> pd.DataFrame:
-        """A table that `log_table` kept. Raises: WorkbenchError where the run has none of this name."""
+        """Read a table that `log_table` stored.
+
+        Raises:
+            WorkbenchError: If the run has no readable table of this name.
+        """
         path = within_run(f"tables/{name}.parquet")
         if (folder := self.get(run_id).folder) is not None:
             refuse_link(folder, path)
@@ -186,10 +235,13 @@ class Store:
             try:
                 return pd.read_parquet(self._client.download_artifacts(run_id, path, folder))
             except (OSError, MlflowException) as error:
-                raise WorkbenchError(f"run {run_id} has no table {name} that can be read.") from error
+                raise WorkbenchError(
+                    f"run {run_id} has no readable table {name}. "
+                    "Check its name, or run `./run doctor` to list lost files."
+                ) from error
 
     def log_figure(self, run_id: str, figure, name: str) -> None:
-        """A matplotlib figure as PNG and as SVG."""
+        """Store a matplotlib figure as PNG and SVG."""
         within_run(name)
         with tempfile.TemporaryDirectory() as folder:
             for suffix in (".png", ".svg"):
@@ -197,13 +249,19 @@ class Store:
             self._client.log_artifacts(run_id, folder, "figures")
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
+        """Store a text as a file of the run."""
         self._client.log_text(run_id, text, within_run(path))
 
     def log_file(self, run_id: str, file: Path, folder: str) -> None:
+        """Store a copy of a file in a folder of the run."""
         self._client.log_artifact(run_id, str(file), within_run(folder))
 
     def read_text(self, run_id: str, path: str) -> str:
-        """A text that a run holds. Raises: WorkbenchError where it has none of this name."""
+        """Read a text file of a run.
+
+        Raises:
+            WorkbenchError: If the run has no readable file at this path.
+        """
         within_run(path)
         if (folder := self.get(run_id).folder) is not None:
             refuse_link(folder, path)
@@ -212,11 +270,11 @@ class Store:
                 return Path(self._client.download_artifacts(run_id, path, folder)).read_text()
             except (OSError, MlflowException) as error:
                 raise WorkbenchError(
-                    f"run {run_id} has no {path} that can be read: `./run doctor` says what is lost."
+                    f"run {run_id} has no readable file {path}. Run `./run doctor` to list lost files."
                 ) from error
 
     def artifacts(self, run_id: str) -> list[str]:
-        """The paths of all files that a run holds."""
+        """Return the paths of all files of a run, sorted."""
         paths, folders = [], [None]
         while folders:
             for item in self._client.list_artifacts(run_id, folders.pop()):
@@ -226,14 +284,17 @@ class Store:
     # ---- trainings
 
     def lock(self, key: str) -> filelock.FileLock:
-        """The lock of a training, for one asker at a time: the second waits, then finds it finished."""
+        """Return the lock of a training.
+
+        One process at a time may hold it. A second one waits, and then finds the training finished.
+        """
         folder = runs_folder() / "locks"
         folder.mkdir(exist_ok=True)
         mode, _, key = key.partition("-")
-        return filelock.FileLock(folder / f"{mode}-{key[:32]}.lock")  # named as the folder of its checkpoints
+        return filelock.FileLock(folder / f"{mode}-{key[:32]}.lock")  # the name of its checkpoints' folder
 
     def reserve(self, lock: filelock.FileLock) -> bool:
-        """Takes a lock if nobody has it."""
+        """Take a lock if it is free. Returns whether it was."""
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -241,8 +302,13 @@ class Store:
         return True
 
     def find_training(self, key: str, mode: str) -> "tuple[str, TrainResult] | None":
-        """The run id and result of a finished training with this key, complete or diverged; one whose files are lost is
-        passed over."""
+        """Find a finished training with this key, complete or diverged.
+
+        Trainings whose files are lost are skipped.
+
+        Returns:
+            The run id and the result. None if there is no such training.
+        """
         from workbench.training import TrainResult
 
         runs = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
@@ -262,8 +328,20 @@ class Store:
         owner: str | None,
         started: float | None = None,
     ) -> str:
-        """A RUNNING run for a training that is about to start, or did at `started` (seconds since 1970) elsewhere;
-        `owner` is the notebook run that asked for it."""
+        """Open a run for a training.
+
+        Args:
+            config: The configuration.
+            key: The training's key, which names its configuration, code and data.
+            mode: "full" or "quick".
+            role: "screen", "search" or "confirm".
+            arm: Label of the arm.
+            owner: Id of the notebook run that requested the training, if there is one.
+            started: Seconds since 1970, for a training that ran elsewhere. None: now.
+
+        Returns:
+            The run id. The run is RUNNING.
+        """
         from workbench.training import config_id
 
         run = self._client.create_run(
@@ -286,16 +364,33 @@ class Store:
         return run.info.run_id
 
     def log_rows(self, run_id: str, rows: list[dict]) -> None:
-        """Rows of a training's history, in one go; `epoch` and `samples_seen` are there to be an x-axis. `time`, if a
-        row has one, is when it came (seconds since 1970): rows logged again with theirs are no points twice."""
+        """Log rows of a training's history in one call.
+
+        `epoch` and `samples_seen` are logged as curves, so that charts can use them as x-axis.
+
+        Args:
+            run_id: The run.
+            rows: Rows with a `step`. `time` is optional, in seconds since 1970. A row that is logged again with the
+                same `time` adds no second point.
+        """
         points = []
         for row in rows:
-            names = sorted((k for k in row if k not in ROW_KEYS), key="val_acc".__ne__)  # the compare page opens on it
+            names = sorted(
+                (k for k in row if k not in ROW_KEYS), key="val_acc".__ne__
+            )  # first, as the compare page opens on it
             points += _points({name: row[name] for name in names}, row["step"], row.get("time"))
         self._log(run_id, points)
 
     def finish_training(self, run_id: str, result: "TrainResult", ended: float | None = None) -> None:
-        """Parameters, final metrics, result, history; then FINISHED, whatever the outcome: a divergence is a result."""
+        """Log parameters, final metrics, result and history, then close the run as FINISHED.
+
+        A training that diverged is FINISHED as well, because divergence is a result.
+
+        Args:
+            run_id: The run.
+            result: The result of the training.
+            ended: Seconds since 1970. None: now.
+        """
         from workbench.networks import network_info
 
         config = result.config
@@ -321,7 +416,9 @@ class Store:
             "train_size": config.train_size,
             "seed": config.seed,
         }
-        logged = result.history[-1] if result.history and result.outcome != "diverged" else {}  # a point is logged once
+        logged = (
+            result.history[-1] if result.history and result.outcome != "diverged" else {}
+        )  # already logged by `log_rows`
         metrics = {k: v for k, v in result.metrics.items() if k not in {"steps_planned", "depth", "n_params", *logged}}
         self.log_metrics(run_id, metrics, step=result.metrics.get("steps_done", 0))
         self._client.log_batch(
@@ -346,13 +443,24 @@ class Store:
         self.close(run_id, "FINISHED", ended)
 
     def tag_study(self, training: str, study: str, notebook_run: str) -> None:
-        """Lists the notebook execution that asked for a training on the training's own page."""
+        """Tag a training with the study and the notebook run that requested it."""
         self.set_tags(training, **{f"study.{study}": notebook_run})
 
     # ---- evaluations, checks and replays
 
     def open_run(self, experiment: str, name: str, parameters: dict, tags: dict[str, str], *, source: str) -> str:
-        """A RUNNING run of `evaluations`, `checks` or `replays`, which the command `source` writes; returns its id."""
+        """Open a run of `evaluations`, `checks` or `replays`.
+
+        Args:
+            experiment: Name of the experiment.
+            name: Name of the run.
+            parameters: Its parameters.
+            tags: Further tags.
+            source: The command that writes the run.
+
+        Returns:
+            The run id. The run is RUNNING.
+        """
         run = self._client.create_run(
             self.experiment_id(experiment, "full"),
             run_name=name,
@@ -361,10 +469,10 @@ class Store:
         self._client.log_batch(run.info.run_id, params=[Param(k, as_param(v)) for k, v in parameters.items()])
         return run.info.run_id
 
-    # ---- looking back
+    # ---- searches
 
     def search(self, kind: str, mode: str, filter_string: str = "") -> list[Run]:
-        """All runs of an experiment that match MLflow's filter, newest first."""
+        """Return all runs of an experiment that match an MLflow filter, newest first."""
         runs, token = [], None
         while True:
             with _without_collector():
@@ -377,13 +485,20 @@ class Store:
                 return runs
 
     def runs(self, experiment: str) -> list[Run]:
-        """All runs of an experiment by its name, newest first."""
+        """Return all runs of the experiment with this name, newest first."""
         kind, _, quick = experiment.partition("-")
         return self.search(kind, quick or "full")
 
     def orphans(self, owner: str | None = None) -> dict[str, str]:
-        """{run id: name} of RUNNING runs whose process is gone, or, with `owner`, that the ended notebook run `owner`
-        started."""
+        """Find RUNNING runs that no process writes any more.
+
+        Args:
+            owner: Id of a notebook run that has ended. Selects the runs that it started, instead of all runs whose
+                process is gone.
+
+        Returns:
+            Names of runs by run id.
+        """
         orphans = {}
         for name in EXPERIMENTS:
             kind, _, quick = name.partition("-")
@@ -393,7 +508,7 @@ class Store:
         return orphans
 
     def close_orphans(self, owner: str | None = None) -> dict[str, str]:
-        """Closes `orphans` as KILLED and returns them."""
+        """Close the runs of `orphans` as KILLED and return their names by run id."""
         orphans = self.orphans(owner)
         for run_id in orphans:
             self.set_tags(run_id, outcome="failed", cause="its process ended before it did")
@@ -401,14 +516,17 @@ class Store:
         return orphans
 
     def experiment_url(self, kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
+        """Return the address of an experiment's page. A tracking server ignores `port`."""
         return views.page(self._pages(port), self.experiment_id(kind, mode))
 
     def compare_url(self, run_ids: list[str], kind: str, mode: str, port: int = DEFAULT_PORT) -> str:
-        """The address, once the UI runs (a server has its own), at which these runs stand side by side."""
+        """Return the address of the page that compares runs.
+
+        Without a tracking server, `workbench ui` must run at `port`.
+        """
         runs, experiment = ",".join(f"%22{r}%22" for r in run_ids), self.experiment_id(kind, mode)
-        query = (
-            f"runs=[{runs}]&experiments=[%22{experiment}%22]&workflowType=machine_learning"  # the page wants runs first
-        )
+        # The page reads `runs` only as the first argument.
+        query = f"runs=[{runs}]&experiments=[%22{experiment}%22]&workflowType=machine_learning"
         return f"{self._pages(port)}/#/compare-runs?{query}"
 
     def _pages(self, port: int) -> str:
@@ -417,13 +535,16 @@ class Store:
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """A page of runs is 50,000 objects, all kept: to look for garbage among them takes two thirds of the time."""
-    was = gc.isenabled()
+    """Pause garbage collection.
+
+    A page of runs has 50,000 objects, all in use. Collection would take two thirds of the time of a search.
+    """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
@@ -434,7 +555,7 @@ def _points(metrics: dict[str, float], step: int, when: float | None = None) -> 
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a server or a database does not answer."""
+    """Return whether an error, or one of its causes, says that a server or database is away."""
     while error is not None:
         if isinstance(error, requests.RequestException | OperationalError):
             return True

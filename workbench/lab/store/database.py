@@ -1,7 +1,7 @@
-"""The tables under MLflow's client, for what its client cannot mend: points logged twice, and a store that was moved.
+"""Direct access to MLflow's tables, for repairs that MLflow's client cannot make.
 
-Every change is one transaction. Only databases that can be opened from here: a store behind a server is mended where
-its database is.
+These are points that were logged twice, and a store that was moved. Every change is one transaction. The database must
+be reachable from this machine. Repair a store behind a server on the machine of its database.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 
-# Where MLflow keeps absolute places.
+# Columns in which MLflow keeps absolute paths.
 PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -25,7 +25,7 @@ PLACES = (
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite database; None for one of another kind, and for a server's address."""
+    """Return the file of a sqlite database. None for other databases and for a server."""
     if not uri.startswith("sqlite"):
         return None
     name = make_url(uri).database
@@ -33,14 +33,14 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def make_whole(uri: str, create: Callable[[str], None]) -> None:
-    """Make a sqlite file that is missing, whole or not at all. Databases of other kinds are left alone.
+    """Make a missing sqlite file, complete or not at all. Other databases are left unchanged.
 
-    A process that is killed while `create` makes the tables leaves a part next to the file. The next one starts again.
-    Two processes must not do this at once: hold a lock.
+    If a process is killed while `create` makes the tables, a partial file remains next to the final one. The next call
+    starts again. Hold a lock during the call, because two processes must not do this at once.
 
     Args:
-        uri: Of the database.
-        create: Makes the tables in the database with the URI it gets, and closes it.
+        uri: The database.
+        create: Makes the tables in the database whose URI it receives, and closes it.
     """
     file = sqlite_file(uri)
     if file is None or file.exists():
@@ -53,31 +53,35 @@ def make_whole(uri: str, create: Callable[[str], None]) -> None:
 
 
 class Database:
-    """The database of a store, by its URI; `revision` names the layout of its tables, None where it has none yet."""
+    """The database of a store.
+
+    Args:
+        uri: The database, as in `MLFLOW_TRACKING_URI`.
+    """
 
     def __init__(self, uri: str):
         self.uri = uri
-        # Seconds: for others' writes, and for a server's first answer.
+        # Seconds to wait for other writers, and for a server's first answer.
         patience = {"timeout": 60} if uri.startswith("sqlite") else {"connect_timeout": 10}
         self._engine: Engine = create_engine(with_driver(uri), connect_args=patience)
 
     @property
     def file(self) -> Path | None:
-        """The sqlite file; None for a database of another kind."""
+        """Return the sqlite file. None for other databases."""
         return sqlite_file(self.uri)
 
     def revision(self) -> str | None:
-        """The layout's name, as MLflow's migrations have it."""
+        """Return the revision of MLflow's migrations that the tables have. None without tables."""
         if not inspect(self._engine).has_table("alembic_version"):
             return None
         return next(iter(self._column("select version_num from alembic_version")), None)
 
     def run_ids(self) -> set[str]:
-        """Every run, those in MLflow's trash among them."""
+        """Return the ids of all runs, including deleted ones in MLflow's trash."""
         return set(self._column("select run_uuid from runs"))
 
     def points_twice(self) -> dict[str, int]:
-        """{run id: points too many}: of one metric at one step there is one."""
+        """Count surplus points by run id. Each metric should have one point per step."""
         with self._engine.connect() as connection:
             rows = connection.execute(
                 text(
@@ -88,8 +92,10 @@ class Database:
             return {run_id: int(n) for run_id, n in rows}
 
     def drop_points_twice(self, run_id: str) -> int:
-        """Keeps the last of the points of one metric at one step, which MLflow shows as its value, and says how many
-        went."""
+        """Delete surplus points of a run and return their number.
+
+        Of several points of one metric at one step, the last one stays. MLflow shows this one as the value.
+        """
         columns = ("key", "step", "timestamp", "value", "is_nan")
         with self._engine.begin() as connection:
             order = "order by key, step, timestamp, value"
@@ -108,7 +114,14 @@ class Database:
         return len(surplus)
 
     def places(self, experiments: Iterable[str]) -> dict[str, int]:
-        """{place of mlruns/ as a URI: runs and experiments that name it} over these experiments and their runs."""
+        """Find the locations of mlruns/ that experiments and their runs point to.
+
+        Args:
+            experiments: Names of experiments.
+
+        Returns:
+            By location (a URI), the number of experiments and runs that point to it.
+        """
         counts: dict[str, int] = {}
         with self._engine.connect() as connection:
             rows = connection.execute(
@@ -125,7 +138,15 @@ class Database:
         return counts
 
     def move(self, old: str, new: str) -> int:
-        """Puts the place `new` where `old` begins a place, both URIs of mlruns/, and says in how many rows."""
+        """Replace one location of mlruns/ with another in all stored paths.
+
+        Args:
+            old: URI of the old location.
+            new: URI of the new location.
+
+        Returns:
+            The number of changed rows.
+        """
         moved = 0
         with self._engine.begin() as connection:
             for (table, column), (a, b) in itertools.product(PLACES, ((old, new), (as_path(old), as_path(new)))):
@@ -139,7 +160,7 @@ class Database:
         return moved
 
     def move_run(self, run_id: str, experiment_id: str, files_uri: str) -> None:
-        """Puts a run into another experiment, with its files at `files_uri`."""
+        """Move a run to another experiment, with its files at `files_uri`."""
         with self._engine.begin() as connection:
             connection.execute(
                 text("update runs set experiment_id = :experiment, artifact_uri = :files where run_uuid = :run"),
@@ -147,7 +168,7 @@ class Database:
             )
 
     def backup(self, target: Path) -> None:
-        """A whole copy of the sqlite file, also while others use it."""
+        """Copy the sqlite file. Other processes may use it meanwhile."""
         with (
             contextlib.closing(sqlite3.connect(self.file)) as source,
             contextlib.closing(sqlite3.connect(target)) as copy,
@@ -155,6 +176,7 @@ class Database:
             source.backup(copy)
 
     def close(self) -> None:
+        """Close all connections."""
         self._engine.dispose()
 
     def _column(self, query: str) -> list[str]:
@@ -163,21 +185,21 @@ class Database:
 
 
 def is_database(uri: str) -> bool:
-    """Whether a tracking URI names a database itself, and not a server before one."""
+    """Return whether a tracking URI names a database, and not a server."""
     return uri.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def with_driver(uri: str) -> str:
-    """`postgresql://` with the driver that the extra `postgres` brings, which SQLAlchemy does not take of itself."""
+    """Add the driver of the extra `postgres` to `postgresql://`. SQLAlchemy would take another."""
     return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def without_password(uri: str) -> str:
-    """A URI as it may be shown."""
+    """Return a URI that is safe to print."""
     password = urlparse(uri).password
     return uri.replace(f":{password}@", ":***@", 1) if password else uri
 
 
 def as_path(uri: str) -> str:
-    """A file URI as a path, for the places that MLflow keeps as paths."""
+    """Return the path of a file URI. MLflow stores some locations as paths."""
     return unquote(urlparse(uri).path)

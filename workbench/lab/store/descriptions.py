@@ -1,15 +1,15 @@
-"""A training in words, and the parameters that its run shows."""
+"""Text for the pages of runs: the description of a training, and the values of parameters."""
 
 import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads the store does without
+if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
     from workbench.training import TrainResult
 
 
 def in_words(result: "TrainResult") -> str:
-    """A training's description."""
+    """Describe a training and its result in one sentence."""
     config, accuracy = result.config, result.metrics.get("test_acc", result.metrics.get("val_acc"))
     clip = "no clipping" if config.clip is None else f"clipping threshold {config.clip:g}"
     clip = f"clipping by the global norm {config.clip_norm:g}" if config.clip_norm is not None else clip
@@ -26,5 +26,5 @@ def in_words(result: "TrainResult") -> str:
 
 
 def as_param(value) -> str:
-    """How the store writes a value of a parameter."""
-    return value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict)  # a Range
+    """Return the text that the store keeps for the value of a parameter."""
+    return value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict)  # for Range

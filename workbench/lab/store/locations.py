@@ -1,4 +1,4 @@
-"""Where the runs are: mlruns/ under the root, and the address of the store; whether the store can be one of ours."""
+"""Locations of the store: mlruns/ under the root, the tracking URI, and checks of both."""
 
 import http.client
 import os
@@ -15,53 +15,70 @@ PATIENCE = 5.0  # seconds for a server's first answer
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the absolute sqlite file under mlruns/."""
+    """Return MLFLOW_TRACKING_URI, else the URI of the sqlite file under mlruns/."""
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
 
 
 def default_uri() -> str:
-    """The sqlite file beside the runs' files, whatever MLFLOW_TRACKING_URI says."""
+    """Return the URI of the sqlite file under mlruns/, whatever MLFLOW_TRACKING_URI says."""
     return f"sqlite:///{runs_folder() / 'mlflow.db'}"
 
 
 def runs_folder() -> Path:
-    """mlruns/ under the root, made when it is not there."""
+    """Return mlruns/ under the root, and make it if it is missing.
+
+    Raises:
+        WorkbenchError: If the folder cannot be made.
+    """
     folder = root() / "mlruns"
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise WorkbenchError(
-            f"cannot make {folder} ({error.strerror}): choose a writable place with WORKBENCH_ROOT."
+            f"cannot make {folder} ({error.strerror}). Choose a writable folder with WORKBENCH_ROOT."
         ) from error
     return folder
 
 
 def files_of(experiment: str) -> Path:
-    """The folder with the files of an experiment's runs, where the store is a database."""
+    """Return the folder for the files of an experiment's runs, if the store is a database."""
     return runs_folder() / "artifacts" / experiment
 
 
 def refuse_silent(uri: str) -> None:
-    """Raises: WorkbenchError for a server that does not answer, for which MLflow would wait minutes."""
+    """Refuse a server that does not answer. MLflow would wait for it for minutes.
+
+    Raises:
+        WorkbenchError: If the server does not answer within `PATIENCE` seconds.
+    """
     parts = urllib.parse.urlsplit(uri)
     plain = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
         urllib.request.urlopen(plain, timeout=PATIENCE).close()
     except urllib.error.HTTPError:
-        pass  # somebody answers
+        pass  # an error page is an answer
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise WorkbenchError(
-            f"nobody answers at MLFLOW_TRACKING_URI (={plain}) ({getattr(error, 'reason', None) or error}): start "
-            "the server, or unset the variable to use the file under mlruns/."
+            f"no server answers at MLFLOW_TRACKING_URI={plain} ({getattr(error, 'reason', None) or error}). "
+            "Start the server, or unset the variable to use the file under mlruns/."
         ) from error
 
 
 def refuse_moved(experiment: str, location: str) -> None:
-    """Raises: WorkbenchError where a store under mlruns/ has an experiment's files elsewhere, whence it was moved or
-    copied: new files would go there."""
-    lies = Path(as_path(location)).resolve() if location.startswith("file:") else None
-    if lies is not None and lies != files_of(experiment).resolve():
+    """Refuse a moved or copied store under mlruns/.
+
+    Its new files would go to the old folder.
+
+    Args:
+        experiment: Name of the experiment.
+        location: URI of its files in the database.
+
+    Raises:
+        WorkbenchError: If the location is not under the current mlruns/.
+    """
+    stored = Path(as_path(location)).resolve() if location.startswith("file:") else None
+    if stored is not None and stored != files_of(experiment).resolve():
         raise WorkbenchError(
-            f"the store {runs_folder()} was moved or copied: it has its files at {lies.parent.parent}. "
-            "`./run doctor --fix` gives it its new place."
+            f"the store {runs_folder()} was moved or copied, and its database still points to {stored.parent.parent}. "
+            "Run `./run doctor --fix` to update the paths."
         )

@@ -1,4 +1,4 @@
-"""Opening a database for MLflow: one that is missing is made whole, one that cannot serve is refused."""
+"""Opening a database for MLflow: a missing one is made, an unusable one is refused."""
 
 import contextlib
 import sqlite3
@@ -11,18 +11,18 @@ from workbench.errors import WorkbenchError
 from workbench.lab.store.database import Database, is_database, make_whole, sqlite_file, without_password
 from workbench.lab.store.locations import refuse_silent, runs_folder
 
-MIGRATIONS = "store/db_migrations/versions"  # of MLflow: a file a layout of the database
+MIGRATIONS = "store/db_migrations/versions"  # in MLflow's package: one file per layout of the database
 
 
 def allow_many_writers(uri: str) -> None:
-    """Lets readers go on while somebody writes: sqlite's write-ahead log, where the disk can have one."""
+    """Let sqlite's readers go on during writes, by its write-ahead log if the disk supports it."""
     if (file := sqlite_file(uri)) is not None:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
             database.execute("pragma journal_mode = wal")
 
 
 def make_tables(uri: str) -> None:
-    """Make MLflow's sqlite file if there is none."""
+    """Make MLflow's sqlite file if it is missing."""
 
     def create(part: str) -> None:
         SqlAlchemyStore(part, (runs_folder() / "artifacts").as_uri()).engine.dispose()
@@ -31,8 +31,11 @@ def make_tables(uri: str) -> None:
 
 
 def refuse_unusable(uri: str) -> None:
-    """Raises: WorkbenchError for a server that does not answer, for which MLflow would wait minutes, and for a database
-    that another MLflow made."""
+    """Refuse a server that does not answer, and a database of another MLflow version.
+
+    Raises:
+        WorkbenchError: If the store is unusable.
+    """
     if uri.startswith(("http://", "https://")):
         refuse_silent(uri)
     elif is_database(uri):
@@ -44,7 +47,6 @@ def refuse_unusable(uri: str) -> None:
         known = {file.name.partition("_")[0] for file in (Path(mlflow.__file__).parent / MIGRATIONS).glob("*.py")}
         if revision is not None and revision not in known:
             raise WorkbenchError(
-                f"the store {without_password(uri)} was made by another MLflow: its layout {revision} is unknown "
-                f"to MLflow {mlflow.__version__}. Install the version that made it, or set MLFLOW_TRACKING_URI to "
-                "another store."
+                f"another MLflow made the store {without_password(uri)}: MLflow {mlflow.__version__} does not know its "
+                f"layout {revision}. Install the version that made it, or set MLFLOW_TRACKING_URI to another store."
             )

@@ -1,5 +1,8 @@
-"""What a training leaves on disk once the store has its result: nothing, or, where it diverged, its checkpoints, from
-which a replay goes back to before it went wrong. Beyond WORKBENCH_DIVERGED_GIB (10) together, the oldest go."""
+"""Retention of checkpoints after a training has ended.
+
+A diverged training keeps its checkpoints, so that a replay can start before the divergence. Other trainings keep none.
+All kept checkpoints together may take WORKBENCH_DIVERGED_GIB (default 10) GiB. Beyond that the oldest are deleted.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,13 +12,18 @@ from workbench.lab.executors.lifetime import is_held
 from workbench.lab.store.locations import runs_folder
 from workbench.training.checkpoint import Checkpoints
 
-MARK = "diverged"  # a file beside the checkpoints of a training that did
+MARK = "diverged"  # name of a marker file next to the checkpoints of a diverged training
 
 
 def settle(folder: Path, *, diverged: bool) -> None:
-    """Clears the folder of a training that is over.
+    """Clear the folder of a training that has ended.
 
-    Raises: WorkbenchError for a WORKBENCH_DIVERGED_GIB that is no number.
+    Args:
+        folder: The training's folder with its checkpoints.
+        diverged: Whether the training diverged. If so, its checkpoints stay.
+
+    Raises:
+        WorkbenchError: If WORKBENCH_DIVERGED_GIB is not a number.
     """
     if not diverged or not Checkpoints(folder).steps():
         Checkpoints(folder).remove()
@@ -27,12 +35,12 @@ def settle(folder: Path, *, diverged: bool) -> None:
 
 
 def diverged_bytes() -> float:
-    """WORKBENCH_DIVERGED_GIB in bytes: the room for the checkpoints of all diverged trainings."""
+    """Return WORKBENCH_DIVERGED_GIB in bytes, the limit for all checkpoints that stay."""
     return number("WORKBENCH_DIVERGED_GIB", 10) * 2**30
 
 
 def _make_room(newest: Path, limit: float) -> None:
-    """Removes the folders that were marked longest ago, until the rest fits; never `newest`, nor one in use."""
+    """Delete the folders with the oldest marks until the rest fits, except `newest` and those in use."""
     marks = sorted(newest.parent.glob(f"*/{MARK}"), key=lambda mark: mark.stat().st_mtime, reverse=True)
     room = limit - bytes_of(newest)
     for folder in [mark.parent for mark in marks if mark.parent != newest]:
@@ -42,6 +50,6 @@ def _make_room(newest: Path, limit: float) -> None:
 
 
 def bytes_of(place: Path) -> int:
-    """The size of a file, or of all files in a folder, in bytes."""
+    """Return the size of a file, or of all files in a folder, in bytes."""
     files = place.rglob("*") if place.is_dir() else [place]
     return sum(file.lstat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""A run as the rest of the workbench sees it: plain data, none of MLflow's types."""
+"""A run as plain data, without MLflow's types."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +8,18 @@ from workbench.lab.store.database import as_path
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the store: a training, or one execution of a notebook, a check, an evaluation or a replay.
+    """One run of the store: a training, notebook execution, check, evaluation or replay.
 
     Attributes:
+        id: The run id.
+        name: The name that MLflow's pages show.
         status: RUNNING, FINISHED, FAILED or KILLED.
         started: Seconds since 1970.
-        ended: Seconds since 1970; None while it runs.
-        files_uri: Where its files are, as the database has it.
-        parameters: As text, as the store keeps them.
-        metrics: The last value of each.
+        ended: Seconds since 1970. None while the run is RUNNING.
+        files_uri: Location of the run's files, from the database.
+        tags: Tags by name.
+        parameters: Parameters by name, as text.
+        metrics: The last value of each metric, by name.
     """
 
     id: str
@@ -31,10 +34,10 @@ class Run:
 
     @property
     def folder(self) -> Path | None:
-        """Where its files are on this machine, as the database has it; None where they are behind a server."""
+        """Return the folder of the run's files, from the database. None if they are behind a server."""
         return Path(as_path(self.files_uri)) if self.files_uri.startswith(("file:", "/")) else None
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None while it runs."""
+        """Return how long the run took. None while it is RUNNING."""
         return None if self.ended is None else self.ended - self.started

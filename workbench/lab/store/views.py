@@ -1,11 +1,12 @@
-"""Ready-made views of the MLflow page, kept as experiment tags.
+"""Ready-made views of the MLflow page, stored as experiment tags.
 
-A view that a person saves or shares is the experiment tag `mlflow.sharedViewState.<key>`. Its value is an envelope
-{name, createdAt, updatedAt, state}, with which it is listed under "Views"; `state` is a JSON text of the search
-(searchFilter, orderByKey, orderByAsc) and the look of the page (selectedColumns, groupBy, ...).
-`#/experiments/<id>/runs?viewStateShareKey=<key>` opens it, and `workflowType=machine_learning` there takes the page
-out of its GenAI mode. Columns are metrics.`x`, params.`x`, tags.`x`. Read off the page of MLflow 3.17.2, and looked
-at in a browser.
+MLflow stores a saved or shared view as the experiment tag `mlflow.sharedViewState.<key>`. The value is a JSON object
+with name, createdAt, updatedAt and state. The page lists it under "Views". `state` is a JSON text of the search
+(searchFilter, orderByKey, orderByAsc) and the layout of the page (selectedColumns, groupBy, ...). Columns are named
+metrics.`x`, params.`x` and tags.`x`.
+
+`#/experiments/<id>/runs?viewStateShareKey=<key>` opens a view. `workflowType=machine_learning` in this address turns
+off the page's GenAI mode. This format was read from the page of MLflow 3.17.2 and checked in a browser.
 """
 
 import json
@@ -122,23 +123,23 @@ ABOUT = {
     "trainings": "One run is one training.",
     "evaluations": "One run is one network with weights over one set of images.",
     "checks": "One run is one pre-flight: what a network does to signals before its first step.",
-    "replays": "One run is one replay: the last steps of a training again, and a fork with other settings.",
+    "replays": "One run is one replay: it repeats the last steps of a training, and may fork with other settings.",
 }
-SAYS = {
-    "verdicts": "what was asked, and what came out",
+SHOWS = {
+    "verdicts": "questions and verdicts",
     "leaderboard": "complete trainings, the highest validation accuracy first",
-    "batch-size": "from small batches to large",
-    "search": "trials of searches over threshold and rate",
-    "failures": "what failed by the failure rule, and why",
-    "seeds": "grouped by configuration: means over seeds",
-    "replayed": "whether each was as recorded, and where its gradients went",
-    "accuracy": "top-1 and top-5 beside the published ones",
+    "batch-size": "trainings from small to large batches",
+    "search": "trials of searches over clipping threshold and learning rate",
+    "failures": "trainings that failed by the failure rule, with the cause",
+    "seeds": "means over seeds, grouped by configuration",
+    "replayed": "whether each replay matched the recorded training, and the size of its gradients",
+    "accuracy": "measured top-1 and top-5 next to the published top-1",
 }
 
 
 def experiment_tags(experiment: str) -> dict[str, str]:
-    """The tags a new experiment is made with: its kind, a description, and the views."""
-    tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks
+    """Return the tags of a new experiment: its kind, a description, and the views."""
+    tags = {"mlflow.experimentKind": "custom_model_development"}  # without it the page asks the user
     return tags | {"mlflow.note.content": ABOUT[_kind(experiment)]} | _shared(VIEWS[_kind(experiment)])
 
 
@@ -147,17 +148,20 @@ def _kind(experiment: str) -> str:
 
 
 def description(experiment: str, experiment_id: str) -> str:
-    """What the experiment's page says on top (Markdown): what a run is and a link to each view, in the one line that
-    is seen before it is unfolded; below, what each view shows."""
+    """Describe an experiment for the top of its page (Markdown).
+
+    The first line says what a run is and links each view, because the folded page shows only this line. The rest says
+    what each view shows.
+    """
     kind = _kind(experiment)
     quick = " Quick runs: demonstrations, never evidence." if experiment != kind else ""
     links = " · ".join(f"[{key}]({page('', experiment_id, key)})" for key in VIEWS[kind])
-    says = "\n".join(f"- {key}: {SAYS[key]}" for key in VIEWS[kind])
-    return f"{ABOUT[kind]}{quick} Views: {links}\n\n{says}"
+    shows = "\n".join(f"- {key}: {SHOWS[key]}" for key in VIEWS[kind])
+    return f"{ABOUT[kind]}{quick} Views: {links}\n\n{shows}"
 
 
 def configuration(arm: str, name: str, config_id: str) -> str:
-    """What a group of seeds is called: the arm, what its trainings share of their name, and its config_id."""
+    """Name a group of seeds: the arm, what the names of its trainings share, and the config_id."""
     shared = name.rpartition(" ")[0].partition(" ")[2]  # between the model and the seed
     return f"{arm} {shared} {config_id}"
 
@@ -171,6 +175,6 @@ def _envelope(name: str, view: dict) -> str:
 
 
 def page(address: str, experiment_id: str, view: str | None = None) -> str:
-    """The address of an experiment's table of runs, in a view."""
+    """Return the address of an experiment's table of runs, with a view if there is one."""
     shared = f"&viewStateShareKey={view}" if view else ""
     return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
