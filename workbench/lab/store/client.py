@@ -555,7 +555,7 @@ def _points(metrics: dict[str, float], step: int, when: float | None = None) -> 
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Return whether an error, or one of its causes, says that a server or database is away."""
+    """Return whether an error or one of its causes is a server or database that does not answer."""
     while error is not None:
         if isinstance(error, requests.RequestException | OperationalError):
             return True

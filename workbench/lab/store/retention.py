@@ -40,7 +40,7 @@ def diverged_bytes() -> float:
 
 
 def _make_room(newest: Path, limit: float) -> None:
-    """Delete the folders with the oldest marks until the rest fits, except `newest` and those in use."""
+    """Delete the oldest marked folders until the rest fits, except `newest` and those in use."""
     marks = sorted(newest.parent.glob(f"*/{MARK}"), key=lambda mark: mark.stat().st_mtime, reverse=True)
     room = limit - bytes_of(newest)
     for folder in [mark.parent for mark in marks if mark.parent != newest]:

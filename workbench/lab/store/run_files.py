@@ -2,12 +2,8 @@
 
 import urllib.parse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
-
-if TYPE_CHECKING:  # torch takes as long to import as MLflow, and who only reads the store does without
-    pass
 
 
 def within_run(path: str) -> str:

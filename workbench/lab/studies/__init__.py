@@ -1,1 +1,1 @@
-"""Studies: the file that describes one, its notebook's parameters, and how the notebook is executed and reported."""
+"""Studies: their files, the parameters of their notebooks, execution and reports."""

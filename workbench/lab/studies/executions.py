@@ -1,4 +1,4 @@
-"""The executions of studies: what must run, what the store already has, and why."""
+"""The executions of studies: which must run, which the store already has, and why."""
 
 import hashlib
 import json
@@ -26,21 +26,34 @@ from workbench.weights.released import is_cached
 RERUN = ("failed", "stale", "all")
 
 
-NETWORKS = {"model", "model_bn"}  # parameters that name one
+NETWORKS = {"model", "model_bn"}  # parameters that name a network
 
 
-MEASURES = {  # what a study measures without training: covered where its notebook or its claim imports it
+# Code that measures without training. It is part of an execution's key if the notebook or claim imports it.
+MEASURES = {
     "probes": "workbench.probes",
     "training/step_time.py": "workbench.training.step_time",
 }
 CLAIMS = import_folder() / "workbench" / "claims"
-PARTS = ("notebook", "parameters", "code", "claim", "statistics", "data")  # of what names an execution
+PARTS = ("notebook", "parameters", "code", "claim", "statistics", "data")  # of an execution's key
 
 
 @dataclass
 class Execution:
-    """One notebook execution of the plan. `state` is what the store knows of it: new, finished, running, failed,
-    interrupted or stale; `why` says more. `action` is run, reuse (the finished `run`) or leave."""
+    """One notebook execution of the plan.
+
+    Attributes:
+        study: The study.
+        parameters: All parameters of the notebook.
+        mode: "full" or "quick".
+        key: Hashes by part of what the results depend on, see `execution_key`.
+        name: Name of the run.
+        state: What the store has: new, finished, running, failed, interrupted or stale.
+        why: The reason for the state.
+        action: "run", "reuse" (the finished `run`) or "leave".
+        run: Id of the store's run that gives the state.
+        seconds: Estimated duration. None if unknown.
+    """
 
     study: Study
     parameters: dict[str, Any]
@@ -51,11 +64,11 @@ class Execution:
     why: str = ""
     action: str = "run"
     run: str | None = None
-    seconds: float | None = None  # estimated
+    seconds: float | None = None
 
     @property
     def reuse(self) -> str | None:
-        """The finished run that answers it already."""
+        """Return the id of the finished run to reuse, if the action is "reuse"."""
         return self.run if self.action == "reuse" else None
 
 
@@ -67,10 +80,23 @@ def plan(
     overrides: dict[str, str] | None = None,
     rerun: str | None = None,
 ) -> list[Execution]:
-    """Every execution of the studies, in order: what runs, what is reused and why, and how long it may take.
+    """Plan every execution of the studies, in order.
 
-    Whatever is not finished with today's notebook, parameters, code and data runs. `rerun` is "failed" or "stale" for
-    those alone, or "all" for everything, finished or not.
+    By default, an execution runs if no run in the store is finished or running with the current notebook, parameters,
+    code and data.
+
+    Args:
+        studies: The studies.
+        store: Searched for earlier runs.
+        quick: Whether to plan quick executions.
+        overrides: Values of parameters as text, from `-p`.
+        rerun: "failed" or "stale" runs only these executions. "all" runs everything, finished or not.
+
+    Returns:
+        The executions, each with its action, its reason, and its estimated duration.
+
+    Raises:
+        WorkbenchError: If a parameter, a data set, a network or a device does not exist, or `rerun` is unknown.
     """
     if rerun is not None and rerun not in RERUN:
         raise unknown("choice for --rerun", rerun, RERUN)
@@ -86,18 +112,19 @@ def plan(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
             )
             _compare(execution, runs)
-            answered = ("finished", "running")
-            wanted = execution.state not in answered if rerun is None else rerun in ("all", execution.state)
-            execution.action = "run" if wanted else "reuse" if execution.state == "finished" else "leave"
-            execution.seconds = _estimate(execution, runs) if wanted else 0.0
+            settled = ("finished", "running")
+            must_run = execution.state not in settled if rerun is None else rerun in ("all", execution.state)
+            execution.action = "run" if must_run else "reuse" if execution.state == "finished" else "leave"
+            execution.seconds = _estimate(execution, runs) if must_run else 0.0
             planned.append(execution)
     return planned
 
 
 def _located(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The same with names that mean the same in the kernel, which works in another folder than the user.
+    """Make relative names and paths absolute, because the kernel runs in another folder.
 
-    Raises: WorkbenchError for data, a network or a device that is not there.
+    Raises:
+        WorkbenchError: If data, a network or a device does not exist.
     """
     values = dict(parameters)
     if values.get("data") is not None:
@@ -119,10 +146,17 @@ def _is_file(name: str | None) -> bool:
 
 
 def execution_key(study: Study, parameters: dict[str, Any]) -> dict[str, str]:
-    """Name an execution, part by part, by what its results depend on.
+    """Hash everything that the results of an execution depend on.
 
-    The parts are its notebook's code, its parameters, the code that trains or measures, its claim's file, the
-    statistics, and its data. A change of the command line, of the doctor or of another claim changes none of them.
+    Changes to the command line, the doctor or another claim do not change the key.
+
+    Args:
+        study: The study.
+        parameters: All parameters of the notebook.
+
+    Returns:
+        One hash per part: the notebook's code, its parameters, the code that trains or measures, its claim's file, the
+        statistics, and its data.
     """
     cells = code_cells(study.notebook_file)
     claims = _claim_files(study.notebook_file.stem, cells)
@@ -141,13 +175,13 @@ def execution_key(study: Study, parameters: dict[str, Any]) -> dict[str, str]:
 
 
 def _claim_files(notebook: str, cells: list[str]) -> list[Path]:
-    """The claim file of the notebook's name, and others that the notebook imports."""
+    """Return the claim file with the notebook's name, and others that the notebook imports."""
     names = {notebook, *re.findall(r"from workbench\.claims import (\w+)", "\n".join(cells))}
     return [file for file in (CLAIMS / f"{name}.py" for name in sorted(names)) if file.is_file()]
 
 
 def _code(parameters: dict[str, Any], texts: list[str]) -> list[str]:
-    """The hashes of the code that trains, of what builds the networks and reads the weights, and of what measures."""
+    """Return hashes of the code that trains, builds the networks, reads weights, and measures."""
     networks = [parameters.get(name) or "" for name in sorted(NETWORKS)]
     measured = [part for part, module in MEASURES.items() if any(module in text for text in texts)]
     hashes = [code_hash(), *map(source_of, networks), *map(builder_hash, networks)]
@@ -156,12 +190,12 @@ def _code(parameters: dict[str, Any], texts: list[str]) -> list[str]:
 
 
 def digest_of(value: Any) -> str:
-    """A hash of plain data, 16 hex digits."""
+    """Return a hash of plain data, 16 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _compare(execution: Execution, runs: list[Run]) -> None:
-    """What the runs of its study, newest first, say of an execution."""
+    """Set an execution's state, reason and run from the runs of its study, newest first."""
     same = [run for run in runs if run.tags.get("key.parameters") == execution.key["parameters"]]
     for run in same:
         if run.status == "FINISHED" and not _changes(execution, run):
@@ -191,8 +225,11 @@ def _changes(execution: Execution, run: Run) -> list[str]:
 
 
 def _estimate(execution: Execution, runs: list[Run]) -> float | None:
-    """The longest of the last runs that finished, with these parameters if there are any: others reused trainings.
-    A run by hand says nothing: it took as long as its user looked at it."""
+    """Estimate the duration in seconds: the longest of the last five finished runs.
+
+    Runs with the same parameters are preferred. Shorter runs may have reused trainings. Manual runs do not count,
+    because they last as long as the user works. Without runs the estimate comes from the study's file.
+    """
     finished = [r for r in runs if r.status == "FINISHED" and r.ended and r.tags.get("by") != "hand"]
     same = [run for run in finished if run.tags.get("key.parameters") == execution.key["parameters"]]
     if finished:

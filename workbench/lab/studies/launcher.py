@@ -1,4 +1,4 @@
-"""Studies executed: each notebook is a run of the store and a process of its own on this machine."""
+"""Execution of studies: each notebook is a run of the store and a process on this machine."""
 
 import contextlib
 import os
@@ -36,11 +36,22 @@ def run_study(
     listener: Callable[[dict], None] = lambda event: None,
     executor: Choice | str | None = None,
 ) -> list[str]:
-    """Executes a study and returns the ids of its notebook runs, in order; what is finished in the store is reused.
+    """Execute a study. Executions that are finished in the store are reused.
 
-    Args: `executor` says where notebooks and their trainings run, e.g. "processes:4"; `listener` is called with the
-    messages of workbench.lab.executors.channel as they come.
-    Raises: WorkbenchError before anything runs, for a file or parameters that cannot be meant.
+    Args:
+        spec: A study, its name, or the path of its file.
+        quick: Whether to run the quick version.
+        overrides: Values of parameters as text, by name.
+        rerun: "failed", "stale" or "all", as in `plan`.
+        store: Takes the runs. None: the default store.
+        listener: Receives the messages of `workbench.lab.executors.channel` as they arrive.
+        executor: Where notebooks and their trainings run, such as "processes:4".
+
+    Returns:
+        The ids of the notebook runs, in order.
+
+    Raises:
+        WorkbenchError: If the study or a parameter is invalid. Nothing has run then.
     """
     study = spec if isinstance(spec, Study) else Study.load(spec)
     store = store or Store()
@@ -52,19 +63,19 @@ def run_study(
 def execute(
     executions: list[Execution], store: Store, choice: Choice, listener: Listener = lambda execution, message: None
 ) -> list[str]:
-    """Execute notebooks, as runs that this process owns. Their trainings run where `choice` says.
+    """Execute notebooks as runs that this process owns.
 
-    A run ends FINISHED, FAILED (the notebook or its kernel broke) or KILLED (a signal ended it), whatever happened
-    inside. An interruption stops all of them; a second one does so at once.
+    Every run ends FINISHED, FAILED (the notebook or its kernel broke) or KILLED (a signal ended it). An interruption
+    stops all notebooks, and a second interruption stops them at once.
 
     Args:
         executions: Those with the action "run" are executed, up to `choice.count` at a time.
         store: Takes the runs.
         choice: The executor of the trainings.
-        listener: Hears what happens, as (execution, message).
+        listener: Receives every event as (execution, message).
 
     Returns:
-        The ids of their runs, in order; of reused ones, too.
+        The ids of the runs in order, including reused ones.
     """
     todo = deque(e for e in executions if e.action == "run")
     run_ids = {id(e): e.run for e in executions if e.action == "reuse"}
@@ -79,7 +90,7 @@ def execute(
                 running[run_id] = execution, start_notebook(execution, run_id, choice, variables)
             time.sleep(LOOK_EVERY)
             for run_id, (execution, process) in list(running.items()):
-                has_ended = process.has_ended()  # asked first: what it sent until then is read now
+                has_ended = process.has_ended()  # before reading, so that the last messages are read as well
                 for message in process.messages():
                     listener(execution, message)
                 if has_ended:
@@ -100,7 +111,15 @@ def start_notebook(
     variables: dict[str, str] | None = None,
     plan_file: Path | None = None,
 ) -> NotebookProcess:
-    """The process of an execution. With `plan_file` its missing trainings are written there, and none runs."""
+    """Start the process of an execution.
+
+    Args:
+        execution: The execution.
+        run_id: Its run in the store. None: nothing is stored.
+        choice: The executor of its trainings.
+        variables: Further environment variables.
+        plan_file: Receives the missing trainings, and none of them runs. None: they run.
+    """
     context = Context(execution.study.name, execution.mode, whoami(), run_id, executor=str(choice), plan=plan_file)
     variables = dict(variables or {})
     if not all(is_library(execution.parameters.get(name) or "") for name in NETWORKS):
@@ -108,21 +127,21 @@ def start_notebook(
             str(import_folder()),
             os.environ.get("PYTHONPATH"),
             os.getcwd(),
-        ]  # a user's modules are where they work
+        ]  # a user's modules are in their working folder
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return NotebookProcess(execution.study.notebook_file, execution.parameters, context, variables)
 
 
 def _stop(processes: Iterable[NotebookProcess]) -> None:
-    """Ends them all, side by side; a second interruption meanwhile does so at once."""
+    """End all processes in parallel. An interruption meanwhile kills them at once."""
     processes = list(processes)
     if not processes:
         return
     with ThreadPoolExecutor(len(processes)) as threads:
         ending = [threads.submit(process.stop) for process in processes]
         try:
-            for each in ending:
-                each.result()
+            for future in ending:
+                future.result()
         except KeyboardInterrupt:
             for process in processes:
                 process.kill()
@@ -142,7 +161,7 @@ def _open(execution: Execution, store: Store) -> str:
 
 
 def _close(store: Store, run_id: str, end: NotebookEnd, listener: Callable[[dict], None]) -> None:
-    """Keeps what the notebook left, and sets the final status."""
+    """Store the files of an ended notebook, and set the final status."""
     for name, text in end.files.items():
         store.log_text(run_id, text, f"notebook/{name}")
     store.log_text(run_id, _environment(), "environment.txt")
@@ -160,7 +179,7 @@ def _finish(store: Store, run_id: str, status: str, message: str) -> None:
 
 
 def _provenance(execution: Execution) -> dict[str, str]:
-    """Where the numbers come from: commit, data, versions."""
+    """Return tags with the provenance: question, commit, data, versions."""
     tags = {
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
@@ -175,7 +194,7 @@ def _provenance(execution: Execution) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the checkout that this code lies in; nothing where it lies in none."""
+    """Return git's output for the checkout that contains this code. Empty without a checkout."""
     return subprocess.run(
         ["git", "-C", str(import_folder()), *arguments], capture_output=True, text=True
     ).stdout.strip()

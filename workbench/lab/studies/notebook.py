@@ -1,6 +1,8 @@
-"""The program that executes a notebook, by papermill. No other file knows papermill.
+"""The program that executes a notebook with papermill. No other file imports papermill.
 
-python -m workbench.lab.studies.notebook IN.ipynb OUT.ipynb '{"trials": 4}'     writes OUT.ipynb and OUT.html
+This command writes OUT.ipynb and OUT.html:
+
+    python -m workbench.lab.studies.notebook IN.ipynb OUT.ipynb '{"trials": 4}'
 """
 
 import json
@@ -14,9 +16,12 @@ from workbench.lab.studies.report import page
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
-    """Run a notebook in a kernel of its own, from the notebook's folder.
+    """Run a notebook in a new kernel, in the notebook's folder.
 
-    `target` and its .html are written whatever happens.
+    Args:
+        source: The notebook.
+        target: The executed notebook. It and the .html file next to it are also written if the notebook fails.
+        parameters: Values of the notebook's parameters.
     """
     import papermill
 
@@ -37,37 +42,37 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
 
 
 def to_html(notebook: Path) -> str:
-    """The executed notebook as one page (see report.py)."""
+    """Return the executed notebook as one HTML page (see report.py)."""
     import nbformat
 
     return page(nbformat.read(notebook, as_version=4), notebook.stem)
 
 
 def _abandon() -> None:
-    """Close the run of a notebook whose launcher is gone, also when its kernel does not know of the run yet."""
+    """Close the run of a notebook whose launcher is gone, even if its kernel has not started."""
     from workbench.lab.studies.session import abandon_run
 
     abandon_run()
 
 
 def main(source: str, target: str, parameters: str) -> int:
-    """Execute the notebook for the launcher that the context names. Returns the exit code."""
+    """Execute a notebook for the launcher that the context names, and return the exit code."""
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     here = context.current()
     if here is not None:
-        if not is_alive(here.launcher):  # it died while this process began
+        if not is_alive(here.launcher):  # it died while this process started
             _abandon()
             return 1
         die_with(here.launcher, first=_abandon, grace=20.0)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that papermill ends its kernel
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises, so that papermill ends its kernel
     try:
         execute(Path(source), Path(target), json.loads(parameters))
     except PapermillExecutionError as error:
         return _fail(f"{error.ename}: {error.evalue}".replace("\n", "; "))
     except DeadKernelError:
-        return _fail("the notebook's kernel was killed: by hand, or by the system where memory ran out")
+        return _fail("the notebook's kernel was killed, by a user or because memory ran out")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A notebook under way, seen from the launcher: a process of its own, its messages, and how it ended."""
+"""A running notebook as the launcher sees it: its process, its messages, and how it ended."""
 
 import dataclasses
 import json
@@ -23,8 +23,8 @@ class NotebookEnd:
 
     Attributes:
         status: FINISHED, FAILED (the notebook or its kernel broke) or KILLED (a signal ended its process).
-        message: What went wrong; empty where nothing did.
-        files: The texts of run.ipynb and run.html, as far as they were written.
+        message: The error. Empty without an error.
+        files: The texts of run.ipynb and run.html, if they were written.
     """
 
     status: str
@@ -33,7 +33,7 @@ class NotebookEnd:
 
 
 class NotebookProcess:
-    """Executes a notebook with these parameters; see notebook.py for the program that runs there."""
+    """A process that executes a notebook. Its program is notebook.py."""
 
     def __init__(self, notebook: Path, parameters: dict, context: Context, environment: dict[str, str] | None = None):
         """Start the process.
@@ -41,8 +41,8 @@ class NotebookProcess:
         Args:
             notebook: The file.
             parameters: All of the notebook's parameters, plain data.
-            context: What the process is told; its channel is made here.
-            environment: Further variables.
+            context: Passed to the process. Its channel is made here.
+            environment: Further environment variables.
         """
         self._scratch = tempfile.TemporaryDirectory()
         self._out = Path(self._scratch.name) / "run.ipynb"
@@ -62,7 +62,7 @@ class NotebookProcess:
         self._failure: str | None = None
 
     def messages(self) -> list[dict]:
-        """The progress since the last look."""
+        """Return the progress messages since the last call."""
         self._family.look()
         messages = self._reader.read()
         failures = [message["message"] for message in messages if message["kind"] == "failure"]
@@ -70,11 +70,14 @@ class NotebookProcess:
         return [message for message in messages if message["kind"] != "failure"]
 
     def has_ended(self) -> bool:
-        """Whether the process is gone. What it sent before may still have to be read."""
+        """Return whether the process is gone. Its last messages may still be unread."""
         return self._process.poll() is not None
 
     def end(self) -> NotebookEnd:
-        """How it ended, once it has; whoever still descends from it ends, too, and its scratch files go."""
+        """Wait for the end of the process, clean up, and return how it ended.
+
+        Ends its remaining child processes, and deletes its temporary files.
+        """
         code = self._process.wait()
         self.messages()
         self._family.end()
@@ -87,21 +90,23 @@ class NotebookProcess:
         if code < 0 or code == TERMINATED:
             number = -code if code < 0 else TERMINATED - 128
             return NotebookEnd("KILLED", f"the notebook's process was ended by signal {number}", texts)
-        return NotebookEnd("FAILED", self._failure or _last_line(log) or f"it ended with exit code {code}", texts)
+        return NotebookEnd(
+            "FAILED", self._failure or _last_line(log) or f"the process ended with exit code {code}", texts
+        )
 
     def stop(self, grace: float = 5.0) -> None:
-        """End the process and whoever descends from it: each saves what it has, within `grace` seconds."""
+        """End the process and its child processes, after `grace` seconds to save their results."""
         self._family.end(grace)
         self._process.wait()
         self._scratch.cleanup()
 
     def kill(self) -> None:
-        """End them all at once."""
+        """End the process and its child processes at once."""
         self._family.end(grace=0.0)
 
 
 def _environment() -> dict[str, str]:
-    """What a notebook's process needs to find this checkout and this store, and to be quiet."""
+    """Return variables that point to this checkout and store, and that silence warnings."""
     return {
         "WORKBENCH_ROOT": str(root()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(import_folder()), os.environ.get("PYTHONPATH")])),

@@ -1,4 +1,4 @@
-"""A notebook's parameters, read from its file without starting a kernel, and checked before anything runs."""
+"""A notebook's parameters, read from its file without a kernel, and checked before it runs."""
 
 import ast
 import io
@@ -16,7 +16,13 @@ from workbench.errors import WorkbenchError, unknown
 
 @dataclass(frozen=True)
 class Range:
-    """The values between `low` and `high`, sampled evenly or, with `log`, evenly in the logarithm."""
+    """The values between `low` and `high`, sampled uniformly.
+
+    Attributes:
+        low: The lowest value.
+        high: The highest value.
+        log: Whether the logarithm is sampled uniformly. Needs `low` above 0.
+    """
 
     low: float
     high: float
@@ -25,16 +31,17 @@ class Range:
     def __post_init__(self):
         if not self.low < self.high or (self.log and self.low <= 0):
             raise WorkbenchError(
-                f"a range needs low (={self.low}) below high (={self.high}), and low above 0 when log is true."
+                f"a range needs low below high, got low={self.low} and high={self.high}. "
+                "If log is true, low must be above 0."
             )
 
     @classmethod
     def of(cls, value: "Range | dict") -> "Range":
-        """A range as it is or as a dictionary of its fields."""
+        """Return a range unchanged, or make one from a dictionary of its fields."""
         return value if isinstance(value, cls) else cls(**value)
 
     def share_below(self, value: float) -> float:
-        """How much of the range lies below a value, on its scale: 0 at `low`, 1 at `high`."""
+        """Return the share of the range below a value, on its scale: 0 at `low`, 1 at `high`."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return (value - low) / (high - low)
 
@@ -56,7 +63,14 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of the parameters cell: `name: annotation = default  # comment`."""
+    """One line of the parameters cell: `name: annotation = default  # comment`.
+
+    Attributes:
+        name: The parameter's name.
+        annotation: Its type, as text made of the names in `TYPES`, `Literal[...]`, None, `|` and `[]`.
+        default: Its default value.
+        comment: The comment on its line.
+    """
 
     name: str
     annotation: str
@@ -64,16 +78,21 @@ class Parameter:
     comment: str
 
     def check(self, value: Any) -> Any:
-        """The value as the annotation has it. Raises: WorkbenchError where it does not fit, and for an empty list
-        where the default names something."""
+        """Check a value against the annotation and return it.
+
+        Raises:
+            WorkbenchError: If the value does not fit, is not finite, or is an empty list while the default has entries.
+        """
         if isinstance(value, dict) and "Range" in self.annotation:
             return _checked_range(self.name, value)
         if value == [] and self.default:
             raise WorkbenchError(
-                f"parameter `{self.name}` (=[]) must have at least one entry: for example {self.default!r}."
+                f"parameter `{self.name}` must have at least one entry, got []. Use for example {self.default!r}."
             )
         if not all(math.isfinite(number) for number in _numbers(value)):
-            raise WorkbenchError(f"parameter `{self.name}` (={value!r}) must be finite: for example {self.default!r}.")
+            raise WorkbenchError(
+                f"parameter `{self.name}` must be finite, got {value!r}. Use for example {self.default!r}."
+            )
         try:
             return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
         except ValidationError:
@@ -81,17 +100,21 @@ class Parameter:
             for text in _strings(value) if choices else ():
                 if text not in choices:
                     raise unknown(f"value of the parameter `{self.name}`", text, choices) from None
-            cure = f"for example {self.default!r}"
+            cure = f"Use for example {self.default!r}"
             if isinstance(value, str) and _is_number(value) and math.isfinite(float(value)):
                 number = float(value)
-                whole = not self._fractions() and number.is_integer()
-                cure = f"YAML reads {value} as text: write {int(number) if whole else number!r}"
+                whole = not self._takes_fractions() and number.is_integer()
+                cure = f"YAML reads {value} as text, so write {int(number) if whole else number!r}"
             raise WorkbenchError(
-                f"parameter `{self.name}` (={value!r}) must be of type {self.annotation}: {cure}."
+                f"parameter `{self.name}` must be of type {self.annotation}, got {value!r}. {cure}."
             ) from None
 
     def parse(self, text: str) -> Any:
-        """The value that `-p name=text` stands for."""
+        """Return the value of the text in `-p name=text`.
+
+        Raises:
+            WorkbenchError: If the value does not fit the annotation.
+        """
         import yaml
 
         if self.annotation.replace(" ", "") in ("str", "str|None") and text != "null":
@@ -100,39 +123,46 @@ class Parameter:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        return self.check(float(value) if isinstance(value, str) and _is_number(value) and self._fractions() else value)
+        is_float = isinstance(value, str) and _is_number(value) and self._takes_fractions()
+        return self.check(float(value) if is_float else value)
 
-    def _fractions(self) -> bool:
+    def _takes_fractions(self) -> bool:
         return "float" in self.annotation.lower()
 
 
 def _numbers(value: Any) -> list[float]:
-    """The floating-point numbers in a value, its lists and its dictionaries."""
+    """Return all floating-point numbers in a value, its lists and its dictionaries."""
     if isinstance(value, dict | list):
-        return [n for one in (value.values() if isinstance(value, dict) else value) for n in _numbers(one)]
+        return [n for entry in (value.values() if isinstance(value, dict) else value) for n in _numbers(entry)]
     return [value] if isinstance(value, float) else []
 
 
 def _strings(value: Any) -> list[str]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]
 
 
 def _choices(annotation: str) -> list[str]:
-    """What the Literals of an annotation name."""
+    """Return the texts in the Literals of an annotation."""
     nodes = ast.walk(ast.parse(annotation))
     return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters of a notebook, in order, from its cell tagged `parameters`; starts no kernel.
+    """Read a notebook's parameters from its cell with the tag `parameters`, without a kernel.
 
-    Raises: WorkbenchError for a missing file or cell, and for a line that is not `name: type = literal`.
+    Returns:
+        The parameters by name, in the order of the cell.
+
+    Raises:
+        WorkbenchError: If the file or the cell is missing, or a line is not `name: type = literal`.
     """
     source = _parameters_cell(notebook)
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise WorkbenchError(f"{notebook.name}, parameters cell, line {error.lineno}: {error.msg}.") from error
+        raise WorkbenchError(
+            f"cannot read the parameters cell of {notebook.name}: {error.msg} (line {error.lineno})."
+        ) from error
     comments = {
         t.start[0]: t.string.lstrip("# ")
         for t in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -151,21 +181,30 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
             )
         except ValueError:
             raise WorkbenchError(
-                f"{notebook.name}, parameters cell: `{ast.unparse(node)}` must have the form "
-                "`name: type = literal  # comment`."
+                f"a line of the parameters cell of {notebook.name} must have the form "
+                f"`name: type = literal  # comment`, got `{ast.unparse(node)}`."
             ) from None
     return parameters
 
 
 def check_names(names, parameters: dict[str, Parameter], where: str) -> None:
-    """Refuses a parameter that the notebook does not have, naming the nearest."""
+    """Check that a notebook has parameters with these names.
+
+    Args:
+        names: The names.
+        parameters: The notebook's parameters, from `read_parameters`.
+        where: Where the names come from, for the error message.
+
+    Raises:
+        WorkbenchError: If a name is unknown. The message has the nearest one.
+    """
     for name in names:
         if name not in parameters:
             raise unknown(f"parameter in {where}", name, parameters)
 
 
 def code_cells(notebook: Path) -> list[str]:
-    """The sources of a notebook's code cells."""
+    """Return the sources of a notebook's code cells."""
     return [_source(cell) for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
 
 
@@ -173,7 +212,9 @@ def _parameters_cell(notebook: Path) -> str:
     for cell in _read(notebook)["cells"]:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             return _source(cell)
-    raise WorkbenchError(f"{notebook.name} has no cell with the tag `parameters`: tag the cell that holds its knobs.")
+    raise WorkbenchError(
+        f"{notebook.name} has no cell with the tag `parameters`. Add this tag to the cell that sets its parameters."
+    )
 
 
 def _read(notebook: Path) -> dict:
@@ -184,7 +225,7 @@ def _read(notebook: Path) -> dict:
         content["cells"]
     except (ValueError, KeyError, TypeError) as error:
         raise WorkbenchError(
-            f"{notebook} is not a notebook ({error}): open it in JupyterLab and save it again."
+            f"{notebook} is not a notebook ({error}). Open it in JupyterLab and save it again."
         ) from error
     return content
 
@@ -198,11 +239,11 @@ def _type_of(annotation: str):
         return _built(ast.parse(annotation, mode="eval").body)
     except (SyntaxError, KeyError, TypeError, ValueError):
         known = ", ".join((*TYPES, "Literal[...]"))
-        raise WorkbenchError(f"the annotation `{annotation}` must be made of {known}, None, | and [].") from None
+        raise WorkbenchError(f"an annotation must be made of {known}, None, | and [], got `{annotation}`.") from None
 
 
 def _built(node: ast.expr):
-    """The type that an annotation names, without running it."""
+    """Return the type that an annotation names, without running it."""
     match node:
         case ast.Name(id=name):
             return TYPES[name]
@@ -220,14 +261,21 @@ def _built(node: ast.expr):
 
 
 def _checked_range(name: str, value: dict) -> dict:
-    """The same dictionary, when it makes a Range; papermill can hand down only plain values."""
+    """Return a dictionary unchanged if it makes a Range.
+
+    It is not converted, because papermill passes only plain values.
+
+    Raises:
+        WorkbenchError: If it does not make a Range.
+    """
     for key in value:
         if key not in Range.__dataclass_fields__:
             raise unknown(f"key of the range `{name}`", key, Range.__dataclass_fields__)
     for key in ("low", "high"):
         if isinstance(value.get(key), bool) or not isinstance(value.get(key), int | float):
             raise WorkbenchError(
-                f"`{name}.{key}` (={value.get(key)!r}) must be a number: a range is {{low: 0.1, high: 1.0, log: true}}."
+                f"`{name}.{key}` must be a number, got {value.get(key)!r}. "
+                "Write a range as {low: 0.1, high: 1.0, log: true}."
             )
     Range(**value)
     return value

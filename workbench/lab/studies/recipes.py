@@ -1,4 +1,4 @@
-"""Recipes as text: presets, YAML files and NAME=VALUE pairs, read into a configuration, and written from one."""
+"""Recipes as text: presets, YAML files and NAME=VALUE pairs, to and from configurations."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,16 @@ from workbench.training.presets import changed, preset
 
 
 def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfig:
-    """A TrainConfig from NAME=VALUE texts, on top of a recipe: a preset or a YAML file with fields of TrainConfig.
-    Without a length it is one epoch.
+    """Make a TrainConfig from a recipe and NAME=VALUE texts, which override the recipe.
 
-    Raises: WorkbenchError for an unknown preset, field or file, and for a value that a field cannot take.
+    Without `epochs` and `steps`, a training lasts one epoch.
+
+    Args:
+        texts: Values of fields as text, by name.
+        recipe: A preset, or a YAML file with fields of TrainConfig.
+
+    Raises:
+        WorkbenchError: If a preset, field or file is unknown, or a field cannot have this value.
     """
     fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
     changes = {}
@@ -33,25 +39,31 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
 
 
 def parse_value(name: str, text: str) -> object:
-    """What NAME=TEXT means, read as YAML. Raises: WorkbenchError for text that is none."""
+    """Read the text of NAME=TEXT as YAML.
+
+    Raises:
+        WorkbenchError: If the text is not YAML.
+    """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise WorkbenchError(f"`{name}` (={text}) is no value in YAML: {' '.join(str(error).split())}.") from error
+        raise WorkbenchError(
+            f"`{name}` must be a value in YAML, got {text} ({' '.join(str(error).split())})."
+        ) from error
 
 
 def _read_recipe(file: str) -> dict:
     try:
         values = yaml.safe_load(Path(file).expanduser().read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WorkbenchError(f"cannot read {file} as YAML ({error}).") from error
+        raise WorkbenchError(f"cannot read {file} as YAML ({error}). Check its path and its content.") from error
     if not isinstance(values, dict):
-        raise WorkbenchError(f"{file} must hold fields of TrainConfig, a `name: value` a line.")
+        raise WorkbenchError(f"{file} must hold fields of TrainConfig. Write one `name: value` per line.")
     return values
 
 
 def _as_field(kind: type, value: object) -> object:
-    """The value, as a number where the field wants one: YAML reads 1e-3 as text."""
+    """Return a value as a number if the field needs one, because YAML reads 1e-3 as text."""
     if isinstance(value, str) and kind in (float, float | None):
         with contextlib.suppress(ValueError):
             return float(value)
@@ -59,5 +71,5 @@ def _as_field(kind: type, value: object) -> object:
 
 
 def recipe_text(config: TrainConfig) -> str:
-    """The configuration as YAML, a field a line in TrainConfig's order: what `parse_config` reads."""
+    """Return a configuration as YAML for `parse_config`, with fields in TrainConfig's order."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

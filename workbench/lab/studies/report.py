@@ -1,7 +1,7 @@
-"""An executed notebook as one page: question, verdict and figure first, code folded, nothing from elsewhere. No other
-file knows nbconvert.
+"""An executed notebook as one HTML page: question, verdict and figure first, code folded.
 
-What failed, or never came to its verdict, says so where the verdict would be.
+The page loads nothing from elsewhere. A notebook that failed or has no verdict shows this in the verdict's place. No
+other file imports nbconvert.
 """
 
 import copy
@@ -46,11 +46,11 @@ details.code pre { white-space: pre-wrap; }
 {%- endblock -%}
 """
 PARAMETERS = {"parameters": "parameters and their defaults", "injected-parameters": "parameters of this run"}
-PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"  # its notes of a failure, instead of which we have ours
+PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"  # papermill's notes of a failure, which `_failure` replaces
 
 
 def page(notebook: NotebookNode, title: str = "report") -> str:
-    """The notebook as HTML that needs nothing else: figures embedded, no scripts."""
+    """Return a notebook as a self-contained HTML page, with figures and without scripts."""
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
@@ -67,7 +67,7 @@ def page(notebook: NotebookNode, title: str = "report") -> str:
 
 
 def arranged(notebook: NotebookNode) -> NotebookNode:
-    """A copy with the outputs of verdict and figure moved under the first cell, and a word on what each fold holds."""
+    """Return a copy with verdict and figure below the first cell, and a label for each fold."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata.pop("widgets", None)
     cells = [cell for cell in notebook.cells if PAPERMILL_ERROR_TAG not in cell.metadata.get("tags", [])]
@@ -76,12 +76,12 @@ def arranged(notebook: NotebookNode) -> NotebookNode:
         tag = next((tag for tag in cell.metadata.get("tags", []) if tag in PARAMETERS), None)
         cell.metadata["summary"] = PARAMETERS.get(tag, "code")
         cell.outputs = [o for o in cell.outputs if not _is_widget(o)]
-    top = [*_ran(notebook), *_failure(code)]
+    top = [*_executed(notebook), *_failure(code)]
     verdict = next((cell for cell in code if "session.verdict(" in cell.source), None)
     if verdict is not None and verdict.outputs and not _errors(verdict):
         top.append(_moved(verdict, "verdict"))
     elif verdict is not None and not any(map(_errors, code)):
-        top.append(_box("No verdict: the notebook was stopped before it came to one."))
+        top.append(_box("No verdict: the notebook was stopped before its verdict."))
     figure = _headline(code, Path(notebook.metadata.get("papermill", {}).get("input_path") or "").stem)
     if figure is not None and not any(map(_errors, code)):
         top.append(_moved(figure, "figure"))
@@ -91,21 +91,21 @@ def arranged(notebook: NotebookNode) -> NotebookNode:
 
 
 def _headline(code: list[NotebookNode], name: str) -> NotebookNode | None:
-    """The cell with the figure that is named as the notebook is, else the last with one."""
+    """Return the last cell with the figure of the notebook's name, else the last with a figure."""
     drawn = [cell for cell in code if any("image/png" in o.get("data", {}) for o in cell.outputs)]
     named = [cell for cell in drawn if f'"{name}")' in cell.source]
     return (named or drawn or [None])[-1]
 
 
 def _moved(cell: NotebookNode, tag: str) -> NotebookNode:
-    """A new cell with the figures, or the verdict, of this one, which keeps the rest."""
+    """Move the figures or the verdict of a cell to a new cell, and return the new cell."""
     taken = [o for o in cell.outputs if {"image/png", "text/markdown"} & set(o.get("data", {}))]
     cell.outputs = [o for o in cell.outputs if o not in taken]
     return new_code_cell("", outputs=taken, metadata={"tags": [tag]})
 
 
 def _failure(code: list[NotebookNode]) -> list[NotebookNode]:
-    """A box that names the error; the cell that raised it is unfolded."""
+    """Return a box that names the error, and unfold the cell that raised it."""
     for cell in code:
         for error in _errors(cell):
             cell.metadata["open"] = True
@@ -126,8 +126,8 @@ def _box(text: str) -> NotebookNode:
     return new_markdown_cell(f'<div class="failed">{text}</div>')
 
 
-def _ran(notebook: NotebookNode) -> list[NotebookNode]:
-    """When it ran, and how long."""
+def _executed(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return a line with the start time and duration, if they are known."""
     times = notebook.metadata.get("papermill", {})
     if not times.get("start_time"):
         return []

@@ -1,8 +1,10 @@
-"""A notebook's side of the store: the same few calls by hand in JupyterLab and under the launcher.
+"""A notebook's access to the store, with the same calls by hand and under the launcher.
 
-Launched, the run is open already and the context names it, with the launcher's process, which alone sets the final
-status. By hand, the run opens here, ends FINISHED with the verdict, FAILED with an uncaught error of a cell, and is
-closed by `workbench doctor` if the kernel died.
+Under the launcher, the run is already open. The context names it and the launcher's process, which alone sets the final
+status.
+
+By hand, in JupyterLab, the run opens here. The verdict ends it as FINISHED, and an uncaught error of a cell as FAILED.
+If the kernel dies, `workbench doctor` closes the run.
 """
 
 import atexit
@@ -22,11 +24,15 @@ from workbench.paths import root
 
 @dataclass
 class Session:
-    """Where the results of one notebook execution go.
+    """The destination of the results of one notebook execution.
 
     Attributes:
-        run_id: None where nothing of a notebook is kept: for trainings that no notebook asked for, and for a notebook
-            that is only asked which trainings it needs.
+        store: The store.
+        study: Name of the study.
+        mode: "full" or "quick".
+        run_id: The notebook's run. None if no notebook output is stored. This is the case for trainings without a
+            notebook, and for notebooks that only list the trainings they need.
+        by_hand: Whether a user runs the notebook, and not the launcher.
     """
 
     store: Store
@@ -36,20 +42,20 @@ class Session:
     by_hand: bool = True
 
     def progress(self, items: Iterable, name: str) -> Iterator:
-        """The items, one by one, with a bar here or, launched, with the launcher's."""
+        """Yield the items and report progress, with a bar here or to the launcher."""
         items = list(items)
         for i, item in enumerate(tqdm(items, desc=name, disable=channel.has_listener())):
             channel.send(kind="progress", name=name, done=i, total=len(items))
             yield item
 
     def table(self, table: pd.DataFrame, name: str = "table") -> pd.DataFrame:
-        """Keeps a tidy table with the run, and returns it to be shown."""
+        """Store a table with the run, and return it for display."""
         if self.run_id is not None:
             self.store.log_table(self.run_id, table, name)
         return table
 
     def figure(self, figure, name: str = "figure"):
-        """Keeps a figure with the run, stamped DEMO in quick mode, and returns it to be shown."""
+        """Store a figure with the run, and return it for display. In quick mode it is stamped DEMO."""
         import matplotlib.pyplot as plt
 
         if self.mode == "quick":
@@ -67,11 +73,14 @@ class Session:
             )
         if self.run_id is not None:
             self.store.log_figure(self.run_id, figure, name)
-        plt.close(figure)  # else the notebook shows it twice
+        plt.close(figure)  # otherwise the notebook shows it twice
         return figure
 
     def verdict(self, verdict: Verdict) -> Verdict:
-        """Keep the verdict with the run, its details as the table `verdict`; by hand, this ends the run."""
+        """Store the verdict with the run, and return it for display.
+
+        Its details become the table `verdict`. By hand, this ends the run as FINISHED.
+        """
         verdict = verdict.stamped("DEMO") if self.mode == "quick" else verdict
         if self.run_id is None:
             return verdict
@@ -88,21 +97,27 @@ _open_by_hand: Session | None = None
 
 
 def open_session(notebook: str, namespace: dict) -> Session:
-    """The session of the notebook `notebook` (its file's name without suffix); call it as open_session("large_batch",
-    globals()).
+    """Open the session of a notebook, for example `open_session("large_batch", globals())`.
 
-    By hand it opens a run with the values that the notebook's parameters have in `namespace`.
+    By hand, this opens a run with the current values of the notebook's parameters.
+
+    Args:
+        notebook: The notebook's file name without suffix.
+        namespace: The variables of the notebook, which include its parameters.
+
+    Raises:
+        WorkbenchError: If the value of a parameter does not fit its annotation.
     """
     here = context.current()
     if here is None or not is_alive(here.launcher):
         return _open_by_hand_session(notebook, namespace)
-    die_with(here.launcher, first=abandon_run)  # a kernel must not go on training for nobody
+    die_with(here.launcher, first=abandon_run)  # a kernel must not train on without its launcher
     die_with(whoami(os.getppid()))
     return Session(Store(), here.study, here.mode, here.run_id, by_hand=False)
 
 
 def abandon_run() -> None:
-    """Closes the run that the context names, and its trainings, when the launcher that owns them is gone."""
+    """Close the run that the context names, and its trainings, because their launcher is gone."""
     here = context.current()
     if here is None or here.run_id is None:
         return
@@ -131,7 +146,7 @@ def _open_by_hand_session(notebook: str, namespace: dict) -> Session:
 
 
 def _watch_cells() -> None:
-    """Marks the run FAILED when a cell ends in an error, and what is left open KILLED when the kernel ends."""
+    """Close the run as FAILED when a cell raises an error, and as KILLED when the kernel ends."""
     if getattr(_watch_cells, "done", False):
         return
     _watch_cells.done = True
@@ -151,6 +166,6 @@ def _after_cell(result) -> None:
 
 
 def _end_unfinished(status: str = "KILLED") -> None:
-    """Closes the run by hand, unless its verdict has closed it: what comes after that is the user's own."""
+    """Close the run, unless its verdict has closed it. Later errors do not count."""
     if _open_by_hand is not None and _open_by_hand.store.status(_open_by_hand.run_id) == "RUNNING":
         _open_by_hand.store.close(_open_by_hand.run_id, status)

@@ -1,5 +1,4 @@
-"""A study: a YAML file that says which question, which notebook, with which parameters. Checked whole before it
-runs."""
+"""A study: a YAML file with a question, a notebook and parameters, checked before it runs."""
 
 import itertools
 import re
@@ -15,8 +14,20 @@ from workbench.paths import root
 
 
 class Study(BaseModel):
-    """The file's content. Parameters may use only the names of the notebook's parameters cell, with values that fit
-    its annotations."""
+    """The content of a study's file.
+
+    Parameters must have names from the notebook's parameters cell, and values that fit its annotations.
+
+    Attributes:
+        question: The question that the study answers.
+        notebook: File name of its notebook in notebooks/.
+        parameters: Values that differ from the notebook's defaults.
+        matrix: Lists of values by parameter. Every combination is one execution.
+        quick: Values for quick mode.
+        tour: Whether the study is part of the tour.
+        minutes: Estimated minutes by mode, "full" and "quick", on two cores. Used until the store has finished runs.
+        name: The file name without suffix.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,27 +37,33 @@ class Study(BaseModel):
     matrix: dict[str, list[Any]] = Field(default_factory=dict)
     quick: dict[str, Any] = Field(default_factory=dict)
     tour: bool = False
-    minutes: dict[str, float] = Field(
-        default_factory=dict
-    )  # quick and full, on two cores: the estimate until there are runs to go by
+    minutes: dict[str, float] = Field(default_factory=dict)
     name: str = ""
 
     @classmethod
     def load(cls, spec: str | Path) -> "Study":
-        """Reads and checks a study by path, or by the name of a file in studies/."""
+        """Read and check a study.
+
+        Args:
+            spec: A path, or the name of a file in studies/.
+
+        Raises:
+            WorkbenchError: If the file is missing or invalid.
+        """
         import yaml
 
         file = find_study(spec)
         if not re.fullmatch(r"[\w .-]+", file.stem):
             raise WorkbenchError(
-                f"{file.name} names a study: rename it to letters, digits, spaces, dots, dashes and _ only."
+                f"the file name of a study may contain only letters, digits, spaces, dots, dashes and _, "
+                f"got {file.name}. Rename the file."
             )
         try:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
             where = "" if mark is None else f" (line {mark.line + 1})"
-            raise WorkbenchError(f"{file.name} is not YAML: {problem.splitlines()[0].strip()}{where}.") from error
+            raise WorkbenchError(f"{file.name} is not valid YAML: {problem.splitlines()[0].strip()}{where}.") from error
         if not isinstance(content, dict):
             raise WorkbenchError(
                 f"{file.name} must hold `question:` and `notebook:`, but is "
@@ -59,29 +76,40 @@ class Study(BaseModel):
             study = cls(**content, name=file.stem)
         except ValidationError as error:
             first = error.errors()[0]
-            raise WorkbenchError(f"{file.name}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}.") from None
+            key = ".".join(map(str, first["loc"]))
+            raise WorkbenchError(f"`{key}` in {file.name} is invalid: {first['msg']}.") from None
         study.executions(quick=True)
         study.executions(quick=False)
         return study
 
     @property
     def notebook_file(self) -> Path:
+        """Return the path of the notebook."""
         return root() / "notebooks" / self.notebook
 
     def knobs(self) -> dict[str, Parameter]:
-        """The parameters that the notebook has."""
+        """Return the parameters of the notebook."""
         return read_parameters(self.notebook_file)
 
     def executions(self, *, quick: bool, overrides: dict[str, str] | None = None) -> list[dict[str, Any]]:
-        """The full parameters of every execution: the cell's defaults, then parameters, matrix, quick, and -p. All
-        are checked."""
+        """Return the checked parameters of every execution.
+
+        Later sources override earlier ones: the cell's defaults, `parameters`, `matrix`, `quick`, and `overrides`.
+
+        Args:
+            quick: Whether to use the values for quick mode.
+            overrides: Values as text by name, from `-p`.
+
+        Raises:
+            WorkbenchError: If a parameter is unknown, or its value does not fit.
+        """
         knobs = self.knobs()
         where = f"{self.name}.yaml"
         check_names([*self.parameters, *self.matrix, *self.quick], knobs, where)
         check_names(overrides or {}, knobs, "-p")
         for name, values in self.matrix.items():
             if not values:
-                raise WorkbenchError(f"{where}: `matrix.{name}` must list at least one value.")
+                raise WorkbenchError(f"`matrix.{name}` in {where} must list at least one value, got {values}.")
         given = {name: knobs[name].parse(text) for name, text in (overrides or {}).items()}
         executions = []
         for point in itertools.product(*self.matrix.values()):
@@ -99,7 +127,11 @@ class Study(BaseModel):
 
 
 def find_study(spec: str | Path) -> Path:
-    """The file of a study, by path or by name; an unknown name is refused with the nearest."""
+    """Find the file of a study by path or name.
+
+    Raises:
+        WorkbenchError: If there is no such study. The message has the nearest name.
+    """
     candidates = [Path(spec), root() / "studies" / f"{spec}.yaml", root() / str(spec)]
     for file in candidates:
         if file.is_file():
@@ -108,14 +140,21 @@ def find_study(spec: str | Path) -> Path:
 
 
 def distinct(specs: Iterable[str | Path]) -> list[Study]:
-    """The studies of these files or names, each file once. Raises: WorkbenchError for two files of one name, which
-    the store could not tell apart."""
+    """Load the studies with these paths or names, each file once.
+
+    Raises:
+        WorkbenchError: If two files have the same name, because the store identifies studies by name.
+    """
     files: dict[str, Path] = {}
     for file in map(find_study, specs):
         if files.setdefault(file.stem, file.resolve()) != file.resolve():
-            raise WorkbenchError(f"{files[file.stem]} and {file.resolve()} have one name, {file.stem}: rename one.")
+            raise WorkbenchError(
+                f"two studies have the same name {file.stem}: {files[file.stem]} and {file.resolve()}. "
+                "Rename one of the files."
+            )
     return [Study.load(file) for file in files.values()]
 
 
 def all_studies() -> list[Path]:
+    """Return the files of all studies in studies/."""
     return sorted((root() / "studies").glob("*.yaml"))
