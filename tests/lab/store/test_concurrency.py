@@ -1,5 +1,7 @@
-"""Many at once on one sqlite file, as several studies with several workers are. Evidence: real processes that open the
-store, write and search together, behind one gate; afterwards every run, point and trial is counted.
+"""Tests of many processes on one sqlite file, as when several studies with several workers run at once.
+
+Evidence: real processes open the store, write and search together behind one gate. Then every run, point and trial is
+counted.
 """
 
 import multiprocessing
@@ -13,7 +15,7 @@ from support.store_runs import CONFIG, result
 
 from workbench.lab import Store, search
 
-ROWS = 20  # of a training's history, logged in two goes
+ROWS = 20  # of a training's history, logged in two calls
 COLUMNS = ("epoch", "samples_seen", "lr", "train_loss", "val_loss", "val_acc")
 
 
@@ -52,7 +54,7 @@ def read(root, gate, over, errors):
 
 @pytest.fixture
 def processes():
-    """Processes that have the workbench imported already."""
+    """A context for processes that have already imported the workbench."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["workbench.lab.store.client", "workbench.models.zoo", "mlflow.store.tracking.sqlalchemy_store"]
@@ -60,7 +62,7 @@ def processes():
     return context
 
 
-def drained(errors):
+def messages_of(errors):
     messages = []
     while not errors.empty():
         messages.append(errors.get())
@@ -70,7 +72,7 @@ def drained(errors):
 @pytest.mark.parametrize(
     ("writers", "trainings"), [(6, 2), pytest.param(16, 6, marks=pytest.mark.slow, id="sixteen writers")]
 )
-def test_writers_and_readers_of_one_store_do_not_fail_and_lose_nothing(root, processes, writers, trainings):
+def test_writers_and_readers_of_one_store_lose_nothing_and_do_not_fail(root, processes, writers, trainings):
     readers, errors, over = 2, processes.Queue(), processes.Event()
     gate = processes.Barrier(writers + readers)
     writing = [processes.Process(target=write, args=(root, w, trainings, gate, errors)) for w in range(writers)]
@@ -82,7 +84,7 @@ def test_writers_and_readers_of_one_store_do_not_fail_and_lose_nothing(root, pro
     over.set()
     for process in reading:
         process.join(60)
-    assert drained(errors) == []
+    assert messages_of(errors) == []
     assert [process.exitcode for process in (*writing, *reading)] == [0] * (writers + readers)
 
     runs = Store().search("trainings", "full")
@@ -97,7 +99,7 @@ def test_writers_and_readers_of_one_store_do_not_fail_and_lose_nothing(root, pro
     assert points == distinct == writers * trainings * ROWS
 
 
-def look(root, seed, arm, gate, errors):
+def run_search(root, seed, arm, gate, errors):
     os.environ["WORKBENCH_ROOT"] = str(root)
     try:
         import torch
@@ -112,12 +114,14 @@ def look(root, seed, arm, gate, errors):
 
 def test_two_searches_in_one_file_do_not_disturb_each_other(root, processes):
     errors, gate = processes.Queue(), processes.Barrier(2)
-    searching = [processes.Process(target=look, args=(root, seed, f"arm {seed}", gate, errors)) for seed in (0, 1)]
+    searching = [
+        processes.Process(target=run_search, args=(root, seed, f"arm {seed}", gate, errors)) for seed in (0, 1)
+    ]
     for process in searching:
         process.start()
     for process in searching:
         process.join(300)
-    assert drained(errors) == []
+    assert messages_of(errors) == []
     with sqlite3.connect(root / "mlruns" / "optuna.db") as database:
         counts = database.execute("select state, count(*) from trials group by study_id, state").fetchall()
     assert sum(n for state, n in counts if state in ("COMPLETE", "PRUNED")) == 8

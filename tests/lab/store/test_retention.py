@@ -1,4 +1,4 @@
-"""What trainings leave on disk. Evidence: folders of known size and age go in, and which of them stay is looked up."""
+"""Tests of the retention of checkpoints. Evidence: which folders of known size and age stay on disk."""
 
 import os
 
@@ -12,9 +12,11 @@ from workbench.lab.store.retention import MARK, settle
 MIB = 2**20
 
 
-def left(name, megabytes=1, age=0):
-    """A folder with one checkpoint and what a worker wrote beside it; of a training that diverged `age` seconds ago,
-    or is just over."""
+def training_folder(name, megabytes=1, age=0):
+    """Make the folder of a training, with one checkpoint and a worker's result next to it.
+
+    With an `age`, the training diverged that many seconds ago. Otherwise it has just ended.
+    """
     folder = runs_folder() / "checkpoints" / name
     (folder / "step-00000030").mkdir(parents=True)
     (folder / "step-00000030" / "weights.safetensors").write_bytes(bytes(megabytes * MIB))
@@ -25,15 +27,15 @@ def left(name, megabytes=1, age=0):
     return folder
 
 
-def stay():
+def remaining_folders():
     return sorted(folder.name for folder in (runs_folder() / "checkpoints").iterdir())
 
 
 def test_a_complete_training_leaves_nothing_and_a_diverged_one_its_checkpoints(root):
-    settle(left("full-complete"), diverged=False)
-    diverged = left("full-diverged")
+    settle(training_folder("full-complete"), diverged=False)
+    diverged = training_folder("full-diverged")
     settle(diverged, diverged=True)
-    assert stay() == ["full-diverged"]
+    assert remaining_folders() == ["full-diverged"]
     assert sorted(file.name for file in diverged.iterdir()) == [MARK, "step-00000030"]
 
 
@@ -42,31 +44,33 @@ def test_a_divergence_before_the_first_checkpoint_leaves_nothing(root):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
     settle(folder, diverged=True)
-    assert stay() == []
+    assert remaining_folders() == []
 
 
-def test_the_oldest_go_where_there_is_no_room(root, monkeypatch):
-    """Five MiB of room, six of checkpoints: the one that diverged first goes. What is not marked, as of a training that
-    is interrupted, stays."""
+def test_the_oldest_checkpoints_are_deleted_beyond_the_limit(root, monkeypatch):
+    """With a limit of 5.5 MiB and 6 MiB of checkpoints, the training that diverged first loses its folder.
+
+    Folders without a mark stay, for example those of interrupted trainings.
+    """
     monkeypatch.setenv("WORKBENCH_DIVERGED_GIB", str(5.5 / 1024))
     for name, age in (("full-oldest", 300), ("full-middle", 200), ("full-young", 100)):
-        left(name, megabytes=2 if name == "full-oldest" else 1, age=age)
-    left("full-interrupted")
-    settle(left("full-now", megabytes=2), diverged=True)
-    assert stay() == ["full-interrupted", "full-middle", "full-now", "full-young"]
+        training_folder(name, megabytes=2 if name == "full-oldest" else 1, age=age)
+    training_folder("full-interrupted")
+    settle(training_folder("full-now", megabytes=2), diverged=True)
+    assert remaining_folders() == ["full-interrupted", "full-middle", "full-now", "full-young"]
 
 
-def test_one_in_use_and_the_newest_stay_whatever_their_size(root, monkeypatch):
+def test_folders_in_use_and_the_newest_stay_whatever_their_size(root, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DIVERGED_GIB", "0")
-    left("full-replayed", age=100)
-    left("full-other", age=200)
+    training_folder("full-replayed", age=100)
+    training_folder("full-other", age=200)
     (runs_folder() / "locks").mkdir(exist_ok=True)
     with filelock.FileLock(runs_folder() / "locks" / "full-replayed.lock"):
-        settle(left("full-now"), diverged=True)
-    assert stay() == ["full-now", "full-replayed"]
+        settle(training_folder("full-now"), diverged=True)
+    assert remaining_folders() == ["full-now", "full-replayed"]
 
 
-def test_a_room_that_is_no_number_is_refused(root, monkeypatch):
+def test_a_limit_that_is_not_a_number_is_refused(root, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DIVERGED_GIB", "plenty")
-    with pytest.raises(WorkbenchError, match="WORKBENCH_DIVERGED_GIB"):
-        settle(left("full-now"), diverged=True)
+    with pytest.raises(WorkbenchError, match=r"WORKBENCH_DIVERGED_GIB.*plenty"):
+        settle(training_folder("full-now"), diverged=True)

@@ -1,5 +1,4 @@
-"""The ready-made views of MLflow's page. Evidence: the envelope its page reads, and columns that the store really
-fills."""
+"""Tests of the views of MLflow's page. Evidence: the format that the page reads, and columns that the store fills."""
 
 import json
 import re
@@ -11,7 +10,7 @@ from support.store_runs import log_training
 from workbench.lab import Store
 from workbench.lab.store.views import TRAININGS, experiment_tags, page
 
-# Filled only for some trainings: a confirmation, a divergence, one without steps of its own.
+# Columns that only some trainings have: confirmations, divergences, those that log speed or clipping.
 SOMETIMES = {
     "metrics.`test_acc`",
     "metrics.`failed_at_step`",
@@ -22,7 +21,7 @@ SOMETIMES = {
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_view_is_the_envelope_that_the_page_lists(name):
+def test_a_view_has_the_format_that_the_page_lists(name):
     tag = experiment_tags("trainings")[f"mlflow.sharedViewState.{name}"]
     envelope = json.loads(tag)
     assert envelope["name"] == name and isinstance(envelope["createdAt"], int)
@@ -32,7 +31,7 @@ def test_a_view_is_the_envelope_that_the_page_lists(name):
     assert len(tag) < 5000  # MLflow's limit of an experiment tag
 
 
-def test_the_columns_are_names_that_a_training_has_and_the_filters_work(root):
+def test_a_training_has_the_columns_of_the_views_and_their_filters_work(root):
     store = Store()
     run = store.get(log_training(store))
     known = (
@@ -48,14 +47,14 @@ def test_the_columns_are_names_that_a_training_has_and_the_filters_work(root):
             assert view["groupBy"]["groupByKeys"][0]["groupByData"] in run.tags
 
 
-def test_studies_have_views_of_their_own_and_no_page_asks_for_its_kind():
+def test_studies_have_one_view_and_the_tag_that_sets_the_kind_of_page():
     assert [k for k in experiment_tags("studies-quick") if "sharedViewState" in k] == [
         "mlflow.sharedViewState.verdicts"
     ]
     assert experiment_tags("studies")["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_an_experiments_description_links_its_views_in_its_first_line(root):
+def test_the_first_line_of_an_experiments_description_links_its_views(root):
     store = Store()
     for name, number in store._experiments.items():
         first, *rest = client(store).get_experiment(number).tags["mlflow.note.content"].splitlines()
@@ -64,7 +63,7 @@ def test_an_experiments_description_links_its_views_in_its_first_line(root):
         assert ("never evidence" in first) == name.endswith("-quick") and len(rest) == 1 + len(views)
 
 
-def test_a_training_says_in_words_what_it_is(root):
+def test_a_training_has_a_description_and_a_configuration_tag(root):
     store = Store()
     tags = store.get(log_training(store)).tags
     assert tags["mlflow.note.content"] == (
@@ -74,7 +73,7 @@ def test_a_training_says_in_words_what_it_is(root):
     assert tags["configuration"] == f"NF+AGC B64 lr0.4 c0.04 {tags['config_id']}"
 
 
-def test_an_address_opens_a_view():
+def test_the_address_of_a_page_names_the_view():
     assert re.fullmatch(
         r"http://h/#/experiments/4/runs\?workflowType=machine_learning&viewStateShareKey=seeds",
         page("http://h", "4", "seeds"),
