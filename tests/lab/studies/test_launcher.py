@@ -1,10 +1,11 @@
-"""Whatever ends a notebook, its run and its trainings say so, and starting again does only what is missing.
+"""Tests of the launcher: a killed notebook closes its runs, and the next start runs only what is missing.
 
-Evidence: real kernels, killed; the store inspected. A small notebook of four trainings stands for the big ones.
+Evidence: real kernels are killed, and the store is inspected. A small notebook has four trainings.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from workbench.lab.studies.executions import execution_key, plan
 from workbench.lab.studies.spec import distinct
 
 CELLS = (
-    "from workbench.lab import open_session, run_all\nfrom workbench.lab.statistics.intervals import t_interval\nfrom workbench.lab.statistics.verdict import Effect, Verdict\n"
+    "from workbench.lab import open_session, run_all\n"
+    "from workbench.lab.statistics.intervals import t_interval\n"
+    "from workbench.lab.statistics.verdict import Effect, Verdict\n"
     "from workbench.training import TrainConfig\nsession = open_session('small', globals())",
     "base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=1, device='cpu')\n"
     "table = session.table(run_all([base.replace(seed=s) for s in range(4)], session))",
@@ -33,7 +36,7 @@ CELLS = (
 
 @pytest.fixture
 def small(root):
-    """A root whose only study trains four tiny nets."""
+    """A root whose only study trains four tiny networks."""
     for name in ("notebooks", "studies"):
         (root / name).unlink()
         (root / name).mkdir()
@@ -57,7 +60,7 @@ def papermills():
 
 
 def after_two_trainings(action):
-    """A listener that acts once, when two trainings are done and the third has begun."""
+    """A listener that calls `action` once, when two trainings have ended and the third has begun."""
     done = threading.Event()
 
     def listener(event):
@@ -76,7 +79,7 @@ def after_two_trainings(action):
         pytest.param(papermills, signal.SIGTERM, "KILLED", "by signal 15", id="papermill -15", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_study_says_so_and_goes_on_where_it_stopped(small, victims, sig, status, cause):
+def test_a_killed_study_stores_the_cause_and_continues_where_it_stopped(small, victims, sig, status, cause):
     store = Store()
     run_study("small", store=store, listener=after_two_trainings(lambda: [os.kill(p.pid, sig) for p in victims()]))
     studies, trainings = statuses(store)
@@ -92,7 +95,7 @@ def test_a_killed_study_says_so_and_goes_on_where_it_stopped(small, victims, sig
     assert [e["reused"] for e in events if e["kind"] == "training"] == [True, True, False, False]
 
 
-def test_a_notebook_that_raises_is_failed_with_its_error_and_keeps_its_report(small):
+def test_a_notebook_that_raises_ends_failed_with_its_error_and_report(small):
     notebook(
         small / "notebooks" / "small.ipynb", "steps: int = 1  # s", CELLS[0], "raise ValueError('value, rule and cure')"
     )
@@ -116,9 +119,14 @@ def test_a_notebook_that_raises_is_failed_with_its_error_and_keeps_its_report(sm
 def test_an_ended_launcher_leaves_no_kernel_and_no_running_run(small, sig, expected):
     environment = os.environ | {"WORKBENCH_ROOT": str(small)}
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "workbench.cli", "study", "small", "-p", "steps=3000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=CHECKOUT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+        [sys.executable, "-m", "workbench.cli", "study", "small", "-p", "steps=3000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=CHECKOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     store = Store()
     deadline = time.monotonic() + 60
     while not store.search("trainings", "full") and time.monotonic() < deadline:
@@ -128,9 +136,9 @@ def test_an_ended_launcher_leaves_no_kernel_and_no_running_run(small, sig, expec
     launcher.send_signal(sig)
     _, err = launcher.communicate(timeout=30)
     psutil.wait_procs(family, timeout=15)
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "an orphan goes on"
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "an orphan still runs"
     if sig == signal.SIGKILL:
-        store.close_orphans()  # what every `study` does first, and `doctor --fix`
+        store.close_orphans()  # as `study` does first, and `doctor --fix`
     else:
         assert launcher.returncode == expected
         assert ("interrupted" in err) == (sig == signal.SIGINT)
@@ -158,11 +166,11 @@ def test_a_finished_execution_is_reused_and_a_changed_notebook_runs_again(small)
     assert planned() is None
 
 
-def test_the_plan_says_why(small):
-    """Runs as launchers leave them, without their kernels."""
+def test_the_plan_gives_the_reason_of_each_state(small):
+    """The runs are stored as launchers store them, without kernels."""
     store, study = Store(), Study.load("small")
 
-    def left(status, cause=None, **changed):
+    def store_run(status, cause=None, **changed):
         key = execution_key(study, {"steps": 12}) | changed
         tags = {f"key.{part}": value for part, value in key.items()} | ({"cause": cause} if cause else {})
         run_id = store.open_notebook("small", "small.ipynb", {}, "full", "small", tags)
@@ -175,24 +183,26 @@ def test_the_plan_says_why(small):
         return execution.action, execution.state, execution.why
 
     assert planned() == ("run", "new", "never run")
-    run_id = left("FAILED", "MemoryError")
+    run_id = store_run("FAILED", "MemoryError")
     assert planned() == ("run", "failed", f"run {run_id[:8]}: MemoryError")
     assert planned(rerun="stale")[0] == "leave" and planned(rerun="failed")[0] == "run"
-    run_id = left("FINISHED", code="other", data="other")
+    run_id = store_run("FINISHED", code="other", data="other")
     assert planned() == ("run", "stale", f"code and data changed since run {run_id[:8]}")
-    run_id = left("KILLED", "interrupted")
+    run_id = store_run("KILLED", "interrupted")
     assert planned() == ("run", "interrupted", f"run {run_id[:8]}")
-    run_id = left("RUNNING")
+    run_id = store_run("RUNNING")
     assert planned() == ("leave", "running", f"run {run_id[:8]}, in another process")
-    store.set_tags(run_id, process="/".join([*whoami().split("/")[:-2], "999999", "1"]))  # one that is no more
+    store.set_tags(
+        run_id, process="/".join([*whoami().split("/")[:-2], "999999", "1"])
+    )  # a process that does not exist
     assert planned() == ("run", "interrupted", f"run {run_id[:8]}: its process ended before it did")
-    left("FINISHED")
+    store_run("FINISHED")
     assert planned()[:2] == ("reuse", "finished") and planned(rerun="all")[0] == "run"
-    with pytest.raises(WorkbenchError, match="unknown choice for --rerun 'stal': did you mean 'stale'"):
+    with pytest.raises(WorkbenchError, match=r"--rerun 'stal'.*'stale'"):
         planned(rerun="stal")
 
 
-def test_a_run_by_hand_is_no_estimate(small):
+def test_a_manual_run_does_not_change_the_estimated_duration(small):
     (small / "studies" / "small.yaml").write_text("question: q\nnotebook: small.ipynb\nminutes: {full: 2}\n")
     study, store = Study.load("small"), Store()
 
@@ -214,26 +224,28 @@ def test_a_matrix_expands_into_executions(small):
         ("small steps=1", 1, 120.0),
         ("small steps=2", 2, 120.0),
     ]
-    assert [e.parameters["steps"] for e in plan([study], store, quick=True)] == [1]  # quick makes both points one
+    assert [e.parameters["steps"] for e in plan([study], store, quick=True)] == [
+        1
+    ]  # quick mode makes both points equal
     assert [e.parameters["steps"] for e in plan([study], store, quick=False, overrides={"steps": "7"})] == [7]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("question: q\n", "`notebook`: Field required"),
-        ("question: q\nnotebook: smal.ipynb\n", r"did you mean 'small\.ipynb'"),
-        ("question: q\nnotebook: small.ipynb\nparametres: {}\n", "did you mean 'parameters'"),
-        ("question: q\nnotebook: small.ipynb\nparameters: {stepps: 1}\n", "did you mean 'steps'"),
-        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"YAML reads 1e1 as text: write 10\.$"),
-        ("question: q\nnotebook: small.ipynb\nmatrix: {steps: []}\n", "at least one value"),
-        ("question: q\nnotebook: small.ipynb\nmatrix: {steps: 3}\n", "`matrix.steps`"),
-        ("question: [q\n", r"is not YAML: expected.*\(line \d\)"),
-        ("", "is empty"),
-        ("- a\n", "is a list"),
+        ("question: q\n", r"`notebook`.*Field required"),
+        ("question: q\nnotebook: smal.ipynb\n", r"'smal\.ipynb'.*'small\.ipynb'"),
+        ("question: q\nnotebook: small.ipynb\nparametres: {}\n", r"'parametres'.*'parameters'"),
+        ("question: q\nnotebook: small.ipynb\nparameters: {stepps: 1}\n", r"'stepps'.*'steps'"),
+        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"`steps`.*YAML.*1e1.*write 10\.$"),
+        ("question: q\nnotebook: small.ipynb\nmatrix: {steps: []}\n", r"`matrix\.steps`.*\[\]"),
+        ("question: q\nnotebook: small.ipynb\nmatrix: {steps: 3}\n", r"`matrix\.steps`.*list"),
+        ("question: [q\n", r"small\.yaml.*YAML.*expected.*\(line \d\)"),
+        ("", r"small\.yaml.*empty"),
+        ("- a\n", r"small\.yaml.*a list"),
     ],
 )
-def test_a_mistaken_study_is_one_sentence_before_anything_runs(small, content, message):
+def test_an_invalid_study_is_refused_before_anything_runs(small, content, message):
     (small / "studies" / "small.yaml").write_text(content)
     with pytest.raises(WorkbenchError, match=message):
         run_study("small")
@@ -245,8 +257,8 @@ def test_a_study_that_is_named_twice_runs_once(small, command):
     assert code == 0 and "1 to run, 0 reused" in output
 
 
-def test_an_unknown_study_names_the_nearest(small):
-    with pytest.raises(WorkbenchError, match="unknown study 'smal': did you mean 'small'"):
+def test_the_error_for_an_unknown_study_names_the_nearest_study(small):
+    with pytest.raises(WorkbenchError, match=r"study 'smal'.*'small'"):
         run_study("smal")
 
 
@@ -255,30 +267,30 @@ def clusters():
 
 
 @pytest.mark.slow
-def test_on_ray_the_notebook_submits_to_the_cluster_that_it_runs_on(small, monkeypatch):
+def test_on_ray_a_notebook_submits_its_trainings_to_the_cluster_it_runs_on(small, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    store, seen = Store(), []
+    store, cluster_counts = Store(), []
     try:
         (run_id,) = run_study(
             "small",
             store=store,
             overrides={"steps": "1"},
             executor="ray:2,threads=1",
-            listener=after_two_trainings(lambda: seen.append(len(clusters()))),
+            listener=after_two_trainings(lambda: cluster_counts.append(len(clusters()))),
         )
     finally:
         ray.shutdown()
     assert store.status(run_id) == "FINISHED", store.get(run_id).tags.get("cause")
     assert statuses(store) == (["FINISHED"], ["FINISHED"] * 4)
-    assert seen == [1]
+    assert cluster_counts == [1]
 
 
 def planned_execution(study="own_network", **given):
     return plan([Study.load(study)], Store(), quick=True, overrides=given)[0]
 
 
-def test_other_bytes_in_a_file_of_weights_are_another_execution(root, monkeypatch):
+def test_new_bytes_in_a_weights_file_change_the_execution_key(root, monkeypatch):
     monkeypatch.chdir(root)
     weights = root / "w.safetensors"
     weights.write_bytes(b"one")
@@ -289,7 +301,7 @@ def test_other_bytes_in_a_file_of_weights_are_another_execution(root, monkeypatc
     assert first.key["data"] != second.key["data"] and first.key["parameters"] == second.key["parameters"]
 
 
-def test_released_weights_that_were_fetched_since_are_another_execution(root, monkeypatch):
+def test_downloading_released_weights_changes_the_execution_key(root, monkeypatch):
     monkeypatch.setenv("WORKBENCH_CACHE", str(root))
     before = planned_execution(model="nfnet_f0", weights="released")
     (root / "F0_haiku.npz").touch()
@@ -299,30 +311,31 @@ def test_released_weights_that_were_fetched_since_are_another_execution(root, mo
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
-        ("large_batch", {"model_bn": "resnet_tinny"}, "did you mean 'resnet_tiny'"),
-        ("large_batch", {"device": "cuda:9"}, "is not on this machine"),
+        ("large_batch", {"model_bn": "resnet_tinny"}, r"'resnet_tinny'.*'resnet_tiny'"),
+        ("large_batch", {"device": "cuda:9"}, "cuda:9"),
     ],
 )
-def test_what_the_kernel_would_refuse_is_refused_before(root, study, given, message):
+def test_a_model_or_device_that_the_kernel_would_refuse_is_refused_by_the_plan(root, study, given, message):
     with pytest.raises(WorkbenchError, match=message):
         planned_execution(study, **given)
 
 
-def test_noise_alone_is_no_data(root):
+def test_a_study_with_noise_instead_of_data_has_no_data_parameter(root):
     assert planned_execution("signal_propagation", data="null").parameters["data"] is None
 
 
-def test_two_files_of_one_name_are_not_one_study(small):
+def test_two_studies_with_the_same_name_are_refused(small):
     (small / "other").mkdir()
     (small / "other" / "small.yaml").write_text("question: Another?\nnotebook: small.ipynb\n")
     both = ["small", small / "other" / "small.yaml"]
-    with pytest.raises(WorkbenchError, match=r"have one name, small: rename one"):
+    with pytest.raises(WorkbenchError, match=r"name small.*/studies/small\.yaml.*/other/small\.yaml"):
         distinct(both)
     assert len(distinct(["small", small / "studies" / "small.yaml"])) == 1
 
 
 @pytest.mark.parametrize("name", ["small (copy)", "it's", "a+b"])
-def test_a_file_name_that_the_store_cannot_take_is_refused(small, name):
+def test_a_file_name_with_characters_that_are_not_allowed_is_refused(small, name):
     (small / "studies" / f"{name}.yaml").write_text("question: Does it run?\nnotebook: small.ipynb\n")
-    with pytest.raises(WorkbenchError, match="rename it"):
+    with pytest.raises(WorkbenchError, match=re.escape(f"{name}.yaml")) as error:
         Study.load(name)
+    assert "letters, digits" in str(error.value)

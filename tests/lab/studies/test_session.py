@@ -1,4 +1,4 @@
-"""A notebook's side, by hand. Evidence: notebooks run as JupyterLab would run them, the store looked at afterwards."""
+"""Tests of sessions by hand. Evidence: the store after notebooks have run as JupyterLab runs them."""
 
 import nbformat
 import pytest
@@ -9,18 +9,23 @@ from support.notebooks import notebook
 from workbench.errors import WorkbenchError
 from workbench.lab import Store, open_session
 
-SETUP = "import pandas as pd\nfrom workbench.lab import open_session\nfrom workbench.lab.statistics.intervals import t_interval\nfrom workbench.lab.statistics.verdict import Effect, Verdict\nsession = open_session('mine', globals())"
-VERDICT = "session.verdict(Verdict(True, Effect('x', t_interval([x])), f'x was {x}.', pd.DataFrame({'fact': ['x'], 'value': [x]})))"
+SETUP = """import pandas as pd
+from workbench.lab import open_session
+from workbench.lab.statistics.intervals import t_interval
+from workbench.lab.statistics.verdict import Effect, Verdict
+session = open_session('mine', globals())"""
+VERDICT = """table = pd.DataFrame({'fact': ['x'], 'value': [x]})
+session.verdict(Verdict(True, Effect('x', t_interval([x])), f'x was {x}.', table))"""
 
 
 @pytest.fixture
 def by_hand(root):
-    """Runs cells as by hand, in a kernel that starts in notebooks/, and returns the runs of the store."""
+    """A function that runs cells in a kernel in notebooks/, as by hand, and returns the runs of the store."""
 
     def run(*cells, fails=False):
         (root / "notebooks").unlink()
         (root / "notebooks").mkdir()
-        file = notebook(root / "notebooks" / "mine.ipynb", "x: int = 3  # a knob", SETUP, *cells)
+        file = notebook(root / "notebooks" / "mine.ipynb", "x: int = 3  # a parameter", SETUP, *cells)
         client = NotebookClient(
             nbformat.read(file, 4), kernel_name="python3", resources={"metadata": {"path": str(file.parent)}}
         )
@@ -45,7 +50,7 @@ def test_by_hand_the_verdict_finishes_the_run(by_hand):
     assert Store().read_table(run.id, "verdict").to_dict("list") == {"fact": ["x"], "value": [3]}
 
 
-def test_by_hand_an_error_after_the_verdict_is_the_users_own(by_hand):
+def test_by_hand_an_error_after_the_verdict_leaves_the_run_finished(by_hand):
     (run,) = by_hand(VERDICT, "1 / 0", fails=True)
     assert run.status == "FINISHED"
 
@@ -60,7 +65,7 @@ def test_by_hand_a_kernel_that_ends_without_a_verdict_leaves_no_running_run(by_h
     assert run.status == "KILLED"
 
 
-def test_by_hand_a_kernel_that_is_killed_is_found_by_the_doctor(by_hand, root):
+def test_by_hand_the_run_of_a_killed_kernel_is_closed_as_an_orphan(by_hand, root):
     from nbclient.exceptions import DeadKernelError
 
     with pytest.raises(DeadKernelError):
@@ -72,12 +77,12 @@ def test_by_hand_a_kernel_that_is_killed_is_found_by_the_doctor(by_hand, root):
     assert store.status(run.id) == "KILLED"
 
 
-def test_opening_again_ends_the_run_before(by_hand):
+def test_by_hand_opening_a_session_again_ends_the_earlier_run(by_hand):
     runs = by_hand(SETUP, VERDICT)
     assert sorted(r.status for r in runs) == ["FINISHED", "KILLED"]
 
 
-def test_by_hand_a_value_that_no_parameter_can_have_is_refused_before_a_run_opens(root):
-    with pytest.raises(WorkbenchError, match=r"parameter `seeds` \(=range\(0, 3\)\) must be of type list"):
+def test_by_hand_a_value_that_does_not_fit_is_refused_before_a_run_opens(root):
+    with pytest.raises(WorkbenchError, match=r"`seeds`.*\blist.*range\(0, 3\)"):
         open_session("large_batch", {"seeds": range(3)})
     assert Store().search("studies", "full") == []

@@ -1,4 +1,4 @@
-"""Staleness follows the rooms. Evidence: one line changes in a copy of the package, and just the keys that cover it move."""
+"""Tests of staleness: a changed line in a copy of the package changes only the keys that depend on it."""
 
 import shutil
 from functools import cache
@@ -34,12 +34,12 @@ STUDIES = {"large_batch", "small_batch", "ablation", "signal_propagation", "own_
 MEASURED = {"signal_propagation", "own_network"}  # by probes, without training
 
 
-syntax = cache(workbench.source.syntax_without_docstrings)  # the copies are alike but for a line
+syntax = cache(workbench.source.syntax_without_docstrings)  # the copies differ in one line
 
 
 @pytest.fixture
 def package(root, monkeypatch):
-    """A copy of the package, whose files the keys are made from."""
+    """A copy of the package. The keys are hashes of its files."""
     shutil.copytree(CHECKOUT / "workbench", root / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(workbench.source, "__file__", str(root / "workbench" / "source.py"))
     monkeypatch.setattr(workbench.source, "syntax_without_docstrings", syntax)
@@ -62,7 +62,7 @@ def keys() -> dict[str, str]:
         USER: config.replace(model="my_net.py:build"),
         NORMFREE: config.replace(model="normfree:my_net.py:build"),
     }
-    trainings = {name: training_key(each, "data") for name, each in configs.items()}
+    trainings = {name: training_key(config, "data") for name, config in configs.items()}
     studies = {}
     for name in STUDIES:
         study = Study.load(name)
@@ -110,7 +110,7 @@ def stale_after(file, text=LINE) -> set[str]:
         ("files.py", set()),
     ],
 )
-def test_one_changed_line_makes_stale_what_depends_on_it(package, file, stale):
+def test_a_changed_line_makes_only_its_dependents_stale(package, file, stale):
     assert stale_after(package / file) == stale
 
 
@@ -118,11 +118,11 @@ def test_a_comment_makes_nothing_stale(package):
     assert stale_after(package / "models" / "layers.py", COMMENT) == set()
 
 
-def test_a_users_file_makes_their_trainings_and_studies_stale(package):
+def test_a_changed_user_file_makes_its_trainings_and_studies_stale(package):
     assert stale_after(package.parent / "my_net.py") == {USER, NORMFREE, "own_network"}
 
 
-def test_other_weights_to_start_from_make_stale_what_starts_from_them(package):
+def test_changed_initial_weights_make_the_training_that_loads_them_stale(package):
     before = keys()
     torch.manual_seed(1)
     save_checkpoint(create_model("nf_resnet_tiny", 10, in_channels=1), "start.safetensors")
@@ -130,5 +130,5 @@ def test_other_weights_to_start_from_make_stale_what_starts_from_them(package):
     assert {name for name in before if before[name] != after[name]} == {STARTED}
 
 
-def test_the_librarys_networks_need_no_builder():
+def test_networks_of_the_library_have_no_builder_hash():
     assert builder_hash("nf_resnet_tiny") == "" != builder_hash("normfree:resnet_tiny")
