@@ -1,4 +1,4 @@
-"""The command line: `main` runs it; each file of this folder has the commands of one kind."""
+"""The command line. `main` runs it, and each `*_commands` file defines the commands of one kind."""
 
 import importlib
 import signal
@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError, disk_error_message
 
 __all__ = ["app", "main"]
 
-# Typer may bring its own copy of click: its exceptions are recognised by the base class.
+# Typer may bring its own copy of click, so its exceptions are found through their base class.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
@@ -22,8 +22,12 @@ for kind in ("study", "training", "compare", "model", "tool"):  # in the order o
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one sentence and exit code 2, Ctrl-C exit code 130."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that runs are closed and kernels ended
+    """Run the command line and exit.
+
+    Exit codes: 0 success, 1 something failed, 2 a mistake of the user (one message, no traceback), 130 Ctrl-C,
+    143 SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that runs are closed and kernels ended
     try:
         code = app(prog_name="workbench", standalone_mode=False)
     except WorkbenchError as error:
@@ -36,23 +40,23 @@ def main() -> None:
         code = INTERRUPTED
     except Exception as error:
         if (cause := disk_error_message(error)) is None:
-            _say_who_is_away(error)
+            _report_lost_server(error)
         print(
-            f"workbench: the disk is full or may not be written ({cause}): free some space, or choose another place "
-            "with WORKBENCH_ROOT or MLFLOW_TRACKING_URI.",
+            f"workbench: Cannot write to the disk ({cause}). Free some space, or choose another place with "
+            "WORKBENCH_ROOT or MLFLOW_TRACKING_URI.",
             file=sys.stderr,
         )
         code = 2
     if code == INTERRUPTED:  # Typer itself turns Ctrl-C into this code
         print(
-            "workbench: interrupted; finished trainings and studies are kept, and the same command goes on from there.",
+            "workbench: Interrupted. Finished trainings and studies are kept; run the same command again to continue.",
             file=sys.stderr,
         )
     sys.exit(code)
 
 
-def _say_who_is_away(error: Exception) -> NoReturn:
-    """Ends with exit code 1 where the store's server or a database does not answer any more, else raises the error."""
+def _report_lost_server(error: Exception) -> NoReturn:
+    """Exit with code 1 if the store's server or a database stopped answering. Otherwise raise the error again."""
     from workbench.lab.store.client import is_away
     from workbench.lab.store.database import without_password
     from workbench.lab.store.locations import tracking_uri
@@ -61,8 +65,9 @@ def _say_who_is_away(error: Exception) -> NoReturn:
         raise error
     store = without_password(tracking_uri())
     print(
-        f"workbench: the store ({store}), or the searches' database, does not answer any more "
-        f"({str(error).splitlines()[0][:200]}): what is done is kept, and when it is back the same command goes on.",
+        f"workbench: The store ({store}) or the searches' database stopped answering "
+        f"({str(error).splitlines()[0][:200]}). Finished work is kept; when the server is back, run the same command "
+        "again to continue.",
         file=sys.stderr,
     )
     sys.exit(1)

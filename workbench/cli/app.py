@@ -1,5 +1,7 @@
-"""The application, and what its commands share. Commands are thin: each imports what it needs when it runs, so that
---help is there at once."""
+"""The application, and what its commands share.
+
+Commands are thin. Each imports what it needs when it runs, so that `--help` is fast.
+"""
 
 from typing import Annotated, Optional
 
@@ -11,18 +13,24 @@ from workbench.errors import WorkbenchError, unknown
 
 
 class Commands(TyperGroup):
-    """Refuses an unknown command with the nearest known one."""
+    """A group that answers an unknown command with the nearest known one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
+        """Find the command that the first argument names.
+
+        Raises:
+            WorkbenchError: If no command has this name.
+        """
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise unknown("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
 
 class Listing(Commands):
-    """A group whose command `list` may be left out: `models 'nfnet_f*'` is `models list 'nfnet_f*'`."""
+    """A group with `list` as its default command: `models 'nfnet_f*'` means `models list 'nfnet_f*'`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` before arguments that start with neither a command nor an option."""
         if not args or (args[0] not in self.commands and not args[0].startswith("-")):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -34,21 +42,33 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="A workbench for networks without normalization: studies, trainings and their store.",
+    help="Train, study and compare networks without normalization. Every result is recorded in one store.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Set = Annotated[
-    Optional[list[str]], typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
+    Optional[list[str]], typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter. Repeat for several.")
 ]
 
 
 def pairs(texts: list[str] | None, option: str = "-p", example: str = "clip=0.1") -> dict[str, str]:
-    """The texts NAME=VALUE of a repeated option. Raises: WorkbenchError for one of another form."""
+    """Split the NAME=VALUE texts of a repeated option.
+
+    Args:
+        texts: The values of the option. None means none were given.
+        option: The option's name, for the error message.
+        example: A valid value, for the error message.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        WorkbenchError: If a text has no `=`, or no name before it.
+    """
     values = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise WorkbenchError(f"{option} (={text}) must have the form NAME=VALUE, e.g. {option} {example}.")
+            raise WorkbenchError(f"{option} must have the form NAME=VALUE, got '{text}'. Example: {option} {example}")
         values[name.strip()] = value.strip()
     return values

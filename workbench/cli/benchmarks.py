@@ -1,4 +1,4 @@
-"""The benchmarks: run by name, their rows kept as small files, and made into the README's table."""
+"""Runs the benchmarks by name, keeps their rows as small files, and makes the README's table from them."""
 
 import json
 import subprocess
@@ -9,27 +9,41 @@ from pathlib import Path
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import root
 
-# In benchmarks/, but no comparisons with a peer.
+# Files of benchmarks/ that compare nothing with a peer.
 HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_clip", "large_store"}
 
 
 def names() -> list[str]:
-    """The programs in benchmarks/."""
+    """List the programs in benchmarks/.
+
+    Raises:
+        WorkbenchError: If the root has no benchmarks.
+    """
     programs = sorted(f.stem for f in (root() / "benchmarks").glob("*.py") if f.stem not in HELPERS)
     if not programs:
-        raise WorkbenchError(f"{root()} has no benchmarks/: run from a checkout, or set WORKBENCH_ROOT to one.")
+        raise WorkbenchError(f"{root()} has no benchmarks/. Run from a checkout, or set WORKBENCH_ROOT to one.")
     return programs
 
 
 def results_folder() -> Path:
-    """Where the rows of each program and device lie, in the repository."""
+    """The folder in the repository with the rows of each program and device."""
     return root() / "docs" / "results" / "benchmarks"
 
 
 def run(chosen: Sequence[str], device: str, rounds: int | None, say: Callable[[str], None]) -> list[str]:
-    """Runs each program in a process of its own, one after another; returns the names of those that failed.
+    """Run the programs one after another, each in a separate process.
 
-    Raises: WorkbenchError for an unknown name, before any of them runs.
+    Args:
+        chosen: Names of programs. If empty, all run.
+        device: "cpu" or "cuda".
+        rounds: Turns of each candidate, for a quick look that is not kept. None keeps the rows.
+        say: Gets a line before each program starts.
+
+    Returns:
+        The names of the programs that failed.
+
+    Raises:
+        WorkbenchError: If a name is unknown. No program has run then.
     """
     known = names()
     for name in chosen:
@@ -40,37 +54,38 @@ def run(chosen: Sequence[str], device: str, rounds: int | None, say: Callable[[s
         say(f"[{i}/{len(chosen or known)}] {name}")
         command = [sys.executable, str(root() / "benchmarks" / f"{name}.py"), "--device", device]
         kept = ["--json", str(results_folder() / f"{name}-{device}.json")]
-        command += ["--rounds", str(rounds)] if rounds else kept  # a quick look takes no measured row's place
+        command += ["--rounds", str(rounds)] if rounds else kept  # a quick look must not replace measured rows
         if subprocess.run(command, cwd=root()).returncode:
             failed.append(name)
     return failed
 
 
 def table(folder: Path) -> str:
-    """The kept rows as Markdown, a table for each device, with the date and the machine.
+    """Format the kept rows as Markdown: for each device a heading with versions and dates, and a table.
 
-    Raises: WorkbenchError where nothing was kept.
+    Raises:
+        WorkbenchError: If `folder` holds no rows, or a file cannot be read.
     """
     rows = []
     for file in sorted(folder.glob("*.json")):
         try:
             rows += json.loads(file.read_text())
         except ValueError as error:
-            raise WorkbenchError(f"cannot read {file} ({error}): run its benchmark again.") from error
+            raise WorkbenchError(f"Cannot read {file} ({error}). Run its benchmark again.") from error
     if not rows:
-        raise WorkbenchError(f"{folder} holds no results: run `workbench bench` first.")
+        raise WorkbenchError(f"{folder} holds no results. Run `workbench bench` first.")
     lines = []
     for device in dict.fromkeys(row["device"] for row in rows):
-        mine = [row for row in rows if row["device"] == device]
-        dates = sorted({row["date"] for row in mine})
-        versions = sorted({row["torch"] for row in mine})
+        device_rows = [row for row in rows if row["device"] == device]
+        dates = sorted({row["date"] for row in device_rows})
+        versions = sorted({row["torch"] for row in device_rows})
         lines += [
             f"{device}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}:",
             "",
-            "| what | beside | ratio, median (min..max) | the peer beside itself | target | over the floor |",
+            "| what | peer | ratio, median (min..max) | peer against itself | target | over the floor |",
             "|---|---|---|---|---|---|",
         ]
-        lines += [_line(row) for row in mine] + [""]
+        lines += [_line(row) for row in device_rows] + [""]
     return "\n".join(lines).rstrip()
 
 
@@ -88,15 +103,16 @@ def _spread(spread: dict) -> str:
 
 
 def write_readme(file: Path, text: str, what: str = "benchmarks") -> None:
-    """Puts the table between its marks in the README, `<!-- what -->` and `<!-- /what -->`.
+    """Replace the text between the README's marks `<!-- what -->` and `<!-- /what -->`.
 
-    Raises: WorkbenchError where the file or the marks are not there.
+    Raises:
+        WorkbenchError: If the file or one of the marks is missing.
     """
     begin, end = f"<!-- {what} -->", f"<!-- /{what} -->"
     if not file.is_file():
-        raise WorkbenchError(f"there is no {file}, into which the table goes.")
+        raise WorkbenchError(f"Cannot write the table: there is no {file}. Set WORKBENCH_ROOT to a checkout.")
     whole = file.read_text()
     if begin not in whole or end not in whole:
-        raise WorkbenchError(f"{file} has no lines {begin} and {end}, between which the table goes.")
+        raise WorkbenchError(f"{file} must contain the lines {begin} and {end}. The table goes between them.")
     before, _, rest = whole.partition(begin)
     file.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")

@@ -1,4 +1,4 @@
-"""A pre-flight on the terminal, and the arguments that its command takes."""
+"""Prints the table of `workbench check`."""
 
 import pandas as pd
 from rich.console import Console
@@ -19,7 +19,7 @@ SHOWN = {
 
 
 def show_blocks(table: pd.DataFrame, console: Console) -> None:
-    """A line a block, in the order of the network."""
+    """Print one row per block, in the order of the network."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     columns = [name for name in SHOWN if name in table]
     for name in columns:

@@ -1,4 +1,4 @@
-"""The claims' verdicts as a table to read, and as one to keep."""
+"""The claims' verdicts: printed, as a data frame, and as Markdown."""
 
 import math
 
@@ -16,39 +16,47 @@ ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None
 
 
 def show_claims(judged_claims: list[Judged], console: Console, details: bool = False) -> None:
-    """Print a row per claim and below them the headlines, with the table of each verdict where `details` is set."""
+    """Print one row per claim, then the headlines of the verdicts.
+
+    Args:
+        judged_claims: The claims, measured or not.
+        console: Where to print.
+        details: Also print the table of each verdict.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "claim", "verdict", "effect [95 %]", "n", "p", "p (Holm)", "data", "device", "run"):
         table.add_column(heading, justify="right" if heading in ("n", "p", "p (Holm)") else "left")
-    for one in judged_claims:
-        if one.verdict is None:
-            todo = f"not measured here: ./run study {one.claim.study}"
-            table.add_row(_number(one), one.claim.sentence, f"[dim]{todo}[/dim]")
+    for judged in judged_claims:
+        if judged.verdict is None:
+            todo = f"not measured here: ./run study {judged.claim.study}"
+            table.add_row(_number(judged), judged.claim.sentence, f"[dim]{todo}[/dim]")
             continue
-        verdict, evidence = one.verdict, one.evidence
+        verdict, evidence = judged.verdict, judged.evidence
         table.add_row(
-            _number(one),
-            one.claim.sentence,
+            _number(judged),
+            judged.claim.sentence,
             ANSWERS[verdict.holds],
             escape(verdict.effect.text),
             str(verdict.effect.value.n),
             _p(verdict.effect.p),
-            _p(one.p_holm),
+            _p(judged.p_holm),
             escape(evidence.data),
             escape(evidence.device),
             f"{evidence.run[:8] or '?'} ({evidence.source})",
         )
     console.print(table)
-    for one in judged_claims:
-        if one.verdict is not None:
-            name = f"[bold]{', '.join(filter(None, (_number(one), one.claim.study)))}[/bold]"
-            console.print(f"\n{name}: {escape(one.verdict.headline)}", highlight=False)
-            console.print(f"    effect: {one.verdict.effect.name}", style="dim", markup=False, highlight=False)
-            if one.evidence.departs:
-                note = f"    of a run whose parameters are not those of {one.claim.study}.yaml: {one.evidence.departs}"
+    for judged in judged_claims:
+        if judged.verdict is not None:
+            name = f"[bold]{', '.join(filter(None, (_number(judged), judged.claim.study)))}[/bold]"
+            console.print(f"\n{name}: {escape(judged.verdict.headline)}", highlight=False)
+            console.print(f"    effect: {judged.verdict.effect.name}", style="dim", markup=False, highlight=False)
+            if judged.evidence.departs:
+                note = (
+                    f"    The run departs from the parameters of {judged.claim.study}.yaml: {judged.evidence.departs}"
+                )
                 console.print(note, style="yellow", markup=False, highlight=False)
             if details:
-                console.print(_rich_table(as_text(one.verdict.table)))
+                console.print(_rich_table(as_text(judged.verdict.table)))
 
 
 def _rich_table(cells: pd.DataFrame) -> Table:
@@ -61,11 +69,11 @@ def _rich_table(cells: pd.DataFrame) -> Table:
 
 
 def show_pairs(judged_claims: list[Judged], console: Console) -> None:
-    """A row a pair of arms, of each claim whose last table has arms that seeds trained."""
-    for one in judged_claims:
-        pair_rows = pairs(one.evidence.tables[one.claim.tables[-1]]) if one.evidence else pd.DataFrame()
+    """Print one row per pair of arms, for each claim whose last table has arms with several seeds."""
+    for judged in judged_claims:
+        pair_rows = pairs(judged.evidence.tables[judged.claim.tables[-1]]) if judged.evidence else pd.DataFrame()
         if pair_rows.empty:
-            console.print(f"\n{one.claim.study}: its tables have no arms to set side by side.", highlight=False)
+            console.print(f"\n{judged.claim.study}: its tables have no arms to set side by side.", highlight=False)
             continue
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("a", "b", "a minus b [95 %]", "n", "p, not adjusted"):
@@ -73,51 +81,53 @@ def show_pairs(judged_claims: list[Judged], console: Console) -> None:
         for row in pair_rows.itertuples():
             difference = points(Interval(row.difference, row.low, row.high, row.n))
             table.add_row(escape(row.a), escape(row.b), escape(difference), str(row.n), f"{row.p:.2g}")
-        console.print(f"\n[bold]{one.claim.study}[/bold]", table, sep="\n")
+        console.print(f"\n[bold]{judged.claim.study}[/bold]", table, sep="\n")
 
 
 def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
-    """One row a claim that was measured: claim, study, holds, effect with bounds, n, p, p_holm, data, device,
-    run, date, departs, headline."""
+    """One row per measured claim.
+
+    Columns: claim, study, holds, effect, low, high, n, p, p_holm, data, device, run, date, departs, headline.
+    """
     rows = []
-    for one in judged_claims:
-        if one.verdict is None:
+    for judged in judged_claims:
+        if judged.verdict is None:
             continue
-        verdict, effect, evidence = one.verdict, one.verdict.effect, one.evidence
+        verdict, effect, evidence = judged.verdict, judged.verdict.effect, judged.evidence
         rows.append(
-            {"claim": one.claim.number, "study": one.claim.study, "holds": verdict.holds, "effect": effect.value.mean,
-             "low": effect.value.low, "high": effect.value.high, "n": effect.value.n, "p": effect.p,
-             "p_holm": one.p_holm, "data": evidence.data, "device": evidence.device, "run": evidence.run,
-             "date": evidence.date, "departs": evidence.departs, "headline": verdict.headline}
+            {"claim": judged.claim.number, "study": judged.claim.study, "holds": verdict.holds,
+             "effect": effect.value.mean, "low": effect.value.low, "high": effect.value.high, "n": effect.value.n,
+             "p": effect.p, "p_holm": judged.p_holm, "data": evidence.data, "device": evidence.device,
+             "run": evidence.run, "date": evidence.date, "departs": evidence.departs, "headline": verdict.headline}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def as_markdown(judged_claims: list[Judged]) -> str:
-    """The table of the README: a row a claim, those that nobody has measured among them; each links its figure."""
+    """The README's table: one row per claim, measured or not, with a link to its figure."""
     lines = [
         "| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study's figure, run |",
         "|---" * 8 + "|",
     ]
     words = {True: "**holds**", False: "**does not hold**", None: "not decided"}
-    for one in judged_claims:
-        head = f"| {one.claim.number} | {one.claim.sentence}"
-        if one.verdict is None:
-            lines.append(f"{head} | not measured | | | | | `{one.claim.study}` |")
+    for judged in judged_claims:
+        head = f"| {judged.claim.number} | {judged.claim.sentence}"
+        if judged.verdict is None:
+            lines.append(f"{head} | not measured | | | | | `{judged.claim.study}` |")
             continue
-        verdict, effect, evidence = one.verdict, one.verdict.effect, one.evidence
+        verdict, effect, evidence = judged.verdict, judged.verdict.effect, judged.evidence
         departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
         where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
-        figure = f"[{one.claim.study}](docs/figures/{one.claim.study}.png)"
+        figure = f"[{judged.claim.study}](docs/figures/{judged.claim.study}.png)"
         lines.append(
             f"{head} | {words[verdict.holds]} | {effect.text} {effect.name} | {effect.value.n} | "
-            f"{_p(one.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
+            f"{_p(judged.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
         )
     return "\n".join(lines)
 
 
-def _number(one: Judged) -> str:
-    return "" if one.claim.number is None else str(one.claim.number)
+def _number(judged: Judged) -> str:
+    return "" if judged.claim.number is None else str(judged.claim.number)
 
 
 def _p(p: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Trainings and groups of them, side by side."""
+"""The commands that compare trainings."""
 
 import sys
 from typing import Annotated, Optional
@@ -7,41 +7,62 @@ import typer
 
 from workbench.cli.app import app, pairs
 
+COMPARE_EXAMPLES = """\b
+Examples:
+  workbench compare large_batch
+  workbench compare large_batch --tag arm=NF+AGC --equal samples --curves curves.pdf
+  workbench compare --filter "params.batch_size = '256' and metrics.failed = 0" --csv table.csv
+  workbench compare clipping_search --role search --parallel search.png
+"""
+DIFF_EXAMPLES = """\b
+Examples:
+  workbench diff 8b8b395a 03c1f2aa       two trainings, or two executions of a notebook
+  workbench diff 5f0a91c2 77ab03de       two groups of seeds
+"""
 
-@app.command()
+
+@app.command(epilog=COMPARE_EXAMPLES)
 def compare(
     what: Annotated[
         Optional[list[str]],
-        typer.Argument(metavar="[WHAT]...", help="Studies, or trainings by the beginning of their run ids. None: all."),
+        typer.Argument(
+            metavar="WHAT", help="Studies, or trainings by the first characters of their run ids. Default: all."
+        ),
     ] = None,
     tags: Annotated[
-        Optional[list[str]], typer.Option("--tag", metavar="NAME=VALUE", help="Only with this tag; may be repeated.")
+        Optional[list[str]],
+        typer.Option("--tag", metavar="NAME=VALUE", help="Keep only trainings with this tag. Repeat for several."),
     ] = None,
     only: Annotated[
-        Optional[str], typer.Option("--filter", metavar="TEXT", help="Only what MLflow's filter lets pass.")
+        Optional[str],
+        typer.Option("--filter", metavar="TEXT", help="Keep only trainings that pass this filter, in MLflow's syntax."),
     ] = None,
-    role: Annotated[Optional[str], typer.Option(metavar="screen|search|confirm", help="Only with this role.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The quick trainings, which are demonstrations.")] = False,
+    role: Annotated[
+        Optional[str], typer.Option(metavar="screen|search|confirm", help="Keep only trainings with this role.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Compare the quick trainings, which are demonstrations.")
+    ] = False,
     equal: Annotated[
         Optional[str],
-        typer.Option(metavar="seconds|samples", help="Accuracy at the largest compute that all of them reached."),
+        typer.Option(
+            metavar="seconds|samples", help="Compare accuracy at equal compute: the largest that all trainings reached."
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Rows to print; 0: all.")] = 30,
-    csv: Annotated[Optional[str], typer.Option(metavar="FILE", help="Keep the whole table.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Number of rows to print. 0 prints all.")] = 30,
+    csv: Annotated[Optional[str], typer.Option(metavar="FILE", help="Write the whole table to this .csv file.")] = None,
     curves: Annotated[
-        Optional[str], typer.Option(metavar="FILE", help="Draw learning curves with bands: .png, .svg or .pdf.")
+        Optional[str],
+        typer.Option(metavar="FILE", help="Draw learning curves with bands into this .png, .svg or .pdf file."),
     ] = None,
     parallel: Annotated[
-        Optional[str], typer.Option(metavar="FILE", help="Draw parallel coordinates: .png, .svg or .pdf.")
+        Optional[str],
+        typer.Option(metavar="FILE", help="Draw parallel coordinates into this .png, .svg or .pdf file."),
     ] = None,
 ) -> None:
-    """Compare trainings: grouped over seeds, ranked, and a tie where the seeds do not tell them apart.
+    """Compare trainings, grouped over seeds and ranked.
 
-    \b
-    workbench compare large_batch
-    workbench compare large_batch --tag arm=NF+AGC --equal samples --curves curves.pdf
-    workbench compare --filter "params.batch_size = '256' and metrics.failed = 0" --csv table.csv
-    workbench compare clipping_search --role search --parallel search.png
+    Groups tie if the 95 % interval of their difference from the best group contains zero.
     """
     from rich.console import Console
 
@@ -73,25 +94,27 @@ def compare(
         from workbench.lab.compare.figures import parallel_figure, save
 
         save(parallel_figure(comparison), parallel)
-    pages = "" if store.uri.startswith("http") else " (workbench ui first)"
+    pages = "" if store.uri.startswith("http") else " (first run: workbench ui)"
     print(f"In MLflow{pages}:\n  {summary.address(store, comparison, mode)}")
 
 
-@app.command()
+@app.command(epilog=DIFF_EXAMPLES)
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run id or its beginning, or a group's config.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other.")],
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", help="A run id or its first characters, or a group's id from column `config`."),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The run or group to compare with, of the same kind.")],
 ) -> None:
-    """Set two trainings, two groups of seeds or two executions of a notebook side by side: what differs, and results.
+    """Show how two runs differ in settings and results.
 
-    \b
-    workbench diff 8b8b395a 03c1f2aa       two trainings, or two executions: run ids or their beginnings
-    workbench diff 5f0a91c2 77ab03de       two groups of seeds, as the column "config" of `compare` names them
+    Compares two trainings, two groups of seeds, or two executions of a notebook. `workbench compare` prints the ids
+    of groups in its column `config`.
     """
     from rich.console import Console
 
     from workbench.cli.diff_table import show_diff
-    from workbench.lab.compare.diff import diff as set_beside
+    from workbench.lab.compare.diff import diff as compare_two
     from workbench.lab.store.client import Store
 
-    show_diff(set_beside(Store(), a, b), Console(width=None if sys.stdout.isatty() else 160))
+    show_diff(compare_two(Store(), a, b), Console(width=None if sys.stdout.isatty() else 160))

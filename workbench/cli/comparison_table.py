@@ -1,11 +1,17 @@
-"""A comparison on the terminal."""
+"""Prints a comparison."""
 
 from workbench.lab.compare.summary import as_text, verdict
 from workbench.lab.compare.table import Comparison
 
 
 def show_comparison(comparison: Comparison, console, limit: int | None = None) -> None:
-    """Prints the warnings, the verdict, the table (at most `limit` rows) and how to read it."""
+    """Print warnings, verdict, table and notes.
+
+    Args:
+        comparison: What to print.
+        console: A rich console.
+        limit: Largest number of rows. None or 0 prints all.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -20,6 +26,6 @@ def show_comparison(comparison: Comparison, console, limit: int | None = None) -
         printed.add_row(*map(escape, row))
     console.print(printed, highlight=False)
     if limit and len(text) > limit:
-        console.print(f"... and {len(text) - limit} more: --top 0 shows all, --csv keeps them.", highlight=False)
+        console.print(f"... and {len(text) - limit} more. --top 0 prints all, --csv FILE keeps all.", highlight=False)
     for note in comparison.notes:
         console.print(note, markup=False, highlight=False, style="dim", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Two runs side by side on the terminal."""
+"""Prints the differences of two runs."""
 
 import math
 
@@ -7,7 +7,7 @@ from workbench.lab.compare.table import words
 
 
 def show_diff(diff: Diff, console) -> None:
-    """Prints both tables, the seeds and their difference."""
+    """Print warnings, both tables, and the difference over shared seeds."""
     from rich.table import Table
 
     def heading(side: Side) -> str:
@@ -31,7 +31,7 @@ def show_diff(diff: Diff, console) -> None:
 
 
 def sentence(diff: Diff) -> str:
-    """The paired difference of two groups in words."""
+    """Describe the paired difference of two groups."""
     if diff.interval.n == 0:
         return "They share no seed: there are no pairs to compare."
     seeds = ", ".join(f"{seed:g}" for seed in diff.seeds.seed)

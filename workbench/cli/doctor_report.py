@@ -1,4 +1,4 @@
-"""What the doctor says: a line per finding, and a table of what was mended."""
+"""Prints what the doctor finds: one line per finding, then a table."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,15 @@ from workbench.lab.doctor import examine
 
 
 def report(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
-    """Looks, with `fix` mends, says a line a finding and a table, and returns whether all is well now.
+    """Examine the workbench, print one line per finding, and print a table of the counts.
 
-    Args: `moved` says that the store was moved or copied here and that nobody uses it, where that cannot be seen.
+    Args:
+        fix: Mend each finding that has a cure.
+        moved: The user says that the store was moved or copied here and that nobody uses it.
+        say: Gets each line.
+
+    Returns:
+        Whether nothing is left to mend.
     """
     by_kind: dict[str, list[tuple[bool, int]]] = {}
     for finding in examine(moved):
@@ -34,5 +40,5 @@ def report(fix: bool, moved: bool, say: Callable[[str], None]) -> bool:
         size = sum(size for _, size in each) / 2**20
         say(f"{kind:24}{len(each):8}{sum(mended for mended, _ in each):8}{size:10.1f}")
     if not fix:
-        say("Nothing was changed; --fix mends.")
+        say("Nothing was changed. To mend, add --fix.")
     return all(mended for each in by_kind.values() for mended, _ in each)

@@ -1,4 +1,4 @@
-"""The networks, and their weights."""
+"""The commands on networks and their weights."""
 
 import sys
 from typing import Annotated
@@ -10,14 +10,20 @@ from workbench.errors import WorkbenchError, unknown
 
 models_commands = ("list", "activations", "convert", "download", "export")
 models = typer.Typer(
-    cls=Listing, help="List the networks; convert, download and export weights.", invoke_without_command=True
+    cls=Listing, help="List the networks, and convert, download or export weights.", invoke_without_command=True
 )
 app.add_typer(models, name="models")
 
 
 @models.command("list")
-def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.g. 'nfnet_f*'.")] = "*") -> None:
-    """The networks: parameters, image sizes, and multiply-accumulates at the test size, by forward and as published."""
+def models_list(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern for the names, such as 'nfnet_f*'.")] = "*",
+) -> None:
+    """List the networks with their sizes and costs.
+
+    Shows parameters, image sizes in pixels, and GMAC: multiply-accumulates in units of 1e9, for one image of the test
+    size. The first GMAC column counts what the forward pass computes, the second is as published.
+    """
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -55,7 +61,10 @@ def models_list(pattern: Annotated[str, typer.Argument(help="A shell pattern, e.
 
 @models.command("activations")
 def models_activations() -> None:
-    """The activations and their gamma, 1 / std g(z): the authors' constant beside the exact one."""
+    """List the activations with gamma = 1 / std g(z).
+
+    Shows the authors' constant next to the exact value.
+    """
     from workbench.models.activations import gamma_table
 
     shown = gamma_table()
@@ -64,11 +73,19 @@ def models_activations() -> None:
 
 @models.command("convert")
 def models_convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or a released model's name.")],
-    target: Annotated[str, typer.Argument(metavar="OUT", help="Ends in .safetensors, .pth, or .npz (as released).")],
-    layout: Annotated[str, typer.Option(help="workbench, or timm: names and shapes as timm loads them.")] = "workbench",
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or the name of a released model.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="A file to write: .safetensors, .pth, or .npz (the released layout)."),
+    ],
+    layout: Annotated[
+        str, typer.Option(help="workbench, or timm for the names and shapes that timm loads.")
+    ] = "workbench",
 ) -> None:
-    """Read weights in any layout and write them in another; nothing in IN is executed."""
+    """Convert weights from one layout to another.
+
+    Nothing in IN is executed.
+    """
     from workbench.weights.checkpoints import convert
 
     model = convert(source, target, layout=layout)
@@ -77,9 +94,12 @@ def models_convert(
 
 @models.command("download")
 def models_download(
-    name: Annotated[str, typer.Argument(help="A model with released weights, see `workbench models`.")],
+    name: Annotated[str, typer.Argument(help="A model with released weights. `workbench models` lists them.")],
 ) -> None:
-    """Fetch released weights into the cache, checked by their hash; an interrupted download is continued."""
+    """Download released weights into the cache.
+
+    Checks the file's hash, and prints the file. An interrupted download continues where it stopped.
+    """
     from workbench.weights.released import find
 
     print(find(name))
@@ -87,15 +107,18 @@ def models_download(
 
 @models.command("export")
 def models_export(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or a released model's name.")],
-    target: Annotated[str, typer.Argument(metavar="OUT", help="Ends in .onnx, or in .pt2 for torch.export.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or the name of a released model.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A file to write: .onnx, or .pt2 for torch.export.")],
     fold: Annotated[bool, typer.Option(help="Fold weight standardisation and its constants into the weights.")] = True,
 ) -> None:
-    """Write a network with weights as ONNX or torch.export; batch and image size stay free."""
+    """Export a network with its weights to ONNX or torch.export.
+
+    Batch size and image size stay free.
+    """
     from pathlib import Path
 
     if Path(target).suffix not in (".onnx", ".pt2"):
-        raise WorkbenchError(f"{target} must end in .onnx or .pt2.")
+        raise WorkbenchError(f"OUT must end in .onnx or .pt2, got {target}.")
     from workbench.weights import export
     from workbench.weights.checkpoints import load_checkpoint
 

@@ -1,4 +1,4 @@
-"""What the launcher shows of studies: the plan, progress while they run, a line for each at the end."""
+"""Prints studies: the plan before they run, progress while they run, and one line each at the end."""
 
 import contextlib
 import signal
@@ -18,7 +18,13 @@ from workbench.lab.studies.launcher import Execution, execute
 
 
 def show_plan(executions: list[Execution], workers: int, console: Console) -> None:
-    """What runs and why, what is reused, and how long it may take with so many at a time."""
+    """Print what runs and why, what is reused, and how long it may take.
+
+    Args:
+        executions: The plan.
+        workers: How many trainings run at a time, for the estimate.
+        console: Where to print.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("study", "mode", "plan", "why", "estimate"):
         table.add_column(heading)
@@ -38,9 +44,9 @@ def show_plan(executions: list[Execution], workers: int, console: Console) -> No
         estimate = _duration(max(sum(known) / at_a_time, max(known)) if known else None)
         console.print(f"{summary}; about {estimate} in all.\n")
     elif any(e.action == "leave" for e in executions):
-        console.print(f"Nothing to run: {summary} (see why; without --rerun whatever is not finished runs).\n")
+        console.print(f"Nothing to run: {summary} (see column why). Without --rerun, all unfinished ones run.\n")
     else:
-        console.print("Nothing to run: every execution is in the store already (--rerun all repeats them).\n")
+        console.print("Nothing to run: the store has every execution. To repeat them, add --rerun all.\n")
 
 
 def _duration(seconds: float | None) -> str:
@@ -56,7 +62,17 @@ def _duration(seconds: float | None) -> str:
 
 
 def run_and_show(executions: list[Execution], store: Store, choice: Choice, console: Console) -> list[str]:
-    """Executes them with a bar each; divergences are shown as they happen. Returns the run ids."""
+    """Execute the plan with one progress bar per execution.
+
+    Args:
+        executions: The plan.
+        store: Where to record.
+        choice: Where the trainings run.
+        console: Where to print.
+
+    Returns:
+        The run ids.
+    """
     with Board(console) as board, _announcing_interruption(console):
         try:
             return execute(executions, store, choice, board.on_event)
@@ -67,13 +83,13 @@ def run_and_show(executions: list[Execution], store: Store, choice: Choice, cons
 
 @contextlib.contextmanager
 def _announcing_interruption(console: Console) -> Iterator[None]:
-    """Within it, Ctrl-C says at once what it does: saving takes a while."""
+    """Announce a Ctrl-C at once, because saving takes a while."""
 
     def interrupted(*_) -> None:
-        console.print("stopping: what is under way saves itself first; Ctrl-C again stops at once", highlight=False)
+        console.print("Stopping after saving the work so far. Press Ctrl-C again to stop at once.", highlight=False)
         raise KeyboardInterrupt
 
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a script, on purpose
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a script in the background ignores it on purpose
     if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,7 +102,7 @@ def _announcing_interruption(console: Console) -> Iterator[None]:
 
 @dataclass
 class _Line:
-    """What the board knows of one execution."""
+    """The progress of one execution."""
 
     bar: TaskID
     started: float
@@ -96,7 +112,7 @@ class _Line:
 
 
 class Board:
-    """The progress of all that runs: a bar for each execution on a terminal, plain lines elsewhere."""
+    """Progress of all executions: bars on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console):
         self._console, self._lines = console, {}
@@ -120,15 +136,15 @@ class Board:
         self._progress.stop()
 
     def stopping(self) -> None:
-        """Said when an interruption has been dealt with."""
+        """Print that all executions stopped. Call this after an interruption was handled."""
         for name in list(self._lines):
             self._end(name, "stopped")
 
     def on_event(self, execution: Execution, event: dict) -> None:
-        """Shows what happened."""
+        """Show one event of an execution. The launcher calls this."""
         kind, name = event["kind"], execution.name
         if kind == "started":
-            if name in self._lines:  # tried again
+            if name in self._lines:  # a second attempt
                 self._progress.remove_task(self._lines[name].bar)
             self._lines[name] = _Line(
                 self._progress.add_task("starting a kernel", total=None, study=name), time.monotonic()
@@ -175,7 +191,11 @@ class Board:
 
 
 def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
-    """A line a study, and where they compare. Returns whether all of them finished."""
+    """Print one line per study, and where to compare them.
+
+    Returns:
+        Whether all studies finished.
+    """
     console.print()
     all_finished = True
     for run_id in run_ids:
@@ -193,7 +213,7 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
         console.print(effect_line, style="dim", markup=False, highlight=False)
     if run_ids:
         mode = store.get(run_ids[0]).tags["mode"]
-        pages = "" if store.uri.startswith("http") else " ./run ui, then"
+        pages = "" if store.uri.startswith("http") else " start ./run ui, then open"
         console.print(f"\nCompare them:{pages}", highlight=False)
         console.print(f"  {store.compare_url(run_ids, 'studies', mode)}", highlight=False, soft_wrap=True)
         console.print(f"  their trainings: {store.experiment_url('trainings', mode)}", highlight=False, soft_wrap=True)

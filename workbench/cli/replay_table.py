@@ -1,4 +1,4 @@
-"""A replay on the terminal."""
+"""Prints a replay."""
 
 import math
 
@@ -9,7 +9,10 @@ from workbench.lab.jobs.replay import Replay
 
 
 def show_steps(replayed: Replay, console: Console) -> None:
-    """A line a step: loss, largest ratio and whose it is, the fork's beside the original's."""
+    """Print one row per step: the loss, the largest ratio, and its parameter.
+
+    If a fork was trained, its columns follow those of the original.
+    """
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("step", justify="right")
     runs = {name: _by_step(replayed, name) for name in replayed.first}
@@ -25,12 +28,12 @@ def show_steps(replayed: Replay, console: Console) -> None:
 def _by_step(replayed: Replay, name: str) -> dict[int, tuple[str, str, str]]:
     cells = {}
     for row in replayed.steps[replayed.steps.run == name].itertuples():
-        here = (
+        ratios = (
             replayed.ratios[(replayed.ratios.run == name) & (replayed.ratios.step == row.step)]
             .set_index("parameter")
             .ratio
         )
-        broken = here.index[here.isna()]
-        ratio, where = ("not finite", broken[-1]) if len(broken) else (f"{here.max():.3g}", here.idxmax())
-        cells[row.step] = (f"{row.loss:.4g}" if math.isfinite(row.loss) else "not finite", ratio, where)
+        broken = ratios.index[ratios.isna()]
+        ratio, parameter = ("not finite", broken[-1]) if len(broken) else (f"{ratios.max():.3g}", ratios.idxmax())
+        cells[row.step] = (f"{row.loss:.4g}" if math.isfinite(row.loss) else "not finite", ratio, parameter)
     return cells

@@ -1,4 +1,7 @@
-"""The pages: MLflow's on our store, light and on loopback, and JupyterLab at the notebooks. Both run until Ctrl-C."""
+"""Serves MLflow's pages for the store, and JupyterLab at the notebooks.
+
+Both listen on loopback by default and run until Ctrl-C.
+"""
 
 import os
 import socket
@@ -17,23 +20,36 @@ from workbench.lab.store.views import TRAININGS, page
 from workbench.paths import root
 
 START_TIMEOUT = 120  # seconds
-# Whatever the user's environment says: no job runner, and the check of the Host header, which keeps web pages out.
+# These win over the user's environment: no job runner, and the check of the Host header, which keeps web pages out.
 FIXED = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false"}
 
 
 def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: str | None = None) -> int:
-    """Runs MLflow's page until it is stopped: one worker, no job runner, no telemetry; says where the views are once
-    it answers."""
+    """Run MLflow's server until it is stopped, with one worker, no job runner and no telemetry.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        say: Gets the addresses of the views, once the server answers.
+        allowed_hosts: Host names under which others reach the server, separated by commas.
+
+    Returns:
+        The server's exit code, or 0 after Ctrl-C.
+
+    Raises:
+        WorkbenchError: If the store is a server, the port cannot be used, `allowed_hosts` contains a `*`, or the
+            server does not start.
+    """
     if tracking_uri().startswith("http"):
-        raise WorkbenchError(f"the store is a server, which has its own pages: open {tracking_uri()} in a browser.")
+        raise WorkbenchError(f"The store is a server and has its own pages. Open {tracking_uri()} in a browser.")
     check_port(host, port)
     if allowed_hosts and "*" in allowed_hosts:
         raise WorkbenchError(
-            f"--allowed-hosts (={allowed_hosts}) must be names, without *: any page on the web could read the store."
+            f"--allowed-hosts must be names without *, got {allowed_hosts}. With * any web page could read the store."
         )
     store = Store()
     named = {}
-    if allowed_hosts:  # MLflow then knows these alone
+    if allowed_hosts:  # MLflow then accepts only these, so local names are added
         named["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"{allowed_hosts},localhost:{port},127.0.0.1:{port}"
     command = [
         sys.executable,
@@ -62,7 +78,7 @@ def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: st
         try:
             address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
             wait_until_healthy(address, server, log.name)
-            say(f"The store is at {address}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)")
+            say(f"The store is at {address}/#/experiments?workflowType=machine_learning   (Ctrl-C stops the server)")
             for mode in ("full", "quick"):
                 number = store.experiment_id("trainings", mode)
                 say(f"Views of the {'trainings' if mode == 'full' else 'quick trainings'}:")
@@ -77,7 +93,16 @@ def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: st
 
 
 def wait_until_healthy(address: str, server: subprocess.Popen, log: str) -> None:
-    """Waits for /health. Raises: WorkbenchError when the server ends first, or is not there in time."""
+    """Wait until the server answers at /health.
+
+    Args:
+        address: The server's address, with http://.
+        server: Its process.
+        log: Its log file, for the error message.
+
+    Raises:
+        WorkbenchError: If the process ends, or does not answer within 120 seconds.
+    """
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -87,29 +112,34 @@ def wait_until_healthy(address: str, server: subprocess.Popen, log: str) -> None
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise WorkbenchError(f"MLflow's page did not start (see {log}): try another port with --port.")
+    raise WorkbenchError(f"MLflow's server did not start. Read {log}, or try another port with --port.")
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuses a port that is taken, before anything starts."""
+    """Check that the port can be used, before anything starts.
+
+    Raises:
+        WorkbenchError: If the port is out of range or taken, or the host is unknown.
+    """
     if not 0 < port < 2**16:
-        raise WorkbenchError(f"port {port} must lie between 1 and 65535: leave --port out for the usual one.")
+        raise WorkbenchError(f"--port must be between 1 and 65535, got {port}. Leave it out to use the default.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except socket.gaierror as error:
-            raise WorkbenchError(
-                f"the host {host} is not known ({error.strerror}): name another with --host."
-            ) from error
+            raise WorkbenchError(f"Unknown host {host} ({error.strerror}). Choose another with --host.") from error
         except OSError as error:
             raise WorkbenchError(
-                f"port {port} on {host} cannot be used ({error.strerror}): choose another with --port {port + 1}."
+                f"Cannot use port {port} on {host} ({error.strerror}). Choose another, such as --port {port + 1}."
             ) from error
 
 
 def lab_environment() -> dict[str, str]:
-    """For JupyterLab: the root, and the settings in its .jupyter, which keep it from asking the network for news."""
+    """Make the environment for JupyterLab.
+
+    It holds the root, and the settings in the root's .jupyter, which stop JupyterLab from asking the network for news.
+    """
     settings = [str(root() / ".jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     return os.environ | {
         "WORKBENCH_ROOT": str(root()),
@@ -118,9 +148,9 @@ def lab_environment() -> dict[str, str]:
 
 
 def serve_lab(port: int, browser: bool) -> int:
-    """Runs JupyterLab on loopback at notebooks/, with the store made before a kernel needs it."""
+    """Run JupyterLab on loopback at notebooks/, and return its exit code."""
     check_port("127.0.0.1", port)
-    Store()
+    Store()  # creates the store before a kernel needs it
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""Studies, what came of them, and what was trained elsewhere."""
+"""The commands that run studies, judge the claims, and import results of other machines."""
 
 import sys
 from typing import Annotated, Optional
@@ -13,54 +13,68 @@ from workbench.errors import WorkbenchError, unknown
 def study(
     specs: Annotated[
         Optional[list[str]],
-        typer.Argument(metavar="[SPEC]...", help="Study files, or names in studies/. None: the tour, in quick form."),
+        typer.Argument(metavar="SPEC", help="Study files, or names in studies/. Default: the tour, in quick form."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The same study in seconds, on the embedded data; its verdict is a DEMO.")
+        bool,
+        typer.Option(
+            "--quick", help="Run in seconds on the embedded data. The verdict is then a demonstration (DEMO)."
+        ),
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Every study in studies/.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Run every study in studies/.")] = False,
     rerun: Annotated[
         Optional[str],
         typer.Option(
             metavar="failed|stale|all",
-            help="Of what to execute, only the failed, or only the stale; or all, finished ones too. "
-            "Finished trainings are reused in any case.",
+            help="Run only the failed executions, only the stale ones, or all, including finished ones. "
+            "Finished trainings are always reused. Default: all executions that are not finished.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and why, what is reused, how long; then stop.")
+        bool, typer.Option("--dry-run", help="Print what would run and why, what is reused and how long, and stop.")
     ] = False,
     plan_file: Annotated[
         Optional[str],
         typer.Option(
             "--plan",
             metavar="FILE",
-            help="Write the trainings that are missing there, as pure data, and run none: "
-            "`python -m workbench.training FILE` runs them where only torch is, `workbench import` brings them back.",
+            help="Write the missing trainings into this .jsonl file and run nothing. "
+            "`python -m workbench.training FILE` runs them on a machine that has only torch. "
+            "`workbench import` adds the results here.",
         ),
     ] = None,
     executor: Annotated[
         Optional[str],
-        typer.Option(help="Where trainings run: inline, processes or ray. None: processes for several workers."),
+        typer.Option(
+            help="Where trainings run: inline, processes or ray. Default: processes for several workers, else inline."
+        ),
     ] = None,
     workers: Annotated[
-        Optional[int], typer.Option(help="Trainings at a time. None: one a GPU; without GPUs one, inline.")
+        Optional[int],
+        typer.Option(help="Trainings at a time. Default: one per GPU. Without GPUs, one inline."),
     ] = None,
-    gpus: Annotated[Optional[float], typer.Option(help="GPUs of one training, 0 to 1, e.g. 0.5.")] = None,
-    threads: Annotated[Optional[int], typer.Option(help="Threads of one training. None: an equal part.")] = None,
+    gpus: Annotated[Optional[float], typer.Option(help="GPU share of each training, from 0 to 1, such as 0.5.")] = None,
+    threads: Annotated[
+        Optional[int], typer.Option(help="CPU threads of each training. Default: an equal share.")
+    ] = None,
     parameters: Set = None,
 ) -> None:
-    """Run studies: each executes a notebook as a run of the store. What is finished is reused."""
+    """Run studies, and reuse what is already finished.
+
+    Each study executes its notebook and records it as a run in the store.
+    """
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     if specs and everything:
-        raise WorkbenchError("give study names or --all, not both.")
+        raise WorkbenchError(f"Cannot combine --all with study names, got {', '.join(specs)}. Give one of them.")
     tour = not specs and not everything
     if tour:
-        console.print("The tour: every question once, in quick form.", highlight=False)
+        console.print("The tour runs a few studies in quick form.", highlight=False)
     if parameters and (not specs or len(specs) > 1):
-        raise WorkbenchError("-p sets parameters of one study: name it, e.g. `study large_batch -p clip=0.1`.")
+        raise WorkbenchError(
+            f"-p needs exactly one study, got {len(specs or [])}. Name it, as in `study large_batch -p clip=0.1`."
+        )
 
     from workbench.lab.executors import Choice
 
@@ -94,7 +108,7 @@ def study(
         from workbench.lab.jobs.offline_plan import plan_trainings
 
         missing = plan_trainings(executions, plan_file, lambda line: console.print(line, highlight=False))
-        rest = "" if missing else ": none is missing, so the study itself is what remains to be run, here"
+        rest = "" if missing else ". None are missing: run the study itself, on this machine"
         console.print(f"{plan_file}: {len(missing)} trainings{rest}", highlight=False)
         return
     if not show_results(run_and_show(executions, store, choice, console), store, console):
@@ -106,26 +120,39 @@ def claims(
     which: Annotated[
         Optional[list[str]],
         typer.Argument(
-            metavar="[CLAIM]...",
-            help="Numbers or studies, slow_start, protocols and race too, each with its details; without: all claims.",
+            metavar="CLAIM",
+            help="Numbers of claims, or names of studies (also slow_start, protocols and race, which have no number). "
+            "Prints their details. Default: all claims, without details.",
         ),
     ] = None,
     where: Annotated[
-        str, typer.Option("--from", help="auto, store or docs: the newest full runs, or the committed tables.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="auto|store|docs",
+            help="Where the tables come from: the newest full runs in the store, the committed tables in docs/, or "
+            "auto: the store, and docs/ where it has no run.",
+        ),
     ] = "auto",
     export: Annotated[
         bool,
         typer.Option(
             "--export",
-            help="Write the store's tables to docs/results, figures to docs/figures, verdicts into the README.",
+            help="Write tables to docs/results, figures to docs/figures, and the verdicts into the README.",
         ),
     ] = False,
-    csv: Annotated[Optional[str], typer.Option(help="Write the verdicts to this file, too.")] = None,
+    csv: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="Also write the verdicts to this .csv file.")
+    ] = None,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Below: every two arms beside each other, over seeds; p not adjusted.")
+        bool,
+        typer.Option("--pairs", help="Also compare every pair of arms over seeds. These p-values are not adjusted."),
     ] = False,
 ) -> None:
-    """Judge the paper's claims again, from the tables that the studies left; p-values adjusted over them (Holm)."""
+    """Judge the paper's claims from the tables of their studies.
+
+    The p-values are adjusted over all claims (Holm's method), however few you print.
+    """
     from rich.console import Console
 
     from workbench.claims.judging import export as write
@@ -141,8 +168,8 @@ def claims(
 
         target = target_path(csv, (".csv",))
     shown = chosen(which)
-    family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are shown
-    judged_claims = [one for one in judged(list(family), where=where) if one.claim in shown]
+    family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are printed
+    judged_claims = [each for each in judged(list(family), where=where) if each.claim in shown]
     console = Console(width=None if sys.stdout.isatty() else 200)
     show_claims(judged_claims, console, details=bool(which))
     if pairs:
@@ -161,10 +188,16 @@ def claims(
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="DIR|TAR", help="What `python -m workbench.training --out DIR` wrote.")
+        str,
+        typer.Argument(
+            metavar="DIR|TAR", help="The folder that `python -m workbench.training --out DIR` wrote, or its tar."
+        ),
     ],
 ) -> None:
-    """Put the results of a detached run into the store, as if its trainings had been run here."""
+    """Add the results of a detached run to the store.
+
+    The store then treats its trainings as if they had run here.
+    """
     from tqdm import tqdm
 
     from workbench.lab.jobs.import_results import import_results
@@ -181,6 +214,6 @@ def import_(
         print(line, file=sys.stderr)
     print(imported)
     if imported.other_code:
-        print(f"{imported.other_code} of them are of other code than this: no study asks for them.")
+        print(f"{imported.other_code} of them come from another version of the code. Studies here will not reuse them.")
     if imported.damaged:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Around the work: benchmarks, the doctor, and the two pages."""
+"""The commands around the work: benchmarks, the doctor, MLflow and JupyterLab."""
 
 import sys
 from typing import Annotated, Optional
@@ -12,19 +12,22 @@ from workbench.errors import unknown
 @app.command()
 def bench(
     names: Annotated[
-        Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Programs of benchmarks/. None: all of them.")
+        Optional[list[str]], typer.Argument(metavar="NAME", help="Programs in benchmarks/. Default: all.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     rounds: Annotated[
         Optional[int],
-        typer.Option(min=1, help="Turns of each candidate, for a quick look that is not kept."),
+        typer.Option(min=1, help="Turns of each candidate, for a quick look. The rows are then not kept."),
     ] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="Only put the kept rows into the README's table.")] = False,
-    listing: Annotated[bool, typer.Option("--list", help="Name the programs and stop.")] = False,
+    readme: Annotated[
+        bool, typer.Option("--readme", help="Measure nothing; write the kept rows into the README's table.")
+    ] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Print the names of the programs and stop.")] = False,
 ) -> None:
-    """Measure speed and memory beside the peer, in turns; rows go to docs/results/benchmarks/.
+    """Measure speed and memory against other implementations.
 
-    Rows beside timm need timm 1.0.31 in the environment; those beside torch alone run without it.
+    Runs each candidate and its peer in turns. The rows go to docs/results/benchmarks/. Comparisons with timm need
+    timm 1.0.31 in the environment; comparisons with torch do not.
     """
     from workbench.cli import benchmarks
     from workbench.paths import root
@@ -42,21 +45,24 @@ def bench(
     pick_device(device)
     failed = benchmarks.run(names or [], device, rounds, lambda line: print(line, flush=True))
     if failed:
-        print(f"workbench: {', '.join(failed)} failed, see above; the others are kept.", file=sys.stderr)
+        print(f"workbench: {', '.join(failed)} failed, see above. The rows of the others are kept.", file=sys.stderr)
         raise typer.Exit(1)
 
 
 @app.command()
 def doctor(
     fix: Annotated[
-        bool, typer.Option("--fix", help="Mend what was found; without it, only say what would be done.")
+        bool, typer.Option("--fix", help="Mend what was found. Without it, only print what would be done.")
     ] = False,
     moved: Annotated[
         bool,
-        typer.Option("--moved", help="This store was moved or copied here, and nobody uses it."),
+        typer.Option("--moved", help="Confirm that this store was moved or copied here, and that nobody uses it."),
     ] = False,
 ) -> None:
-    """Find what a crash left: processes, runs, points, trials, files. Exit code 1 where something is left to mend."""
+    """Find what a crash left behind, and mend it with --fix.
+
+    Looks at processes, runs, points of metrics, trials and files. The exit code is 1 if something is left to mend.
+    """
     from workbench.cli.doctor_report import report
 
     if not report(fix, moved, lambda line: print(line, flush=True)):
@@ -65,15 +71,19 @@ def doctor(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="The port.")] = 5000,
-    host: Annotated[str, typer.Option(help="The address to listen on; loopback unless told otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The default is reachable from this machine only.")
+    ] = "127.0.0.1",
     allowed_hosts: Annotated[
         Optional[str],
-        typer.Option(help="Names under which others reach it, comma-separated, when --host is not loopback."),
+        typer.Option(
+            metavar="NAMES", help="With --host: the host names under which others reach this page, separated by commas."
+        ),
     ] = None,
 ) -> None:
-    """Open the MLflow page on the store."""
-    print("Starting the page ...", flush=True)
+    """Serve MLflow's pages on the store until Ctrl-C."""
+    print("Starting the server ...", flush=True)
     from workbench.cli.serve import serve_ui
 
     raise typer.Exit(serve_ui(host, port, lambda line: print(line, flush=True), allowed_hosts))
@@ -81,10 +91,10 @@ def ui(
 
 @app.command()
 def lab(
-    port: Annotated[int, typer.Option(help="The port.")] = 8888,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8888,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
-    """Open JupyterLab at the notebooks."""
+    """Run JupyterLab at the notebooks until Ctrl-C."""
     from workbench.cli.serve import serve_lab
 
     raise typer.Exit(serve_lab(port, browser))

@@ -1,4 +1,4 @@
-"""One training, one evaluation, one check, or the end of a training again."""
+"""The commands that train, evaluate, check and replay one network."""
 
 import sys
 from typing import Annotated, Optional
@@ -14,18 +14,27 @@ def train(
     recipe: Annotated[
         Optional[str],
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="A preset (cifar, paper_nfnet:f0, paper_nf_resnet:50, paper_nf_regnet:b0, finetune:nfnet_f0), "
-            "or a YAML file. None: the defaults.",
+            "or a YAML file. Default: the defaults of TrainConfig.",
         ),
     ] = None,
     parameters: Set = None,
     save: Annotated[
-        Optional[str], typer.Option(help="Where the final weights go, e.g. mine.safetensors; runs even if known.")
+        Optional[str],
+        typer.Option(
+            metavar="FILE",
+            help="Write the final weights to this .safetensors file. A known result is then not reused.",
+        ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the recipe as YAML, every number, and stop.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the whole recipe as YAML, with every number, and stop.")
+    ] = False,
 ) -> None:
-    """Run one training: a recipe, changed with -p NAME=VALUE (fields of TrainConfig), logged like everything else.
+    """Run one training and record it in the store.
+
+    A finished training with the same settings, code and data is reused. Change fields of the recipe (of TrainConfig)
+    with -p NAME=VALUE.
 
     On several GPUs: torchrun --nproc-per-node 8 -m workbench.cli train ...
     """
@@ -42,7 +51,8 @@ def train(
         return
     check(config)
     world = World.from_environment()
-    config = config.replace(micro_batch=world.micro_batch(config.batch_size, config.micro_batch))  # what it is then
+    # Processes that share a batch train it as micro-batches, which the run must record.
+    config = config.replace(micro_batch=world.micro_batch(config.batch_size, config.micro_batch))
     if not world.first:
         return help_training(config)
     if save is not None:
@@ -63,33 +73,50 @@ def train(
     for name, value in result.metrics.items():
         console.print(f"  {name:18} {value:.6g}", highlight=False)
     if save is not None and result.outcome != "complete":
-        print(f"workbench: {save} was not written, for the training {result.outcome}.", file=sys.stderr)
+        print(f"workbench: Did not write {save}, because the training {result.outcome}.", file=sys.stderr)
         raise typer.Exit(1)
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="The network's name, see `workbench models`.")],
+    model: Annotated[str, typer.Argument(help="The network's name. `workbench models` lists them.")],
     data: Annotated[
-        str, typer.Option(help="A folder with one folder of images per class, a parquet file, or a folder of those.")
+        str,
+        typer.Option(
+            help="A folder with one folder of images per class, a parquet file, or a folder of parquet files."
+        ),
     ],
     weights: Annotated[
         Optional[str],
-        typer.Option(help="A file (.safetensors, .npz as released, .pth). None: the released one, fetched once."),
+        typer.Option(
+            help="A file: .safetensors, .pth, or .npz as released. Default: the released weights, downloaded once."
+        ),
     ] = None,
-    image_size: Annotated[Optional[int], typer.Option(help="Pixels a side; None: the model's test size.")] = None,
+    image_size: Annotated[
+        Optional[int],
+        typer.Option(help="Image side in pixels. Default: as the weights file says, else the model's test size."),
+    ] = None,
     style: Annotated[
         Optional[str],
-        typer.Option(help="How images are cut: squash, crop or whole; None: as for the model."),
+        typer.Option(
+            metavar="squash|crop|whole", help="How to cut images. Default: as the weights file says, else the model's."
+        ),
     ] = None,
     classes: Annotated[
-        Optional[str], typer.Option(help="File with the names of the network's outputs, where data has only some.")
+        Optional[str],
+        typer.Option(
+            metavar="FILE",
+            help="A file with one name per output of the network. Needed if the data has only some classes.",
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 4,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
-    """Top-1 and top-5 of a network with weights over images, with intervals, logged like every run."""
+    """Measure a network's top-1 and top-5 accuracy on images.
+
+    Prints 95 % confidence intervals, and records the evaluation in the store.
+    """
     from rich.console import Console
 
     names = _lines(classes) if classes else None
@@ -109,12 +136,12 @@ def evaluate(
     console = Console()
     published = scores.published or (None, None)
     for name, share, theirs in (("top-1", scores.top1, published[0]), ("top-5", scores.top5, published[1])):
-        beside = f"   published, ImageNet: {theirs} %" if theirs else ""
+        reference = f"   published, ImageNet: {theirs} %" if theirs else ""
         interval = f"{share.mean:.2%} [{share.low:.2%}, {share.high:.2%}] of {share.n:,}"
-        console.print(f"  {name:18} {interval}{beside}", highlight=False)
+        console.print(f"  {name:18} {interval}{reference}", highlight=False)
     console.print(f"  {'cross-entropy':18} {scores.loss:.4g}", highlight=False)
     if scores.not_finite:
-        console.print(f"  for {scores.not_finite:,} images the network's outputs are no numbers: they count as wrong")
+        console.print(f"  {scores.not_finite:,} images have outputs that are not finite. They count as wrong.")
     console.print(f"  {'images per second':18} {scores.images_per_second:.0f}", highlight=False)
     console.print(f"run {scores.run_id}", highlight=False)
 
@@ -123,25 +150,35 @@ def evaluate(
 def check(
     model: Annotated[
         str,
-        typer.Argument(help="A name (see `workbench models`), or your own: package.module:function, file.py:function."),
+        typer.Argument(
+            help="A name from `workbench models`, or your network: package.module:function or file.py:function."
+        ),
     ],
     data: Annotated[
-        Optional[str], typer.Option(help="A data set or folder of images to send through. None: N(0, 1) noise.")
+        Optional[str], typer.Option(help="A data set, or a folder of images, as input. Default: N(0, 1) noise.")
     ] = None,
-    image_size: Annotated[Optional[int], typer.Option(help="Pixels a side; None: the model's, at most 128.")] = None,
-    in_channels: Annotated[Optional[int], typer.Option(help="Channels; None: the data's, else the model's.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images.")] = 16,
-    precision: Annotated[str, typer.Option(help="float32, or by autocast float16, bfloat16.")] = "float32",
+    image_size: Annotated[
+        Optional[int], typer.Option(help="Image side in pixels. Default: the model's, at most 128.")
+    ] = None,
+    in_channels: Annotated[
+        Optional[int], typer.Option(help="Input channels. Default: the data's, else the model's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in the batch.")] = 16,
+    precision: Annotated[str, typer.Option(help="float32, or float16 or bfloat16 by autocast.")] = "float32",
     blocks: Annotated[
-        Optional[str], typer.Option(help="Modules whose outputs are the trunk, comma-separated. None: found.")
+        Optional[str],
+        typer.Option(
+            metavar="NAMES", help="Modules whose outputs form the trunk, separated by commas. Default: detected."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights and the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     parameters: Set = None,
 ) -> None:
-    """Does signal keep its scale through this network, forward and backward? Names each fault, its cause and cure.
+    """Check that signals keep their scale through a network.
 
-    Exit code 0: sound; 1: faults were found. -p sets arguments of the network, e.g. -p width=0.5.
+    Follows activations and gradients through the blocks, and names each fault with its cause and cure. Set arguments of
+    the network with -p, such as -p width=0.5. The exit code is 0 if the network is sound, and 1 if it has faults.
     """
     from rich.console import Console
 
@@ -170,22 +207,24 @@ def check(
 
 @app.command()
 def replay(
-    run: Annotated[str, typer.Argument(help="The training: its run id in the store, or the beginning of it.")],
-    back: Annotated[int, typer.Option(help="Steps to go back from the divergence, or from the end.")] = 20,
-    clip: Annotated[Optional[float], typer.Option(help="A fork with this AGC threshold.")] = None,
+    run: Annotated[str, typer.Argument(help="The training: its run id in the store, or the first characters of it.")],
+    back: Annotated[int, typer.Option(help="Steps to repeat before the divergence, or before the end.")] = 20,
+    clip: Annotated[Optional[float], typer.Option(help="Also train a fork with this AGC threshold.")] = None,
     lr: Annotated[
         Optional[float],
         typer.Option(
-            help="A fork with this peak learning rate (at the training's batch size); the schedule's shape is kept."
+            help="Also train a fork with this peak learning rate, at the training's batch size. "
+            "The schedule keeps its shape."
         ),
     ] = None,
     device: Annotated[
-        Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1, mps. None: where it was trained.")
+        Optional[str], typer.Option(help="auto, cpu, cuda, cuda:1 or mps. Default: where it was trained.")
     ] = None,
 ) -> None:
-    """Go through the last steps of a training again and record each: losses, and which layer's gradients went first.
+    """Repeat the last steps of a training and record each one.
 
-    With --clip or --lr a fork is trained beside it from the same weights on. On CPU the replay is bitwise the training.
+    Shows the losses, and which layer's gradients left their usual range first. With --clip or --lr, a second training
+    (the fork) starts from the same weights. On CPU the replay equals the training bit for bit.
     """
     from rich.console import Console
 
@@ -207,4 +246,4 @@ def _lines(file: str) -> list[str]:
     try:
         return [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"cannot read {file} ({error}).") from error
+        raise WorkbenchError(f"Cannot read {file} ({error}). Give a text file with one name per line.") from error
