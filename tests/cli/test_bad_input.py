@@ -1,10 +1,14 @@
-"""What a user gets wrong. Evidence: every command with input that cannot be meant, and with files that are none: exit code
-2, one sentence with value, rule and cure, no traceback, and nothing half-written."""
+"""Bad input: every command with wrong values and damaged files.
+
+Evidence: exit code 2, no traceback, nothing half-written. The message names the wrong value and what is allowed.
+"""
 
 import contextlib
 import http.server
 import pickle
+import re
 import resource
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -18,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from support.checkout import CHECKOUT
+from support.messages import missing
 
 from workbench.lab.store import locations
 from workbench.models import create_model
@@ -26,14 +31,17 @@ from workbench.weights.checkpoints import save_checkpoint
 SMALL = ("-p", "steps=2", "-p", "batch_size=8", "-p", "train_size=16", "-p", "device=cpu")
 
 
+EVIL = "code of the file was executed"
+
+
 class Evil:
     def __reduce__(self):
-        return print, ("executed",)
+        return print, (EVIL,)
 
 
 @pytest.fixture(scope="session")
 def bad(tmp_path_factory):
-    """A folder with every kind of file that is none."""
+    """A folder with a damaged or unusable file of every kind."""
     folder = tmp_path_factory.mktemp("bad")
     rng = np.random.default_rng(0)
 
@@ -91,7 +99,8 @@ def bad(tmp_path_factory):
         "up_study.yaml": "question: q\nnotebook: ../../etc/passwd\n",
         "no_cells.ipynb": "{}",
         "list.ipynb": "[]",
-        "syntax.ipynb": '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["x: int = ("]}]}',
+        "syntax.ipynb": '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]},'
+        ' "source": ["x: int = ("]}]}',
         "kind.ipynb": '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]},'
         ' "source": ["x: print(1) = 3  # a"]}]}',
     }  # fmt: skip
@@ -107,8 +116,8 @@ def bad(tmp_path_factory):
     return folder
 
 
-def tree(*folders):
-    """What must be as before: every file but the store's own."""
+def sizes_of_files(*folders):
+    """The size of every file except the store's, by path. A refused command must not change them."""
     store_files = ("mlflow.db", ".store.lock", ".optuna.lock", "ui.log", "locks")
     sizes = {}
     for folder in folders:
@@ -118,8 +127,8 @@ def tree(*folders):
     return sizes
 
 
-def left_open(root):
-    """Runs that say RUNNING, or FINISHED, after a command that was refused."""
+def recorded_runs(root):
+    """Runs with status RUNNING or FINISHED. A refused command must leave none."""
     with contextlib.suppress(sqlite3.Error), sqlite3.connect(f"file:{root}/mlruns/mlflow.db?mode=ro", uri=True) as db:
         return db.execute("select name, status from runs where status in ('RUNNING', 'FINISHED')").fetchall()
     return []
@@ -127,190 +136,193 @@ def left_open(root):
 
 @pytest.fixture
 def refused(root, bad, command, tmp_path, monkeypatch):
-    """Runs a command that must be refused, from a folder of its own, and returns the sentence."""
+    """Runs a command from an empty folder, checks that it is refused, and returns what it printed to stderr."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     (root / "benchmarks").symlink_to(CHECKOUT / "benchmarks")
 
     def run(*arguments):
-        before = tree(root, work, bad)
+        before = sizes_of_files(root, work, bad)
         code, out, errors = command(*(str(a).replace("{bad}", str(bad)) for a in arguments))
         assert code == 2, (code, out, errors)
         assert "Traceback" not in errors and "Traceback" not in out
-        assert tree(root, work, bad) == before
-        assert left_open(root) == []
+        assert EVIL not in errors and EVIL not in out
+        assert sizes_of_files(root, work, bad) == before
+        assert recorded_runs(root) == []
         return errors
 
     return run
 
 
+EVALUATE = "evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good"
 CASES = [
     # recipes and fields
     ("train {bad}/tag.yaml", ["tag.yaml", "python/object"]),
-    ("train {bad}/list.yaml", ["list.yaml must hold fields of TrainConfig"]),
-    ("train {bad}/empty.yaml", ["empty.yaml must hold fields of TrainConfig"]),
-    ("train {bad}/open.yaml", ["cannot read", "open.yaml as YAML"]),
-    ("train {bad}/typo.yaml", ["'modle': did you mean 'model'"]),
-    ("train {bad}/kind.yaml", ["`steps` (='many') must be of type"]),
-    ("train {bad}/number.yaml", ["unknown field of TrainConfig '3'"]),
-    ("train {bad}/binary.yaml", ["cannot read", "binary.yaml as YAML"]),
-    ("train {bad}/nowhere.yaml", ["cannot read", "No such file"]),
-    ("train {bad}/folder.safetensors", ["unknown"]),
-    ("train -p =3", ["must have the form NAME=VALUE"]),
-    ("train -p steps=[", ["`steps` (=[) is no value in YAML"]),
-    ("train -p seed=1.5", ["`seed` (=1.5) must be of type int"]),
-    ("train -p base_lr=.inf", ["`base_lr` (=inf) must be above 0 and finite"]),
-    ("train -p model_args=3 -p steps=1", ["`model_args` (=3) must be of type dict"]),
-    ("train -p model_args={widht:\N{SPACE}1.0} -p steps=1", ["'widht': did you mean 'width'"]),
-    ("train -p model_args={width:\N{SPACE}wide} -p steps=1", ["`width`", "must be a number"]),
-    ("train -p device=tpu -p steps=1", ["device", "tpu"]),
-    ("train -p device=cuda:99 -p steps=1", ["cuda:99"]),
-    ("train -p batch_size=9999 -p steps=1", ["`batch_size` (=9999)", "at most the number of training images"]),
-    ("train -p clip_exempt=[3] -p steps=1", ["`clip_exempt`", "list of names"]),
+    ("train {bad}/list.yaml", ["list.yaml", "TrainConfig"]),
+    ("train {bad}/empty.yaml", ["empty.yaml", "TrainConfig"]),
+    ("train {bad}/open.yaml", ["open.yaml", "YAML"]),
+    ("train {bad}/typo.yaml", ["modle", "model"]),
+    ("train {bad}/kind.yaml", ["steps", "many", "int"]),
+    ("train {bad}/number.yaml", ["TrainConfig", "3", "base_lr"]),
+    ("train {bad}/binary.yaml", ["binary.yaml", "utf-8"]),
+    ("train {bad}/nowhere.yaml", ["nowhere.yaml", "No such file"]),
+    ("train {bad}/folder.safetensors", ["folder.safetensors", "cifar"]),
+    ("train -p =3", ["=3", "NAME=VALUE"]),
+    ("train -p steps=[", ["steps", "[", "YAML"]),
+    ("train -p seed=1.5", ["seed", "1.5", "int"]),
+    ("train -p base_lr=.inf", ["base_lr", "inf"]),
+    ("train -p model_args=3 -p steps=1", ["model_args", "3", "dict"]),
+    ("train -p 'model_args={widht: 1.0}' -p steps=1", ["nf_resnet_tiny", "widht", "width"]),
+    ("train -p 'model_args={width: wide}' -p steps=1", ["width", "wide"]),
+    ("train -p device=tpu -p steps=1", ["device", "tpu", "cpu"]),
+    ("train -p device=cuda:99 -p steps=1", ["device", "cuda:99"]),
+    ("train -p batch_size=9999 -p steps=1", ["batch_size", "9999", "3500"]),
+    ("train -p clip_exempt=[3] -p steps=1", ["clip_exempt", "[3]"]),
     ("train --save {bad}/file/x.safetensors -p steps=1", ["file/x.safetensors"]),
-    ("train --save x.txt -p steps=1", ["x.txt must end in .safetensors"]),
-    ("train --save {bad}/folder.safetensors -p steps=1", ["no file that could be replaced"]),
+    ("train --save x.txt -p steps=1", ["x.txt", ".safetensors"]),
+    ("train --save {bad}/folder.safetensors -p steps=1", ["folder.safetensors"]),
     # data sets
-    ("train -p data={bad}/empty -p steps=1", ["at least two folders of images", "found 0"]),
-    ("train -p data={bad}/one_class -p steps=1", ["at least two folders of images", "found 1"]),
-    ("train -p data={bad}/no_class -p steps=1", ["at least two folders of images", "found 0"]),
-    ("train -p data={bad}/bare_classes -p steps=1", ["at least two folders of images"]),
-    ("train -p data={bad}/broken -p steps=1", ["cannot read", "3.png as an image", "unreadable=skip"]),
-    ("train -p data={bad}/no_val -p steps=1", ["no_val/val holds no images of the classes a, b"]),
-    ("train -p data={bad}/tiny -p steps=1", ["split of", "is empty: add images"]),
-    ("train -p data={bad}/good.parquet -p steps=1", ["must be an existing folder of images"]),
-    ("train -p data= -p steps=1", ["`data`"]),
-    ("train -p data={bad}/good -p image_size=-3 -p steps=1", ["`image_size` (=-3) must be above 0"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/cut.parquet", ["cut.parquet as parquet"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/no_rows.parquet", ["holds no rows"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/no_labels.parquet", ["whole numbers"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/empty", ["no images in class folders"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/file", ["must be a folder of class"]),
+    ("train -p data={bad}/empty -p steps=1", ["{bad}/empty", "0"]),
+    ("train -p data={bad}/one_class -p steps=1", ["{bad}/one_class", "1"]),
+    ("train -p data={bad}/no_class -p steps=1", ["{bad}/no_class", "0"]),
+    ("train -p data={bad}/bare_classes -p steps=1", ["{bad}/bare_classes", "0"]),
+    ("train -p data={bad}/broken -p steps=1", ["broken/a/3.png", "unreadable", "skip"]),
+    ("train -p data={bad}/no_val -p steps=1", ["no_val/val", "a, b"]),
+    ("train -p data={bad}/tiny -p steps=1", ["{bad}/tiny", "val"]),
+    ("train -p data={bad}/good.parquet -p steps=1", ["data", "good.parquet"]),
+    ("train -p data= -p steps=1", ["data"]),
+    ("train -p data={bad}/good -p image_size=-3 -p steps=1", ["image_size", "-3"]),
+    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/cut.parquet", ["cut.parquet"]),
+    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/no_rows.parquet", ["no_rows.parquet"]),
+    (
+        "evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/no_labels.parquet",
+        ["no_labels.parquet", "label", "null"],
+    ),
+    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/empty", ["{bad}/empty", "parquet"]),
+    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/file", ["data", "{bad}/file"]),
     # weights
     ("train -p weights={bad}/nowhere.safetensors -p steps=1", ["nowhere.safetensors"]),
     ("train -p model=nfnet_micro -p weights={bad}/tiny.safetensors -p steps=1", ["nf_resnet_tiny", "nfnet_micro"]),
     ("evaluate nfnet_micro --weights {bad}/tiny.safetensors --data {bad}/good", ["nf_resnet_tiny", "nfnet_micro"]),
     ("evaluate nf_resnet_tiny --weights {bad}/folder.safetensors --data {bad}/good", ["folder.safetensors"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/binary --data {bad}/good", ["binary"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good --style cropp", ["mean 'crop'"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good --workers 0", ["`workers` (=0)"]),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good --image-size 9999", ["at most 4096"]),
-    (
-        "evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good --classes {bad}/binary",
-        ["cannot read", "binary"],
-    ),
-    (
-        "evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good --classes {bad}/names.txt",
-        ["names 1 outputs, but the network has 2"],
-    ),
-    ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/good --device cuda:x", ["cuda:x"]),
+    ("evaluate nf_resnet_tiny --weights {bad}/binary --data {bad}/good", ["{bad}/binary", ".npz", ".safetensors"]),
+    (f"{EVALUATE} --style cropp", ["cropp", "crop"]),
+    (f"{EVALUATE} --workers 0", ["workers", "0"]),
+    (f"{EVALUATE} --image-size 9999", ["9999", "4096"]),
+    (f"{EVALUATE} --classes {{bad}}/binary", ["{bad}/binary", "utf-8"]),
+    (f"{EVALUATE} --classes {{bad}}/names.txt", ["1", "2"]),
+    (f"{EVALUATE} --device cuda:x", ["device", "cuda:x", "cpu"]),
     ("models convert {bad}/cut.safetensors x.pth", ["cut.safetensors"]),
     ("models convert {bad}/nothing.safetensors x.pth", ["nothing.safetensors"]),
     ("models convert {bad}/text.pth x.safetensors", ["text.pth"]),
-    ("models convert {bad}/evil.pth x.safetensors", ["evil.pth", "nothing in it was executed"]),
-    ("models convert {bad}/evil_zip.pth x.safetensors", ["evil_zip.pth", "nothing in it was executed"]),
+    ("models convert {bad}/evil.pth x.safetensors", ["evil.pth"]),
+    ("models convert {bad}/evil_zip.pth x.safetensors", ["evil_zip.pth"]),
     ("models convert {bad}/plain.npz x.safetensors", ["plain.npz"]),
-    ("models convert {bad}/tiny.safetensors {bad}/file/x.pth", ["cannot write", "choose another place"]),
-    ("models export {bad}/tiny.safetensors {bad}/file/x.pt2", ["cannot write", "choose another"]),
+    ("models convert {bad}/tiny.safetensors {bad}/file/x.pth", ["file/x.pth"]),
+    ("models export {bad}/tiny.safetensors {bad}/file/x.pt2", ["file/x.pt2"]),
+    ("models export {bad}/tiny.safetensors x.tflite", ["x.tflite", ".onnx", ".pt2"]),
     ("models export {bad}/text.pth x.pt2", ["text.pth"]),
-    ("models download nothing_like_it", ["nothing_like_it"]),
-    ("models nf*x", ["unknown model 'nf*x'"]),
+    ("models download nothing_like_it", ["nothing_like_it", "nfnet_f0"]),
+    ("models nf*x", ["nf*x", "nf_regnet_b0"]),
     # studies and notebooks
-    ("study {bad}/tag_study.yaml", ["is not YAML"]),
-    ("study {bad}/tour_study.yaml", ["`tour`"]),
-    ("study {bad}/minutes_study.yaml", ["`minutes.full`"]),
-    ("study {bad}/number_study.yaml", ["unknown key in number_study.yaml '3'"]),
-    ("study {bad}/up_study.yaml", ["unknown notebook"]),
-    ("study {bad}/binary.yaml", ["binary.yaml"]),
-    ("study {bad}/bare_classes", ["unknown study 'bare_classes'"]),
-    ("study {bad}/no_cells_notebook.yaml", ["is not a notebook"]),
-    ("study {bad}/list_notebook.yaml", ["is not a notebook"]),
-    ("study {bad}/binary_notebook.yaml", ["is not a notebook"]),
-    ("study {bad}/syntax_notebook.yaml", ["syntax_notebook.ipynb, parameters cell"]),
-    ("study {bad}/kind_notebook.yaml", ["the annotation `print(1)` must be made of"]),
-    ("study large_batch -p seeds=3", ["`seeds` (=3) must be of type"]),
-    ("study large_batch -p batch_sizes=[0]", ["`batch_sizes` (=[0]) must be of type list[PositiveInt]", "[64]"]),
-    ("study large_batch -p weight_decay=-1", ["`weight_decay` (=-1) must be of type NonNegativeFloat"]),
-    ("study large_batch -p opponents=[BN+AGX]", ["opponents` 'BN+AGX': did you mean 'BN+AGC'?"]),
-    ("study large_batch -p lr_scaling=liner", ["lr_scaling` 'liner': did you mean 'linear'?"]),
-    ("study latency -p clips=[]", ["`clips` (=[]) must have at least one entry", "[0.01, 0.16]"]),
-    ("study large_batch --quick -p data={bad}/nowhere", ["nowhere"]),
-    ("study large_batch --dry-run -p clip=nan", ["`clip` (=nan) must be finite"]),
-    ("study large_batch --dry-run -p lrs=[0.1,.inf]", ["`lrs` (=[0.1, inf]) must be finite"]),
-    ("study own_network --dry-run -p model=nf_resnet5", ["unknown model 'nf_resnet5': did you mean"]),
-    ("study large_batch --quick --plan {bad}/empty", ["must end in .jsonl"]),
+    ("study {bad}/tag_study.yaml", ["tag_study.yaml", "os.system"]),
+    ("study {bad}/tour_study.yaml", ["tour_study.yaml", "tour"]),
+    ("study {bad}/minutes_study.yaml", ["minutes_study.yaml", "minutes.full"]),
+    ("study {bad}/number_study.yaml", ["number_study.yaml", "3", "question"]),
+    ("study {bad}/up_study.yaml", ["notebook", "passwd"]),
+    ("study {bad}/binary.yaml", ["binary.yaml", "utf-8"]),
+    ("study {bad}/bare_classes", ["study", "bare_classes"]),
+    ("study {bad}/no_cells_notebook.yaml", ["no_cells_notebook.ipynb", "cells"]),
+    ("study {bad}/list_notebook.yaml", ["list_notebook.ipynb"]),
+    ("study {bad}/binary_notebook.yaml", ["binary_notebook.ipynb", "utf-8"]),
+    ("study {bad}/syntax_notebook.yaml", ["syntax_notebook.ipynb", "'('"]),
+    ("study {bad}/kind_notebook.yaml", ["print(1)", "PositiveInt"]),
+    ("study large_batch -p seeds=3", ["seeds", "3", "[0, 1]"]),
+    ("study large_batch -p batch_sizes=[0]", ["batch_sizes", "[0]", "PositiveInt", "[64]"]),
+    ("study large_batch -p weight_decay=-1", ["weight_decay", "-1", "NonNegativeFloat"]),
+    ("study large_batch -p opponents=[BN+AGX]", ["opponents", "BN+AGX", "BN+AGC"]),
+    ("study large_batch -p lr_scaling=liner", ["lr_scaling", "liner", "linear"]),
+    ("study latency -p clips=[]", ["clips", "[]", "[0.01, 0.16]"]),
+    ("study large_batch --quick -p data={bad}/nowhere", ["data", "{bad}/nowhere"]),
+    ("study large_batch --dry-run -p clip=nan", ["clip", "nan", "0.01"]),
+    ("study large_batch --dry-run -p lrs=[0.1,.inf]", ["lrs", "[0.1, inf]", "[0.4, 1.6, 6.4]"]),
+    ("study own_network --dry-run -p model=nf_resnet5", ["nf_resnet5", "nf_resnet50"]),
+    ("study large_batch --quick --plan {bad}/empty", ["{bad}/empty", ".jsonl"]),
+    ("study large_batch --all", ["large_batch", "--all"]),
+    ("study -p clip=0.1", ["-p", "0"]),
     # files to write, before anything is read
-    ("compare nothing --csv {bad}/empty", ["empty must end in .csv"]),
-    ("compare nothing --csv {bad}/file/t.csv", ["cannot write", "choose another place"]),
-    ("compare nothing --curves {bad}/file/c.png", ["cannot write", "choose another place"]),
-    ("claims --csv {bad}/file/t.csv", ["cannot write", "choose another place"]),
+    ("compare nothing --csv {bad}/empty", ["{bad}/empty", ".csv"]),
+    ("compare nothing --csv {bad}/file/t.csv", ["file/t.csv"]),
+    ("compare nothing --curves {bad}/file/c.png", ["file/c.png"]),
+    ("claims --csv {bad}/file/t.csv", ["file/t.csv"]),
     # the other commands
-    ("check {bad}/file:net", ["cannot import"]),
-    ("check {bad}/nowhere.py:net", ["there is no file"]),
-    ("check nf_resnet_tiny --data {bad}/broken", ["3.png as an image"]),
-    ("check nf_resnet_tiny --device tpu", ["tpu"]),
-    ("check nf_resnet_tiny -p width=[", ["is no value in YAML"]),
-    ("bench agcc", ["unknown benchmark 'agcc': did you mean"]),
-    ("bench --device tpu", ["unknown device 'tpu'"]),
-    ("bench --rounds 0", ["--rounds", "greater than or equal to 1"]),
+    ("check {bad}/file:net", ["{bad}/file"]),
+    ("check {bad}/nowhere.py:net", ["nowhere.py"]),
+    ("check nf_resnet_tiny --data {bad}/broken", ["broken/a/3.png"]),
+    ("check nf_resnet_tiny --device tpu", ["device", "tpu", "cpu"]),
+    ("check nf_resnet_tiny -p width=[", ["width", "[", "YAML"]),
+    ("bench agcc", ["agcc", "agc_step"]),
+    ("bench --device tpu", ["tpu", "cpu"]),
+    ("bench --rounds 0", ["--rounds", "1"]),
     ("doctor --fixx", ["--fixx"]),
     ("doctor now", ["now"]),
-    ("ui --port 70000", ["port 70000", "65535"]),
-    ("ui --host no.such.host.invalid", ["the host no.such.host.invalid is not known", "--host"]),
-    ("lab --port 70000", ["port 70000", "65535"]),
+    ("ui --port 70000", ["--port", "70000", "65535"]),
+    ("ui --host no.such.host.invalid", ["no.such.host.invalid", "--host"]),
+    ("lab --port 70000", ["--port", "70000", "65535"]),
 ]
 
 
-@pytest.mark.parametrize(("line", "pieces"), CASES, ids=[line.replace("{bad}/", "") for line, _ in CASES])
-def test_what_cannot_be_meant_is_one_sentence(refused, bad, line, pieces):
-    errors = refused(
-        *(
-            word.replace("\N{NO-BREAK SPACE}", " ")
-            for word in line.replace(":\N{SPACE}", ":\N{NO-BREAK SPACE}").split(" ")
-        )
-    )
-    for piece in pieces:
-        assert piece in errors, errors
-    assert "executed" not in errors.replace("nothing in it was executed", "")
+@pytest.mark.parametrize(("line", "names"), CASES, ids=[line.replace("{bad}/", "") for line, _ in CASES])
+def test_bad_input_is_refused_with_the_value_and_what_is_allowed(refused, bad, line, names):
+    errors = refused(*shlex.split(line))
+    assert missing(errors, [name.replace("{bad}", str(bad)) for name in names]) == [], errors
 
 
-def test_there_are_at_least_forty():
+def test_each_row_fails_without_any_one_of_its_names():
     assert len(CASES) >= 40
+    for line, names in CASES:
+        for i, name in enumerate(names):
+            others = "workbench: Refused " + ", ".join(names[:i] + names[i + 1 :])
+            assert missing(others, names) == [name], line
 
 
 # ---- the environment
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "pieces"),
+    ("variable", "value", "names"),
     [
-        ("WORKBENCH_ROOT", "{bad}/nowhere", ["WORKBENCH_ROOT", "must be an existing folder"]),
-        ("WORKBENCH_ROOT", "{bad}/file", ["WORKBENCH_ROOT", "must be an existing folder"]),
-        ("MLFLOW_TRACKING_URI", "sqlite:///{bad}/file/x.db", ["cannot open the store", "MLFLOW_TRACKING_URI"]),
-        ("MLFLOW_TRACKING_URI", "sqlite:///{bad}/binary", ["cannot open the store", "not a database"]),
-        ("MLFLOW_TRACKING_URI", "nonsense://x", ["cannot open the store nonsense://x"]),
-        ("MLFLOW_TRACKING_URI", "{bad}/empty", ["cannot open the store"]),
-        ("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:9/x", ["cannot open the store postgresql://"]),
-        ("MLFLOW_TRACKING_URI", "http://", ["MLFLOW_TRACKING_URI"]),
-        ("MLFLOW_TRACKING_URI", "http://no.such.host.invalid:5000", ["nobody answers", "start the server"]),
-        ("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9", ["nobody answers", "127.0.0.1:9"]),
+        ("WORKBENCH_ROOT", "{bad}/nowhere", ["WORKBENCH_ROOT", "{bad}/nowhere"]),
+        ("WORKBENCH_ROOT", "{bad}/file", ["WORKBENCH_ROOT", "{bad}/file"]),
+        ("MLFLOW_TRACKING_URI", "sqlite:///{bad}/file/x.db", ["sqlite:///{bad}/file/x.db", "MLFLOW_TRACKING_URI"]),
+        ("MLFLOW_TRACKING_URI", "sqlite:///{bad}/binary", ["sqlite:///{bad}/binary", "MLFLOW_TRACKING_URI"]),
+        ("MLFLOW_TRACKING_URI", "nonsense://x", ["nonsense://x"]),
+        ("MLFLOW_TRACKING_URI", "{bad}/empty", ["{bad}/empty"]),
+        ("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:9/x", ["postgresql://127.0.0.1:9/x"]),
+        ("MLFLOW_TRACKING_URI", "http://", ["MLFLOW_TRACKING_URI", "http://"]),
+        (
+            "MLFLOW_TRACKING_URI",
+            "http://no.such.host.invalid:5000",
+            ["MLFLOW_TRACKING_URI", "http://no.such.host.invalid:5000"],
+        ),
+        ("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9", ["MLFLOW_TRACKING_URI", "127.0.0.1:9"]),
     ],
 )
-def test_an_environment_that_cannot_be_meant_is_one_sentence(refused, bad, monkeypatch, name, value, pieces):
-    monkeypatch.setenv(name, value.replace("{bad}", str(bad)))
+def test_a_bad_environment_variable_is_refused_with_its_value(refused, bad, monkeypatch, variable, value, names):
+    monkeypatch.setenv(variable, value.replace("{bad}", str(bad)))
     started = time.monotonic()
     errors = refused("train", *SMALL)
     assert time.monotonic() - started < 20
-    assert all(piece in errors for piece in pieces), errors
+    assert missing(errors, [name.replace("{bad}", str(bad)) for name in names]) == [], errors
     assert "secret" not in errors
 
 
-def test_data_that_is_cut_off_is_one_sentence(refused, bad, monkeypatch):
+def test_damaged_data_is_refused_with_its_file_or_columns(refused, bad, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DATA", str(bad / "cut_cifar"))
-    assert "as parquet" in refused("train", *SMALL, "-p", "data=cifar10")
+    assert missing(refused("train", *SMALL, "-p", "data=cifar10"), [f"{bad}/cut_cifar/cifar10"]) == []
     monkeypatch.setenv("WORKBENCH_DATA", str(bad / "strange_cifar"))
-    assert "needs the columns img (or image) and label" in refused("train", *SMALL, "-p", "data=cifar10")
+    assert missing(refused("train", *SMALL, "-p", "data=cifar10"), ["cifar10", "img", "image", "label"]) == []
 
 
 @contextlib.contextmanager
@@ -331,39 +343,39 @@ def server(answer):
         served.shutdown()
 
 
-def test_a_server_that_is_no_store_or_says_nothing_is_one_sentence(refused, monkeypatch):
-
+def test_a_server_without_a_store_or_without_an_answer_is_named(refused, monkeypatch):
     with server(lambda request: request.send_error(404)) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert f"cannot open the store {address}" in refused("doctor")
+        assert missing(refused("doctor"), [address]) == []
     monkeypatch.setattr(locations, "PATIENCE", 0.3)
     with server(lambda request: time.sleep(2)) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert "nobody answers at MLFLOW_TRACKING_URI" in refused("doctor")
+        assert missing(refused("doctor"), ["MLFLOW_TRACKING_URI", address]) == []
 
 
 @pytest.mark.parametrize("command_line", [["doctor"], ["train", *SMALL], ["ui"], ["study", "large_batch", "--quick"]])
-def test_a_store_of_a_newer_mlflow_is_told_with_the_versions_and_the_cure(refused, root, command_line):
+def test_a_store_of_a_newer_mlflow_is_refused_with_both_versions(refused, root, command_line):
     import mlflow
 
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as db:
         db.execute("update alembic_version set version_num = 'ffff00000000'")
     errors = refused(*command_line)
-    assert "ffff00000000 is unknown to MLflow" in errors and mlflow.__version__ in errors
-    assert "Install the version that made it" in errors and "move the file away" not in errors
+    assert missing(errors, ["ffff00000000", mlflow.__version__]) == []
+    assert not re.search(r"\bmove\b", errors, re.IGNORECASE)  # the file is not damaged
 
 
-def test_a_store_of_an_older_mlflow_is_told_how_to_upgrade(refused, root):
+def test_a_store_of_an_older_mlflow_is_refused_with_the_upgrade_command(refused, root):
     with sqlite3.connect(root / "mlruns" / "mlflow.db") as db:
         db.execute("update alembic_version set version_num = '451aebb31d03'")
     errors = refused("doctor")
-    assert "mlflow db upgrade sqlite:///" in errors and "move the file away" not in errors
+    assert missing(errors, [f"mlflow db upgrade sqlite:///{root}/mlruns/mlflow.db"]) == []
+    assert not re.search(r"\bmove\b", errors, re.IGNORECASE)  # the file is not damaged
 
 
 @pytest.mark.parametrize(
     "what", ["mlruns is a file", "the lock is a folder", "the database is a folder", "no database"]
 )
-def test_a_store_that_is_none_is_one_sentence(refused, root, what):
+def test_a_damaged_store_is_refused_with_its_place_and_the_variable_that_changes_it(refused, root, what):
     store = root / "mlruns"
     if what == "mlruns is a file":
         shutil.rmtree(store)
@@ -378,21 +390,21 @@ def test_a_store_that_is_none_is_one_sentence(refused, root, what):
     assert str(store) in errors and ("WORKBENCH_ROOT" in errors or "MLFLOW_TRACKING_URI" in errors)
 
 
-def test_a_port_that_is_taken_is_one_sentence(refused):
+def test_a_taken_port_is_refused_with_its_number(refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for name in ("ui", "lab"):
-            assert f"port {port} on 127.0.0.1 cannot be used" in refused(name, "--port", port)
+            assert missing(refused(name, "--port", port), [str(port), "127.0.0.1", "--port"]) == []
 
 
-# ---- disks that are full or may not be written
+# ---- disks that are full or read-only
 
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """A full disk, as a process sees it: no file may grow beyond so many bytes."""
+    """Imitates a full disk: no file may grow beyond `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -402,20 +414,20 @@ def files_of_at_most(size):
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.npz"])
-def test_weights_that_the_disk_cannot_hold_are_not_written_by_half(refused, bad, name):
+def test_weights_that_do_not_fit_on_the_disk_are_not_half_written(refused, bad, name):
     with files_of_at_most(10_000):
         errors = refused("models", "convert", f"{bad}/tiny.safetensors", name)
-    assert "cannot write" in errors and "choose another place" in errors
+    assert missing(errors, [name]) == []
 
 
-def test_a_store_that_the_disk_cannot_hold_is_one_sentence(refused, root):
+def test_a_store_that_does_not_fit_on_the_disk_is_refused_with_the_variable_that_moves_it(refused, root):
     with files_of_at_most(10_000):
         errors = refused("train", *SMALL)
     assert "disk" in errors and "WORKBENCH_ROOT" in errors
 
 
 @pytest.mark.slow
-def test_a_training_whose_weights_the_disk_cannot_hold_is_one_sentence_and_failed(root, command, tmp_path):
+def test_a_training_whose_weights_do_not_fit_on_the_disk_fails_without_a_traceback(root, command, tmp_path):
     from workbench.lab import Store
 
     size = (root / "mlruns" / "mlflow.db").stat().st_size
@@ -423,15 +435,15 @@ def test_a_training_whose_weights_the_disk_cannot_hold_is_one_sentence_and_faile
         code, _, errors = command(
             "train", *SMALL, "-p", "model=nf_resnet26_cifar", "--save", tmp_path / "x.safetensors"
         )
-    assert code == 2 and "cannot write" in errors and "Traceback" not in errors
+    assert code == 2 and missing(errors, ["x.safetensors"]) == [] and "Traceback" not in errors
     assert not (tmp_path / "x.safetensors").exists()
     (run,) = Store().runs("trainings")
     assert run.status == "FAILED"
 
 
-def test_a_store_that_may_only_be_read_is_one_sentence(root, command, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where MLflow makes a folder for the strange address
+def test_a_read_only_store_is_refused_with_the_variable_that_moves_it(root, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder here for the odd address
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{root}/mlruns/mlflow.db?mode=ro&uri=true")
     code, _, errors = command("train", *SMALL)
-    assert code == 2 and "Traceback" not in errors and left_open(root) == []
+    assert code == 2 and "Traceback" not in errors and recorded_runs(root) == []
     assert "readonly database" in errors and "WORKBENCH_ROOT" in errors
