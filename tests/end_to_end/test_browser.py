@@ -1,8 +1,9 @@
-"""MLflow's pages in a real browser. Evidence: a headless Chromium opens `workbench ui` on a store of a few trainings,
-and what the pages show are the store's own numbers.
+"""MLflow's pages in a real browser.
 
-Driven by selenium with Debian's chromium-driver: it waits for what it looks for, where a page dumped after a fixed time
-would be early on a busy machine. Debian: apt-get install chromium chromium-driver. Skipped where they are not here.
+Evidence: a headless Chromium opens `workbench ui` on a store of a few trainings. The pages show the store's numbers.
+
+Selenium drives the browser, because it can wait for a text; a page dumped after a fixed time may be incomplete. On
+Debian: apt-get install chromium chromium-driver. Without them the test is skipped.
 """
 
 import json
@@ -34,11 +35,11 @@ ACCURACIES = {"NF+AGC": (0.8125, 0.8375), "BN": (0.7025, 0.7225)}
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium without a window, closed at the end."""
+    """Chromium without a window."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[dev]'")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("chromium or its driver is not here: apt-get install chromium chromium-driver")
+        pytest.skip("needs chromium and its driver: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1900,1300"):
@@ -50,7 +51,7 @@ def browser():
 
 @pytest.fixture
 def filled(root, tmp_path):
-    """Two arms of two seeds, a failure, and a notebook's execution with its report."""
+    """A store with two arms of two seeds each, a failure, and a notebook's execution with its report."""
     store = Store()
     notebook = tmp_path / "n.ipynb"
     cell = {
@@ -101,16 +102,16 @@ def pages(filled):
 
 
 def shown(browser, address, *wanted, within=None):
-    """Opens an address, and waits until the page's text holds all that is wanted."""
-    browser.get("about:blank")  # else another address of the same page is no load
+    """Open an address, wait until the page contains all wanted texts, and return its text."""
+    browser.get("about:blank")  # otherwise another address of the same page would not load
     browser.get(address)
     deadline, text = time.monotonic() + PATIENCE, ""
     while time.monotonic() < deadline:
         text = _text(browser, within)
-        if all(one in text for one in wanted):
+        if all(piece in text for piece in wanted):
             return text
         time.sleep(0.3)
-    missing = [one for one in wanted if one not in text]
+    missing = [piece for piece in wanted if piece not in text]
     raise AssertionError(f"{address} does not show {missing}, but:\n{text[:3000]}")
 
 
@@ -121,7 +122,7 @@ def _text(browser, frame):
         if frame is not None:
             browser.switch_to.frame(browser.find_element("tag name", frame))
         return browser.find_element("tag name", "body").text
-    except WebDriverException:  # not there yet, or just replaced
+    except WebDriverException:  # not loaded yet, or just replaced
         return ""
     finally:
         browser.switch_to.default_content()
@@ -163,6 +164,6 @@ def test_the_pages_show_the_stores_numbers(browser, pages, filled):
     comparison = from_store(store, ["large_batch"], tags={"arm": "NF+AGC"})
     port = int(pages.rpartition(":")[2])
     address = store.compare_url(list(comparison.rows.run_id), "trainings", "full", port)
-    beside = shown(browser, address, "Comparing 2 Runs from 1 Experiment", "0.813", "0.838")
-    assert "nf_resnet_tiny B64 lr0.4 c0.04 s0" in beside
-    assert re.search(r"Metrics:\s+val_acc", beside)  # what the page draws before one chooses
+    comparison_page = shown(browser, address, "Comparing 2 Runs from 1 Experiment", "0.813", "0.838")
+    assert "nf_resnet_tiny B64 lr0.4 c0.04 s0" in comparison_page
+    assert re.search(r"Metrics:\s+val_acc", comparison_page)  # what the page draws first

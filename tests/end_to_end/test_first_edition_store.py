@@ -1,7 +1,8 @@
-"""A store of the first edition: it opens, compares, is judged, replayed and resumed.
+"""A store of the first edition still opens. Its runs can be compared, judged, replayed and resumed.
 
-Evidence: support/first_edition_store.tar.gz, the folder mlruns/ that the first edition made (commit c851b6e: trainings, one
-of them diverged, one of a user's network; a check, a replay, a quick search, a full study), moved to another folder.
+Evidence: support/first_edition_store.tar.gz, moved to another folder. It is the folder mlruns/ that the first edition
+made (commit c851b6e). It holds trainings (one diverged, one of a user's network), a check, a replay, a quick search and
+a full study.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ STUDY += ["-p", "seeds=[0, 1]", "-p", "steps=8", "-p", "shift=0", "-p", "opponen
 
 @pytest.fixture
 def old(root, monkeypatch):
-    """The root with the old store in place of its own."""
+    """A root whose store is the old one."""
     shutil.rmtree(root / "mlruns")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(root, filter="data")
@@ -56,7 +57,7 @@ def test_a_moved_store_is_refused_until_the_doctor_has_mended_it(old, command):
     assert code == 0, output
 
 
-def test_replays_leave_the_checks_with_their_files(old, command):
+def test_the_doctor_moves_replays_out_of_the_checks_with_their_files(old, command):
     before = runs_of(old, "checks")
     assert len(before) == 2
     command("doctor", "--fix")
@@ -69,7 +70,7 @@ def test_replays_leave_the_checks_with_their_files(old, command):
     assert not (old / "mlruns" / "artifacts" / "checks" / replay).exists()
 
 
-def test_a_move_of_a_replay_that_was_interrupted_is_finished(old, command, monkeypatch):
+def test_an_interrupted_move_of_a_replay_is_finished_by_the_next_doctor(old, command, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Database, "move_run", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         code, _, _ = command("doctor", "--fix")
@@ -79,7 +80,7 @@ def test_a_move_of_a_replay_that_was_interrupted_is_finished(old, command, monke
     assert code == 0 and not Store().read_table(replay, "steps").empty, output
 
 
-def test_its_trainings_compare_and_differ(mended, command):
+def test_old_trainings_can_be_compared_and_diffed(mended, command):
     code, output, errors = command("compare", "large_batch", "--csv", "table.csv")
     assert code == 0, errors
     table = pd.read_csv("table.csv")
@@ -89,20 +90,20 @@ def test_its_trainings_compare_and_differ(mended, command):
     assert code == 0 and "what differs" in output, errors
 
 
-def test_its_studies_are_judged(mended, command):
+def test_old_studies_can_be_judged(mended, command):
     code, output, errors = command("claims", "large_batch", "--from", "store")
     assert code == 0 and "2c54ac89" in output, errors
 
 
 @pytest.mark.parametrize("what", ["diverged", "of a user's network"])
-def test_its_trainings_are_replayed_bit_for_bit(mended, command, what):
+def test_old_trainings_are_replayed_bit_for_bit(mended, command, what):
     outcomes = {"diverged": "tags.outcome = 'diverged'", "of a user's network": "params.model LIKE 'my_net%'"}
     (run, *_) = Store().search("trainings", "full", outcomes[what])
     code, output, errors = command("replay", run.id, "--back", 3)
     assert code == 0 and "bitwise as recorded" in output, output + errors
 
 
-def test_its_studies_run_again_and_are_then_finished(mended, command):
+def test_old_studies_are_stale_and_finished_after_a_new_run(mended, command):
     code, output, errors = command("study", *STUDY, "--dry-run")
     assert code == 0 and "stale" in output and "code" in output, errors
     code, output, errors = command("study", *STUDY)
@@ -111,6 +112,6 @@ def test_its_studies_run_again_and_are_then_finished(mended, command):
     assert code == 0 and "Nothing to run" in output
 
 
-def test_its_searches_open(mended, command):
+def test_old_searches_can_be_continued(mended, command):
     code, output, errors = command("study", "clipping_search", "--quick", "-p", "trials=2", "-p", "steps=8")
     assert code == 0, output + errors

@@ -1,5 +1,7 @@
-"""A study takes four files: its YAML, its notebook, its claim and its test. Evidence: a toy study is added to a copy of the
-checkout by these four alone, runs, is judged, and its test passes."""
+"""A study consists of four files: its YAML file, notebook, claim and test.
+
+Evidence: these four files add a toy study to a copy of the checkout. It runs, is judged, and its test passes.
+"""
 
 import os
 import shutil
@@ -57,7 +59,7 @@ CELLS = (
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of what a study needs of the checkout, with the four files of the toy study."""
+    """A copy of the folders that a study needs, with the four files of the toy study."""
     for name in ("workbench", "studies", "notebooks"):
         shutil.copytree(CHECKOUT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / ".workbench").touch()
@@ -72,7 +74,7 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_four_files_make_a_study(checkout):
+def test_four_files_add_a_study(checkout):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WORKBENCH_", "MLFLOW_"))}
     environment |= {"PYTHONPATH": str(checkout), "WORKBENCH_ROOT": str(checkout)}
 

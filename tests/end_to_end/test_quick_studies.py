@@ -1,5 +1,8 @@
-"""Every study that is not in the tour, in its quick form, from the command line. Evidence: it finishes, its figure and
-tables are there, and the rule of its claim or question gives from the stored tables the verdict that the notebook showed."""
+"""Every study outside the tour, in its quick form, from the command line.
+
+Evidence: the study finishes with a figure and tables. Its rule gives the same verdict from the stored tables as in the
+notebook.
+"""
 
 import os
 import subprocess
@@ -17,7 +20,7 @@ NAMES = sorted(f.stem for f in (CHECKOUT / "studies").glob("*.yaml") if not Stud
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp_path, monkeypatch):
+def test_the_quick_form_finishes_and_its_tables_give_the_same_verdict(name, tmp_path, monkeypatch):
     (tmp_path / ".workbench").touch()
     for folder in ("notebooks", "studies"):
         (tmp_path / folder).symlink_to(CHECKOUT / folder)
@@ -40,5 +43,7 @@ def test_the_quick_form_finishes_and_its_verdict_is_that_of_its_tables(name, tmp
         tables = {table: store.read_table(run.id, table) for table in claim.tables}
         verdict = claim.judge(tables)
         assert verdict.headline == run.tags["verdict"] and len(verdict.headline.split()) <= 25
-        stored = store.read_table(run.id, "verdict").head(len(verdict.table))  # a notebook may add what it measured
+        stored = store.read_table(run.id, "verdict").head(
+            len(verdict.table)
+        )  # a notebook may append rows that it measured
         pd.testing.assert_frame_equal(verdict.table, stored, check_dtype=False)

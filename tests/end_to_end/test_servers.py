@@ -1,7 +1,7 @@
-"""Several machines' way of keeping runs: a real MLflow server over HTTP, a real PostgreSQL behind it and under Optuna.
+"""A store for several machines: a real MLflow server over HTTP, with PostgreSQL behind it and behind Optuna.
 
-Evidence: what MLflow's client and Optuna find afterwards, also when the server is killed (-9) in the middle of a study.
-PostgreSQL comes from Debian's package `postgresql`; without it, or without psycopg2, all of this is skipped.
+Evidence: the runs that MLflow's client and Optuna find afterwards, also after the server was killed (-9) during a study.
+PostgreSQL comes from Debian's package `postgresql`. Without it, or without psycopg2, all tests here are skipped.
 """
 
 import os
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from support.checkout import CHECKOUT
+from support.messages import missing
 from support.mlflow_view import client
 from support.notebooks import notebook
 from support.points import points_twice
@@ -28,42 +29,44 @@ from workbench.lab import Store, run_study
 from workbench.lab.jobs import search
 
 CELLS = (
-    "from workbench.lab import open_session, run_all, search\nfrom workbench.lab.statistics.intervals import t_interval\n"
+    "from workbench.lab import open_session, run_all, search\n"
+    "from workbench.lab.statistics.intervals import t_interval\n"
     "from workbench.lab.statistics.verdict import Effect, Verdict\nfrom workbench.training import TrainConfig\n"
     "session = open_session('small', globals())",
     "base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=steps // 4, device='cpu')\n"
     "table = session.table(run_all([base.replace(seed=s) for s in range(3)], session))",
-    "found = search(lambda p: base.replace(**p), {'clip': {'low': 0.002, 'high': 0.64, 'log': True}}, trials=3, session=session)",
+    "space = {'clip': {'low': 0.002, 'high': 0.64, 'log': True}}\n"
+    "searched = search(lambda p: base.replace(**p), space, trials=3, session=session)",
     "session.verdict(Verdict(None, Effect('accuracy', t_interval(table.val_acc)), 'done', table[['seed', 'val_acc']]))",
 )
-TRAININGS = 6  # three of run_all, three trials
+TRAININGS = 6  # three of run_all, and three trials
 
 
 def program(name):
-    """PostgreSQL's program: on PATH, or where Debian puts it."""
+    """Find a program of PostgreSQL on PATH, or where Debian installs it."""
     path = shutil.which(name) or next(
         iter(sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None
     )
     if path is None:
-        pytest.skip(f"PostgreSQL's {name} is not here: apt-get install postgresql")
+        pytest.skip(f"needs PostgreSQL's {name}: apt-get install postgresql")
     return str(path)
 
 
 def another_user():
-    """PostgreSQL refuses to run as root."""
+    """Find a user for PostgreSQL, which refuses to run as root. None if this process does not run as root."""
     if os.geteuid() != 0:
         return None
     known = {user.pw_name for user in pwd.getpwall()}
     return next((name for name in ("postgres", "nobody") if name in known), None) or pytest.skip(
-        "nobody but root is here"
+        "needs a user other than root"
     )
 
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A PostgreSQL of its own, on loopback; returns a function that makes a database and returns its URI."""
+    """A fresh PostgreSQL on loopback. Yields a function that makes a database and returns its URI."""
     if find_spec("psycopg2") is None:
-        pytest.skip("psycopg2 is not installed: pip install .[postgres]")
+        pytest.skip("needs psycopg2: pip install .[postgres]")
     initdb, server, user = program("initdb"), program("postgres"), another_user()
     folder, port = Path(tempfile.mkdtemp(prefix="workbench-postgres-")), free_port()
     if user is not None:
@@ -113,14 +116,14 @@ def make_database(port, name):
 
 
 class MlflowServer:
-    """`mlflow server` as the README has it: started, killed (-9) with its workers, started again on the same port."""
+    """`mlflow server` as in the README. It can be killed (-9) with its workers and started again on the same port."""
 
     def __init__(self, database, artifacts):
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.command = [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination", str(artifacts),
-            "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database,
+            "--artifacts-destination", str(artifacts), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
         ]  # fmt: skip
         self.log = artifacts.parent / "server.log"
         self.process = None
@@ -149,7 +152,7 @@ class MlflowServer:
 
 @pytest.fixture
 def servers(postgres, tmp_path, root, monkeypatch, request):
-    """A study of three trainings and a search of three trials, whose store and searches are on servers."""
+    """A study with three trainings and a search of three trials. Its store and its searches are on servers."""
     for name in ("notebooks", "studies"):
         (root / name).unlink()
         (root / name).mkdir()
@@ -166,8 +169,8 @@ def servers(postgres, tmp_path, root, monkeypatch, request):
         server.kill()
 
 
-def everything_is_there(store):
-    """What is true of a study that finished, however often it was begun: no point twice, nothing lost, nothing repeated."""
+def check_that_all_is_stored(store):
+    """Check that a finished study has nothing lost, nothing repeated and no point twice, however often it started."""
     runs = store.search("trainings", "full")
     finished = [run for run in runs if run.status == "FINISHED"]
     assert len({run.tags["key"] for run in finished}) == len(finished) == TRAININGS
@@ -197,7 +200,7 @@ def test_a_study_on_servers_is_the_same_study(servers, root, tmp_path):
     (run_id,) = run_study("small", store=store, executor="processes:2", listener=events.append)
     run = store.get(run_id)
     assert run.status == "FINISHED", run.tags.get("cause")
-    everything_is_there(store)
+    check_that_all_is_stored(store)
     assert {"notebook/run.ipynb", "notebook/run.html", "environment.txt", "tables/table.parquet"} <= set(
         store.artifacts(run_id)
     )
@@ -209,11 +212,11 @@ def test_a_study_on_servers_is_the_same_study(servers, root, tmp_path):
     (again,) = run_study("small", store=store, rerun="all", executor="processes:2", listener=events.append)
     assert again != run_id
     assert [event["reused"] for event in events if event["kind"] == "training"] == [True] * 3
-    everything_is_there(store)
+    check_that_all_is_stored(store)
 
 
 def command(**variables):
-    """`workbench study small`, as a person starts it."""
+    """Start `workbench study small` as a user does."""
     return subprocess.Popen(
         [sys.executable, "-m", "workbench.cli", "study", "small", "--executor", "processes", "--workers", "2"],
         env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT,
@@ -221,13 +224,13 @@ def command(**variables):
 
 
 def finished(store):
-    """{key: run id} of the trainings that are done."""
+    """{key: run id} of the finished trainings."""
     runs = store.search("trainings", "full", "attributes.status = 'FINISHED'")
     return {run.tags["key"]: run.id for run in runs}
 
 
 def in_the_middle(store, study):
-    """Waits until a training is done and others are under way; returns those that are done."""
+    """Wait until some trainings are finished and others run. Returns the finished ones."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and study.poll() is None:
         if done := finished(store):
@@ -237,26 +240,25 @@ def in_the_middle(store, study):
 
 
 @pytest.mark.slow
-def test_a_killed_server_ends_the_study_with_a_sentence_and_the_next_start_goes_on(servers):
+def test_a_study_stops_when_its_server_is_killed_and_continues_at_the_next_start(servers):
     store = Store()
     study = command(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     before = in_the_middle(store, study)
     servers.kill()
     _, errors = study.communicate(timeout=300)
     assert study.returncode == 1
-    assert "does not answer any more" in errors and "the same command goes on" in errors
-    assert "Traceback" not in errors
+    assert missing(errors, [servers.uri]) == [] and "Traceback" not in errors
 
     servers.start()
     study = command()
     out, errors = study.communicate(timeout=300)
     assert study.returncode == 0, out + errors
     assert before.items() <= finished(store).items()
-    everything_is_there(store)
+    check_that_all_is_stored(store)
 
 
 @pytest.mark.slow
-def test_a_study_outlives_a_server_that_comes_back(servers):
+def test_a_study_survives_a_server_that_restarts(servers):
     store = Store()
     study = command(MLFLOW_HTTP_REQUEST_MAX_RETRIES="7")  # minutes
     before = in_the_middle(store, study)
@@ -265,5 +267,5 @@ def test_a_study_outlives_a_server_that_comes_back(servers):
     out, errors = study.communicate(timeout=300)
     assert study.returncode == 0, out + errors
     assert before.items() <= finished(store).items()
-    everything_is_there(store)
+    check_that_all_is_stored(store)
     assert [run.status for run in store.search("studies", "full")] == ["FINISHED"]

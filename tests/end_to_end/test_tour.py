@@ -1,6 +1,7 @@
-"""The tour, end to end: `./run study` with no argument in a fresh root, the store inspected afterwards as a person would.
+"""The tour, end to end: `./run study` without arguments in a fresh root.
 
-One run of all three studies serves every test here; the second run is the first test's.
+Evidence: the output, and the store as a user sees it afterwards. All tests share one run of the three studies. The first
+test runs the tour again.
 """
 
 import os
@@ -20,7 +21,7 @@ STUDIES = ["signal_propagation", "clipping_search", "large_batch"]
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory):
-    """(root, output, seconds) of the first tour, in a root without a store."""
+    """(root, output, seconds) of the first tour, in a root that had no store."""
     root = tmp_path_factory.mktemp("tour")
     (root / ".workbench").touch()
     for name in ("notebooks", "studies"):
@@ -57,7 +58,7 @@ def by_study(store):
     return {r.tags["study"]: r for r in store.search("studies", "quick")}
 
 
-def test_a_second_tour_trains_nothing_and_is_quick(tour, store):
+def test_a_second_tour_trains_nothing_and_takes_under_a_minute(tour, store):
     before = len(store.search("trainings", "quick"))
     output, seconds = study(tour[0])
     assert "Nothing to run" in output
@@ -66,7 +67,7 @@ def test_a_second_tour_trains_nothing_and_is_quick(tour, store):
     assert len(store.search("studies", "quick")) == 3
 
 
-def test_the_output_has_a_plan_divergences_a_line_a_study_and_the_address(tour):
+def test_the_output_shows_the_plan_divergences_verdicts_and_the_address(tour):
     output = tour[1].replace("\n", " ")
     assert "3 to run, 0 reused; about" in output
     assert "diverged: NF, nf_resnet_tiny B64" in output
@@ -75,7 +76,7 @@ def test_the_output_has_a_plan_divergences_a_line_a_study_and_the_address(tour):
     assert "#/compare-runs?" in output
 
 
-def test_three_finished_runs_and_at_least_twelve_trainings_none_left_running(store):
+def test_all_three_studies_and_at_least_twelve_trainings_are_finished(store):
     runs = by_study(store)
     assert sorted(runs) == sorted(STUDIES)
     assert {r.status for r in runs.values()} == {"FINISHED"}
@@ -87,7 +88,7 @@ def test_three_finished_runs_and_at_least_twelve_trainings_none_left_running(sto
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_run_has_its_report_figures_table_verdict_and_where_it_comes_from(store, name):
+def test_a_run_has_its_report_figures_tables_verdict_and_origin(store, name):
     run = by_study(store)[name]
     files = store.artifacts(run.id)
     assert {
@@ -106,14 +107,14 @@ def test_a_run_has_its_report_figures_table_verdict_and_where_it_comes_from(stor
     head = subprocess.run(
         ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
-    assert tags.get("mlflow.source.git.commit", "") == head  # nothing where git refuses to say
+    assert tags.get("mlflow.source.git.commit", "") == head  # both are empty where git refuses to answer
     assert "torch==" in store.read_text(run.id, "environment.txt")
     if name != "signal_propagation":
         assert len(tags["data"]) == 16
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_report_reads_offline(store, name):
+def test_the_report_needs_no_network(store, name):
     page = store.read_text(by_study(store)[name].id, "notebook/run.html")
     assert "data:image/png;base64" in page and "DEMO" in page
     assert not [
@@ -123,7 +124,7 @@ def test_the_report_reads_offline(store, name):
     ]
 
 
-def test_the_verdict_is_the_function_of_the_stored_table(store, tmp_path):
+def test_the_stored_table_gives_the_same_verdict(store, tmp_path):
     from workbench.claims import large_batch
 
     run = by_study(store)["large_batch"]
@@ -131,7 +132,7 @@ def test_the_verdict_is_the_function_of_the_stored_table(store, tmp_path):
     assert large_batch.judge(pd.read_parquet(file)).headline == run.tags["verdict"]
 
 
-def test_two_studies_that_share_a_training_both_list_it(store):
+def test_a_shared_training_is_tagged_with_both_studies(store):
     runs = by_study(store)
     shared = [
         t for t in store.search("trainings", "quick") if {"study.large_batch", "study.clipping_search"} <= set(t.tags)
@@ -142,14 +143,14 @@ def test_two_studies_that_share_a_training_both_list_it(store):
         assert training.tags["study.clipping_search"] == runs["clipping_search"].id
 
 
-def test_the_test_split_was_read_by_confirmation_runs_only(store):
+def test_only_confirmation_trainings_read_the_test_split(store):
     for training in store.search("trainings", "quick"):
         assert ("test_acc" in training.metrics) == (
             training.tags["role"] == "confirm" and training.tags["outcome"] == "complete"
         )
 
 
-def test_trainings_have_curves_and_no_point_twice(tour):
+def test_trainings_have_curves_without_repeated_points(tour):
     with sqlite3.connect(tour[0] / "mlruns" / "mlflow.db") as db:
         twice = db.execute(
             "select run_uuid, key, step, count(*) from metrics group by 1, 2, 3 having count(*) > 1"
@@ -163,14 +164,14 @@ def test_trainings_have_curves_and_no_point_twice(tour):
     assert infinite == 0
 
 
-def test_there_is_one_database_and_nothing_outside_mlruns(tour):
+def test_the_tour_makes_one_database_and_writes_only_to_mlruns(tour):
     root = tour[0]
     assert sorted(p.name for p in root.iterdir()) == [".workbench", "mlruns", "notebooks", "studies"]
     assert [p.name for p in root.rglob("mlflow.db")] == ["mlflow.db"]
     assert not list((CHECKOUT / "notebooks").glob("*.db")) and not (CHECKOUT / "notebooks" / "mlruns").exists()
 
 
-def test_seeds_group_by_their_configuration(store):
+def test_trainings_that_differ_only_in_the_seed_share_a_config_id(store):
     groups = {}
     for t in store.search("trainings", "quick"):
         groups.setdefault(t.tags["config_id"], []).append(t.parameters["seed"])
@@ -178,14 +179,14 @@ def test_seeds_group_by_their_configuration(store):
     assert all(len(set(seeds)) == len(seeds) for seeds in groups.values())
 
 
-def test_the_notebook_by_hand_finds_the_trainings_of_its_own_mode_only(tour, store):
-    """Quick runs are demonstrations: a full run must not reuse them."""
+def test_a_full_run_does_not_reuse_quick_trainings(tour, store):
+    """Quick runs are demonstrations."""
     training = store.search("trainings", "quick")[0]
     assert store.find_training(training.tags["key"], "full") is None
 
 
-def test_a_moved_parameter_runs_only_what_is_new(tour, tmp_path):
-    """Another threshold: BN and NF cells are reused, the clipped ones train."""
+def test_a_changed_parameter_trains_only_the_arms_that_use_it(tour, tmp_path):
+    """With another threshold, BN and NF are reused and NF+AGC trains again."""
     copy = tmp_path / "root"
     shutil.copytree(tour[0], copy, symlinks=True)
     with sqlite3.connect(copy / "mlruns" / "mlflow.db") as db:
