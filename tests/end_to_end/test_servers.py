@@ -1,6 +1,6 @@
 """A store for several machines: a real MLflow server over HTTP, with PostgreSQL behind it and behind Optuna.
 
-Evidence: the runs that MLflow's client and Optuna find afterwards, also after the server was killed (-9) during a study.
+Evidence: the runs that MLflow's client and Optuna find afterwards, also after a kill (-9) of the server in a study.
 PostgreSQL comes from Debian's package `postgresql`. Without it, or without psycopg2, all tests here are skipped.
 """
 
@@ -123,7 +123,8 @@ class MlflowServer:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.command = [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database,
-            "--artifacts-destination", str(artifacts), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--artifacts-destination", str(artifacts), "--host", "127.0.0.1", "--port", str(self.port),
+            "--workers", "1",
         ]  # fmt: skip
         self.log = artifacts.parent / "server.log"
         self.process = None

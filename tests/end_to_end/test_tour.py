@@ -1,7 +1,7 @@
 """The tour, end to end: `./run study` without arguments in a fresh root.
 
-Evidence: the output, and the store as a user sees it afterwards. All tests share one run of the three studies. The first
-test runs the tour again.
+Evidence: the output, and the store as a user sees it afterwards. All tests share one run of the three studies. The
+first test runs the tour again.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""What tests share: references, foreign networks, tasks, and the crash harness."""
+"""Helpers that several tests share."""

@@ -1,4 +1,4 @@
-"""Gradients and trainings, as the study of accumulation leaves them."""
+"""Tables of gradients and trainings like those of the study of accumulation."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Where the checkout is that is tested, and the data folder that the tests were started with."""
+"""The checkout under test, and the data folder that the tests were started with."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows as the store's trainings give them, for the tests of comparisons."""
+"""Rows like those of the store's trainings, for the tests of comparisons."""
 
 import pandas as pd
 
@@ -7,7 +7,7 @@ from workbench.training import TrainConfig, TrainResult
 
 
 def rows(*groups: dict) -> pd.DataFrame:
-    """A row a seed for each group: {"config_id": "a", "val_acc": [0.5, 0.6], ...}; other fields as they are."""
+    """One row per seed of each group {"config_id": "a", "val_acc": [0.5, 0.6], ...}. Lists hold one value per seed."""
     table_rows = []
     for group in groups:
         accuracies = group["val_acc"]
@@ -21,9 +21,9 @@ def rows(*groups: dict) -> pd.DataFrame:
     return pd.DataFrame(table_rows).reindex(columns=list(COLUMNS)).assign(name="training", key="")
 
 
-def log(store, accuracy: float, *, arm: str = "NF", seed: int = 0, mode: str = "full", study: str | None = "mine", code="c",
-        role="screen", outcome="complete", seconds: float = 10.0, owner: str = "run", **config) -> str:  # fmt: skip
-    """A finished training in the store, with a curve of two evaluations: half the accuracy, then all of it."""
+def log(store, accuracy: float, *, arm: str = "NF", seed: int = 0, mode: str = "full", study: str | None = "mine",
+        code="c", role="screen", outcome="complete", seconds: float = 10.0, owner: str = "run", **config) -> str:  # fmt: skip
+    """Record a finished training with two evaluations: first half the accuracy, then all of it."""
     config = TrainConfig(**{"steps": 4, "batch_size": 64, "base_lr": 1.6} | config, seed=seed)
     at = lambda step: {"step": step, "samples_seen": step * config.batch_size, "seconds": seconds * step / 4,
                        "val_acc": accuracy * step / 4, "train_loss": 1.0}  # fmt: skip

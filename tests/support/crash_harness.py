@@ -1,8 +1,8 @@
-"""A crash harness: a study is started again and again, and something of it is killed each time, until it is complete.
+"""A crash harness. It starts a study again and again and kills one of its processes each time, until it is complete.
 
-    python tests/crash_harness.py --kills 60 --seed 0        prints a table of the kills; breaks off at the first thing wrong
+    python tests/support/crash_harness.py --kills 60 --seed 0      prints a table of the kills; stops at the first error
 
-A kill takes a victim (launcher, papermill, kernel, worker) at a moment that is watched for in the files, or at random.
+A kill hits a victim (launcher, papermill, kernel, worker) at a random time, or at a moment that the files show.
 """
 
 import argparse
@@ -34,16 +34,17 @@ session = open_session('crash', globals())
 base = TrainConfig(steps=steps, batch_size=16, train_size=64, eval_every=3, device='cpu')""",
     "screened = run_all([base.replace(seed=s) for s in range(3)], session)",
     """space = {'clip': {'low': 0.002, 'high': 0.64, 'log': True}, 'base_lr': {'low': 0.1, 'high': 20.0, 'log': True}}
-found = search(lambda p: base.replace(**p), space, trials=4, session=session)""",
-    """best = found.best
+searched = search(lambda p: base.replace(**p), space, trials=4, session=session)""",
+    """best = searched.best
 confirmed = run_all([base.replace(clip=best['clip'], base_lr=best.base_lr, seed=9)], session, role='confirm')
 session.table(confirmed)""",
-    "session.verdict(Verdict(None, Effect('accuracy', t_interval(screened.val_acc)), 'done', screened[['seed', 'val_acc']]))",
+    "effect = Effect('accuracy', t_interval(screened.val_acc))\n"
+    "session.verdict(Verdict(None, effect, 'done', screened[['seed', 'val_acc']]))",
 )
 
 
 def make_root(folder: Path) -> Path:
-    """A workbench whose only study is `crash`, with no store yet."""
+    """Make a workbench with the single study `crash` and no store."""
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 
@@ -59,30 +60,30 @@ def make_root(folder: Path) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """One thread, and a checkpoint whenever there is time for one."""
-    mine = {
+    """One thread, and a checkpoint every 0.05 seconds."""
+    settings = {
         "WORKBENCH_ROOT": str(root),
         "PYTHONPATH": str(CHECKOUT),
         "OMP_NUM_THREADS": "1",
         "WORKBENCH_CHECKPOINT_SECONDS": "0.05",
     }
-    return {k: v for k, v in os.environ.items() if not k.startswith(("WORKBENCH_", "MLFLOW_"))} | mine
+    return {k: v for k, v in os.environ.items() if not k.startswith(("WORKBENCH_", "MLFLOW_"))} | settings
 
 
 def start(root: Path, executor: str) -> subprocess.Popen:
-    """The command that a person would type, again and again."""
+    """Start the study as a user does."""
     options = [] if executor == "inline" else ["--executor", executor, "--workers", "1", "--threads", "1"]
     return subprocess.Popen(
         [sys.executable, "-m", "workbench.cli", "study", "crash", *options],
         env=environment(root),
         cwd=root,
-        stdout=open(root / "said", "a"),
+        stdout=open(root / "output.txt", "a"),
         stderr=subprocess.STDOUT,
     )
 
 
 def family(root: Path) -> list[psutil.Process]:
-    """Everything that works for this root, the launcher too."""
+    """All processes that work for this root, including the launcher."""
     processes = []
     for process in psutil.process_iter():
         try:
@@ -94,26 +95,27 @@ def family(root: Path) -> list[psutil.Process]:
 
 
 def find(victim: str, launcher: subprocess.Popen) -> psutil.Process | None:
-    """The process of this kind, if there is one now."""
+    """Find a process of this kind. None if none runs now."""
     marks = {
         "papermill": "workbench.lab.studies.notebook",
         "kernel": "ipykernel_launcher",
         "worker": "pool.worker",
     }
     try:
-        head = psutil.Process(launcher.pid)
+        launcher_process = psutil.Process(launcher.pid)
         if victim == "launcher":
-            return head
-        mine = [p for p in head.children(recursive=True) if any(marks[victim] in a for a in p.cmdline())]
-        if victim == "worker":  # one that trains, not the one that waits for the notebook
-            mine = [p for p in mine if any("ipykernel_launcher" in a for a in p.parent().cmdline())]
-        return mine[-1] if mine else None
+            return launcher_process
+        children = launcher_process.children(recursive=True)
+        processes = [p for p in children if any(marks[victim] in a for a in p.cmdline())]
+        if victim == "worker":  # a worker that trains, not the worker that waits for the notebook
+            processes = [p for p in processes if any("ipykernel_launcher" in a for a in p.parent().cmdline())]
+        return processes[-1] if processes else None
     except (psutil.NoSuchProcess, AttributeError):
         return None
 
 
-def seen(moment: str, root: Path) -> int:
-    """How much of what the moment waits for there is; the moment has come when it grows."""
+def progress(moment: str, root: Path) -> int:
+    """How far the root is towards the moment: a count of files or bytes. The moment has come when it grows."""
     runs = root / "mlruns"
     if moment == "database":
         return len(list(runs.glob(".part-mlflow.db"))) + 2 * (runs / "mlflow.db").exists()
@@ -131,15 +133,15 @@ def seen(moment: str, root: Path) -> int:
 
 
 def attempt(root: Path, victim: str, moment: str, sig: signal.Signals, rng: random.Random, executor: str) -> bool:
-    """Starts the study and kills; whether there was somebody to kill before it was through."""
+    """Start the study and kill the victim. Returns whether the victim was found before the study ended."""
     launcher = start(root, executor)
-    before, wait = seen(moment, root), rng.random() * {"random": 20, "database": 3}.get(moment, 0.05)
+    before, wait = progress(moment, root), rng.random() * {"random": 20, "database": 3}.get(moment, 0.05)
     skip = 0 if moment in ("database", "random") else rng.randrange(4)
     began, killed = time.monotonic(), False
     while launcher.poll() is None:
         assert time.monotonic() - began < 300, "the study hangs"
         if not killed and (moment != "random" or time.monotonic() - began > wait):
-            now = seen(moment, root)
+            now = progress(moment, root)
             if moment == "random" or now > before:
                 if skip == 0:
                     time.sleep(0 if moment == "random" else wait)
@@ -154,12 +156,12 @@ def attempt(root: Path, victim: str, moment: str, sig: signal.Signals, rng: rand
     deadline = time.monotonic() + 45
     while family(root) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not family(root), f"somebody goes on: {[p.cmdline() for p in family(root)]}"
+    assert not family(root), f"processes still run: {[p.cmdline() for p in family(root)]}"
     return killed
 
 
-def runs(root: Path) -> list[tuple[str, str, str, dict, str]]:
-    """(experiment, run id, status, tags, ) of all runs, read past MLflow."""
+def runs(root: Path) -> list[tuple[str, str, str, dict]]:
+    """List (experiment, run id, status, tags) of all runs, read from the database without MLflow."""
     file = root / "mlruns" / "mlflow.db"
     if not file.exists():
         return []
@@ -172,18 +174,18 @@ def runs(root: Path) -> list[tuple[str, str, str, dict, str]]:
                 "select e.name, r.run_uuid, r.status from runs r join experiments e using (experiment_id)"
             )
             return [(name, run_id, status, tags[run_id]) for name, run_id, status in rows]
-        except sqlite3.OperationalError:  # a database that was still being made
+        except sqlite3.OperationalError:  # the database was not complete yet
             return []
 
 
 def check(root: Path, victim: str) -> int:
-    """Nothing may be wrong at any time; returns the number of runs left RUNNING, which only a killed launcher may."""
+    """Check the store after a kill. Returns the number of runs left RUNNING, which only a killed launcher may leave."""
     all_runs = runs(root)
     finished = collections.Counter(tags["key"] for e, _, s, tags in all_runs if e == "trainings" and s == "FINISHED")
     assert not [key for key, n in finished.items() if n > 1], "a finished training was repeated"
     assert sum(e == "studies" and s == "FINISHED" for e, _, s, _ in all_runs) <= 1
     left = sum(status == "RUNNING" for _, _, status, _ in all_runs)
-    assert left == 0 or victim == "launcher", f"{left} runs say RUNNING though nobody runs them"
+    assert left == 0 or victim == "launcher", f"{left} runs have status RUNNING, but no process runs them"
     return left
 
 
@@ -192,7 +194,7 @@ def complete(root: Path) -> bool:
 
 
 def results(root: Path) -> dict:
-    """All that must be equal: trainings by key, and the search's suggestions by slot."""
+    """All results that kills must not change: trainings by key, and the search's suggestions by slot."""
     trainings = {}
     for experiment, run_id, status, tags in runs(root):
         if experiment == "trainings" and status == "FINISHED":
@@ -216,36 +218,39 @@ def points_twice(root: Path) -> int:
 
 
 def campaign(kills: int, seed: int, executors: tuple[str, ...], say=print) -> collections.Counter:
-    """Kills so often, over as many studies as it takes, and returns how often each victim died at each moment.
+    """Kill processes of as many studies as needed, and count how often each victim died at each moment.
 
-    Raises: AssertionError for the first thing that is wrong; the root is then kept, and named.
+    Raises:
+        AssertionError: For the first error. The root is then kept, and the message names it.
     """
     rng, table, done, rounds = random.Random(seed), collections.Counter(), 0, 0
     scratch = Path(tempfile.mkdtemp(prefix="crashes-"))
     wanted: dict[str, dict] = {}
     for executor in executors:
         root = make_root(scratch / f"undisturbed-{executor}")
-        assert start(root, executor).wait() == 0, (root / "said").read_text()
+        assert start(root, executor).wait() == 0, (root / "output.txt").read_text()
         wanted[executor] = results(root)
     assert len({json.dumps(result, sort_keys=True) for result in wanted.values()}) == 1, "executors differ"
-    plans = [(v, m) for v in VICTIMS for m in MOMENTS if m != "database"]  # of which every second round has one first
+    plans = [
+        (v, m) for v in VICTIMS for m in MOMENTS if m != "database"
+    ]  # every second round starts with a database kill
     queue: list[tuple[str, str]] = []
     while done < kills:
         executor = executors[rounds % len(executors)]
         root, rounds = make_root(scratch / f"round-{rounds}"), rounds + 1
-        in_this, idle = 0, 0
+        kills_here, idle = 0, 0
         while not complete(root):
             queue = queue or rng.sample(plans, len(plans))
-            victim, moment = queue.pop() if in_this or idle or rounds % 2 else ("launcher", "database")
+            victim, moment = queue.pop() if kills_here or idle or rounds % 2 else ("launcher", "database")
             if victim == "worker" and executor == "inline":
                 victim = "kernel"
-            if in_this >= 8 or idle >= 3:
+            if kills_here >= 8 or idle >= 3:
                 victim = "nobody"
             sig = signal.SIGTERM if victim == "papermill" and rng.random() < 0.3 else signal.SIGKILL
             if victim == "nobody":
-                assert start(root, executor).wait() == 0, (root / "said").read_text()[-3000:]
+                assert start(root, executor).wait() == 0, (root / "output.txt").read_text()[-3000:]
             elif attempt(root, victim, moment, sig, rng, executor):
-                in_this, done = in_this + 1, done + 1
+                kills_here, done = kills_here + 1, done + 1
                 left = check(root, victim)
                 table[victim, moment, sig.name, left] += 1
                 say(f"{done}: {victim} by {sig.name}, {moment}, {executor}; {left} left for the next start")
@@ -253,7 +258,7 @@ def campaign(kills: int, seed: int, executors: tuple[str, ...], say=print) -> co
                 idle += 1
         check(root, "nobody")
         assert points_twice(root) == 0, f"points were logged twice: {root}"
-        assert results(root) == wanted[executor], f"other results than undisturbed: {root}"
+        assert results(root) == wanted[executor], f"results differ from those without kills: {root}"
         doctor = subprocess.run(
             [sys.executable, "-m", "workbench.cli", "doctor"],
             env=environment(root),
@@ -261,19 +266,19 @@ def campaign(kills: int, seed: int, executors: tuple[str, ...], say=print) -> co
             capture_output=True,
             text=True,
         )
-        say(f"complete after {in_this} kills; doctor: {doctor.stdout.strip().splitlines()[-1]}")
+        say(f"complete after {kills_here} kills; doctor: {doctor.stdout.strip().splitlines()[-1]}")
     shutil.rmtree(scratch)
     return table
 
 
 def as_text(table: collections.Counter) -> str:
-    """A row a victim, a column a moment."""
+    """Format the counts: one row per victim, one column per moment."""
     lines = [f"{'':10}" + "".join(f"{moment:>15}" for moment in MOMENTS) + f"{'all':>8}"]
     for victim in VICTIMS:
         counts = [sum(n for (v, m, _, _), n in table.items() if (v, m) == (victim, moment)) for moment in MOMENTS]
         lines.append(f"{victim:10}" + "".join(f"{count:15}" for count in counts) + f"{sum(counts):8}")
     left = sum(n for (*_, running), n in table.items() if running)
-    lines.append(f"{sum(table.values())} kills; after {left} of them the next start closed what said RUNNING")
+    lines.append(f"{sum(table.values())} kills; after {left} of them the next start closed runs with status RUNNING")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Detached runs in processes of their own."""
+"""Detached runs in separate processes."""
 
 import contextlib
 import os
@@ -46,12 +46,12 @@ def wait_for(condition, process=None, seconds=120):
 
 
 def checkpointed_steps(out):
-    """The steps of the checkpoints of all trainings under way."""
+    """The steps of all checkpoints of unfinished trainings."""
     return [int(manifest.parent.name[5:]) for manifest in out.glob("checkpoints/*/step-*/manifest.json")]
 
 
 def family(pid):
-    """The workers of a pool, by the process that has it."""
+    """The workers of the pool of process `pid`."""
     with contextlib.suppress(psutil.Error):
         return [child.pid for child in psutil.Process(pid).children() if is_worker(child)]
     return []
@@ -64,5 +64,5 @@ def is_worker(process):
 
 
 def processes_of(out):
-    """The workers of the run that `start` made for this folder; they outlive its first process for a moment."""
+    """The workers of the run that `start` made for this folder. They live a little longer than its first process."""
     return [p.pid for p in psutil.process_iter() if is_worker(p) and p.environ().get(MARK) == str(out)]

@@ -1,4 +1,4 @@
-"""Tasks that the executors' tests hand to workers, which import them by name."""
+"""Tasks for the executors' tests. Workers import them by name."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def environment(arguments, send, stop):
 
 
 def occupy(arguments, send, stop):
-    """Says which GPU it has when it begins and ends."""
+    """Send the assigned GPU at the beginning and at the end."""
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     send(("begins", gpu))
     time.sleep(arguments)
@@ -36,7 +36,7 @@ def occupy(arguments, send, stop):
 
 
 def die(arguments, send, stop):
-    """Dies by -9 as often as `times`, counted in files, then returns."""
+    """Die by SIGKILL in the first `times` attempts, which files count. Then return the number of attempts."""
     folder, times = arguments
     tries = len(list(Path(folder).iterdir()))
     if tries < times:
@@ -46,7 +46,7 @@ def die(arguments, send, stop):
 
 
 def until_stopped(arguments, send, stop):
-    """Works until it is stopped, then saves."""
+    """Work until stopped, then save."""
     send(os.getpid())
     while not stop():
         time.sleep(0.05)
@@ -59,7 +59,7 @@ def pid(arguments, send, stop):
 
 
 def with_child(arguments, send, stop):
-    """Starts a process that sleeps, sends the ids of both, and never ends."""
+    """Start a sleeping process, send both process ids, and work until stopped."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     send((os.getpid(), child.pid))
     while not stop():

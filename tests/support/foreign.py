@@ -1,4 +1,4 @@
-"""Networks as other libraries write them, small: what our tools must take without knowing them."""
+"""Small networks in the style of other libraries. Our tools must accept them without knowing them."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """As torchvision's: post-activation, the addition in place."""
+    """Post-activation with the addition in place, as in torchvision."""
 
     def __init__(self, channels: int, out: int, stride: int = 1):
         super().__init__()
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Stem, four blocks in two stages, pooled and classified; a shape-dependent branch that no tracer follows."""
+    """Stem, four blocks in two stages, pooling and classifier. A branch depends on the shape, so tracers fail."""
 
     def __init__(self, in_channels: int = 3, classes: int = 10):
         super().__init__()
@@ -45,7 +45,7 @@ class SmallResNet(nn.Module):
 
 
 class Gated(nn.Module):
-    """A pre-activation block with squeeze-excite inside, whose gates must not be taken for a trunk."""
+    """A pre-activation block with squeeze-excite. Its gates must not be mistaken for a trunk."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -58,7 +58,7 @@ class Gated(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then a perceptron, each added to the tokens (N, T, C)."""
+    """Attention and a perceptron, each added to the tokens (N, T, C)."""
 
     def __init__(self, channels: int = 16):
         super().__init__()
@@ -73,7 +73,7 @@ class TransformerBlock(nn.Module):
 
 
 class SmallViT(nn.Module):
-    """Patches, a position for each, two blocks."""
+    """Patches with positions, and two blocks."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ class SmallViT(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Gates from the pooled map, by 1x1 convolutions, as torchvision's and timm's."""
+    """Gates from the pooled map by 1x1 convolutions, as in torchvision and timm."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -99,7 +99,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, grouped 3x3, 1x1, squeeze-excite; post-activation, with an activation of its own in front of each."""
+    """1x1, grouped 3x3, 1x1 and squeeze-excite, post-activation, with functional activations."""
 
     def __init__(self, channels: int, out: int, stride: int = 1):
         super().__init__()
@@ -133,7 +133,7 @@ class SqueezeNet(nn.Sequential):
 
 
 class PreActivationBlock(nn.Module):
-    """BatchNorm, activation, convolution, twice; the activation in place, which BatchNorm makes harmless."""
+    """Twice BatchNorm, activation, convolution. The activation may run in place, because it follows BatchNorm."""
 
     def __init__(self, channels: int, activation: nn.Module):
         super().__init__()
@@ -147,7 +147,7 @@ class PreActivationBlock(nn.Module):
 
 
 class PreActivationNet(nn.Module):
-    """A stem without norm, blocks on one trunk, a last norm and activation."""
+    """A stem without norm, blocks on one trunk, and a last norm and activation."""
 
     def __init__(self, blocks: int = 3, channels: int = 32, activation: nn.Module | None = None):
         super().__init__()
@@ -171,8 +171,11 @@ def double_conv(channels: int, out: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Down, up, and across: by a transposed convolution, with BatchNorm or without, or by upsampling; the skips are
-    concatenated, or added."""
+    """A U-Net with one level.
+
+    `up` is "transposed" (a transposed convolution), "normalised" (the same with BatchNorm) or "upsampled". `skip` is
+    "concatenated", or anything else for an addition.
+    """
 
     def __init__(self, channels: int = 16, up: str = "transposed", skip: str = "concatenated"):
         super().__init__()

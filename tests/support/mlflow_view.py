@@ -1,4 +1,4 @@
-"""The store as MLflow's own client sees it."""
+"""The store through MLflow's client."""
 
 from mlflow import MlflowClient
 
@@ -6,5 +6,5 @@ from workbench.lab.store.database import with_driver
 
 
 def client(store) -> MlflowClient:
-    """MLflow's client on this store."""
+    """Make MLflow's client for this store."""
     return MlflowClient(tracking_uri=with_driver(store.uri))

@@ -4,7 +4,7 @@ from workbench.training.observers import Observer
 
 
 class BeforeUpdate(Observer):
-    """Calls a function with (step, loss, model, optimizer) before every update."""
+    """Calls `function(step, loss, model, optimizer)` before every update."""
 
     def __init__(self, function):
         self.before_update = function

@@ -1,4 +1,4 @@
-"""How far a model is from the literal reference: what test_networks.py asks to be nothing, and test_mutations.py much."""
+"""Distances of a model from the literal reference. test_networks.py expects none, and test_mutations.py large ones."""
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,16 @@ CASES = {
     ),
     "nfnet": (
         "nfnet_f0",
-        {"depth": (1, 2, 1, 1), "widths": (16, 32, 32, 32), "group_size": 4, "stem": (4, 4, 8), "stochastic_depth": 0.0, "dropout": 0.0},
+        {"depth": (1, 2, 1, 1), "widths": (16, 32, 32, 32), "group_size": 4, "stem": (4, 4, 8),
+         "stochastic_depth": 0.0, "dropout": 0.0},
         {"family": "nfnet", "stem_strides": (2, 1, 1, 2), "activation": "gelu", "group_size": 4},
     ),
     "nfnet with one 3x3, no gates": (
         "nfnet_f0",
-        {"depth": (1, 1), "widths": (32, 16), "width": 0.5, "group_size": 4, "stem": (4, 4, 8), "stochastic_depth": 0.0, "dropout": 0.0, "two_convs": False, "se_ratio": 0.0, "alpha": 0.5},
-        {"family": "nfnet", "stem_strides": (2, 1, 1, 2), "activation": "gelu", "group_size": 4, "two_convs": False, "se": False, "alpha": 0.5},
+        {"depth": (1, 1), "widths": (32, 16), "width": 0.5, "group_size": 4, "stem": (4, 4, 8),
+         "stochastic_depth": 0.0, "dropout": 0.0, "two_convs": False, "se_ratio": 0.0, "alpha": 0.5},
+        {"family": "nfnet", "stem_strides": (2, 1, 1, 2), "activation": "gelu", "group_size": 4, "two_convs": False,
+         "se": False, "alpha": 0.5},
     ),
     "nf_regnet": (
         "nf_regnet_b0",
@@ -39,7 +42,7 @@ SIZES = {"even": (32, 32), "odd": (75, 83)}
 
 
 def build(case):
-    """(a float64 model with every parameter moved off its special starting value, what the reference needs to know)"""
+    """Build (a float64 model, its description for the reference). No parameter keeps a special starting value."""
     name, overrides, description = CASES[case]
     row = entry(name).build
     model = row.func(num_classes=7, **{**row.keywords, **overrides}).double()
@@ -48,7 +51,7 @@ def build(case):
             if "bias" in key or key.endswith(("gain", "scale")) or "norm" in key or key.startswith("linear"):
                 p.add_(0.3 * torch.randn_like(p))
             if key.endswith("conv0.weight"):
-                p[0] *= 1e-3  # a filter so small that the floor under N var counts
+                p[0] *= 1e-3  # a filter so small that the lower bound of N var matters
             if key.endswith("conv2.weight") and not p.any():  # FixUp's starts from zero
                 p.add_(0.1 * torch.randn_like(p))
     return model, {**description, "depth": overrides["depth"]}
@@ -59,7 +62,7 @@ def relative(a, b):
 
 
 def distances(model, description, size=(32, 32), training=True):
-    """The largest relative distance to the literal reference: (logits, features, trunk and its statistics, gradients)."""
+    """The largest relative distances to the reference: logits, features, trunk, its statistics, and gradients."""
     model.train(training)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     y = torch.tensor([1, 4])
@@ -87,7 +90,7 @@ def distances(model, description, size=(32, 32), training=True):
 
 
 def update_distance(case, clip=0.02):
-    """The largest relative distance of two optimizer steps, whole recipe (groups, AGC, SGD), to the literal ones."""
+    """The largest relative distance to the reference after two steps of the recipe (groups, AGC, SGD)."""
     model, description = build(case)
     settings = {"lr": 0.3, "clip": clip, "weight_decay": 1e-2}
     groups = param_groups(model, weight_decay=settings["weight_decay"], clip=settings["clip"])

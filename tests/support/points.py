@@ -1,10 +1,10 @@
-"""Points of metrics, as the database has them."""
+"""Points of metrics in the database."""
 
 from support.mlflow_view import client
 
 
 def points_twice(store, runs):
-    """(run, metric) pairs with two points at one step."""
+    """List the (run, metric) pairs that have two points at one step."""
     repeated = []
     for run in runs:
         for metric in run.metrics:

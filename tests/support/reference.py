@@ -1,9 +1,8 @@
-"""The families, AGC and its optimizer once more, slowly and literally, in float64: written from the equations, not from
-the implementation.
+"""A second implementation of the families, AGC and its optimizer: slow, literal and in float64.
 
-Everything is where the paper has it: gamma after every activation, then 1 / beta; no constant is folded anywhere.
-Convolution is a sum over taps of an explicitly padded map. `weights` maps the parameter names of our models to
-tensors.
+It is written from the equations, not from the implementation. Everything is where the paper has it: gamma after every
+activation, then 1 / beta. No constant is folded. Convolution is a sum over taps of an explicitly padded map. `weights`
+maps the parameter names of our models to tensors.
 """
 
 import math
@@ -19,7 +18,7 @@ G = {
 
 
 def same_pads(n, k, s):
-    """TensorFlow's SAME: (before, after) for one axis."""
+    """Padding (before, after) of one axis in TensorFlow's SAME mode."""
     out = math.ceil(n / s)
     total = max((out - 1) * s + k - n, 0)
     return total // 2, total - total // 2
@@ -35,7 +34,7 @@ def pad(x, k, s, value=0.0):
 
 
 def taps(x, k, s, value=0.0):
-    """[((i, j), the map that tap (i, j) sees)] with the output's height and width."""
+    """List ((i, j), the map that tap (i, j) sees). The maps have the output's height and width."""
     height, width = math.ceil(x.shape[2] / s), math.ceil(x.shape[3] / s)
     padded = pad(x, k, s, value)
     return [
@@ -58,7 +57,7 @@ def conv(x, w, bias, s=1, groups=1):
 
 
 def standardized(w, gain):
-    """gain * (W - mean) / sqrt(max(N var, 1e-4)) per output channel, biased variance, N the fan-in."""
+    """gain * (W - mean) / sqrt(max(N var, 1e-4)) per output channel. N is the fan-in, and var is biased."""
     rows = []
     for o in range(w.shape[0]):
         n = w[o].numel()
@@ -70,7 +69,7 @@ def standardized(w, gain):
 
 
 def avg_pool(x):
-    """2 x 2, stride 2, SAME: at an odd border the mean of the real pixels only."""
+    """Average over 2 x 2 with stride 2 and SAME padding. At an odd border only real pixels count."""
     ones = torch.ones_like(x)
     return sum(t for _, t in taps(x, 2, 2)) / sum(t for _, t in taps(ones, 2, 2))
 
@@ -80,7 +79,7 @@ def max_pool(x):
 
 
 class Net:
-    """Weights by the names of our models, and the few things that a forward pass does with them."""
+    """Weights by the names of our models, and the operations of a forward pass."""
 
     def __init__(self, weights, activation, gamma=None):
         self.weights = weights
@@ -109,7 +108,7 @@ class Net:
         return (1 / (1 + torch.exp(-self.linear(f"{name}.expand", p))))[:, :, None, None]
 
     def norm(self, name, x, training):
-        """BatchNorm in training; in evaluation with running statistics of mean 0 and variance 1."""
+        """BatchNorm. In evaluation the running mean is 0 and the running variance 1."""
         mean, var = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(x.shape[1], dtype=x.dtype)
         if training:
             mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
@@ -119,7 +118,7 @@ class Net:
 
 
 def strides(depth, first):
-    """(block's index over the net, index in its stage, stride)"""
+    """Yield (index of the block in the network, index in its stage, stride)."""
     index = 0
     for stage, blocks in enumerate(depth):
         for i in range(blocks):
@@ -127,7 +126,8 @@ def strides(depth, first):
             index += 1
 
 
-def nf(weights, x, *, family, depth, activation, stem_strides=(2,), pool=False, alpha=0.2, group_size=None, se=True, two_convs=True, **_):  # fmt: skip
+def nf(weights, x, *, family, depth, activation, stem_strides=(2,), pool=False, alpha=0.2, group_size=None, se=True,
+       two_convs=True, **_):  # fmt: skip
     """NFNet, NF-ResNet and NF-RegNet: (logits, pooled features, trunk after each block)."""
     net = Net(weights, activation)
     if family == "nfnet":
@@ -172,7 +172,7 @@ def nf(weights, x, *, family, depth, activation, stem_strides=(2,), pool=False, 
 
 
 def skipinit(weights, x, *, depth, activation, **_):
-    """Plain convolutions, one scalar a branch."""
+    """Plain convolutions, and one scalar per branch."""
     net = Net(weights, activation, gamma=1.0)
     h = max_pool(net.plain("stem", x, 2))
     trunk = [h]
@@ -190,7 +190,7 @@ def skipinit(weights, x, *, depth, activation, **_):
 
 
 def fixup(weights, x, *, depth, activation, **_):
-    """Post-activation, a scalar bias around every convolution."""
+    """Post-activation, with scalar biases around every convolution."""
     net = Net(weights, activation, gamma=1.0)
     h = max_pool(net.act(net.plain("stem", x, 2) + weights["bias1"]))
     trunk = [h]
@@ -209,7 +209,7 @@ def fixup(weights, x, *, depth, activation, **_):
 
 
 def resnet(weights, x, *, depth, activation, training, **_):
-    """BatchNorm before every activation; a projection on the first block of every stage."""
+    """BatchNorm before every activation. The first block of every stage has a projection."""
     net = Net(weights, activation, gamma=1.0)
     h = max_pool(net.plain("stem", x, 2))
     trunk = [h]
@@ -233,7 +233,7 @@ def forward(weights, x, *, family, **description):
 
 
 def signal(trunk):
-    """[(average squared channel mean, average channel variance)] of maps (N, C, H, W), by loops."""
+    """List (average squared channel mean, average channel variance) of maps (N, C, H, W), by loops."""
     rows = []
     for h in trunk:
         channels = [h[:, c].flatten() for c in range(h.shape[1])]
@@ -244,7 +244,7 @@ def signal(trunk):
 
 
 def unit_norms(w):
-    """AGC's norms, spread to the shape of `w`: one for what is a scalar or vector, else one per index of dim 0."""
+    """AGC's norms, in the shape of `w`. A scalar or vector has one norm, others have one per index of dimension 0."""
     if sum(n > 1 for n in w.shape) <= 1:
         return torch.sqrt((w**2).sum()).expand_as(w)
     rows = [torch.sqrt((row**2).sum()).expand_as(row) for row in w]
@@ -252,9 +252,10 @@ def unit_norms(w):
 
 
 def sgd_agc_step(weights, gradients, momenta, *, lr, clip, weight_decay, momentum=0.9, eps=1e-3):
-    """One step of the authors' optimizer: clip, then coupled decay, then Nesterov. Updates all three dicts' tensors.
+    """One step of the authors' optimizer: clip, then coupled decay, then Nesterov.
 
-    Not clipped: the classifier's weight. Not decayed: gains, biases, skip gains.
+    Replaces the tensors in `weights` and `momenta`. The classifier's weight is not clipped. Gains, biases and skip
+    gains are not decayed.
     """
     for name, w in weights.items():
         g = gradients[name]

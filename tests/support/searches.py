@@ -1,4 +1,4 @@
-"""A small search."""
+"""A small search, for tests."""
 
 from workbench.lab import Session, Store
 from workbench.training import TrainConfig

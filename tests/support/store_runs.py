@@ -1,4 +1,4 @@
-"""Runs of trainings that nobody had to train."""
+"""Made-up runs of trainings."""
 
 from workbench.training import TrainConfig, TrainResult
 

@@ -1,4 +1,4 @@
-"""For measurements that must leave a model as it was."""
+"""A check that a measurement does not change a model."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import torch
 
 @contextlib.contextmanager
 def unchanged(model):
-    """Assert that weights, buffers, gradients, modes, hooks and torch's random state end as they began."""
+    """Assert that weights, buffers, gradients, modes, hooks and torch's random state do not change."""
     tensors, settings = _tensors(model), _settings(model)
     yield
     after = _tensors(model)
