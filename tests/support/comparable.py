@@ -22,7 +22,8 @@ def rows(*groups: dict) -> pd.DataFrame:
 
 
 def log(store, accuracy: float, *, arm: str = "NF", seed: int = 0, mode: str = "full", study: str | None = "mine",
-        code="c", role="screen", outcome="complete", seconds: float = 10.0, owner: str = "run", **config) -> str:  # fmt: skip
+        code="c", role="screen", outcome="complete", seconds: float = 10.0, owner: str = "run",
+        **config) -> str:  # fmt: skip
     """Record a finished training with two evaluations: first half the accuracy, then all of it."""
     config = TrainConfig(**{"steps": 4, "batch_size": 64, "base_lr": 1.6} | config, seed=seed)
     at = lambda step: {"step": step, "samples_seen": step * config.batch_size, "seconds": seconds * step / 4,
