@@ -1,1 +1,1 @@
-"""Plans of trainings, run where there is torch and no tracking: `python -m workbench.training`."""
+"""Run plans of trainings on machines with torch but without tracking: `python -m workbench.training`."""

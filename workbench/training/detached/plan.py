@@ -1,7 +1,7 @@
-"""A plan: trainings as pure data, written where the studies are and run where the GPUs are.
+"""A plan: trainings as data, written where the studies are and run where the GPUs are.
 
-One JSON object a line: a header, then a line a training with its key, its configuration, the digest of its data and
-what the store wants to know of it. `python -m workbench.training` runs a plan, see run.py.
+A plan is a file with one JSON object per line: a header, then one line per training. A line has the key, the
+configuration, the digest of the data, and the labels for the store. `python -m workbench.training` runs a plan.
 """
 
 import dataclasses
@@ -25,10 +25,20 @@ MODES = ("full", "quick")
 
 @dataclass(frozen=True)
 class Planned:
-    """One training to run: `study` and `owner` are the study and the notebook run that ask for it, where there are
-    such; `mode`, `role` and `arm` are what the store has of it.
+    """One training to run, with its labels for the store.
 
-    Raises: WorkbenchError, at construction, for a key that is none and an unknown mode.
+    Attributes:
+        key: See `training_key`.
+        config: The configuration.
+        data_digest: Hash of the data.
+        study: The study that needs the training, or None.
+        mode: full or quick.
+        role: Of the training in its study, such as screen or confirm.
+        arm: Label of the arm.
+        owner: The notebook run that needs the training, or None.
+
+    Raises:
+        WorkbenchError: At construction, for a wrong key, mode, study name or label.
     """
 
     key: str
@@ -44,42 +54,59 @@ class Planned:
         check_identity(self.key, self.mode, self.study)
         for name in ("data_digest", "role", "arm"):
             if not isinstance(getattr(self, name), str):
-                raise WorkbenchError(f"`{name}` (={getattr(self, name)!r}) must be text.")
+                raise WorkbenchError(f"`{name}` must be text, got {getattr(self, name)!r}.")
 
     @classmethod
-    def of(cls, config: TrainConfig, **asked: str | None) -> "Planned":
-        """The plan's line for `config`, with the key and the data as they are here."""
+    def of(cls, config: TrainConfig, **labels: str | None) -> "Planned":
+        """Make the line of a training, with the key and the data digest of this machine.
+
+        Args:
+            config: The configuration.
+            **labels: study, mode, role, arm and owner. The default arm is the model.
+        """
         config, digest = planned(config), source_digest(config)
-        return cls(training_key(config, digest), config, digest, **{"arm": config.model, **asked})
+        return cls(training_key(config, digest), config, digest, **{"arm": config.model, **labels})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`trainings`, and the hash of the code that their keys were made with."""
+    """The trainings of a plan, and the hash of the code that made their keys."""
 
     code: str
     trainings: list[Planned]
 
 
 def check_identity(key: str, mode: str, study: str | None) -> None:
-    """Refuses what could not name a run of the store: these go into file names, tags and searches."""
+    """Check values that become file names, tags and searches of the store.
+
+    Raises:
+        WorkbenchError: For a key that is not 64 hex digits, an unknown mode, or a study name with other characters.
+    """
     if not isinstance(key, str) or not re.fullmatch("[0-9a-f]{64}", key):
-        raise WorkbenchError(f"`key` (={key!r}) must be 64 hex digits.")
+        raise WorkbenchError(f"`key` must be 64 hex digits, got {key!r}.")
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if study is not None and not (isinstance(study, str) and re.fullmatch(r"[\w .-]*", study)):
-        raise WorkbenchError(f"`study` (={study!r}) must be made of letters, digits, spaces, dots and dashes.")
+        raise WorkbenchError(f"`study` must be made of letters, digits, spaces, dots and dashes, got {study!r}.")
 
 
 def write_plan(file: str | Path, trainings: Iterable[Planned]) -> Path:
-    """Writes a plan, whole or not at all; a training that is asked for twice stands in it once.
+    """Write a plan, whole or not at all.
 
-    Raises: WorkbenchError where the file cannot be written.
+    Args:
+        file: The file. `~` is allowed.
+        trainings: The trainings. Of several with the same key and mode only the first is written.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        WorkbenchError: If the file cannot be written.
     """
-    once: dict[tuple[str, str], Planned] = {}
+    unique: dict[tuple[str, str], Planned] = {}
     for training in trainings:
-        once.setdefault((training.key, training.mode), training)
-    lines = [dataclasses.asdict(training) for training in once.values()]
+        unique.setdefault((training.key, training.mode), training)
+    lines = [dataclasses.asdict(training) for training in unique.values()]
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     header = {"plan": VERSION, "code": code_hash(), "torch": torch.__version__, "made": made, "trainings": len(lines)}
     text = "".join(json.dumps(line) + "\n" for line in (header, *lines))
@@ -87,24 +114,27 @@ def write_plan(file: str | Path, trainings: Iterable[Planned]) -> Path:
 
 
 def read_plan(file: str | Path) -> Plan:
-    """Reads and checks a plan.
+    """Read and check a plan.
 
-    Raises: WorkbenchError for a file that is missing, no plan, of a newer version, cut off, or has a line that is
-    none; the line is named.
+    Raises:
+        WorkbenchError: For a file that is missing, not a plan, of another version, or truncated. For a wrong line, with
+            its number.
     """
     path = Path(file).expanduser()
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"cannot read the plan {path} ({error}): write one with `study NAME --plan`.") from error
+        raise WorkbenchError(f"Cannot read the plan {path} ({error}). Write one with `study NAME --plan`.") from error
     header = _object(lines[0], path, 1) if lines else {}
     if header.get("plan") != VERSION:
         raise WorkbenchError(
-            f"{path} must be a plan of version {VERSION}, but its first line says {header.get('plan')}: write it again "
-            "with `study NAME --plan`, from the same code as here."
+            f"{path} must be a plan of version {VERSION}, got version {header.get('plan')} in its first line. Write it "
+            "again with `study NAME --plan`, from the same code as here."
         )
     if len(lines) - 1 != header.get("trainings"):
-        raise WorkbenchError(f"{path} has {len(lines) - 1} trainings, not {header.get('trainings')}: copy it again.")
+        raise WorkbenchError(
+            f"{path} must have {header.get('trainings')} trainings, got {len(lines) - 1}. Copy it again."
+        )
     return Plan(header.get("code", ""), [_planned(line, path, at) for at, line in enumerate(lines[1:], start=2)])
 
 
@@ -122,5 +152,7 @@ def _object(line: str, path: Path, at: int) -> dict:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise WorkbenchError(f"{path}, line {at} is no JSON object: write the plan again with `study NAME --plan`.")
+        raise WorkbenchError(
+            f"{path}, line {at}: This is not a JSON object. Write the plan again with `study NAME --plan`."
+        )
     return values

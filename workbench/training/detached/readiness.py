@@ -1,4 +1,7 @@
-"""Whether a plan can run on this machine: code, data, weights and every configuration, checked before anything runs."""
+"""Check that a plan can run on this machine: its code, data, weights and configurations.
+
+All checks come before the first training.
+"""
 
 import dataclasses
 import importlib.util
@@ -14,19 +17,19 @@ from workbench.training.setup import initial_model, steps_of
 
 
 def ready(plan: Plan, other_code: bool = False) -> list[Planned]:
-    """Return the plan's trainings, each once, with the keys that they have here.
+    """Return the trainings of a plan, each once, with their keys on this machine.
 
     Args:
-        plan: As it was read.
+        plan: The plan.
         other_code: Accept a plan that other code made.
 
     Raises:
-        WorkbenchError: For other code, data or weights than the plan's, and for a configuration that cannot run here.
+        WorkbenchError: If code, data or weights differ from the plan's, or if a configuration cannot run here.
     """
     if plan.code != code_hash() and not other_code:
         raise WorkbenchError(
-            f"the plan was made by code {plan.code}, and here is {code_hash()}: check out the same commit here, write "
-            "the plan with this one, or run it with --other-code, as trainings that the plan's study will not know."
+            f"The plan was made by code {plan.code}, but the code here is {code_hash()}. Check out the same commit, "
+            "write the plan again, or use --other-code (its study will not recognise the results)."
         )
     digests, trainings = {}, {}
     for training in plan.trainings:
@@ -38,14 +41,14 @@ def ready(plan: Plan, other_code: bool = False) -> list[Planned]:
             if digests[where] != training.data_digest:
                 raise WorkbenchError(
                     f"`data` (={config.data}) has the digest {digests[where]} here and {training.data_digest} in the "
-                    "plan: bring the same files, or write the plan where these are."
+                    "plan. Copy the same files to this machine, or write the plan again with these files."
                 )
             _refuse_what_cannot_run(config)
             key = training_key(config, digests[where])
             if key != training.key and plan.code == code_hash():
                 raise WorkbenchError(
-                    f"its key is {key[:16]} here and {training.key[:16]} in the plan: bring the same weights to start "
-                    "from, and leave the plan's lines as they were written."
+                    f"its key is {key[:16]} here and {training.key[:16]} in the plan. Copy the same initial weights to "
+                    "this machine, and do not edit the lines of the plan."
                 )
         except WorkbenchError as error:
             raise WorkbenchError(f"{config.name} of the plan cannot run here: {error}") from error
@@ -57,7 +60,9 @@ def _refuse_what_cannot_run(config: TrainConfig) -> None:
     data = source(config)
     steps_of(config, len(data.train))
     if config.curvature_every and importlib.util.find_spec("scipy") is None:
-        raise WorkbenchError("`curvature_every` needs scipy: `pip install scipy` here, or leave it out.")
+        raise WorkbenchError(
+            f"`curvature_every` (={config.curvature_every}) needs scipy. Run `pip install scipy`, or leave it out."
+        )
     with torch.random.fork_rng(devices=[]):
         if config.weights is not None:
             initial_model(config, data)

@@ -1,6 +1,6 @@
-"""What a detached run leaves behind, read: a line for each training, and the tables that it asked for.
+"""Read the results of a detached run: a line for each training, and its tables.
 
-Nothing in these files is executed. A damaged line is reported and the others are read.
+Nothing in these files is executed. A damaged line is reported, and the other lines are read.
 """
 
 import dataclasses
@@ -25,12 +25,18 @@ _RESULT = {field.name for field in dataclasses.fields(TrainResult)}
 
 @dataclass(frozen=True)
 class Record:
-    """A result with what its plan says of it.
+    """A result with the labels of its plan.
 
     Attributes:
+        result: The result.
+        study: See `Planned`, as for mode, role, arm and owner.
+        mode: See `Planned`.
+        role: See `Planned`.
+        arm: See `Planned`.
+        owner: See `Planned`.
         started: Seconds since 1970, on the node's clock.
-        ended: As `started`.
-        tables: {name: hash of the file} of what the training measured of itself.
+        ended: Seconds since 1970, on the node's clock.
+        tables: {name: hash of the file} for each table of the training.
     """
 
     result: TrainResult
@@ -44,7 +50,7 @@ class Record:
     tables: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Write one line: the fields of the result, and those of the record."""
+        """Return one line: the fields of the result and of the record."""
         values = dataclasses.asdict(self)
         return json.dumps(values.pop("result") | values)
 
@@ -53,7 +59,7 @@ class Record:
         """Read one line.
 
         Raises:
-            WorkbenchError: For a line that is no result.
+            WorkbenchError: For a line that is not a result.
         """
         try:
             values = json.loads(text)
@@ -61,18 +67,18 @@ class Record:
             record = cls(result, **{k: v for k, v in values.items() if k not in _RESULT})
             check_identity(result.key, record.mode, record.study)
             if not all(isinstance(row["step"], int) for row in result.history):
-                raise WorkbenchError("its history has rows without a step.")
+                raise WorkbenchError("Its history has rows without a step.")
             if not all(re.fullmatch(r"\w+", name) for name in record.tables):  # they become paths
-                raise WorkbenchError(f"`tables` (={list(record.tables)}) must be names of letters and digits.")
+                raise WorkbenchError(f"`tables` must have names of letters and digits, got {list(record.tables)}.")
             return dataclasses.replace(record, started=float(record.started), ended=float(record.ended))
         except WorkbenchError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WorkbenchError(f"it is no result ({type(error).__name__}: {error}).") from error
+            raise WorkbenchError(f"It is not a result ({type(error).__name__}: {error}).") from error
 
 
 def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
-    """Yield every line of the results with its place ("results.jsonl, line 3"); a damaged one as its error."""
+    """Yield the place ("results.jsonl, line 3") and the record of every line, or the error of a damaged line."""
     for file in numbered(folder, RESULTS):
         for at, line in enumerate(file.read_bytes().split(b"\n"), start=1):
             if not line:
@@ -84,12 +90,19 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
 
 
 def table_file(folder: Path, key: str, name: str) -> Path:
-    """Return where a table of a training lies."""
+    """Return the file of a training's table."""
     return folder / "tables" / key / f"{name}.parquet"
 
 
 def tables_of(folder: Path, record: Record) -> dict[str, pd.DataFrame]:
-    """Read what a training measured of itself: {name: table}, as the training gave it.
+    """Read the tables of a training.
+
+    Args:
+        folder: The folder of the run.
+        record: The line of the training.
+
+    Returns:
+        {name: table}, as the training measured it.
 
     Raises:
         WorkbenchError: For a table that is missing or damaged.
@@ -103,11 +116,11 @@ def tables_of(folder: Path, record: Record) -> dict[str, pd.DataFrame]:
     return tables or _first_edition_tables(folder, record.result.key)
 
 
-# ---- folders of the first edition: files of at most 16 MiB, and each table holds the rows of all trainings
+# ---- folders of the first edition: files of at most 16 MiB, and one table holds the rows of all trainings
 
 
 def numbered(folder: Path, name: str) -> list[Path]:
-    """List NAME.suffix, NAME-2.suffix, ... in this order. Only the first edition wrote more than one."""
+    """Return the files NAME.suffix, NAME-2.suffix, ... in this order. Only the first edition wrote more than one."""
     stem, suffix = name.split(".")
     pattern = re.compile(rf"{re.escape(stem)}(?:-(\d+))?\.{suffix}")
     by_number = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
@@ -120,7 +133,9 @@ def _first_edition_tables(folder: Path, key: str) -> dict[str, pd.DataFrame]:
         try:
             parts = [pd.read_parquet(f, filters=[("key", "=", key)]) for f in numbered(folder, f"{name}.parquet")]
         except (pa.ArrowException, OSError) as error:
-            raise WorkbenchError(f"{name}.parquet cannot be read ({str(error).splitlines()[0]}).") from error
+            raise WorkbenchError(
+                f"{name}.parquet cannot be read ({str(error).splitlines()[0]}). Copy it again."
+            ) from error
         table = pd.concat(parts, ignore_index=True)
         if len(table):
             tables[name] = table.drop(columns="key")

@@ -1,9 +1,9 @@
-"""The folder of a detached run, and how a result gets into it.
+"""The folder of a detached run, and how results are written to it.
 
-results.jsonl             one line a finished training, written at once and forced to disk
-tables/KEY/NAME.parquet   what a training measured of itself; its line has the hashes
-checkpoints/KEY/step-*    of the trainings under way
-history.parquet           the histories of all lines as one tidy table, made when a run ends
+results.jsonl             one line per finished training, written at once and forced to disk
+tables/KEY/NAME.parquet   the tables of a training; its line has the hashes
+checkpoints/KEY/step-*    checkpoints of unfinished trainings
+history.parquet           the histories of all lines as one tidy table, written when a run ends
 """
 
 import contextlib
@@ -29,12 +29,15 @@ POLL = 0.2  # seconds between looks at a lock
 
 
 class Results:
-    """The folder, made where it does not exist, and held by one process at a time.
+    """The folder of a run, created if needed, and held by one process at a time.
 
-    The lock is inherited by the workers. So it outlasts a process that was killed until its workers have saved.
+    The workers inherit the lock. So if the process is killed, the lock stays until its workers have saved.
+
+    Args:
+        folder: The folder.
 
     Raises:
-        WorkbenchError: Where another process holds it, and where it cannot be written.
+        WorkbenchError: If another process holds the folder, or if it cannot be written.
     """
 
     def __init__(self, folder: str | Path):
@@ -43,9 +46,9 @@ class Results:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / LOCK, "a+")  # noqa: SIM115, held until `close`
         except OSError as error:
-            raise WorkbenchError(f"cannot write to {self.folder} ({error.strerror}): choose another --out.") from error
+            raise WorkbenchError(f"Cannot write to {self.folder} ({error.strerror}). Choose another --out.") from error
         self._hold()
-        for part in self.folder.rglob(".[0-9]*-*"):  # what a process that was killed had not finished writing
+        for part in self.folder.rglob(".[0-9]*-*"):  # unfinished files of a process that was killed
             part.unlink()
         _cut_torn_line(self.folder / RESULTS)
         self.records: dict[str, Record] = {}
@@ -64,10 +67,10 @@ class Results:
                         f"{self.folder} is in use by {holder or 'another process'}. Wait for it, end it, or choose "
                         "another --out."
                     )
-                time.sleep(POLL)  # its workers notice, save, and end
+                time.sleep(POLL)  # the workers of the ended process notice, save, and end
         except OSError as error:
             raise WorkbenchError(
-                f"{self.folder} cannot be locked ({error.strerror}): choose an --out on another file system."
+                f"{self.folder} cannot be locked ({error.strerror}). Choose an --out on another file system."
             ) from error
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -86,7 +89,7 @@ class Results:
         return self._lock.fileno()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._lock.close()
 
     def checkpoints(self, key: str) -> Path:
@@ -94,11 +97,11 @@ class Results:
         return self.folder / "checkpoints" / key
 
     def finished(self, key: str) -> bool:
-        """Whether the training is done. One that failed is not."""
+        """Return whether the training is complete or diverged. A failed training is not finished."""
         return key in self.records and self.records[key].result.outcome in FINISHED
 
     def add(self, record: Record, tables: dict[str, pd.DataFrame]) -> None:
-        """Keep a training's tables, then its line; then remove its checkpoints, unless it failed."""
+        """Write the tables of a training, then its line, then remove its checkpoints unless it failed."""
         key, hashes = record.result.key, {}
         for name, table in tables.items():
             file = table_file(self.folder, key, name)
@@ -109,7 +112,10 @@ class Results:
         self._remember(record)
 
     def write_history(self) -> None:
-        """Write the tidy table of all histories: key, config_id, arm, then a row's columns; one row an evaluation."""
+        """Write the tidy table of all histories, one row per evaluation.
+
+        Columns: key, config_id, arm, and those of a history row.
+        """
         rows = [
             {"key": record.result.key, "config_id": config_id(record.result.config), "arm": record.arm, **row}
             for record in self.records.values()
@@ -126,7 +132,7 @@ class Results:
 
 
 def _is_gone(holder: str) -> bool:
-    """Whether the holder, as `_hold` wrote it, was a process of this machine that has ended."""
+    """Return whether the holder, as `_hold` wrote it, was a process of this machine that has ended."""
     match = re.fullmatch(r"process (\d+) on (.*)", holder)
     if match is None or match[2] != platform.node():
         return False
@@ -140,7 +146,7 @@ def _is_gone(holder: str) -> bool:
 
 
 def _cut_torn_line(file: Path) -> None:
-    """Take away what a process that was killed had written of its last line."""
+    """Remove an incomplete last line, which a process that was killed leaves behind."""
     data = file.read_bytes() if file.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
@@ -151,7 +157,7 @@ def _append_to_disk(file: Path, line: bytes) -> None:
     """Append a line and force it to disk.
 
     Raises:
-        WorkbenchError: Where that fails. The file is then as it was.
+        WorkbenchError: If that fails. The file is then unchanged.
     """
     is_new = not file.exists()
     size = 0 if is_new else file.stat().st_size
@@ -168,4 +174,4 @@ def _append_to_disk(file: Path, line: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.truncate(file, size)
-        raise WorkbenchError(f"cannot write {file} ({error.strerror}): make room and start again.") from error
+        raise WorkbenchError(f"Cannot write {file} ({error.strerror}). Free disk space and start again.") from error

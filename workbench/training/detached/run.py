@@ -1,7 +1,7 @@
-"""Runs a plan on a machine that has only what stands below the wall: on all of its GPUs, resumable, into one folder.
+"""Run a plan on all GPUs of a machine without tracking, into one folder, and resume it after interruptions.
 
-This process hands out trainings to the pool and writes the results. The workers write the checkpoints. What the folder
-holds is enough to go on after any interruption.
+This process gives trainings to the pool and writes the results. The workers write the checkpoints. The folder contains
+everything that is needed to continue after an interruption.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from workbench.training.distributed import World
 from workbench.training.setup import pick_device
 from workbench.training.worker_task import CHECKPOINT_SECONDS, TASK
 
-STATUS_SECONDS = 60.0  # between lines on what runs, where there is no terminal for a bar
-LOADERS = 16  # processes that decode streamed images for one training, at most
+STATUS_SECONDS = 60.0  # between status lines, if there is no terminal for a progress bar
+LOADERS = 16  # largest number of processes that decode streamed images for one training
 
 
 @dataclass
 class Summary:
-    """What a run did.
+    """The outcome of a run.
 
     Attributes:
         known: Trainings that were finished before.
         done: Trainings that finished now.
-        left: Trainings that are still to do.
-        failed: Name and cause of each that failed.
-        packed: The tar of the folder, where one was asked for.
+        left: Trainings that are not finished.
+        failed: Name and cause of each training that failed.
+        packed: The tar of the folder, or None.
     """
 
     known: int = 0
@@ -66,29 +66,34 @@ def run_plan(
     pack: bool = False,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Train what `out` does not hold yet.
+    """Run all trainings of a plan that `out` does not contain yet.
 
     Args:
         file: The plan.
         out: The folder of results and checkpoints.
         device: auto and cuda (all GPUs), cuda:1, cpu or mps.
-        workers: Trainings at a time. None: one a GPU, or one.
-        keep_weights: Whether the final weights go into `out`, too.
-        limit_minutes: Minutes until the trainings under way write their checkpoints and stop.
+        workers: Trainings at the same time. None: one per GPU, or one.
+        keep_weights: Also write the final weights to `out`.
+        limit_minutes: Minutes until the running trainings write their checkpoints and stop.
         other_code: Run a plan that other code made. The keys are then those of the code here.
         checkpoint_seconds: Seconds between checkpoints.
         pack: Write a tar of `out` next to it at the end.
-        asked_to_stop: Asked several times a second. True stops as `limit_minutes` does.
+        asked_to_stop: Called several times per second. If it returns True, the run stops as after `limit_minutes`.
+
+    Returns:
+        The numbers of trainings that are done, failed and left.
 
     Raises:
-        WorkbenchError: Before anything runs, where plan, code, data, device or folder do not serve.
+        WorkbenchError: Before anything runs, if plan, code, data, device or folder cannot be used.
     """
-    if World.from_environment().size > 1:
-        raise WorkbenchError("a plan is spread over the GPUs by itself: start it once, without torchrun.")
+    if (size := World.from_environment().size) > 1:
+        raise WorkbenchError(
+            f"A plan must be started once, without torchrun, got WORLD_SIZE={size}. It uses all GPUs by itself."
+        )
     if limit_minutes is not None and not limit_minutes > 0:
-        raise WorkbenchError(f"`limit_minutes` (={limit_minutes}) must be above 0.")
+        raise WorkbenchError(f"`limit_minutes` must be above 0, got {limit_minutes}.")
     if not checkpoint_seconds > 0:
-        raise WorkbenchError(f"`checkpoint_seconds` (={checkpoint_seconds}) must be above 0.")
+        raise WorkbenchError(f"`checkpoint_seconds` must be above 0, got {checkpoint_seconds}.")
     deadline = time.monotonic() + 60 * limit_minutes if limit_minutes is not None else float("inf")
     kind, places = seats_on(device, workers)
     trainings = ready(read_plan(file), other_code)
@@ -104,13 +109,17 @@ def run_plan(
 
 
 def seats_on(device: str, workers: int | None) -> tuple[str, list[Seat]]:
-    """Return the kind of device, and as many seats on it as `workers`, else one a GPU.
+    """Return the kind of device, and the seats on it.
+
+    Args:
+        device: auto and cuda (all GPUs), cuda:1, cpu or mps.
+        workers: Number of seats. None: one per GPU, or one.
 
     Raises:
-        WorkbenchError: For a device that this machine lacks, and for fewer workers than one.
+        WorkbenchError: For a device that this machine lacks, and for fewer than one worker.
     """
     if workers is not None and workers < 1:
-        raise WorkbenchError(f"`workers` (={workers}) must be at least 1.")
+        raise WorkbenchError(f"`workers` must be at least 1, got {workers}.")
     chosen = pick_device(device)
     gpus = visible_gpus() if chosen.type == "cuda" else []
     if ":" in device:
@@ -119,13 +128,19 @@ def seats_on(device: str, workers: int | None) -> tuple[str, list[Seat]]:
 
 
 def placed(config: TrainConfig, kind: str, places: int) -> TrainConfig:
-    """Return the same training, on this kind of device and with its share of the cores."""
+    """Return the configuration on this kind of device, with its share of the cores for streamed images.
+
+    Args:
+        config: The configuration.
+        kind: cuda, cpu or mps.
+        places: Trainings at the same time.
+    """
     loaders = {"workers": min(LOADERS, max(1, cores() // places))} if config.stream else {}
     return config.replace(device=kind, progress=False, **loaders)
 
 
 class _Run:
-    """One start of a plan: which trainings run, and what comes of each."""
+    """One start of a plan: it hands out the trainings and collects their results."""
 
     def __init__(
         self, results: Results, trainings: list[Planned], kind: str, places: list[Seat], keep: bool, seconds: float
@@ -135,16 +150,17 @@ class _Run:
         self.pending = deque(training for training in trainings if not results.finished(training.key))
         self.summary = Summary(known=self.planned - len(self.pending))
         self.pool = Pool(places, on_retry=self._retrying, inherit=[results.descriptor])
-        self.running: dict[str, tuple[Planned, float]] = {}  # by key, with the time of the start
+        self.running: dict[str, tuple[Planned, float]] = {}  # by key, with the start time
         self.steps: dict[str, int] = {}
         self.tables: dict[str, dict[str, pd.DataFrame]] = {}
         self.reported = time.monotonic()
         self.bar = tqdm(total=self.planned, initial=self.summary.known, unit="run", desc="trainings", disable=None)
 
     def run(self, stop: Callable[[], bool]) -> Summary:
+        """Run until all trainings are done, or until `stop` returns True."""
         half = sum(self.results.checkpoints(training.key).is_dir() for training in self.pending)
-        counts = f"{self.planned} trainings, {self.summary.known} of them finished before, {half} half-done"
-        self._say(f"{counts}; {self.pool.workers} at a time on {self.kind}" if self.pending else counts)
+        counts = f"{self.planned} trainings, {self.summary.known} finished before, {half} half-done"
+        self._report(f"{counts}; {self.pool.workers} at the same time on {self.kind}" if self.pending else counts)
         try:
             while (self.pending or self.running) and not stop():
                 while self.pending and self.pool.has_room():
@@ -152,7 +168,7 @@ class _Run:
                 if (outcome := self.pool.wait(until=stop)) is not None:
                     self._ended(outcome)
             if self.running:
-                self._say(f"stopping: {len(self.running)} trainings write their checkpoints")
+                self._report(f"stopping: {len(self.running)} trainings write their checkpoints")
                 self.pool.interrupt()
             while (outcome := self.pool.wait()) is not None:
                 self._ended(outcome)
@@ -178,13 +194,13 @@ class _Run:
                 training.key,
                 TASK,
                 arguments,
-                on_message=partial(self._hear, training.key),
+                on_message=partial(self._on_message, training.key),
                 environment={CHECKPOINT_SECONDS: str(self.seconds)},
             )
         )
         self.bar.set_postfix_str(self._under_way())
 
-    def _hear(self, key: str, message: tuple) -> None:
+    def _on_message(self, key: str, message: tuple) -> None:
         kind, *content = message
         if kind == "table":
             name, self.tables[key][name] = content
@@ -192,7 +208,7 @@ class _Run:
         self.steps[key] = content[0]["step"]
         self.bar.set_postfix_str(self._under_way())
         if self.bar.disable and time.monotonic() - self.reported >= STATUS_SECONDS:
-            self._say(f"running: {self._under_way()}")
+            self._report(f"running: {self._under_way()}")
             self.reported = time.monotonic()
 
     def _ended(self, outcome: Outcome) -> None:
@@ -208,7 +224,7 @@ class _Run:
             self.summary.done += 1
             self.bar.update()
             accuracy = f"val_acc {result.metrics['val_acc']:.4f}" if result.outcome == "complete" else result.cause
-            self._say(f"{result.outcome}: {result.config.name}, {accuracy}, {result.seconds:.0f} s")
+            self._report(f"{result.outcome}: {result.config.name}, {accuracy}, {result.seconds:.0f} s")
 
     def _failed(self, training: Planned, started: float, cause: str) -> None:
         known = {"versions": {"torch": torch.__version__}, "data_digest": training.data_digest, "code": code_hash()}
@@ -216,21 +232,21 @@ class _Run:
         self.results.add(_record(training, result, started), {})
         self.summary.failed.append(f"{training.config.name}: {cause}")
         self.bar.update()
-        self._say(f"failed: {training.config.name}: {cause}")
+        self._report(f"failed: {training.config.name}: {cause}")
 
     def _retrying(self, task: Task, cause: str) -> None:
         training, _ = self.running[task.name]
-        self._say(f"once more: {training.config.name}, for {cause}")
+        self._report(f"trying again: {training.config.name} ({cause})")
 
     def _under_way(self) -> str:
         return "; ".join(f"{t.config.name} step {self.steps[key]}" for key, (t, _) in self.running.items())
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         done = self.summary.known + self.summary.done + len(self.summary.failed)
         self.bar.write(f"{time.strftime('%H:%M:%S')} {done}/{self.planned} {text}", file=sys.stderr)
         sys.stderr.flush()
 
 
 def _record(training: Planned, result: TrainResult, started: float) -> Record:
-    asked = {name: getattr(training, name) for name in ("study", "mode", "role", "arm", "owner")}
-    return Record(result, started=started, ended=time.time(), **asked)
+    labels = {name: getattr(training, name) for name in ("study", "mode", "role", "arm", "owner")}
+    return Record(result, started=started, ended=time.time(), **labels)

@@ -1,4 +1,4 @@
-"""One tar of a detached run's folder: written when the run ends, and read by an import."""
+"""Pack the folder of a detached run into a tar when the run ends, and unpack it for an import."""
 
 import contextlib
 import tarfile
@@ -13,12 +13,12 @@ from workbench.training.detached.results import LOCK
 
 
 def pack_folder(folder: Path) -> Path:
-    """Write FOLDER.tar next to the folder, whole or not at all: results, tables, weights and checkpoints.
+    """Write FOLDER.tar next to the folder, whole or not at all.
 
-    The results come last, so that a tar that was cut off is none.
+    It contains results, tables, weights and checkpoints. The results come last, so a truncated tar has no results.
 
     Raises:
-        WorkbenchError: Where the tar cannot be written.
+        WorkbenchError: If the tar cannot be written.
     """
 
     def write(path: Path) -> None:
@@ -32,11 +32,11 @@ def pack_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def unpacked(file: Path) -> Iterator[Path]:
-    """Unpack the results and tables in a tar into a temporary folder. Checkpoints and weights stay in the tar.
+    """Unpack results and tables of a tar into a temporary folder. Checkpoints and weights stay in the tar.
 
     Raises:
-        WorkbenchError: For a file that is no whole tar of a detached run, and for a tar with a link, or with a member
-            that would lie outside the folder.
+        WorkbenchError: If the file is not a complete tar of a detached run, or if it contains a link or a member
+            outside its folder.
     """
     with tempfile.TemporaryDirectory() as scratch:
         top = Path(scratch) / file.stem
@@ -52,7 +52,9 @@ def unpacked(file: Path) -> Iterator[Path]:
             ) from error
         holders = [results.parent for results in top.rglob(RESULTS)]
         if len(holders) != 1:
-            raise WorkbenchError(f"{file} must contain {RESULTS} once, not {len(holders)} times. Pack it with --pack.")
+            raise WorkbenchError(
+                f"{file} must contain {RESULTS} once, got {len(holders)}. Pack the folder with --pack."
+            )
         yield holders[0]
 
 
@@ -61,5 +63,5 @@ def _refuse_unsafe(file: Path, members: list[tarfile.TarInfo]) -> None:
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
             raise WorkbenchError(
-                f"{file} contains {member.name}, which is a link or lies outside the folder. Import what --pack wrote."
+                f"{file} contains {member.name}, which is a link or outside the folder. Import a tar that --pack wrote."
             )
