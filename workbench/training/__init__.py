@@ -1,4 +1,4 @@
-"""A frozen configuration in, a result as data out; knows nothing of tracking."""
+"""Train from a frozen configuration and return the result as data, without any tracking."""
 
 from workbench.training.config import TrainConfig, TrainResult, code_hash, config_id, planned, training_key
 from workbench.training.loop import train

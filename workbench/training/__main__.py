@@ -1,7 +1,11 @@
-"""`python -m workbench.training plan.jsonl --out DIR`: a plan's trainings, on a machine without tracking.
+"""Run the trainings of a plan on a machine without tracking.
 
-Exit code 0: all are done, or the time given is up; 1: some failed; 2: nothing could begin; 130 and 143: stopped by
-Ctrl-C and TERM, with checkpoints.
+`python -m workbench.training plan.jsonl --out DIR` ends with one of these exit codes:
+
+    0          all trainings are done, or the time limit has passed
+    1          some trainings failed
+    2          nothing could start
+    130, 143   stopped by Ctrl-C or TERM, with checkpoints
 """
 
 import argparse
@@ -13,31 +17,34 @@ from workbench.training.detached.run import run_plan
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     cli = argparse.ArgumentParser(
         prog="python -m workbench.training",
-        description="Run a plan's trainings on all GPUs of this machine. Started again with the same --out it goes on.",
+        description="Run the trainings of a plan on all GPUs of this machine. To continue, start it again with the "
+        "same --out.",
     )
-    cli.add_argument("plan", help="written by `workbench study NAME --plan FILE`")
-    cli.add_argument("--out", required=True, metavar="DIR", help="for the results; `workbench import DIR` takes them")
+    cli.add_argument("plan", help="file that `workbench study NAME --plan FILE` wrote")
+    cli.add_argument("--out", required=True, metavar="DIR", help="folder of the results, for `workbench import DIR`")
+    cli.add_argument("--pack", action="store_true", help="write DIR.tar at the end, for `workbench import DIR.tar`")
+    cli.add_argument("--device", default="auto", help="auto, cuda (all GPUs), cuda:1, cpu or mps")
     cli.add_argument(
-        "--pack", action="store_true", help="write DIR.tar at the end; `workbench import DIR.tar` takes it"
+        "--workers", type=int, metavar="N", help="trainings at the same time (default: one per GPU, or one)"
     )
-    cli.add_argument("--device", default="auto", help="auto, cuda (all GPUs), cuda:1, cpu, mps")
-    cli.add_argument("--workers", type=int, metavar="N", help="trainings at a time; default: one a GPU, or one")
-    cli.add_argument("--keep-weights", action="store_true", help="final weights into DIR, too, whatever their size")
-    cli.add_argument("--limit-minutes", type=float, metavar="M", help="then checkpoint what is under way and stop")
-    cli.add_argument("--checkpoint-seconds", type=float, metavar="S", default=60.0, help="between checkpoints")
+    cli.add_argument("--keep-weights", action="store_true", help="also write the final weights to DIR, of any size")
+    cli.add_argument(
+        "--limit-minutes", type=float, metavar="M", help="after M minutes write checkpoints of what runs, and stop"
+    )
+    cli.add_argument("--checkpoint-seconds", type=float, metavar="S", default=60.0, help="seconds between checkpoints")
     cli.add_argument(
         "--other-code",
         action="store_true",
-        help="run a plan that other code has made; its study will not know the results",
+        help="run a plan that was made by other code; its study will not recognise the results",
     )
     return cli
 
 
 class _Interrupts:
-    """Ctrl-C and TERM: the first asks to stop, the second stops at once."""
+    """Handles Ctrl-C and TERM: the first requests a stop, the second stops at once."""
 
     def __init__(self):
         self.number = 0
@@ -51,7 +58,7 @@ class _Interrupts:
 
 
 def main() -> int:
-    """Runs the command line; returns its exit code."""
+    """Run the command line and return its exit code."""
     options = vars(parser().parse_args())
     interrupts = _Interrupts()
     try:
@@ -63,7 +70,7 @@ def main() -> int:
         return 2
     print(
         f"{summary.done} trained, {summary.known} finished before, {len(summary.failed)} failed, {summary.left} left"
-        + (": the same command goes on from there" if summary.left else "")
+        + (". Run the same command again to continue." if summary.left else "")
     )
     if summary.packed is not None:
         print(f"packed: {summary.packed}")

@@ -1,4 +1,4 @@
-"""The parts of one training, put together from its configuration and its images."""
+"""Build the parts of one training from its configuration and its images."""
 
 import math
 import time
@@ -23,7 +23,16 @@ from workbench.training.watch import LossWatch
 
 
 class Training:
-    """The parts that the loop moves, and the history that they make."""
+    """The parts of a training that the loop uses, and the history.
+
+    Args:
+        config: The configuration.
+        data: The images.
+        world: The processes of the training.
+        device: Where the network is.
+        total_steps: Steps of the whole training.
+        observers: Called before the measurements of the configuration.
+    """
 
     def __init__(
         self,
@@ -40,11 +49,18 @@ class Training:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(seed_for(config.seed, "init"))
-        self.model = initial_model(config, data).to(device, memory_format=layout(config.precision, device))
+        memory_format = layout(config.precision, device)
+        self.model = initial_model(config, data).to(  # pyright: ignore[reportCallIssue]  # the stub lacks memory_format
+            device, memory_format=memory_format
+        )
         net = world.wrapped(Bfloat16Copies(self.model) if config.precision == "bfloat16_copies" else self.model)
         self.update = Update(self.model, config, total_steps)
         self.gradients = Gradients(self.model, net, config, world, device)
-        self.inputs = (StreamedInputs if config.stream else Inputs)(config, data, world, device)
+        self.inputs: Inputs | StreamedInputs
+        if isinstance(data, ImageFolder):
+            self.inputs = StreamedInputs(config, data, world, device)
+        else:
+            self.inputs = Inputs(config, data, world, device)
         n = len(self.inputs.train)
         self.eval_every = config.eval_every or max(1, min(n // config.batch_size, total_steps // 4))
         self.losses = LossWatch(DIVERGED_SHARE * math.log(len(data.classes)), every=1 if device.type == "cpu" else 10)
@@ -55,15 +71,15 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the training took so far, also before it was killed."""
+        """Seconds of the training so far, also before an interruption."""
         return time.perf_counter() - self._started
 
     def evaluates(self, step: int) -> bool:
-        """Whether this step ends with a row of the history."""
+        """Return whether this step ends with a row of the history."""
         return step % self.eval_every == 0 or step == self.total_steps
 
     def scores(self) -> dict[str, float]:
-        """Loss and accuracy on the validation split, of the weights and of their average."""
+        """Return loss and accuracy on the validation split, of the weights and of their average."""
         val_loss, val_acc = evaluate(self.model, self.inputs.val())
         scores = {"val_loss": val_loss, "val_acc": val_acc}
         if self.update.ema is not None:
@@ -89,12 +105,13 @@ class Training:
         return row
 
     def state_dict(self) -> dict:
-        """All that the steps so far leave behind, but the weights."""
+        """Return all state after the steps so far, except the weights."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         unreadable = sorted(self.inputs.unreadable)
         return {"history": self.history, "seconds": self.seconds, "unreadable": unreadable, **state}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
         self.history = state["history"]
         self._started -= state["seconds"]
         self.inputs.unreadable.update(state["unreadable"])

@@ -1,5 +1,6 @@
-"""Why a training diverged: the parameter in which what is not finite arose, or the one that its gradient pulls most.
+"""Find out why a training diverged, and name the parameter.
 
+It is the parameter in which a value that is not finite arose, or the one with the largest ratio of gradient to weight.
 Source of the ratio: NFNet paper, section 3, |G_i| / max(|W_i|, eps), the largest over the units of a parameter.
 """
 
@@ -12,23 +13,33 @@ from torch import Tensor, nn
 from workbench.optim.agc import unitwise_norm
 from workbench.training.watch import LossWatch
 
-Calls = list[tuple[str, list[str], bool]]  # module, its own parameters, whether its output was finite
+Calls = list[tuple[str, list[str], bool]]  # path of the module, its direct parameters, whether its output was finite
 
 
 def gradient_norms(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm of each parameter's gradient, (P,), on the device; 0 where there is none. A few operations in all, and
-    nothing waits."""
+    """Return the norm of each parameter's gradient, (P,) on the device, or 0 for a missing gradient.
+
+    It takes a few operations for all parameters and does not wait for the device.
+    """
     norms = [parameters[0].new_zeros(())] * len(parameters)
-    at = [i for i, p in enumerate(parameters) if p.grad is not None]
-    for i, norm in zip(at, torch._foreach_norm([parameters[i].grad for i in at]), strict=True):
+    grads = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}
+    foreach_norm = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name for it
+    for i, norm in zip(grads, foreach_norm(list(grads.values())), strict=True):
         norms[i] = norm
     return torch.stack(norms)
 
 
 @torch.no_grad()
 def largest_ratios(model: nn.Module, eps: float = 1e-3) -> Tensor:
-    """Of each parameter the largest |G_i| / max(|W_i|, eps) over its units, as AGC measures it, (P,) on the device; 0
-    where there is no gradient."""
+    """Return for each parameter the largest |G_i| / max(|W_i|, eps) over its units, as AGC measures it.
+
+    Args:
+        model: The network.
+        eps: Lower bound on the weight norm of a unit.
+
+    Returns:
+        (P,) on the device, or 0 for a missing gradient.
+    """
     zero = next(model.parameters()).new_zeros(())
     return torch.stack(
         [
@@ -39,7 +50,7 @@ def largest_ratios(model: nn.Module, eps: float = 1e-3) -> Tensor:
 
 
 def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:
-    """Runs, and lists the modules with parameters of their own in the order in which they were done."""
+    """Call `run`, and list the modules with direct parameters in the order in which they finished."""
     seen: dict[str, tuple[list[str], Tensor]] = {}
     hooks = []
     for path, module in model.named_modules():
@@ -60,19 +71,21 @@ def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:
 
 
 def cause_of_step(model: nn.Module, losses: LossWatch, again: Callable[[], object], eps: float) -> str:
-    """The cause of a divergence in a sentence, with its step and its parameter.
+    """Describe the cause of a divergence in one sentence, with its step and its parameter.
 
-    The rule: what is not finite is named where it arose, in the direction in which it spread. A loss that is not finite
-    came up the forward pass, so the first module whose output is not finite is named, by its first parameter. Where the
-    loss is finite and gradients are not, they came down the backward pass: of these the parameter nearest to the loss.
-    Where all is finite and the loss is above its limit, the suspect is the parameter with the largest ratio of gradient
-    to weight over units.
+    The parameter is the one in which the problem arose:
+
+    - The loss is not finite: it spread up the forward pass. The cause is the first module whose output is not finite,
+      named by its first parameter.
+    - Only gradients are not finite: they spread down the backward pass. The cause is the parameter nearest to the loss.
+    - All is finite, but the loss is above its limit: the suspect is the parameter with the largest ratio of gradient to
+      weight over its units.
 
     Args:
-        model: The network, with the weights that the step had.
-        losses: Has seen the step fail; its norms are in the order of `model.parameters()`.
-        again: Does the step's forward and backward again.
-        eps: AGC's floor of a unit's weight norm.
+        model: The network, with the weights of the step.
+        losses: Has seen the step fail. Its norms are in the order of `model.parameters()`.
+        again: Runs forward and backward of the step again.
+        eps: AGC's lower bound on the weight norm of a unit.
     """
     step, loss, limit = losses.step, losses.loss, losses.limit
     calls = calls_of(model, again)
@@ -84,6 +97,7 @@ def cause_of_step(model: nn.Module, losses: LossWatch, again: Callable[[], objec
         parts.append(f"training loss {loss:.9g} at step {step}")
         if math.isfinite(loss):
             parts[0] += f" is above {limit:.4g}"
+    assert losses.norms is not None  # set when a step fails
     pairs = zip(model.named_parameters(), losses.norms.tolist(), strict=True)
     bad = {name for (name, _), norm in pairs if not math.isfinite(norm)}
     if bad:
@@ -95,19 +109,26 @@ def cause_of_step(model: nn.Module, losses: LossWatch, again: Callable[[], objec
         ratios = dict(
             zip((name for name, _ in model.named_parameters()), largest_ratios(model, eps).tolist(), strict=True)
         )
-        worst = max(ratios, key=ratios.get)
+        worst = max(ratios, key=lambda name: ratios[name])
         parts.append(f"largest gradient for its weight: {worst}, ratio {ratios[worst]:.3g}")
     return "; ".join(parts)
 
 
 def cause_of_evaluation(model: nn.Module, step: int, loss: float, again: Callable[[], object]) -> str:
-    """The same for a validation loss that is not finite behind a step whose own loss was."""
+    """Describe the cause of a validation loss that is not finite after a step with a finite loss.
+
+    Args:
+        model: The network.
+        step: The step before the evaluation.
+        loss: The validation loss.
+        again: Runs the evaluation again.
+    """
     name = _broken_parameter(model, calls_of(model, again))
     return f"validation loss {loss:.9g} at step {step}" + (f": not finite first in {name}" if name else "")
 
 
 def _broken_parameter(model: nn.Module, calls: Calls) -> str | None:
-    """Of the first module whose output is not finite: the parameter that is not, else its first."""
+    """Return the parameter of the first module whose output is not finite: one that is not finite, else its first."""
     values = dict(model.named_parameters())
     for _, params, finite in calls:
         if not finite:
@@ -116,7 +137,7 @@ def _broken_parameter(model: nn.Module, calls: Calls) -> str | None:
 
 
 def _in_order(model: nn.Module, calls: Calls, names: set[str]) -> list[str]:
-    """These parameters in the order of the forward pass; those that no module's call showed come first."""
-    shown = [name for _, params, _ in calls for name in params]
-    rest = [name for name, _ in model.named_parameters() if name not in shown]
-    return [name for name in rest + shown if name in names]
+    """Sort parameters in the order of the forward pass. Those of modules that were not called come first."""
+    called = [name for _, params, _ in calls for name in params]
+    rest = [name for name, _ in model.named_parameters() if name not in called]
+    return [name for name in rest + called if name in names]

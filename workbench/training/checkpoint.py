@@ -1,9 +1,15 @@
-"""Checkpoints of a training under way: written whole or not at all, verified when read, the last three kept, and of
-those before them as many as a replay needs.
+"""Checkpoints of an unfinished training: written whole or not at all, and verified when read.
 
-A checkpoint is a folder `step-00000120` with `weights.safetensors`, `state.pt` (optimizer, schedule, average, history)
-and `manifest.json`, the hashes of the two. It stores the step and no generator states, for every draw of a training is
-a function of (seed, step). So a training that was killed goes on to the very same weights.
+The last three are kept, and of the older ones as many as a replay needs.
+
+A checkpoint is a folder `step-00000120` with three files:
+
+    weights.safetensors
+    state.pt              optimizer, schedule, average, history
+    manifest.json         the hashes of the two
+
+It stores the step but no generator states, because every random draw is a function of (seed, step). So a training
+that was killed reaches exactly the same weights.
 """
 
 import json
@@ -22,14 +28,18 @@ from workbench.files import sha256
 from workbench.training.distributed import World
 
 KEPT = 3
-REWIND = 32  # steps: what goes wrong now can be replayed from before it, where steps are slower than checkpoints, too
+REWIND = 32  # steps that a replay can go back, even if every step has a checkpoint
 MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`, named by its key, written every so many seconds or steps.
+    """The checkpoints of one training, in one folder.
 
-    `until` leaves out those of later steps when it looks for the latest.
+    Args:
+        folder: The folder.
+        every_seconds: Seconds between checkpoints.
+        every_steps: Steps between checkpoints, instead of seconds.
+        until: The last step whose checkpoint may be read. None: all.
     """
 
     def __init__(
@@ -44,13 +54,22 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether it is time for another."""
+        """Return whether it is time for a checkpoint."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
         return time.monotonic() - self._last >= self.every_seconds
 
     def save(self, key: str, step: int, model: nn.Module, state: dict) -> None:
-        """Writes beside its place, then renames; then removes what `superseded` names."""
+        """Write a checkpoint, then remove the older ones that `superseded` returns.
+
+        The folder is written under a temporary name and then renamed.
+
+        Args:
+            key: The key of the training.
+            step: The last step that is done.
+            model: The network.
+            state: All that the training needs besides the weights, as plain values and tensors.
+        """
         place = self.folder / f"step-{step:08d}"
         part = self.folder / f".part-{os.getpid()}-{step:08d}"
         shutil.rmtree(part, ignore_errors=True)
@@ -70,8 +89,18 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def latest(self, key: str, model: nn.Module, device: torch.device) -> dict | None:
-        """Loads the newest whole checkpoint of this training into `model` and returns its state; a damaged one is
-        passed over for the one before it. None where there is none."""
+        """Load the newest intact checkpoint of a training into `model`, and return its state.
+
+        Damaged checkpoints are skipped.
+
+        Args:
+            key: The key of the training. Checkpoints of other trainings are skipped.
+            model: The network to load the weights into.
+            device: Where the tensors of the state go.
+
+        Returns:
+            The state, or None if no checkpoint fits.
+        """
         for place in self._candidates():
             manifest = self._verified(place)
             if manifest is not None and manifest["key"] == key:
@@ -80,11 +109,11 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Takes them away, when the training is done."""
+        """Remove the folder with all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """The steps of which there are checkpoints to start from, the last first."""
+        """Return the steps of the checkpoints that may be read, the last first."""
         return [_step(place) for place in self._candidates()]
 
     def _candidates(self) -> list[Path]:
@@ -103,30 +132,40 @@ class Checkpoints:
 
 
 class Resumable(Protocol):
-    """A training as its checkpoints see it: a network, and plain state beside its weights."""
+    """What a checkpoint needs of a training: a network, and plain state next to its weights."""
 
     model: nn.Module
     device: torch.device
 
-    def state_dict(self) -> dict: ...
+    def state_dict(self) -> dict:
+        """Return all state except the weights."""
+        ...
 
-    def load_state_dict(self, state: dict) -> None: ...
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
+        ...
 
 
 class Resuming:
-    """Brings a training back to its last checkpoint and writes the next ones, where it has checkpoints.
+    """Restores a training from its last checkpoint, and writes the next ones.
 
-    All processes read the same checkpoint, and the first one writes.
+    All processes read the same checkpoint, and only the first process writes.
+
+    Args:
+        checkpoints: None: nothing is read or written.
+        key: The key of the training.
+        training: The training.
+        world: The processes of the training.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, key: str, training: Resumable, world: World):
         self.checkpoints, self.key, self.training, self.world = checkpoints, key, training, world
 
     def latest(self) -> int:
-        """Load the last checkpoint into the training and return its step, or 0 where no checkpoint exists.
+        """Load the last checkpoint into the training and return its step, or 0 if none exists.
 
         Raises:
-            WorkbenchError: If this process sees another checkpoint than the first.
+            WorkbenchError: If this process reads another checkpoint than the first process.
         """
         state = None
         if self.checkpoints is not None:
@@ -135,26 +174,29 @@ class Resuming:
         first = self.world.agree(step)
         if step != first:
             raise WorkbenchError(
-                f"This process sees the checkpoint of step {step}, and the first process that of step {first}. "
-                "Put mlruns/ where all of them see it."
+                f"This process reads the checkpoint of step {step}, but the first process reads that of step {first}. "
+                "Put mlruns/ on a file system that all processes share."
             )
         if state is not None:
             self.training.load_state_dict(state)
         return step
 
     def write(self, step: int, now: bool = False) -> None:
-        """Write a checkpoint after this step where one is due, or `now`."""
+        """Write a checkpoint after this step if one is due, or if `now` is True."""
         if self.checkpoints is not None and self.world.first and (now or self.checkpoints.due(step)):
             state = {"step": step, **self.training.state_dict()}
             self.checkpoints.save(self.key, step, self.training.model, state)
 
 
 def superseded(steps: list[int]) -> list[int]:
-    """Of the checkpoints of these steps, those that need not be kept.
+    """Return the steps whose checkpoints can be removed.
 
-    The last three stay, and the first of each stretch of REWIND steps, back to one that lies at least REWIND before the
-    last. So wherever it goes wrong, from the step 20 before that to the checkpoint to start from, or to the beginning,
-    are fewer than 2 * REWIND steps or three checkpoints.
+    The last three stay. The first of each stretch of REWIND steps stays too, back to one that is at least REWIND steps
+    before the last. A replay starts 20 steps before the step that went wrong. From there back to a checkpoint, or to
+    the beginning, it is then always fewer than 2 * REWIND steps or three checkpoints.
+
+    Args:
+        steps: Steps of all checkpoints, in any order.
     """
     ordered = sorted(steps)
     firsts = [b for a, b in zip([0, *ordered], ordered, strict=False) if a // REWIND != b // REWIND]

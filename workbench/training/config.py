@@ -1,4 +1,4 @@
-"""A training as pure data: the configuration that goes in, the result that comes out, and the key that names both."""
+"""A training as data: its configuration, its result, and the key that identifies both."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from workbench.source import source_hash
 from workbench.training.fields import checked, knob, unmet_needs
 from workbench.weights.released import find
 
-# In the folder training, but no part of a training: plans and what runs them, recipes, and measurements.
+# Files of this folder that no training runs: plans and their runner, presets, and measurements.
 NOT_TRAINING = (
     "training/detached",
     "training/worker_task.py",
@@ -23,96 +23,101 @@ NOT_TRAINING = (
     "training/step_time.py",
     "training/__main__.py",
 )
-FAILURE_SHARE = 0.8  # failed: final training loss above this share of ln(classes), the loss of guessing, or not finite
-DIVERGED_SHARE = (
-    20.0  # diverged: a step's loss above this share of ln(classes), or not finite; the training stops there
-)
-FROM_DATA = ("num_classes", "in_channels")  # arguments of a model that follow the data
+# Both are shares of ln(classes), the loss of guessing. A loss that is not finite is above every share.
+FAILURE_SHARE = 0.8  # failed: the final training loss is above this share
+DIVERGED_SHARE = 20.0  # diverged: the loss of a step is above this share, and the training stops there
+FROM_DATA = ("num_classes", "in_channels")  # arguments of a model that follow from the data
 PRECISIONS = ("float32", "bfloat16", "bfloat16_copies")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that a training's numbers depend on, and nothing else. Plain values only; it round-trips through JSON.
+    """Everything that the numbers of a training depend on, as plain values.
 
-    Each field has its default, its meaning and its bounds in its line. Exactly one of `epochs` and `steps` sets the
-    length. The peak learning rate is base_lr * batch_size / 256, or base_lr where `scale_lr` is False. Evaluation is in
-    float32, whatever the precision.
+    Each field has its default, meaning and bounds in its line. The execution fields, such as `device`, say how the
+    training runs. A configuration round-trips through JSON.
+
+    Exactly one of `epochs` and `steps` sets the length. The peak learning rate is ``base_lr * batch_size / 256``, or
+    ``base_lr`` if `scale_lr` is False. Evaluation always uses float32.
 
     Raises:
-        WorkbenchError: At construction, for values that cannot be meant.
+        WorkbenchError: At construction, for values that are not allowed, alone or together.
     """
 
-    model: str = knob("nf_resnet_tiny", "the network, by any name that `networks.build_network` takes")
+    model: str = knob("nf_resnet_tiny", "the network, by a name that `networks.build_network` accepts")
     model_args: dict = knob(dict, "overrides of the model's arguments")
-    weights: str | None = knob(None, "what to start from: a file, or a released model's name")
-    data: str = knob("mnist5k", "a data set's name, or the path of a folder of images")
-    image_size: int | None = knob(None, "pixels a side, for folders of images of several sizes", above=0)
-    train_size: int | None = knob(None, "how many of the training images are used, from the first on", above=0)
-    stream: bool = knob(False, "read a folder too large for memory, as random crops made by worker processes")
+    weights: str | None = knob(None, "initial weights: a file, or the name of a released model")
+    data: str = knob("mnist5k", "name of a data set, or path of a folder of images")
+    image_size: int | None = knob(None, "side of the images in pixels, for folders with several sizes", above=0)
+    train_size: int | None = knob(None, "number of training images to use, counted from the first", above=0)
+    stream: bool = knob(False, "read a folder that is too large for memory; worker processes make random crops")
     eval_size: int | None = knob(
-        None, "pixels a side of streamed test images; None: image_size, or the model's", needs="stream", above=0
+        None, "side of streamed test images in pixels; None: image_size, or the model's", needs="stream", above=0
     )
     unreadable: str = knob(
-        "refuse", "what becomes of an image that cannot be read", choices=("refuse", "skip"), execution=True
+        "refuse", "what to do with an image that cannot be read", choices=("refuse", "skip"), execution=True
     )
-    batch_size: int = knob(256, "images in a step", above=0)
+    batch_size: int = knob(256, "images per step", above=0)
     micro_batch: int | None = knob(
-        None, "images in a part whose gradients are added up; None: the whole batch", above=0
+        None, "images per micro-batch, whose gradients are added up; None: the whole batch", above=0
     )
-    base_lr: float = knob(0.1, "the peak learning rate at batch size 256", above=0)
-    scale_lr: bool = knob(True, "scale the rate with the batch size; False: base_lr is the peak rate at any")
+    base_lr: float = knob(0.1, "peak learning rate at batch size 256", above=0)
+    scale_lr: bool = knob(
+        True, "scale the learning rate with the batch size; False: base_lr is the peak at any batch size"
+    )
     clip: float | None = knob(0.01, "AGC's lambda; None switches clipping off", above=0)
-    clip_eps: float = knob(1e-3, "AGC's floor of a unit's weight norm", above=0)
-    clip_exempt: list = knob(list, 'parameters that AGC leaves alone: names, "stage4", "first_conv", "vectors"')
-    clip_head: bool = knob(False, "clip the classifier's weight too, which the paper leaves out", needs="clip")
+    clip_eps: float = knob(1e-3, "AGC's lower bound on the weight norm of a unit", above=0)
+    clip_exempt: list = knob(list, 'parameters that AGC does not clip: names, "stage4", "first_conv", "vectors"')
+    clip_head: bool = knob(False, "also clip the classifier's weight, which the paper does not clip", needs="clip")
     clip_norm: float | None = knob(
-        None, "the most for the norm of the whole gradient, without AGC; None switches clipping off", above=0
+        None, "largest norm of the whole gradient, used without AGC; None switches clipping off", above=0
     )
-    weight_decay: float = knob(2e-5, "on weights, not on gains and biases", at_least=0)
+    weight_decay: float = knob(2e-5, "decay of weights, but not of gains and biases", at_least=0)
     momentum: float = knob(0.9, "Nesterov momentum", at_least=0, below=1)
-    warmup: float = knob(0.05, "the share of the steps over which the rate rises", at_least=0, at_most=1)
-    final_lr: float = knob(0.0, "the rate at which the cosine ends", at_least=0)
-    epochs: float | None = knob(None, "the length in passes over the training images", above=0)
-    steps: int | None = knob(None, "the length in steps", above=0)
-    label_smoothing: float = knob(0.0, "the share of a label that all classes have", at_least=0, below=1)
-    flip: bool | None = knob(None, "mirror images; None: where the data set allows it")
+    warmup: float = knob(0.05, "share of the steps in which the learning rate rises", at_least=0, at_most=1)
+    final_lr: float = knob(0.0, "learning rate at the end of the cosine", at_least=0)
+    epochs: float | None = knob(None, "length in passes over the training images", above=0)
+    steps: int | None = knob(None, "length in steps", above=0)
+    label_smoothing: float = knob(0.0, "share of each label that all classes get alike", at_least=0, below=1)
+    flip: bool | None = knob(None, "mirror images at random; None: if the data set allows it")
     shift: int | None = knob(
-        None, "the most pixels that images are moved by; None: an eighth of their side", at_least=0
+        None, "largest random shift of an image in pixels; None: an eighth of its side", at_least=0
     )
-    cutout: int | None = knob(None, "pixels a side of a square that is blanked", above=0)
-    mix: bool = knob(False, "MixUp on half of each batch, CutMix on the other")
+    cutout: int | None = knob(None, "side in pixels of a square that is blanked", above=0)
+    mix: bool = knob(False, "MixUp on one half of each batch, CutMix on the other")
     mixup_alpha: float = knob(0.2, "MixUp draws shares from Beta(alpha, alpha)", above=0)
     rand_augment: float | None = knob(
-        None, "RandAugment's level, where 10 is the scale", needs="stream", at_least=0, at_most=30
+        None, "RandAugment's level, where 10 is the end of the usual scale", needs="stream", at_least=0, at_most=30
     )
-    rand_augment_layers: int = knob(4, "RandAugment's operations on an image", at_least=0)
+    rand_augment_layers: int = knob(4, "RandAugment operations per image", at_least=0)
     ema: float | None = knob(
-        None, "decay of the average of the weights, which is evaluated next to them", at_least=0, below=1
+        None, "decay of the moving average of the weights, which is evaluated too", at_least=0, below=1
     )
-    sam_rho: float | None = knob(None, "radius of SAM, which climbs on a fifth of each part of the batch", above=0)
+    sam_rho: float | None = knob(None, "radius of SAM, which climbs on one fifth of each micro-batch", above=0)
     telemetry_every: int | None = knob(
-        None, "steps between rows of what AGC saw in each parameter", needs="clip", above=0
+        None, "steps between rows of AGC's statistics, one row per parameter", needs="clip", above=0
     )
     signal_every: int | None = knob(None, "steps between measurements of signal propagation, block by block", above=0)
     curvature_every: int | None = knob(None, "steps between measurements of sharpness and gradient noise", above=0)
     precise_bn: int | None = knob(
-        None, "training images whose BatchNorm statistics are also evaluated at the end", above=0
+        None, "number of training images for precise BatchNorm statistics, evaluated at the end", above=0
     )
     eval_every: int | None = knob(
-        None, "steps between evaluations; None: an epoch, at most a quarter of the steps", above=0
+        None, "steps between evaluations; None: one epoch, at most a quarter of the steps", above=0
     )
-    evaluate_test: bool = knob(False, "read the test split at the end: confirmation runs only")
+    evaluate_test: bool = knob(False, "read the test split at the end; for confirmation runs only")
     precision: str = knob(
-        "float32", "bfloat16: autocast; bfloat16_copies: copies of the parameters, as the authors", choices=PRECISIONS
+        "float32",
+        "bfloat16: autocast; bfloat16_copies: bfloat16 copies of the parameters, as the authors train",
+        choices=PRECISIONS,
     )
-    seed: int = knob(0, "seed of every random draw")
+    seed: int = knob(0, "seed of all random draws")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1 or mps", execution=True)
     workers: int | None = knob(
-        None, "processes that make streamed images; None: one a core", needs="stream", at_least=0, execution=True
+        None, "processes that make streamed images; None: one per core", needs="stream", at_least=0, execution=True
     )
     recompute: bool = knob(
-        False, "compute activations again in backward: less memory, more time, the same bits", execution=True
+        False, "compute activations again in the backward pass: less memory, more time, the same bits", execution=True
     )
     progress: bool = knob(True, "show a progress bar", execution=True)
 
@@ -120,8 +125,8 @@ class TrainConfig:
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, checked(f, getattr(self, f.name)))
         check_name(self.model)
-        for sentence in (*unmet_needs(self), *_contradictions(self)):
-            raise WorkbenchError(sentence)
+        for message in (*unmet_needs(self), *_contradictions(self)):
+            raise WorkbenchError(message)
 
     @property
     def lr(self) -> float:
@@ -130,22 +135,34 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        """What a person calls this training: `nf_resnet26_cifar B1024 lr1.6 c0.04 s2`."""
+        """The name of this training for people: `nf_resnet26_cifar B1024 lr1.6 c0.04 s2`."""
         clip = f" c{self.clip:g}" if self.clip is not None else f" n{self.clip_norm:g}" if self.clip_norm else ""
         return f"{self.model} B{self.batch_size} lr{self.lr:.3g}{clip} s{self.seed}"
 
     def replace(self, **changes) -> "TrainConfig":
-        """The same with some fields changed; unknown ones are refused. Another network has another `source`."""
+        """Return a copy with these fields changed.
+
+        A change of `model` removes `source` from `model_args`, because another network has other code.
+
+        Raises:
+            WorkbenchError: For an unknown field, and as at construction.
+        """
         values = self.to_dict()
         if changes.get("model", self.model) != self.model:
             values["model_args"].pop("source", None)
         return TrainConfig.from_dict(values | changes)
 
     def to_dict(self) -> dict:
+        """Return all fields by name."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "TrainConfig":
+        """Make a configuration from fields by name.
+
+        Raises:
+            WorkbenchError: For an unknown field, and as at construction.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
@@ -158,31 +175,31 @@ STREAMED = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.metadata["
 
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:
-    """Yield a sentence for each pair of values that do not go together, and for names that are none."""
+    """Yield an error message for each pair of values that contradict each other, and for each list of wrong names."""
     if (c.epochs is None) == (c.steps is None):
-        yield f"Give exactly one of `epochs` (={c.epochs}) and `steps` (={c.steps})."
+        yield f"Set exactly one of `epochs` and `steps`, got {c.epochs} and {c.steps}."
     if c.micro_batch and c.micro_batch > c.batch_size:
-        yield f"`micro_batch` (={c.micro_batch}) must be at most `batch_size` (={c.batch_size})."
+        yield f"`micro_batch` must be at most `batch_size` (={c.batch_size}), got {c.micro_batch}."
     if c.final_lr > c.lr:
-        yield f"`final_lr` (={c.final_lr}) must be at most the peak rate (={c.lr:g})."
+        yield f"`final_lr` must be at most the peak learning rate (={c.lr:g}), got {c.final_lr}."
     if c.clip_norm is not None and c.clip is not None:
-        yield f"`clip_norm` (={c.clip_norm}) replaces AGC. Set clip=null too, or leave `clip_norm` out."
+        yield f"`clip_norm` (={c.clip_norm}) replaces AGC. Set clip=null too, or leave out `clip_norm`."
     if c.precise_bn is not None and c.stream:
         yield f"`precise_bn` (={c.precise_bn}) needs images in memory. Leave it out, or set stream=false."
     if c.shift and c.stream:
-        yield f"`shift` (={c.shift}) moves images in memory. Leave it out: streamed images are random crops."
+        yield f"`shift` (={c.shift}) needs images in memory. Leave it out: streamed images are random crops."
     if not all(isinstance(name, str) for name in c.clip_exempt):
-        yield f"`clip_exempt` (={c.clip_exempt}) must be a list of names or patterns."
+        yield f"`clip_exempt` must be a list of names or patterns, got {c.clip_exempt}."
     if not all(isinstance(name, str) and name not in FROM_DATA for name in c.model_args):
-        given = f"`model_args` (={c.model_args}) takes names of the model's arguments"
-        yield f"{given}. Leave out {' and '.join(FROM_DATA)}: classes and channels follow the data."
+        rule = f"`model_args` must hold names of the model's arguments, got {c.model_args}"
+        yield f"{rule}. Leave out {' and '.join(FROM_DATA)}, which follow from the data."
 
 
 def planned(config: TrainConfig) -> TrainConfig:
-    """The configuration with a user's network named from everywhere, and with the hash of its code as `source`.
+    """Return the configuration with a user's network fully named, and the hash of its code as `source`.
 
-    A configuration that has a `source` stays as it is: it is pure data, readable when the file has changed or is gone.
-    The code is read and not run.
+    The full name is valid in every folder. The code is read but not run. A configuration that already has a `source`
+    is returned unchanged, so it stays readable when the file changes or disappears.
 
     Raises:
         WorkbenchError: If the user's file or module is missing.
@@ -194,13 +211,19 @@ def planned(config: TrainConfig) -> TrainConfig:
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Name a training by what its numbers depend on: SHA-256, 64 hex digits.
+    """Return the key of a training: a SHA-256 of everything that its numbers depend on, 64 hex digits.
 
-    Covers the configuration without execution fields, the data, and the code that trains. For a user's network, or one
-    of `normfree`, also the code that builds it; for weights to start from, their bytes and the code that reads them.
+    The key covers the configuration without execution fields, the data, and the code that trains. For a user's network
+    or one of `normfree` it also covers the code that builds it. For initial weights it also covers their bytes and the
+    code that reads them.
+
+    Args:
+        config: The configuration.
+        data_digest: The hash of the data, see `inputs.source_digest`.
     """
     config = planned(config)
-    named = {k: v for k, v in _identity(config).items() if k not in ("data", "weights")}  # by what is in them
+    # data and weights count by their content and not by their names
+    named = {k: v for k, v in _identity(config).items() if k not in ("data", "weights")}
     identity = {"config": named, "data": data_digest, "code": code_hash()}
     if config.weights is not None:
         identity["weights"] = [sha256(find(config.weights)), source_hash("weights")]
@@ -210,7 +233,7 @@ def training_key(config: TrainConfig, data_digest: str) -> str:
 
 
 def config_id(config: TrainConfig) -> str:
-    """Groups the seeds of one configuration: a short hash of everything but the seed."""
+    """Return a short hash of everything but the seed, which groups the seeds of a configuration."""
     return _digest({k: v for k, v in _identity(planned(config)).items() if k != "seed"})[:8]
 
 
@@ -223,19 +246,40 @@ def _digest(value: dict) -> str:
 
 
 def code_hash() -> str:
-    """A hash of the code that every training runs: a comment or a preset makes nothing stale, a changed layer does."""
+    """Return a hash of the code that every training runs.
+
+    Comments, docstrings and presets do not change the hash. A changed layer does.
+    """
     return source_hash("models", "optim", "data", "training", leave_out=NOT_TRAINING)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave. `outcome` is complete, diverged, pruned or failed; `history` has one row an evaluation.
+    """The result of a training, as data.
 
-    History rows: step, epoch, samples_seen, lr, train_loss (mean cross-entropy since the last row, without
-    smoothing; against the mixed labels where images are mixed), val_loss, val_acc, seconds; ema_val_loss and
-    ema_val_acc with an average; where AGC clips, clipped_share and ratio_p99 of that step; with clip_norm, grad_norm of
-    that step, before clipping.
-    `metrics` has the final values; `failed` there is the failure rule, 0 or 1.
+    A row of `history` has these columns:
+
+        step, epoch, samples_seen   where the training is
+        lr, seconds                 the learning rate of this step, and the time so far
+        train_loss                  mean cross-entropy since the last row, without smoothing; against the mixed
+                                    labels if images are mixed
+        val_loss, val_acc           on the validation split
+        ema_val_loss, ema_val_acc   of the moving average of the weights, if there is one
+        clipped_share, ratio_p99    of AGC in this step, if it clips
+        grad_norm                   of this step before clipping, with `clip_norm`
+
+    Attributes:
+        key: See `training_key`.
+        config: The configuration.
+        outcome: complete, diverged, pruned or failed.
+        history: One row per evaluation.
+        metrics: Final values. `failed` is the result of the failure rule, 0 or 1.
+        cause: Of a divergence or a failure.
+        seconds: Time of the training, also before an interruption.
+        device: Name of the GPU, or the kind of device and machine.
+        versions: Of torch and Python.
+        data_digest: Hash of the data.
+        code: Hash of the code, see `code_hash`.
     """
 
     key: str
@@ -243,7 +287,7 @@ class TrainResult:
     outcome: str
     history: list[dict]
     metrics: dict[str, float]
-    cause: str | None = None  # of a divergence
+    cause: str | None = None
     seconds: float = 0.0
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -251,15 +295,24 @@ class TrainResult:
     code: str = ""
 
     def row(self) -> dict:
-        """Configuration and final metrics as one flat row of a tidy table."""
+        """Return configuration and final metrics as one flat row of a tidy table."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in (*EXECUTION_FIELDS, "model_args")}
         config["clip_exempt"] = ", ".join(self.config.clip_exempt)
         return {**config, "lr": self.config.lr, **self.metrics, "outcome": self.outcome, "key": self.key}
 
     def to_json(self) -> str:
+        """Return the result as one JSON object."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "TrainResult":
+        """Read a result that `to_json` wrote.
+
+        Raises:
+            WorkbenchError: For a configuration that is not allowed.
+            ValueError: For text that is not JSON.
+            KeyError: For a result without a configuration.
+            TypeError: For missing or unknown fields.
+        """
         values = json.loads(text)
         return cls(**{**values, "config": TrainConfig.from_dict(values["config"])})

@@ -1,7 +1,8 @@
-"""One training on several devices: what torchrun says of the processes, and the little that they agree on.
+"""One training on several devices, as torchrun starts them.
 
-Every process takes its part of each batch; gradients are averaged by DistributedDataParallel, so AGC sees the joined
-batch's. Part k of a batch draws what micro-batch k would: two processes give what one gives with two micro-batches.
+Every process takes its part of each batch. DistributedDataParallel averages the gradients, so AGC sees the gradient of
+the whole batch. Part k of a batch draws the same random values as micro-batch k. So two processes give the same result
+as one process with two micro-batches.
 """
 
 import contextlib
@@ -18,7 +19,13 @@ from workbench.errors import WorkbenchError
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`; `local_rank` counts on this machine."""
+    """The processes of a training, and the place of this process among them.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        local_rank: Number of this process on its machine, from 0.
+    """
 
     rank: int = 0
     size: int = 1
@@ -26,47 +33,55 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """As torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; a world of one where it did not."""
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them. Without them the world has one process.
+
+        Raises:
+            WorkbenchError: If one of them is not a whole number.
+        """
         try:
             size = int(os.environ.get("WORLD_SIZE", "1"))
             rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
         except ValueError as error:
-            raise WorkbenchError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}).") from error
+            raise WorkbenchError(
+                f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}). Start the processes with torchrun."
+            ) from error
         return cls(rank, size, local)
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that logs and writes."""
+        """Whether this process logs and writes."""
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """The GPU of this process, where there are several processes and GPUs."""
+        """Return the GPU of this process, or `device` if there is one process or no GPU."""
         if self.size == 1 or device.type != "cuda":
             return device
         return torch.device("cuda", self.local_rank)
 
     def micro_batch(self, batch_size: int, micro_batch: int | None) -> int | None:
-        """The most images of a part when the processes share a batch; one process with parts of that size draws what
-        they draw."""
+        """Return the largest number of images in a part when the processes share a batch.
+
+        One process with micro-batches of this size draws the same random values.
+        """
         share = -(-batch_size // self.size)
         return micro_batch if self.size == 1 else min(micro_batch or share, share)
 
     def part(self, index: Tensor) -> Tensor:
-        """This process's part of a batch's indices."""
+        """Return the part of a batch's indices for this process."""
         return index.tensor_split(self.size)[self.rank]
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over the processes; itself in a world of one."""
+        """Return the model with its gradients averaged over the processes, or the model itself for one process."""
         return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over the processes."""
+        """Return the sum of `value` over the processes."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def agree(self, value):
-        """What the first process says, in all of them."""
+        """Return the first process's value in all processes."""
         if self.size == 1:
             return value
         box = [value]
@@ -76,7 +91,7 @@ class World:
 
 @contextlib.contextmanager
 def joined(world: World) -> Iterator[None]:
-    """Joins the processes, where there are several and they are not joined yet."""
+    """Connect the processes within this context, if there are several and they are not connected yet."""
     if world.size == 1 or dist.is_initialized():
         yield
         return
@@ -85,11 +100,11 @@ def joined(world: World) -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
-        dist.barrier()  # who leaves first would cut off another's last message
+        dist.barrier()  # a process that ends early would cut off the last message of another
     finally:
         dist.destroy_process_group()
 
 
 def unsynchronised(net: nn.Module, when: bool):
-    """Within it, backward leaves gradients as they are in this process."""
+    """Return a context in which backward does not average gradients over the processes, if `when` is True."""
     return net.no_sync() if when and isinstance(net, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()

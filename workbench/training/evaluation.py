@@ -1,4 +1,4 @@
-"""How well a network with weights does on labelled images: top-1, top-5, cross-entropy, images per second."""
+"""Evaluate a network on labelled images: top-1, top-5, cross-entropy, images per second."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -20,39 +20,57 @@ from workbench.models.once import standardized_once
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts over `n` images; `seconds` from the first batch to the last, reading and decoding included."""
+    """Counts over the images of an evaluation.
+
+    Attributes:
+        n: Number of images.
+        top1: Images whose label has the largest output.
+        top5: Images whose label is among the five largest outputs.
+        loss: Mean cross-entropy. It is not finite if an output of the network is not finite.
+        seconds: Time from the first batch to the last, with reading and decoding.
+        not_finite: Images for which an output was not finite.
+    """
 
     n: int
     top1: int
     top5: int
-    loss: float  # mean cross-entropy; not finite where the network's outputs are not
+    loss: float
     seconds: float
-    not_finite: int = 0  # images for which an output was not a number
+    not_finite: int = 0
 
     @property
     def images_per_second(self) -> float:
+        """Images per second, with reading and decoding."""
         return self.n / self.seconds
 
 
 def class_indices(data: Labelled, num_classes: int, order: Sequence[str] | None = None) -> list[int]:
-    """Which output of the network each class of the data is.
+    """Return for each class of the data the index of its output.
 
-    Args: `order` names the network's outputs, where the data has only some of its classes.
-    Raises: WorkbenchError where the numbers do not agree and there is no order, or a class is not in it.
+    Args:
+        data: The images.
+        num_classes: Number of outputs of the network.
+        order: Names of the outputs, for data with only some of the network's classes.
+
+    Raises:
+        WorkbenchError: If there is no order and the numbers of classes and outputs differ, if the order has another
+            length or a name twice, or if it lacks a class.
     """
     if order is None:
         if len(data.classes) != num_classes:
             raise WorkbenchError(
-                f"{data.path} has {len(data.classes)} classes and the network {num_classes} outputs: give --classes, a "
-                "file with the names of the outputs, one a line, in their order."
+                f"{data.path} has {len(data.classes)} classes and the network {num_classes} outputs. Give --classes, a "
+                "file with the names of the outputs in their order, one per line."
             )
         return list(range(num_classes))
     if len(order) != num_classes:
-        raise WorkbenchError(f"--classes names {len(order)} outputs, but the network has {num_classes}.")
+        raise WorkbenchError(
+            f"--classes names {len(order)} outputs, but the network has {num_classes}. Name each output once."
+        )
     index = {name: i for i, name in enumerate(order)}
     if len(index) < len(order):
-        twice = next(name for i, name in enumerate(order) if index[name] != i)
-        raise WorkbenchError(f"--classes names '{twice}' twice: each output needs a name of its own.")
+        repeated = next(name for i, name in enumerate(order) if index[name] != i)
+        raise WorkbenchError(f"--classes names '{repeated}' twice. Give each output a different name.")
     for name in data.classes:
         if name not in index:
             raise unknown("class among the network's outputs", name, order)
@@ -73,14 +91,29 @@ def evaluate_images(
     progress: bool = True,
     moments: tuple[Sequence[float], Sequence[float]] = ((), ()),
 ) -> Evaluation:
-    """Runs the network over all images, in evaluation mode and float32; threads decode while it computes.
+    """Evaluate a network on all images, in evaluation mode and float32.
 
-    Args: `image_size`, `style` and `moments` (mean, std) as in workbench.data.preprocess.eval_image.
+    Threads decode the next images while the network computes.
+
+    Args:
+        model: The network. It is moved to `device`.
+        data: The images.
+        image_size: See `workbench.data.preprocess.eval_image`.
+        style: See `workbench.data.preprocess.eval_image`.
+        indices: The output of each class, see `class_indices`.
+        device: Where the network runs.
+        batch_size: Images per batch.
+        workers: Threads that decode images.
+        progress: Show a progress bar.
+        moments: Mean and standard deviation, see `workbench.data.preprocess.eval_image`.
+
+    Raises:
+        WorkbenchError: If `batch_size` or `workers` is below 1, or an image cannot be read.
     """
     if batch_size < 1 or workers < 1:
-        raise WorkbenchError(f"`batch_size` (={batch_size}) and `workers` (={workers}) must be at least 1.")
+        raise WorkbenchError(f"`batch_size` and `workers` must be at least 1, got {batch_size} and {workers}.")
     model = model.to(device).eval()
-    top1 = top5 = seen = broken = 0
+    top1 = top5 = seen = not_finite = 0
     loss, started = 0.0, time.perf_counter()
     bar = tqdm(total=len(data), desc=f"{data.path.name} at {image_size} px", unit="image", disable=not progress)
     with bar, ThreadPoolExecutor(workers) as pool, standardized_once(model):
@@ -89,8 +122,8 @@ def evaluate_images(
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 logits = model(images).float()
                 ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                finite = logits.isfinite().all(1, keepdim=True)  # what is not a number is not a right answer
-                broken += int((~finite).sum())
+                finite = logits.isfinite().all(1, keepdim=True)  # an output that is not finite counts as wrong
+                not_finite += int((~finite).sum())
                 top1 += int((ranked[:, :1] & finite).sum())
                 top5 += int((ranked & finite).sum())
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -100,7 +133,7 @@ def evaluate_images(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Evaluation(seen, top1, top5, loss / seen, time.perf_counter() - started, broken)
+    return Evaluation(seen, top1, top5, loss / seen, time.perf_counter() - started, not_finite)
 
 
 def _batches(
@@ -112,7 +145,7 @@ def _batches(
     batch_size: int,
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (N, 3, H, W) and labels (N,), two of them being decoded while one is used."""
+    """Yield batches (N, 3, H, W) and labels (N,). Two batches are decoded while one is used."""
 
     def load(source, where: str) -> Tensor:
         return eval_image(decode(source, where), image_size, style, *moments)

@@ -1,10 +1,13 @@
-"""A field of a configuration: its default, meaning, bounds and choices in one place, and the check that reads them."""
+"""Declare the fields of a configuration and check their values.
+
+A field has its default, meaning, bounds and choices in one place.
+"""
 
 import dataclasses
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,15 +25,18 @@ def knob(
     execution: bool = False,
     **bounds: float,
 ) -> Any:
-    """Declare a field of a dataclass with all that is known of it.
+    """Declare a field of a dataclass, with its meaning and its rules.
 
     Args:
-        default: The value where none is given. A type stands for an empty value of that type.
-        meaning: What the field sets, for a reader and for error messages.
-        choices: The only values that the field takes.
-        needs: Another field that must be set where this one is.
-        execution: Whether the field says where a training runs, and not what it computes.
+        default: The default value. A type means an empty value of that type.
+        meaning: What the field sets, for readers and for error messages.
+        choices: The allowed values. Empty: all values.
+        needs: Another field that must be set if this field is set.
+        execution: Whether the field controls how a training runs and not what it computes.
         **bounds: `above`, `at_least`, `below` and `at_most`. A bounded value must also be finite.
+
+    Returns:
+        The field, for a class body.
     """
     metadata = {"meaning": meaning, "choices": choices, "needs": needs, "execution": execution, "bounds": bounds}
     if isinstance(default, type):
@@ -39,10 +45,17 @@ def knob(
 
 
 def checked(field: dataclasses.Field, value: object) -> object:
-    """Return the value as its field keeps it: plain numbers, and a float where the field has one.
+    """Check a value and convert it to the type of its field.
+
+    Args:
+        field: A field that `knob` declared.
+        value: A plain value, or a number of numpy.
+
+    Returns:
+        The value as a plain Python value; an int becomes a float if the field is a float.
 
     Raises:
-        WorkbenchError: If the type is wrong, or the value is outside of the bounds or choices.
+        WorkbenchError: If the type is wrong, or the value is outside the bounds or choices.
     """
     if isinstance(value, np.generic):  # from a table; a checkpoint takes plain numbers only
         value = value.item()
@@ -50,29 +63,29 @@ def checked(field: dataclasses.Field, value: object) -> object:
         value = float(value)  # 1 and 1.0 are one configuration, with one key
     _check_type(field, value)
     bounds, choices = field.metadata["bounds"], field.metadata["choices"]
-    if bounds and value is not None and not _within(value, bounds):
+    if bounds and value is not None and not _within(cast(float, value), bounds):  # only numbers have bounds
         rule = " and ".join([f"{name.replace('_', ' ')} {limit:g}" for name, limit in bounds.items()] + ["finite"])
-        raise WorkbenchError(f"`{field.name}` (={value}) must be {rule}. Its meaning: {field.metadata['meaning']}.")
+        raise WorkbenchError(f"`{field.name}` must be {rule}, got {value}. Meaning: {field.metadata['meaning']}.")
     if choices and value not in choices:
-        raise unknown(field.name, value, choices)
+        raise unknown(field.name, str(value), choices)
     return value
 
 
 def unmet_needs(config: Any) -> Iterator[str]:
-    """Yield a sentence for each field that is set without the field that it needs."""
+    """Yield an error message for each field that is set without the field that it needs."""
     for field in dataclasses.fields(config):
         needs, value = field.metadata["needs"], getattr(config, field.name)
         if needs and _is_set(value) and not _is_set(getattr(config, needs)):
-            yield f"`{field.name}` (={value}) needs `{needs}`. Set `{needs}` too, or leave `{field.name}` out."
+            yield f"`{field.name}` (={value}) needs `{needs}`. Set `{needs}` too, or leave out `{field.name}`."
 
 
 def _check_type(field: dataclasses.Field, value: object) -> None:
-    a_bool = isinstance(value, bool) and field.type not in (bool, bool | None)  # which Python counts among the ints
-    if isinstance(value, field.type) and not a_bool:
+    bool_for_number = isinstance(value, bool) and field.type not in (bool, bool | None)  # bool is a subclass of int
+    if isinstance(value, cast(Any, field.type)) and not bool_for_number:  # a type: annotations here are evaluated
         return
-    none = " (for none write null)" if str(value).lower() in ("none", "null", "no", "off", "") else ""
+    hint = " Write null for no value." if str(value).lower() in ("none", "null", "no", "off", "") else ""
     kind = getattr(field.type, "__name__", field.type)
-    raise WorkbenchError(f"`{field.name}` (={value!r}) must be of type {kind}{none}.")
+    raise WorkbenchError(f"`{field.name}` must be of type {kind}, got {value!r}.{hint}")
 
 
 def _within(value: float, bounds: dict[str, float]) -> bool:

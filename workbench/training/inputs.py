@@ -1,7 +1,7 @@
-"""What a training learns from: its source, and the batches of each step as parts that are made when they are needed.
+"""The images of a training, and the batches of its steps.
 
-Every draw is a function of (seed, step, micro-batch or position), so the same step gives the same batch whenever it is
-asked for.
+A batch comes in parts (micro-batches) that are made when they are needed. Every random draw is a function of (seed,
+step, micro-batch or position), so a step always gives the same batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +23,10 @@ Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), normalised; labels (N,), o
 
 
 def source(config: TrainConfig) -> Dataset | ImageFolder:
-    """The images of a training: in memory, or a list of files where they are streamed.
+    """Return the images of a training: in memory, or a list of files if they are streamed.
 
-    Raises: WorkbenchError for what is not there or cannot serve the configuration.
+    Raises:
+        WorkbenchError: For data that does not exist or does not fit the configuration.
     """
     if config.stream:
         return image_folder(config.data)
@@ -33,13 +34,20 @@ def source(config: TrainConfig) -> Dataset | ImageFolder:
 
 
 def source_digest(config: TrainConfig) -> str:
-    """Names the images of a training: by their bytes, or by names and sizes of the files where they are streamed."""
+    """Return a hash of the images: of their bytes, or of the file names and sizes of a large streamed folder."""
     return source(config).digest if config.stream else dataset_digest(config.data)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch before it is made: `share` of the batch, `last` of this process's."""
+    """A micro-batch that is not made yet.
+
+    Attributes:
+        make: Makes the images and targets.
+        share: Share of the whole batch, from 0 to 1.
+        last: Whether it is the last micro-batch of this process in its step.
+        seed: Seed of the network's draws (dropout, stochastic depth).
+    """
 
     make: Callable[[], Batch]
     share: float
@@ -47,14 +55,14 @@ class Part:
     seed: int
 
     def made(self) -> Batch:
-        """Its images and targets, and the generator set for what the network draws (dropout, stochastic depth)."""
+        """Make the images and targets, and seed torch's generator for the draws of the network."""
         batch = self.make()
         torch.manual_seed(self.seed)
         return batch
 
 
 class Inputs:
-    """Batches of one training, from images that lie in memory, on the device; a few operations a batch."""
+    """Batches of one training, from images in the memory of the device."""
 
     def __init__(self, config: TrainConfig, data: Dataset, world: World, device: torch.device):
         self.config, self.data, self.world = config, data, world
@@ -63,10 +71,10 @@ class Inputs:
         self.flip = data.flip if config.flip is None else config.flip
         self.shift = self.train.images.shape[-1] // 8 if config.shift is None else config.shift
         self._val = data.val.to(device)
-        self.unreadable: set[str] = set()  # those skipped are not in the data
+        self.unreadable: set[str] = set()  # always empty: images that were skipped are not in the data
 
     def steps(self, total_steps: int, done: int = 0) -> Iterator[list[Part]]:
-        """This process's parts of each step after the first `done`."""
+        """Yield the parts of each step for this process, without the first `done` steps."""
         pairs = orders(self.config, len(self.train), total_steps, done)
         for step, (index, partner) in enumerate(pairs, start=done + 1):
             yield self._parts(step, index, partner)
@@ -86,9 +94,19 @@ class Inputs:
         ]
 
     def prepared(self, step: int, micro: int, part: Tensor, others: Tensor) -> Batch:
-        """The images with these indices, augmented, and mixed with the others where that is asked for."""
+        """Make one micro-batch: normalised, with the augmentations of the configuration.
+
+        Args:
+            step: The step, counted from 1.
+            micro: Number of the micro-batch in its step, counted over all processes.
+            part: Indices (n,) of the images.
+            others: Indices (n,) of the images to mix with.
+
+        Returns:
+            Images (n, C, H, W), and labels (n,) or, if images are mixed, distributions (n, classes).
+        """
         config, device = self.config, self.train.images.device
-        if config.mix:  # quarters: images and partners of MixUp, images and partners of CutMix
+        if config.mix:  # four quarters: images and partners of MixUp, images and partners of CutMix
             half = (len(part) + 1) // 2
             part = torch.cat([part[:half], others[:half], part[half:], others[half:]])
         x, y = self.train.images[part.to(device)], self.train.labels[part.to(device)]
@@ -103,15 +121,15 @@ class Inputs:
         return x, y
 
     def val(self) -> Iterator[Batch]:
-        """The validation split, in order."""
+        """Yield the validation split, in order."""
         return self._whole(self._val)
 
     def test(self) -> Iterator[Batch]:
-        """The test split, in order."""
+        """Yield the test split, in order."""
         return self._whole(self.data.test.to(self.mean.device))
 
     def plain(self, n: int) -> Iterator[Batch]:
-        """The first n training images, as they are."""
+        """Yield the first n training images without augmentation."""
         return self._whole(self.train.take(slice(0, n)))
 
     def _whole(self, split: Split) -> Iterator[Batch]:
@@ -120,15 +138,22 @@ class Inputs:
 
     @property
     def preprocess(self) -> dict:
-        """How the images are made, for who evaluates the weights."""
+        """The preprocessing that an evaluation of the weights must repeat."""
         size = self.train.images.shape[-1]
         return {"mean": self.data.mean.tolist(), "std": self.data.std.tolist(), "image_size": size, "style": "whole"}
 
 
 def orders(config: TrainConfig, n: int, total_steps: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices (batch_size,) of each step's images, and of those they are mixed with (the same where they are not).
+    """Yield for each step the indices (batch_size,) of its images and of their partners for mixing.
 
-    The partners go through the data in an order of their own, so mixing draws twice the batch, as the authors do.
+    Without mixing the partners are the images themselves. With mixing the partners follow a second, independent order,
+    so a step draws twice the batch, as the authors do.
+
+    Args:
+        config: The configuration.
+        n: Number of training images.
+        total_steps: Steps of the whole training.
+        done: Steps to leave out.
     """
     indices = batches(n, config.batch_size, config.seed, total_steps, done=done)
     if not config.mix:
@@ -139,9 +164,20 @@ def orders(config: TrainConfig, n: int, total_steps: int, done: int = 0) -> Iter
 def batches(
     n: int, batch_size: int, seed: int, total_steps: int, what: str = "order", done: int = 0
 ) -> Iterator[Tensor]:
-    """Indices (batch_size,) of each step after the first `done`: one epoch after the other, with no image left out;
-    every epoch is one permutation, a function of (seed, what, epoch)."""
-    epoch, order = -1, None
+    """Yield the indices (batch_size,) of each step.
+
+    Epochs follow each other without a gap, so no image is left out. Each epoch is one permutation, a function of
+    (seed, what, epoch).
+
+    Args:
+        n: Number of training images.
+        batch_size: Images per step.
+        seed: Seed of the training.
+        total_steps: Steps of the whole training.
+        what: Name of the order, for independent orders with one seed.
+        done: Steps to leave out.
+    """
+    epoch, order = -1, torch.empty(0, dtype=torch.int64)
     for step in range(done, total_steps):
         at, index = step * batch_size, []
         while (missing := batch_size - sum(map(len, index))) > 0:
@@ -154,7 +190,7 @@ def batches(
 
 
 def micro_batches(config: TrainConfig, world: World) -> tuple[int, int]:
-    """(number of this process's first micro-batch, images in one)."""
+    """Return the number of this process's first micro-batch, and the images per micro-batch."""
     a_process = -(-config.batch_size // world.size)
     size = config.micro_batch or a_process
     return world.rank * -(-a_process // size), size

@@ -1,7 +1,7 @@
-"""One straight training loop: SGD with Nesterov momentum, AGC, a cosine; the result is data.
+"""The training loop: SGD with Nesterov momentum, AGC, and a cosine schedule. The result is data.
 
-Source: the NFNet paper's recipe, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after its
-last micro-batch.
+Source: NFNet paper, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after the last
+micro-batch.
 """
 
 import math
@@ -32,7 +32,13 @@ Tables = Callable[[str, pd.DataFrame], None]
 
 @dataclass(frozen=True)
 class Ending:
-    """How the loop ended, after which step, and why where it diverged."""
+    """How the loop ended.
+
+    Attributes:
+        outcome: complete, diverged or pruned.
+        step: The last step, or the step that diverged.
+        cause: Of a divergence.
+    """
 
     outcome: str
     step: int
@@ -49,30 +55,36 @@ def train(
     stop: Callable[[], bool] | None = None,
     observers: Iterable[Observer] = (),
 ) -> TrainResult:
-    """Train `config` and return what came of it.
+    """Train a configuration and return the result.
 
-    On CPU two runs of one configuration are equal bit for bit. A divergence (a step's loss not finite or above 20
-    ln(classes), a gradient not finite, a validation loss not finite) ends the training before that step's update. It is
-    reported with its step and cause, see `cause_of_step`. Started by torchrun, the processes share every batch: each
-    returns the result, and the first calls and writes.
+    On a CPU two runs of one configuration are equal bit for bit. If torchrun starts several processes, they share every
+    batch. Each process returns the result, and only the first calls the functions below and writes files.
+
+    A training diverges if the loss of a step is not finite or above 20 ln(classes), or if a gradient or a validation
+    loss is not finite. It then ends before the update of that step, and the result has the step and the cause, see
+    `cause_of_step`.
 
     Args:
-        config: What to train.
-        log: Called with every history row as it is measured. When it returns True the training ends, outcome "pruned".
-        tables: Called at the end with (name, table): "agc", one row a parameter and step, where `telemetry_every` is
-            set; "signal", one row a block and step, with `signal_every`; "curvature", one row a step, with
-            `curvature_every`.
-        checkpoints: A training that was killed goes on from its last checkpoint, to the very same result. `log` is then
-            called with the rows before it, too.
-        save: Where the final weights go (.safetensors), with the size and moments of the images that they take. An
-            average goes next to it as NAME.ema.safetensors.
-        stop: Asked after every step but the last. When it returns True, a checkpoint is written where checkpoints are
-            kept, and KeyboardInterrupt is raised. The next `train` goes on after that step.
-        observers: Called as the training goes on.
+        config: The configuration.
+        log: Called with every history row when it is measured. If it returns True, the training ends with the outcome
+            "pruned".
+        tables: Called at the end with (name, table) for each table that the configuration measures. "agc" has one row
+            per parameter and step (`telemetry_every`), "signal" one row per block and step (`signal_every`), and
+            "curvature" one row per step (`curvature_every`).
+        checkpoints: Where checkpoints are written. A training that was killed continues from its last checkpoint and
+            gives exactly the same result. `log` then also gets the rows before the checkpoint.
+        save: File (.safetensors) for the final weights, with the size and moments of their input images. The moving
+            average is written next to it as NAME.ema.safetensors.
+        stop: Called after every step except the last. If it returns True, a checkpoint is written (with `checkpoints`)
+            and KeyboardInterrupt is raised. The next `train` continues after that step.
+        observers: Called during the training.
+
+    Returns:
+        The result. A training that diverges is a result too, and raises no error.
 
     Raises:
-        WorkbenchError: For a configuration that its data cannot serve. A training that goes wrong raises nothing.
-        KeyboardInterrupt: Where `stop` says so.
+        WorkbenchError: If the configuration does not fit its data, its device or the number of processes.
+        KeyboardInterrupt: If `stop` returns True.
     """
     config = planned(config)
     data = source(config)
@@ -80,7 +92,10 @@ def train(
     device = world.device(pick_device(config.device))
     total_steps = steps_of(config, len(data.train))
     if world.size > config.batch_size:
-        raise WorkbenchError(f"`batch_size` (={config.batch_size}) must be at least one a process (={world.size}).")
+        raise WorkbenchError(
+            f"`batch_size` must be at least the number of processes (={world.size}), got {config.batch_size}. "
+            "Use at least one image per process."
+        )
     if not world.first:
         log = tables = save = stop = None
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
@@ -136,16 +151,17 @@ def _bar(t: Training, done: int) -> tqdm:
 
 
 def _failed_step(t: Training) -> Ending:
-    """The step that the losses name, once more: the weights are still those that failed."""
+    """Run the failed step again to find its cause. The weights are still those of that step."""
     step = t.losses.step
     parts = next(iter(t.inputs.steps(t.total_steps, step - 1)))
     return Ending("diverged", step, cause_of_step(t.model, t.losses, lambda: t.gradients(parts), t.config.clip_eps))
 
 
 def _failed_evaluation(t: Training, step: int, scores: dict[str, float]) -> Ending:
-    """The evaluation once more, of the average where the weights themselves are sound."""
-    averaged = t.update.ema is not None and math.isfinite(scores["val_loss"])
-    model, loss = (t.update.ema.model, scores["ema_val_loss"]) if averaged else (t.model, scores["val_loss"])
+    """Run the failed evaluation again to find its cause: of the average, if the weights are finite."""
+    ema, model, loss = t.update.ema, t.model, scores["val_loss"]
+    if ema is not None and math.isfinite(loss):
+        model, loss = ema.model, scores["ema_val_loss"]
     return Ending("diverged", step, cause_of_evaluation(model, step, loss, lambda: evaluate(model, t.inputs.val())))
 
 
@@ -156,10 +172,10 @@ def _save_weights(t: Training, file: str | Path) -> None:
 
 
 def _hand_out_tables(t: Training, ending: Ending, tables: Tables) -> None:
-    """Hand out what was measured, of a divergence the steps before it."""
+    """Pass on the measured tables. After a divergence they end before the failed step."""
     for measurement in t.measurements:
         table = measurement.table()
-        tables(measurement.name, table[table.step < ending.step] if ending.outcome == "diverged" else table)
+        tables(measurement.name, table.loc[table.step < ending.step] if ending.outcome == "diverged" else table)
 
 
 def _result(t: Training, ending: Ending) -> TrainResult:

@@ -1,6 +1,6 @@
-"""Who watches a training: observers that it calls as it goes on, and those that measure something for a table.
+"""Observers that a training calls while it runs, and the measurements that fill its tables.
 
-A configuration asks for the measurements here; replays and timings hand in observers of their own.
+A configuration selects the measurements of this file. Replays and timings pass their observers to `train`.
 """
 
 import math
@@ -21,26 +21,30 @@ from workbench.training.inputs import Batch
 
 
 class Observer:
-    """Sees a training as it goes on. Each method does nothing: a subclass defines those that it needs."""
+    """Watches a training while it runs. Each method does nothing, and a subclass defines those that it needs."""
 
     def begin(self, model: nn.Module) -> None:
-        """Look at the network before its first step. A training that goes on from a checkpoint does not begin."""
+        """Look at the network before its first step. It is not called after a start from a checkpoint."""
 
     def before_update(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the loss () and the gradient before it is clipped and used.
+        """Look at the loss () and the gradients before clipping and update.
 
-        What this sets in the optimizer's groups holds for this step.
+        Changes of the optimizer's groups take effect in this step.
         """
 
     def after_update(self, step: int, model: nn.Module, lr: float) -> None:
-        """Look at the network after the update of `step`, which had the rate `lr`."""
+        """Look at the network after the update of `step` with the learning rate `lr`."""
 
     def at_row(self, row: dict) -> None:
         """Look at a row of the history."""
 
 
 class Measurement(Observer):
-    """An observer that makes the table `name`, and goes on with it after a training was killed."""
+    """An observer that fills the table `name`, also across an interruption of the training.
+
+    Args:
+        every: Steps between rows.
+    """
 
     name: str
 
@@ -49,22 +53,24 @@ class Measurement(Observer):
         self._tables: list[pd.DataFrame] = []
 
     def table(self) -> pd.DataFrame:
-        """All rows so far, with the column `step`."""
+        """Return all rows so far, with the column `step`."""
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame(columns=["step"])
 
     def state_dict(self) -> dict:
+        """Return all rows so far as plain lists."""
         return {"rows": self.table().to_dict("list")}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
         self._tables = [pd.DataFrame(state["rows"])] if state["rows"]["step"] else []
 
 
 class Telemetry(Measurement):
-    """What AGC saw, one row a step and parameter: norms stay on the device until `settle` makes rows of them.
+    """AGC's statistics, one row per step and parameter. The norms stay on the device until `settle` reads them.
 
     Args:
         every: Steps between rows.
-        stats: Returns what AGC saw in the last step.
+        stats: Returns the statistics of AGC in the last step.
     """
 
     name = "agc"
@@ -75,48 +81,61 @@ class Telemetry(Measurement):
         self._unread: list[tuple[int, AGCStats]] = []
 
     def after_update(self, step: int, model: nn.Module, lr: float) -> None:
+        """Keep the statistics of this step if it gets a row."""
         if step % self.every == 0:
             self._unread.append((step, self.stats()))
 
     def at_row(self, row: dict) -> None:
+        """Read the norms, because a row of the history waits for the device anyway."""
         self.settle()
 
     def settle(self) -> None:
-        """Read the norms from the device."""
+        """Read the norms from the device and make rows of them."""
         if self._unread:
             self._tables.append(table_of_steps(self._unread))
         self._unread.clear()
 
     def table(self) -> pd.DataFrame:
+        """Return all rows so far."""
         self.settle()
         return super().table() if self._tables else table_of_steps([])
 
 
 class _OnImages(Measurement):
-    """A measurement of the network on the same few images, in training mode without what is dropped at random."""
+    """A measurement on the same few images, in training mode without dropout and stochastic depth.
+
+    Args:
+        every: Steps between rows.
+        images: Images (N, C, H, W) and labels (N,).
+    """
 
     def __init__(self, every: int, images: Batch):
         super().__init__(every)
         self.images = images
 
     def begin(self, model: nn.Module) -> None:
+        """Measure the network before its first step, as step 0."""
         self.after_update(0, model, lr=0.0)
 
     def after_update(self, step: int, model: nn.Module, lr: float) -> None:
+        """Measure the network if this step gets a row."""
         if step % self.every == 0:
             with in_training(model):
                 self._tables.append(self.measured(model, *self.images, lr).assign(step=step))
 
     def measured(self, model: nn.Module, x: Tensor, y: Tensor, lr: float) -> pd.DataFrame:
+        """Return the rows of one step, without the column `step`."""
         raise NotImplementedError
 
 
 class Signals(_OnImages):
-    """Signal propagation forward and backward, one row a block; the gradient is that of the cross-entropy."""
+    """Signal propagation forward and backward, one row per block. The gradient is that of the cross-entropy."""
 
     name = "signal"
 
     def measured(self, model: nn.Module, x: Tensor, y: Tensor, lr: float) -> pd.DataFrame:
+        """Return one row per block, see `signal_propagation`."""
+
         def loss(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits.float(), y)
 
@@ -124,11 +143,21 @@ class Signals(_OnImages):
 
 
 class Curvature(_OnImages):
-    """Sharpness and the gradient noise scale, one row a step.
+    """Sharpness and the gradient noise scale, one row per step.
 
-    Columns: sharpness, lr, lr_x_sharpness, limit (of that product, for gradient descent with this momentum),
-    noise_scale, noise_low and noise_high (95 %), in images. What cannot be measured is NaN, as of weights that are no
-    numbers.
+    Columns:
+
+        sharpness, lr, lr_x_sharpness
+        limit                     of lr_x_sharpness, for gradient descent with this momentum
+        noise_scale               in images
+        noise_low, noise_high     its interval at 95 %, in images
+
+    A value that cannot be measured is NaN, for example if a weight is not finite.
+
+    Args:
+        every: Steps between rows.
+        images: Images (N, C, H, W) and labels (N,).
+        momentum: Of the optimizer. Above 0 it is Nesterov momentum.
     """
 
     name = "curvature"
@@ -139,6 +168,7 @@ class Curvature(_OnImages):
         self.limit = stability_limit(momentum, nesterov=momentum > 0)
 
     def measured(self, model: nn.Module, x: Tensor, y: Tensor, lr: float) -> pd.DataFrame:
+        """Return one row with the columns of the class."""
         row = {"lr": lr, "limit": self.limit}
         try:
             row["sharpness"] = hessian_eigenvalues(model, lambda m: F.cross_entropy(m(x), y))[0]
@@ -146,7 +176,7 @@ class Curvature(_OnImages):
             parts = list(zip(x.split(size), y.split(size), strict=True))[: self.PARTS]
             noise = gradient_noise_scale(model, F.cross_entropy, parts)
             row |= {"noise_scale": noise.noise_scale, "noise_low": noise.interval[0], "noise_high": noise.interval[1]}
-        except WorkbenchError:  # the loss, or a derivative, is not finite, or Lanczos found no answer
+        except WorkbenchError:  # the loss or a derivative is not finite, or Lanczos did not converge
             row.setdefault("sharpness", math.nan)
         row["lr_x_sharpness"] = lr * row["sharpness"]
         columns = ["sharpness", "lr", "lr_x_sharpness", "limit", "noise_scale", "noise_low", "noise_high"]
@@ -156,12 +186,12 @@ class Curvature(_OnImages):
 def measurements(
     config: TrainConfig, stats: Callable[[], AGCStats], images: Callable[[int], Batch]
 ) -> list[Measurement]:
-    """Return what a configuration measures, in the order of its tables.
+    """Return the measurements of a configuration, in the order of their tables.
 
     Args:
-        config: The training's.
-        stats: Returns what AGC saw in the last step.
-        images: Returns the first so many validation images.
+        config: The configuration.
+        stats: Returns the statistics of AGC in the last step.
+        images: Returns that many validation images with labels, from the first on.
     """
     measured: list[Measurement] = []
     if config.telemetry_every:

@@ -1,8 +1,8 @@
-"""Recipes by name, with every number in sight: the papers' for ImageNet, one to fine-tune, one for 32-pixel images.
+"""Recipes by name: the papers' for ImageNet, one for fine-tuning, and one for 32-pixel images.
 
-Each is a function that returns a TrainConfig and takes changes to it: `paper_nfnet("f1", batch_size=1024)`.
-Sources: Brock et al. 2021 and the authors' experiment files, which are followed where the two differ. ImageNet is a
-folder with train/, val/ and test/, which may be a link to val/: the authors have no third part.
+Each preset is a function that returns a TrainConfig and accepts changes: `paper_nfnet("f1", batch_size=1024)`.
+Sources: Brock et al. 2021 and the authors' experiment files. Where the two differ, the files decide.
+ImageNet is a folder with train/, val/ and test/. The last may be a link to val/: the authors have no third split.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.models.zoo import entry
 from workbench.training.config import STREAMED, TrainConfig
 
-# variant: dropout, RandAugment's level
+# by variant: dropout, RandAugment's level
 _NFNET = {
     "f0": (0.2, 5.0),
     "f1": (0.3, 10.0),
@@ -22,7 +22,7 @@ _NFNET = {
     "f6": (0.5, 15.0),
     "f7": (0.5, 15.0),
 }
-# variant: dropout, weight decay
+# by variant: dropout, weight decay
 _NF_REGNET = {
     "b0": (0.2, 5e-5),
     "b1": (0.2, 6e-5),
@@ -35,7 +35,15 @@ _NF_RESNET = ("50", "101", "152", "200", "288", "600")
 
 
 def paper_nfnet(variant: str = "f0", **changes) -> TrainConfig:
-    """NFNet-F0 to F7 on ImageNet: 360 epochs of 4096, peak rate 1.6, AGC at 0.01."""
+    """NFNet-F0 to F7 on ImageNet: 360 epochs, batch size 4096, peak rate 1.6, AGC at 0.01.
+
+    Args:
+        variant: f0 to f7.
+        **changes: Fields of TrainConfig.
+
+    Raises:
+        WorkbenchError: For an unknown variant or field, or a value that is not allowed.
+    """
     if variant not in _NFNET:
         raise unknown("NFNet", variant, _NFNET)
     dropout, level = _NFNET[variant]
@@ -68,12 +76,22 @@ def paper_nfnet(variant: str = "f0", **changes) -> TrainConfig:
 
 
 def paper_nf_resnet(depth: str = "50", **changes) -> TrainConfig:
-    """NF-ResNets on ImageNet as the authors' base experiment: 90 epochs of 1024, peak rate 0.4, no AGC."""
+    """NF-ResNets on ImageNet: 90 epochs, batch size 1024, peak rate 0.4, no AGC.
+
+    Source: the authors' base experiment.
+
+    Args:
+        depth: 50, 101, 152, 200, 288 or 600.
+        **changes: Fields of TrainConfig.
+
+    Raises:
+        WorkbenchError: For an unknown depth or field, or a value that is not allowed.
+    """
     if str(depth) not in _NF_RESNET:
         raise unknown("NF-ResNet", str(depth), _NF_RESNET)
     config = TrainConfig(
         model=f"nf_resnet{depth}",
-        model_args={"stochastic_depth": 0.1, "dropout": 0.0},  # dropout must be given there, and is not
+        model_args={"stochastic_depth": 0.1, "dropout": 0.0},  # the authors' file requires a dropout but sets none
         data="imagenet",
         stream=True,
         image_size=224,
@@ -93,7 +111,17 @@ def paper_nf_resnet(depth: str = "50", **changes) -> TrainConfig:
 
 
 def paper_nf_regnet(variant: str = "b0", **changes) -> TrainConfig:
-    """NF-RegNet-B0 to B5 on ImageNet: 360 epochs of 1024, rate 0.4 at any batch size, down to 0.001, no AGC."""
+    """NF-RegNet-B0 to B5 on ImageNet: 360 epochs, batch size 1024, peak rate 0.4, no AGC.
+
+    The peak rate is the same at every batch size, and the rate ends at 0.001.
+
+    Args:
+        variant: b0 to b5.
+        **changes: Fields of TrainConfig.
+
+    Raises:
+        WorkbenchError: For an unknown variant or field, or a value that is not allowed.
+    """
     if variant not in _NF_REGNET:
         raise unknown("NF-RegNet", variant, _NF_REGNET)
     dropout, weight_decay = _NF_REGNET[variant]
@@ -124,11 +152,17 @@ def paper_nf_regnet(variant: str = "b0", **changes) -> TrainConfig:
 
 
 def finetune(model: str = "nfnet_f0", **changes) -> TrainConfig:
-    """From weights pre-trained on more images to yours: 15,000 steps of 2048, rate 0.1, a third of it warm-up.
+    """Fine-tune pre-trained weights: 15,000 steps, batch size 2048, peak rate 0.1.
 
-    As the paper fine-tunes on ImageNet: NFNets with SAM, weight decay, dropout and
-    stochastic depth, ResNets with an average of the weights and none of these. Starts from the released weights of
-    `model`, or from `weights=...`; give `data`, and for few images fewer `steps` and a smaller `batch_size`.
+    The first third of the steps is warm-up. The recipe is the paper's for fine-tuning on ImageNet. NFNets use SAM,
+    weight decay, dropout and stochastic depth. ResNets use an average of the weights and none of these.
+
+    Args:
+        model: The network. Training starts from its released weights, or from `weights=...`.
+        **changes: Fields of TrainConfig. Set `data`, and for few images fewer `steps` and a smaller `batch_size`.
+
+    Raises:
+        WorkbenchError: For an unknown network or field, or a value that is not allowed.
     """
     size = entry(model).test_size
     common = {
@@ -169,9 +203,17 @@ def finetune(model: str = "nfnet_f0", **changes) -> TrainConfig:
 
 
 def cifar(model: str = "nf_resnet26_cifar", **changes) -> TrainConfig:
-    """32-pixel images in memory, this project's own recipe: 30 epochs of 512, peak rate 0.4, AGC at 0.04.
+    """32-pixel images in memory: 30 epochs, batch size 512, peak rate 0.4, AGC at 0.04.
 
-    Its rate and threshold come from small studies (see LOG.md), so search them for a network of your own.
+    This recipe is from this project. Its rate and threshold come from small studies (see LOG.md), so search both again
+    for your network.
+
+    Args:
+        model: The network.
+        **changes: Fields of TrainConfig.
+
+    Raises:
+        WorkbenchError: For an unknown network or field, or a value that is not allowed.
     """
     config = TrainConfig(
         model=model,
@@ -202,29 +244,41 @@ PRESETS: dict[str, Callable[..., TrainConfig]] = {
 
 
 def changed(config: TrainConfig, changes: dict) -> TrainConfig:
-    """The recipe with some fields changed, and what hangs on them: one length takes the place of the other, another
-    `image_size` is that of test images, too, and without `stream` its fields go.
+    """Change fields of a recipe, and reset the fields that depend on them.
 
-    Raises: WorkbenchError for an unknown field or a value that it cannot take.
+    `epochs` resets `steps`, and `steps` resets `epochs`. `image_size` resets `eval_size`. `stream=False` resets the
+    fields that need `stream`.
+
+    Args:
+        config: The recipe.
+        changes: Fields of TrainConfig, by name.
+
+    Raises:
+        WorkbenchError: For an unknown field, or a value that is not allowed.
     """
-    freed = {}
+    reset = {}
     if {"epochs", "steps"} & set(changes):
-        freed |= {"epochs": None, "steps": None}
+        reset |= {"epochs": None, "steps": None}
     if "image_size" in changes:
-        freed["eval_size"] = None
+        reset["eval_size"] = None
     if changes.get("stream") is False:
-        freed |= dict.fromkeys(STREAMED)
-    return config.replace(**freed | changes)
+        reset |= dict.fromkeys(STREAMED)
+    return config.replace(**reset | changes)
 
 
 def preset(text: str, **changes) -> TrainConfig:
-    """A preset by its name, with its variant after a colon: "cifar", "paper_nfnet:f1", "finetune:nf_resnet50".
+    """Return a preset by its name.
 
-    Raises: WorkbenchError for an unknown preset or variant, naming the nearest.
+    Args:
+        text: The name, with a variant or network after a colon: "cifar", "paper_nfnet:f1", "finetune:nf_resnet50".
+        **changes: Fields of TrainConfig.
+
+    Raises:
+        WorkbenchError: For an unknown preset or variant, with the nearest name.
     """
     name, colon, variant = text.partition(":")
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     if colon and not variant:
-        raise WorkbenchError(f"the preset '{text}' names nothing after its colon: leave it out for the default.")
+        raise WorkbenchError(f"Preset '{text}' has nothing after its colon. Leave out the colon for the default.")
     return PRESETS[name](*([variant] if variant else []), **changes)

@@ -1,4 +1,4 @@
-"""What a training is measured by: loss and accuracy on a split, and the metrics of its end."""
+"""Measure a training: loss and accuracy on a split, and the final metrics."""
 
 import copy
 import math
@@ -13,13 +13,25 @@ from workbench.models.once import standardized_once
 from workbench.optim import EMA
 from workbench.training.config import FAILURE_SHARE, TrainConfig
 from workbench.training.inputs import Batch, Inputs
+from workbench.training.streamed import StreamedInputs
 
-WHERE = ("step", "epoch", "samples_seen", "lr", "seconds")  # of a history row: where the training is, not how it does
+WHERE = ("step", "epoch", "samples_seen", "lr", "seconds")  # columns of a history row that measure no quality
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
-    """(cross-entropy, accuracy from 0 to 1) of `model` in evaluation mode and float32; its own mode is put back."""
+    """Evaluate a network in evaluation mode and float32, then restore its mode.
+
+    Args:
+        model: The network.
+        batches: Images (N, C, H, W) and labels (N,).
+
+    Returns:
+        Mean cross-entropy, and accuracy from 0 to 1.
+
+    Raises:
+        WorkbenchError: If there is no image.
+    """
     training = model.training
     model.eval()
     loss, correct, n = 0.0, 0, 0
@@ -31,14 +43,18 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             n += len(y)
     model.train(training)
     if n == 0:
-        raise WorkbenchError("none of the images to evaluate on can be read: look at the lines above.")
+        raise WorkbenchError("None of the images to evaluate can be read. The lines above name them.")
     return loss / n, correct / n
 
 
 def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """A copy whose BatchNorms hold the mean statistics of these batches, instead of their moving averages.
+    """Return a copy whose BatchNorms have the mean statistics of these batches instead of moving averages.
 
     Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm" (precise BatchNorm).
+
+    Args:
+        model: The network, which stays unchanged.
+        batches: Images (N, C, H, W) and labels, which are not used.
     """
     model = copy.deepcopy(model)
     torch.optim.swa_utils.update_bn(batches, model)
@@ -46,24 +62,45 @@ def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
 
 
 def few_images(batches: Iterable[Batch], n: int) -> Batch:
-    """The first images of the first batch."""
+    """Return the first `n` images of the first batch, with their labels."""
     x, y = next(iter(batches))
     return x[:n], y[:n]
 
 
 def final_metrics(history: list[dict], outcome: str, step: int, classes: int) -> dict[str, float]:
-    """The last row's values; a diverged training counts as guessing, and has no loss."""
+    """Return the values of the last row, and whether the training failed.
+
+    A diverged training gets the accuracy of guessing, and no loss.
+
+    Args:
+        history: The rows.
+        outcome: Of the training.
+        step: The last step, or the step that diverged.
+        classes: Number of classes.
+    """
     if outcome == "diverged":
         return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step}
     last = {name: value for name, value in history[-1].items() if name not in WHERE}
     return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
 
 
-def scores_at_end(model: nn.Module, ema: EMA | None, config: TrainConfig, inputs: Inputs) -> dict[str, float]:
-    """What a complete training is asked besides: the test split, the average's accuracy there, and BatchNorm's with
-    statistics taken again, on both splits."""
+def scores_at_end(
+    model: nn.Module, ema: EMA | None, config: TrainConfig, inputs: Inputs | StreamedInputs
+) -> dict[str, float]:
+    """Return the additional accuracies of a complete training that its configuration selects.
+
+    With `evaluate_test` they are those on the test split, of the weights and of their average. With `precise_bn` they
+    are those with precise BatchNorm statistics, on both splits.
+
+    Args:
+        model: The network.
+        ema: The average of its weights.
+        config: The configuration.
+        inputs: The images.
+    """
     scores = {}
     if config.precise_bn is not None:
+        assert isinstance(inputs, Inputs)  # TrainConfig refuses precise_bn with stream
         precise = with_statistics_of(model, inputs.plain(config.precise_bn))
         scores["precise_val_acc"] = evaluate(precise, inputs.val())[1]
         if config.evaluate_test:

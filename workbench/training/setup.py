@@ -1,4 +1,6 @@
-"""What a training starts from: its network, its groups of parameters, its length, its device and layout."""
+"""What a training starts from: network, parameter groups, length, device and memory layout."""
+
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,51 +16,83 @@ from workbench.weights.checkpoints import load_checkpoint
 
 
 def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module:
-    """The network that a training starts from: drawn, or with the weights that it names; where those have another
-    number of classes, the classifier is drawn.
+    """Build the network that a training starts from.
 
-    Raises: WorkbenchError for weights of another network.
+    Its weights are drawn at random, or are those of `config.weights`. If these have another number of classes, the
+    classifier is drawn.
+
+    Args:
+        config: The configuration.
+        data: The images, which set the number of classes and channels.
+
+    Raises:
+        WorkbenchError: For weights of another network.
     """
     if config.weights is None:
         arguments = config.model_args
-        if config.model.startswith(NORMFREE):  # it runs the network once, on images of this size
+        if config.model.startswith(NORMFREE):  # normfree runs the network once, on images of this size
             arguments = {"image_size": _pixels(config, data), **arguments}
         return build_network(config.model, len(data.classes), data.channels, **arguments)
     shape = {"num_classes": len(data.classes), "in_channels": data.channels}
     model = load_checkpoint(config.weights, progress=config.progress, **shape, **config.model_args)
-    if model.recipe["name"] != config.model:
+    recipe = cast(dict, model.recipe)  # set by load_checkpoint
+    if recipe["name"] != config.model:
         raise WorkbenchError(
-            f"`weights` (={config.weights}) are of {model.recipe['name']}, but `model` is {config.model}: set one to "
-            "fit the other."
+            f"`weights` (={config.weights}) are of {recipe['name']}, but `model` is {config.model}. Set `model` to the "
+            "network of the weights, or choose other weights."
         )
     return model
 
 
 def _pixels(config: TrainConfig, data: Dataset | ImageFolder) -> int | None:
-    """Pixels a side of the images; None where they are streamed and the configuration leaves the size open."""
+    """Return the side of the images in pixels, or None if they are streamed and the configuration sets no size."""
     return data.train.images.shape[-1] if isinstance(data, Dataset) else config.image_size
 
 
 def groups_of(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Who is decayed and who is clipped in this training."""
-    overrides = {pattern: {"clip": None} for pattern in config.clip_exempt}
+    """Return the parameter groups of this training, with the decay and the clipping of each."""
+    overrides: dict[str, dict[str, float | None]] = {pattern: {"clip": None} for pattern in config.clip_exempt}
     if config.clip_head:
-        overrides[classifier_weight(model)] = {"clip": config.clip}
-    return param_groups(model, config.weight_decay, config.clip, overrides)
+        overrides[cast(str, classifier_weight(model))] = {"clip": config.clip}  # None only without an nn.Linear
+    return param_groups(
+        model,
+        config.weight_decay,
+        config.clip,  # pyright: ignore[reportArgumentType]  # has no annotation there, and may be None
+        overrides,
+    )
 
 
 def steps_of(config: TrainConfig, n: int) -> int:
-    """How many steps `config` takes on `n` training images, of which it may take only the first `train_size`."""
+    """Return the number of steps of a training.
+
+    Args:
+        config: The configuration.
+        n: The number of training images. The configuration may use only the first `train_size` of them.
+
+    Raises:
+        WorkbenchError: If a batch is larger than the number of images.
+    """
     n = min(n, config.train_size or n)
     if config.batch_size > n:
         raise WorkbenchError(
-            f"`batch_size` (={config.batch_size}) must be at most the number of training images (={n})."
+            f"`batch_size` must be at most the number of training images (={n}), got {config.batch_size}. "
+            "Use a smaller batch or more images."
         )
-    return config.steps or max(1, int(config.epochs * n / config.batch_size + 1e-9))
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None  # exactly one of both is set
+    return max(1, int(config.epochs * n / config.batch_size + 1e-9))
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one; a device that is not there is refused."""
+    """Return the device of a name.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps. auto is the first GPU if there is one, else mps, else the CPU.
+
+    Raises:
+        WorkbenchError: For an unknown name, and for a device that this machine lacks.
+    """
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -66,19 +100,22 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise WorkbenchError(f"`device` (={name}) must be auto, cpu, cuda, cuda:N or mps.") from error
+        raise WorkbenchError(f"`device` must be auto, cpu, cuda, cuda:N or mps, got {name}.") from error
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(
         device.type, 0
     )
     if (device.index or 0) >= available:
         raise WorkbenchError(
-            f"`device` (={name}) is not on this machine, which has {available} of type {device.type}: use device=auto."
+            f"`device` (={name}) is not on this machine, which has {available} of type {device.type}. Use device=auto."
         )
     return device
 
 
 def layout(precision: str, device: torch.device) -> torch.memory_format:
-    """How a training's weights and maps lie in memory: channels last in bfloat16 on a GPU, whose tensor cores read them
-    so; no result but its rounding depends on it."""
+    """Return the memory layout of weights and feature maps.
+
+    It is channels last in bfloat16 on a GPU, because the tensor cores read this layout. The layout changes only the
+    rounding of results.
+    """
     tensor_cores = device.type == "cuda" and precision != "float32"
     return torch.channels_last if tensor_cores else torch.contiguous_format

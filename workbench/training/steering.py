@@ -1,4 +1,7 @@
-"""Who may end a training early: a log that prunes it, and a stop. The first process asks, and all of them obey."""
+"""End a training early: a log that prunes it, or a stop.
+
+The first process calls the log and the stop, and all processes follow its answer.
+"""
 
 from collections.abc import Callable
 
@@ -8,26 +11,38 @@ Log = Callable[[dict], bool | None]
 
 
 class Pruning:
-    """Hands every row of the history to `log`, which prunes the training by answering True before the last step."""
+    """Passes every row of the history to `log`. An answer of True before the last step prunes the training.
+
+    Args:
+        log: Called with each row.
+        world: The processes of the training.
+        total_steps: Steps of the whole training.
+    """
 
     def __init__(self, log: Log | None, world: World, total_steps: int):
         self.log, self.world, self.total_steps = log, world, total_steps
 
     def __call__(self, *rows: dict) -> bool:
-        """Report rows in their order, each once; whether the training ends here."""
-        asked = self.log is not None and any([self.log(row) for row in rows])  # all of them, whatever it answers
-        return self.world.agree(asked) and rows[-1]["step"] < self.total_steps
+        """Pass rows to the log, in their order, and return whether the training ends here."""
+        prune = self.log is not None and any([self.log(row) for row in rows])  # a list: the log gets every row
+        return self.world.agree(prune) and rows[-1]["step"] < self.total_steps
 
 
 class Stopping:
-    """Asks `stop` after every step but the last."""
+    """Calls `stop` after every step except the last.
+
+    Args:
+        stop: Returns whether to stop.
+        world: The processes of the training.
+        total_steps: Steps of the whole training.
+    """
 
     def __init__(self, stop: Callable[[], bool] | None, world: World, total_steps: int):
         self.stop, self.world, self.total_steps = stop, world, total_steps
-        self.possible = world.agree(stop is not None)  # where nobody asks, no step waits for an answer
+        self.possible = world.agree(stop is not None)  # without a stop, no step waits for an answer
 
     def __call__(self, step: int) -> bool:
-        """Whether the training stops after this step."""
+        """Return whether the training stops after this step."""
         if not self.possible or step >= self.total_steps:
             return False
         return self.world.agree(self.stop is not None and bool(self.stop()))

@@ -1,7 +1,7 @@
-"""What a training step costs of one configuration beside another's, and how many steps are equal time.
+"""Compare the time of a training step between configurations, and find how many steps take equal time.
 
-The steps are those of `train`, timed from inside; the configurations take turns, in an order drawn again each round, so
-that what else the machine does falls on all of them. Only the ratio is to be trusted.
+An observer times the steps of `train`. The configurations take turns, in a new random order each round, so that other
+load on the machine affects all of them. Trust only the ratios.
 """
 
 import random
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from workbench.data import Dataset
 from workbench.errors import WorkbenchError, unknown
 from workbench.training import TrainConfig, train
 from workbench.training.inputs import source
@@ -20,18 +21,29 @@ from workbench.training.observers import Observer
 from workbench.training.setup import initial_model
 
 WARM = 2  # steps before the clock starts
-GRAIN = 0.05  # shares of the steps are rounded to this, so that a new measurement rarely asks for new trainings
+GRAIN = 0.05  # shares of the steps are rounded to this, so that a new measurement rarely needs new trainings
 
 
 def step_costs(configs: Mapping[str, TrainConfig], rounds: int = 5, steps: int = 6) -> pd.DataFrame:
-    """One row a configuration: arm, cost of a step (over the first's), low and high (its least and greatest round),
-    seconds (median). On a CPU with one thread the seconds are the process's own.
+    """Measure the cost of a training step of each configuration, relative to the first.
 
-    A round's seconds are taken over their mean, and of these shares the median over rounds is compared: one slow turn
-    of the first does not make all others cheap. Raises: WorkbenchError for less than one round.
+    The seconds of a round are divided by their mean, and the medians of these shares over the rounds are compared. So
+    one slow turn of the first configuration does not make all others look cheap. On a CPU with one thread the seconds
+    are CPU time of the process.
+
+    Args:
+        configs: The configurations by arm.
+        rounds: Turns of each configuration.
+        steps: Timed steps per turn.
+
+    Returns:
+        One row per configuration: arm, cost, low and high (the lowest and highest round), seconds (the median).
+
+    Raises:
+        WorkbenchError: For less than one round.
     """
     if rounds < 1:
-        raise WorkbenchError(f"`rounds` (={rounds}) must be at least 1.")
+        raise WorkbenchError(f"`rounds` must be at least 1, got {rounds}.")
     order, rng, rows = list(configs), random.Random(0), []
     for turn in range(rounds):
         rng.shuffle(order)
@@ -44,9 +56,14 @@ def step_costs(configs: Mapping[str, TrainConfig], rounds: int = 5, steps: int =
 
 
 def known_costs(costs: pd.DataFrame, before: Mapping[str, float]) -> dict[str, float]:
-    """The cost of a step by arm: as measured before where that is given, else as in the rows of `step_costs`.
+    """Return the cost of a step by arm. An earlier measurement replaces the current one.
 
-    Raises: WorkbenchError, naming the nearest, for an arm that is not among them.
+    Args:
+        costs: The rows of `step_costs`.
+        before: Costs by arm of an earlier measurement.
+
+    Raises:
+        WorkbenchError: For an arm of `before` that is not in `costs`, with the nearest name.
     """
     measured = dict(zip(costs.arm, costs.cost, strict=True))
     for arm in before:
@@ -56,14 +73,20 @@ def known_costs(costs: pd.DataFrame, before: Mapping[str, float]) -> dict[str, f
 
 
 def matched_steps(steps: int, cost: float) -> int:
-    """How many steps of this cost take the time of `steps` of cost 1, to a twentieth of them."""
+    """Return how many steps of this cost take the time of `steps` at cost 1, rounded to a twentieth of them."""
     return max(1, round(steps * max(1, round(1 / cost / GRAIN)) * GRAIN))
 
 
 def operations_an_image(config: TrainConfig) -> float:
-    """Floating-point operations of one image's share of a step, forward and backward: those of convolutions and matrix
-    products, by torch's counter."""
+    """Return the floating-point operations of a step per image, forward and backward.
+
+    Torch's counter counts those of convolutions and matrix products.
+
+    Args:
+        config: A configuration with images in memory.
+    """
     data, n = source(config), 2
+    assert isinstance(data, Dataset)  # streamed images have no shape yet
     with torch.random.fork_rng(devices=[]):
         model = initial_model(config, data).train()
         with FlopCounterMode(display=False) as counter:
@@ -72,18 +95,19 @@ def operations_an_image(config: TrainConfig) -> float:
 
 
 class _Timed(Exception):
-    """Ends a training whose steps were timed, before it evaluates anything."""
+    """Ends a training after its steps were timed and before it evaluates anything."""
 
 
 class _Timer(Observer):
     """Reads the clock at the gradients of two steps, and ends the training at the second."""
 
     def __init__(self, first: int, last: int):
-        alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-        self.clock = time.process_time if alone else time.perf_counter
+        one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+        self.clock = time.process_time if one_thread else time.perf_counter
         self.first, self.last, self.marks = first, last, []
 
     def before_update(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Read the clock at the first and the last step, and end the training at the last."""
         if step in (self.first, self.last):
             loss.item()  # waits for the device
             self.marks.append(self.clock())
@@ -97,4 +121,4 @@ def _seconds_a_step(config: TrainConfig, steps: int) -> float:
         train(config.replace(epochs=None, steps=last, eval_every=last, progress=False), observers=[timer])
     except _Timed:
         return (timer.marks[1] - timer.marks[0]) / steps
-    return float("nan")  # it diverged before
+    return float("nan")  # it diverged before the last timed step

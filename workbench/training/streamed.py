@@ -1,4 +1,4 @@
-"""Batches of a training whose images memory cannot hold: made by worker processes, ahead of the step."""
+"""Batches of a training whose images do not fit into memory: worker processes make them ahead of time."""
 
 import functools
 import sys
@@ -22,9 +22,18 @@ from workbench.training.inputs import Batch, Part, micro_batches, orders
 
 
 class StreamedInputs:
-    """As Inputs, from a folder of images: crops of random boxes for training, the model's way to cut test images.
+    """Like `Inputs`, but reads the images from a folder during the training.
 
-    `unreadable` are the paths of images that were skipped so far.
+    Training images are crops of random boxes. Test images are cut as the model's evaluation does.
+
+    Args:
+        config: The configuration.
+        data: The files.
+        world: The processes of the training.
+        device: Where the batches go.
+
+    Attributes:
+        unreadable: Paths of the images that were skipped so far.
     """
 
     def __init__(self, config: TrainConfig, data: ImageFolder, world: World, device: torch.device):
@@ -37,7 +46,10 @@ class StreamedInputs:
         self.unreadable: set[str] = set()
 
     def steps(self, total_steps: int, done: int = 0) -> Iterator[list[Part]]:
-        """This process's parts of each step after the first `done`; they must be made in order."""
+        """Yield the parts of each step for this process, without the first `done` steps.
+
+        The parts must be made in order.
+        """
         config = self.config
         images = TrainImages(
             self.train,
@@ -87,21 +99,21 @@ class StreamedInputs:
         return x, mixed_labels(labels, partners, shares, len(self.data.classes)) if self.config.mix else labels
 
     def _reported(self, chunk: Chunk) -> Chunk:
-        """The chunk, when what could not be read in it was named: refused, or reported once."""
+        """Return the chunk after reporting its unreadable images: as an error, or once as a line."""
         for path, reason in chunk.unreadable:
             if self.config.unreadable == "refuse":
-                raise WorkbenchError(f"{reason.removesuffix('.')}, or set unreadable=skip, which goes on from here.")
+                raise WorkbenchError(f"{reason.removesuffix('.')}, or set unreadable=skip to continue without it.")
             if path not in self.unreadable:
                 self.unreadable.add(path)
                 tqdm.write(f"skipped: {reason}", file=sys.stderr)
         return chunk
 
     def val(self) -> Iterator[Batch]:
-        """The validation split, in order."""
+        """Yield the validation split, in order."""
         return self._whole(self.data.val)
 
     def test(self) -> Iterator[Batch]:
-        """The test split, in order."""
+        """Yield the test split, in order."""
         return self._whole(self.data.test)
 
     def _whole(self, files: Files) -> Iterator[Batch]:
@@ -109,15 +121,16 @@ class StreamedInputs:
         images = EvalImages(files, self.eval_size, self.style)
         for chunk in chunks(images, indices, self.workers, pin=self.device.type == "cuda"):
             read = self._reported(chunk).labels >= 0
-            yield tuple(t[read].to(self.device, non_blocking=True) for t in (chunk.pixels, chunk.labels))
+            pixels = chunk.pixels[read].to(self.device, non_blocking=True)
+            yield pixels, chunk.labels[read].to(self.device, non_blocking=True)
 
     @property
     def preprocess(self) -> dict:
-        """How the images are made, for who evaluates the weights."""
+        """The preprocessing that an evaluation of the weights must repeat."""
         moments = {"mean": (MEAN_RGB / 255).tolist(), "std": (STD_RGB / 255).tolist()}
         return {**moments, "image_size": self.eval_size, "style": self.style}
 
 
 def default_workers(world: World) -> int:
-    """One a core that this process may use, shared with the other processes of a torchrun; at most 16."""
+    """Return one worker per available core, shared with the other processes of a torchrun, at most 16."""
     return max(1, min(16, cores() // world.size))

@@ -1,4 +1,4 @@
-"""What follows a gradient: clipping, Nesterov's step, the schedule of the rate, and the average of the weights.
+"""The update after a gradient: clipping, Nesterov's step, the learning rate and the average of the weights.
 
 Source: NFNet paper, section 4 and appendix A.
 """
@@ -12,7 +12,13 @@ from workbench.training.setup import groups_of
 
 
 class Update:
-    """Uses the gradients that lie in `model`, once a step, and moves all that depends on the step."""
+    """Applies the gradients of a network once per step, with everything that depends on the step.
+
+    Args:
+        model: The network, whose parameters have the gradients.
+        config: The configuration.
+        total_steps: Steps of the whole training.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig, total_steps: int):
         sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.momentum > 0}
@@ -23,15 +29,15 @@ class Update:
         )
         self.ema = EMA(model, config.ema) if config.ema is not None else None
         self.parameters, self.clip_norm = list(model.parameters()), config.clip_norm
-        self._norm: Tensor | None = None  # of the whole gradient, before it is clipped
+        self._norm: Tensor | None = None  # norm of the whole gradient before clipping
 
     def __call__(self, failed: Tensor | None) -> float:
-        """Update the weights, and return the rate that did.
+        """Update the weights and return the learning rate of this update.
 
         Args:
-            failed: () is 1 on the device where the weights must stay as they are.
+            failed: () on the device, or None. If it is 1, the weights stay unchanged.
         """
-        self.optimizer.found_inf = failed
+        self.optimizer.found_inf = failed  # pyright: ignore[reportAttributeAccessIssue]  # torch reads it if fused
         lr = self.optimizer.param_groups[0]["lr"]
         if self.clip_norm is not None:
             self._norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
@@ -42,20 +48,22 @@ class Update:
         return lr
 
     def agc_stats(self) -> AGCStats:
-        """What AGC saw in the last step; nothing where it does not clip."""
+        """Return the statistics of AGC in the last step, empty if it does not clip."""
         return self.agc.stats if self.agc is not None else AGCStats()
 
     def clipped(self) -> dict[str, float]:
-        """What was clipped in the last step, as columns of a history row."""
+        """Return what was clipped in the last step, as columns of a history row."""
         if self.agc is not None:
             stats = self.agc.stats
             return {"clipped_share": stats.clipped_share(), "ratio_p99": stats.ratio_quantile(0.99)}
         return {"grad_norm": self._norm.item()} if self._norm is not None else {}
 
     def state_dict(self) -> dict:
+        """Return the state of all parts."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 

@@ -1,4 +1,4 @@
-"""The losses of a training's steps: left on the device, and read only every so often, since reading waits for it."""
+"""The losses of the steps: kept on the device and read every few steps, because reading waits for it."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,39 @@ from torch import Tensor
 class LossWatch:
     """The losses of the steps and the norms of their gradients.
 
-    A step fails where its loss is not finite or above `limit`, or a gradient's norm is not finite; `step`, `loss` and
-    `norms` (P,) are then those of the first that did. `failed` () is 1 on the device from that step on: a fused
-    optimizer that has it as `found_inf` leaves the weights as the step found them, though nobody has looked yet.
+    A step fails if its loss is not finite or above `limit`, or if the norm of a gradient is not finite.
+
+    `failed` is 1 on the device from the failed step on. A fused optimizer that has `failed` as its `found_inf` then
+    leaves the weights unchanged, even before the losses are read.
+
+    Args:
+        limit: The largest loss that is allowed.
+        every: Steps between reads of the device.
+
+    Attributes:
+        step: The first step that failed, or 0.
+        loss: Loss of that step.
+        norms: Gradient norms (P,) of that step, one per parameter, or None.
+        failed: () on the device, or None. It is kept only if `every` is above 1.
     """
 
     def __init__(self, limit: float, every: int):
         self.limit, self.every = limit, every
-        self.step, self.loss, self.norms = 0, 0.0, None
+        self.step, self.loss = 0, 0.0
+        self.norms: Tensor | None = None
         self.failed: Tensor | None = None
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._since_last: list[float] = []
 
     def diverged(self, step: int, loss: Tensor, norms: Tensor, look: bool) -> bool:
-        """Takes the loss () and gradient norms (P,) of `step`, before its update; whether a step so far has failed
-        (looked at now, or every so often)."""
+        """Add a step before its update, and return whether a step is known to have failed.
+
+        Args:
+            step: The step, counted from 1.
+            loss: () of the step.
+            norms: (P,) of the gradients.
+            look: Read the device now, and not only every few steps.
+        """
         self._unread.append((loss, norms))
         if self.every > 1:
             fails = ((loss <= self.limit) & norms.isfinite().all()).logical_not().float()
@@ -33,7 +51,7 @@ class LossWatch:
         sound = torch.stack([norms.to(values.device) for norms in unread]).isfinite().all(1)
         values, sound = torch.stack([values, sound.to(values.dtype)]).tolist()
         for i, (value, finite) in enumerate(zip(values, sound, strict=True)):
-            if not (value <= self.limit and finite):  # also where the loss is not a number
+            if not (value <= self.limit and finite):  # this is also true if the loss is NaN
                 self.step, self.loss, self.norms = step - len(values) + 1 + i, value, unread[i]
                 return True
         self._since_last += values
@@ -41,6 +59,7 @@ class LossWatch:
         return False
 
     def state_dict(self) -> dict:
+        """Return the losses and norms that are still needed."""
         return {
             "unread": [(loss.cpu(), norms.cpu()) for loss, norms in self._unread],
             "failed": self.failed,
@@ -48,12 +67,13 @@ class LossWatch:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
         self._unread = [(loss, norms) for loss, norms in state["unread"]]
         self.failed = state["failed"]
         self._since_last = list(state["since_last"])
 
     def mean_since_last(self) -> float:
-        """The mean loss of the steps since this was last asked."""
+        """Return the mean loss of the steps since the last call."""
         mean = sum(self._since_last) / len(self._since_last)
         self._since_last.clear()
         return mean

@@ -1,4 +1,4 @@
-"""What a worker does: train, and leave the result next to the checkpoints before it reports the end."""
+"""The task of a worker: train, and write the result next to the checkpoints before reporting the end."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,30 +13,31 @@ from workbench.training.checkpoint import Checkpoints
 from workbench.training.distributed import World
 from workbench.training.inputs import source_digest
 
-TASK = f"{__name__}:train_task"  # as a pool's Task names its function
+TASK = f"{__name__}:train_task"  # the name of the function for a Task of the pool
 RESULT = "result.json"
-CHECKPOINT_SECONDS = "WORKBENCH_CHECKPOINT_SECONDS"  # variable: seconds between checkpoints
+CHECKPOINT_SECONDS = "WORKBENCH_CHECKPOINT_SECONDS"  # environment variable: seconds between checkpoints
 
 
 def train_task(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str:
-    """Train a configuration, going on from its last checkpoint.
+    """Train a configuration, starting from its last checkpoint.
 
-    A result that is in the folder already is sent again without training: nobody took it before.
+    If the folder already holds the result, the result is sent again without training. This happens if the parent
+    process ended before it received the result.
 
     Args:
-        arguments: "config", a TrainConfig as a dictionary; "folder", of the checkpoints; "save", the file for the
-            final weights or None.
-        send: Takes ("row", row) and answers whether to prune; takes ("table", name, table).
-        stop: Whether to write a checkpoint and stop.
+        arguments: "config", a TrainConfig as a dictionary. "folder", the folder of the checkpoints. "save", the file
+            for the final weights, or None.
+        send: Takes ("row", row) and returns whether to prune. Takes ("table", name, table).
+        stop: Returns whether to write a checkpoint and stop.
 
     Returns:
         The result as JSON.
 
     Raises:
-        KeyboardInterrupt: Where `stop` says so.
+        KeyboardInterrupt: If `stop` returns True.
     """
     config, folder = TrainConfig.from_dict(arguments["config"]), Path(arguments["folder"])
-    alone = World.from_environment().size == 1  # where several train together, the others wait for this one
+    alone = World.from_environment().size == 1  # other processes of this training would wait for this one
     kept = _kept(config, folder) if alone and not arguments["save"] else None
     if kept is not None:
         for row in kept.history:
@@ -45,7 +46,7 @@ def train_task(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
             send(("table", file.stem, pd.read_parquet(file)))
         return kept.to_json()
 
-    torch.cuda.empty_cache()  # what the training before this one left, where several workers share a GPU
+    torch.cuda.empty_cache()  # memory of the previous training, for other workers on this GPU
 
     def keep(name: str, table: pd.DataFrame) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,14 +61,14 @@ def train_task(arguments: dict, send: Callable, stop: Callable[[], bool]) -> str
         save=arguments["save"],
         stop=stop,
     )
-    if result.outcome != "pruned":  # whether to prune is decided again
+    if result.outcome != "pruned":  # a later start decides again whether to prune
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULT, lambda path: path.write_text(result.to_json()))
     return result.to_json()
 
 
 def checkpoint_seconds() -> float:
-    """Return WORKBENCH_CHECKPOINT_SECONDS, or a minute: what a killed training loses at most."""
+    """Return WORKBENCH_CHECKPOINT_SECONDS, by default 60: the most that a killed training loses."""
     return number(CHECKPOINT_SECONDS, 60)
 
 
