@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Interrupts:
-    """Handles Ctrl-C and TERM: the first requests a stop, the second stops at once."""
+    """A handler of Ctrl-C and TERM: the first requests a stop, the second stops at once."""
 
     def __init__(self):
         self.number = 0

@@ -17,9 +17,9 @@ Calls = list[tuple[str, list[str], bool]]  # path of the module, its direct para
 
 
 def gradient_norms(parameters: list[nn.Parameter]) -> Tensor:
-    """Return the norm of each parameter's gradient, (P,) on the device, or 0 for a missing gradient.
+    """Return the norm of each parameter's gradient, (P,) on the device.
 
-    It takes a few operations for all parameters and does not wait for the device.
+    The norm of a missing gradient is 0. It takes a few operations for all parameters and does not wait for the device.
     """
     norms = [parameters[0].new_zeros(())] * len(parameters)
     grads = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}
@@ -31,7 +31,9 @@ def gradient_norms(parameters: list[nn.Parameter]) -> Tensor:
 
 @torch.no_grad()
 def largest_ratios(model: nn.Module, eps: float = 1e-3) -> Tensor:
-    """Return for each parameter the largest |G_i| / max(|W_i|, eps) over its units, as AGC measures it.
+    """Return the largest |G_i| / max(|W_i|, eps) over the units of each parameter.
+
+    The norms are those of AGC.
 
     Args:
         model: The network.
@@ -50,7 +52,7 @@ def largest_ratios(model: nn.Module, eps: float = 1e-3) -> Tensor:
 
 
 def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:
-    """Call `run`, and list the modules with direct parameters in the order in which they finished."""
+    """Call `run`, and list the modules with direct parameters in the order of their calls."""
     seen: dict[str, tuple[list[str], Tensor]] = {}
     hooks = []
     for path, module in model.named_modules():
@@ -115,7 +117,9 @@ def cause_of_step(model: nn.Module, losses: LossWatch, again: Callable[[], objec
 
 
 def cause_of_evaluation(model: nn.Module, step: int, loss: float, again: Callable[[], object]) -> str:
-    """Describe the cause of a validation loss that is not finite after a step with a finite loss.
+    """Describe the cause of a validation loss that is not finite.
+
+    The losses of the steps before it were finite.
 
     Args:
         model: The network.
@@ -128,7 +132,10 @@ def cause_of_evaluation(model: nn.Module, step: int, loss: float, again: Callabl
 
 
 def _broken_parameter(model: nn.Module, calls: Calls) -> str | None:
-    """Return the parameter of the first module whose output is not finite: one that is not finite, else its first."""
+    """Return a parameter of the first module whose output is not finite.
+
+    It is a parameter that is not finite, or else the first of the module.
+    """
     values = dict(model.named_parameters())
     for _, params, finite in calls:
         if not finite:
@@ -137,7 +144,10 @@ def _broken_parameter(model: nn.Module, calls: Calls) -> str | None:
 
 
 def _in_order(model: nn.Module, calls: Calls, names: set[str]) -> list[str]:
-    """Sort parameters in the order of the forward pass. Those of modules that were not called come first."""
+    """Sort parameters in the order of the forward pass.
+
+    Parameters of modules that were not called come first.
+    """
     called = [name for _, params, _ in calls for name in params]
     rest = [name for name, _ in model.named_parameters() if name not in called]
     return [name for name in rest + called if name in names]

@@ -1,6 +1,6 @@
-"""Checkpoints of an unfinished training: written whole or not at all, and verified when read.
+"""Checkpoints of an unfinished training.
 
-The last three are kept, and of the older ones as many as a replay needs.
+They are written whole or not at all, and verified when read. The last three are kept, and of the older ones as many as a replay needs.
 
 A checkpoint is a folder `step-00000120` with three files:
 
@@ -147,7 +147,7 @@ class Resumable(Protocol):
 
 
 class Resuming:
-    """Restores a training from its last checkpoint, and writes the next ones.
+    """Restore a training from its last checkpoint, and write the next ones.
 
     All processes read the same checkpoint, and only the first process writes.
 

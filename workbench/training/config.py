@@ -175,7 +175,7 @@ STREAMED = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.metadata["
 
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:
-    """Yield an error message for each pair of values that contradict each other, and for each list of wrong names."""
+    """Yield an error message for each contradiction between values, and for wrong names."""
     if (c.epochs is None) == (c.steps is None):
         yield f"Set exactly one of `epochs` and `steps`, got {c.epochs} and {c.steps}."
     if c.micro_batch and c.micro_batch > c.batch_size:
@@ -196,9 +196,9 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
 
 
 def planned(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with a user's network fully named, and the hash of its code as `source`.
+    """Return the configuration with a user's network fully named, and with its `source`.
 
-    The full name is valid in every folder. The code is read but not run. A configuration that already has a `source`
+    `source` is the hash of the network's code. The full name is valid in every folder. The code is read but not run. A configuration that already has a `source`
     is returned unchanged, so it stays readable when the file changes or disappears.
 
     Raises:
@@ -211,9 +211,9 @@ def planned(config: TrainConfig) -> TrainConfig:
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Return the key of a training: a SHA-256 of everything that its numbers depend on, 64 hex digits.
+    """Return the key of a training: a hash of everything that its numbers depend on.
 
-    The key covers the configuration without execution fields, the data, and the code that trains. For a user's network
+    The key is a SHA-256, 64 hex digits. It covers the configuration without execution fields, the data, and the code that trains. For a user's network
     or one of `normfree` it also covers the code that builds it. For initial weights it also covers their bytes and the
     code that reads them.
 

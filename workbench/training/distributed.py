@@ -33,7 +33,9 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Read RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them. Without them the world has one process.
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them.
+
+        Without them the world has one process.
 
         Raises:
             WorkbenchError: If one of them is not a whole number.
@@ -71,7 +73,7 @@ class World:
         return index.tensor_split(self.size)[self.rank]
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """Return the model with its gradients averaged over the processes, or the model itself for one process."""
+        """Return the model with averaged gradients, or the model itself for one process."""
         return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
 
     def total(self, value: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class World:
 
 @contextlib.contextmanager
 def joined(world: World) -> Iterator[None]:
-    """Connect the processes within this context, if there are several and they are not connected yet."""
+    """Connect the processes within this context. It does nothing for one, or if connected."""
     if world.size == 1 or dist.is_initialized():
         yield
         return
@@ -106,5 +108,5 @@ def joined(world: World) -> Iterator[None]:
 
 
 def unsynchronised(net: nn.Module, when: bool):
-    """Return a context in which backward does not average gradients over the processes, if `when` is True."""
+    """Return a context in which backward does not average gradients, if `when` is True."""
     return net.no_sync() if when and isinstance(net, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()

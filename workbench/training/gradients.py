@@ -1,4 +1,4 @@
-"""The gradient of a whole batch, from its micro-batches, over all processes, and with SAM's climb."""
+"""The gradient of a whole batch: over its micro-batches and all processes, and with SAM."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from workbench.training.inputs import Part
 
 
 class Gradients:
-    """Computes the gradient of a batch and leaves it in the parameters of a network.
+    """The gradient of a batch, which a call leaves in the parameters of a network.
 
     Args:
         model: The network.
@@ -58,9 +58,9 @@ class Gradients:
 
     @contextlib.contextmanager
     def _uphill(self, x: Tensor, y: Tensor) -> Iterator[None]:
-        """Move the weights up the gradient of the first fifth of these samples (SAM), and back at the end.
+        """Move the weights uphill as SAM does, and back at the end.
 
-        Every part climbs by its gradient, as every device does in the paper. So a process behaves like a micro-batch.
+        The direction is the gradient of the first fifth of these samples. Every part climbs by its gradient, as every device does in the paper. So a process behaves like a micro-batch.
         """
         if self.sam is None:
             yield
@@ -77,7 +77,11 @@ class Gradients:
         self.sam.descend()
 
     def _backward(self, x: Tensor, y: Tensor, share: float) -> Tensor:
-        """Add the gradient of `share` times the mean loss, and return that share of the loss without smoothing."""
+        """Add the gradient of `share` times the mean loss.
+
+        Returns:
+            () is `share` times the mean loss without label smoothing.
+        """
         recomputed = recomputed_activations(self.model) if self.config.recompute else contextlib.nullcontext()
         with self.autocast, recomputed:
             logits = self.net(x).float()

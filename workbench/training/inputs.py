@@ -34,7 +34,10 @@ def source(config: TrainConfig) -> Dataset | ImageFolder:
 
 
 def source_digest(config: TrainConfig) -> str:
-    """Return a hash of the images: of their bytes, or of the file names and sizes of a large streamed folder."""
+    """Return a hash of the images.
+
+    It is over their bytes, or over the file names and sizes of a large streamed folder.
+    """
     return source(config).digest if config.stream else dataset_digest(config.data)
 
 
@@ -144,7 +147,7 @@ class Inputs:
 
 
 def orders(config: TrainConfig, n: int, total_steps: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each step the indices (batch_size,) of its images and of their partners for mixing.
+    """Yield the indices (batch_size,) of each step's images and of their partners for mixing.
 
     Without mixing the partners are the images themselves. With mixing the partners follow a second, independent order,
     so a step draws twice the batch, as the authors do.

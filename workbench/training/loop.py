@@ -1,4 +1,4 @@
-"""The training loop: SGD with Nesterov momentum, AGC, and a cosine schedule. The result is data.
+"""The training loop: SGD with Nesterov momentum, AGC and a cosine schedule.
 
 Source: NFNet paper, section 4 and appendix A. AGC sees the gradient of the whole batch, once, after the last
 micro-batch.
@@ -158,7 +158,10 @@ def _failed_step(t: Training) -> Ending:
 
 
 def _failed_evaluation(t: Training, step: int, scores: dict[str, float]) -> Ending:
-    """Run the failed evaluation again to find its cause: of the average, if the weights are finite."""
+    """Run the failed evaluation again to find its cause.
+
+    It is that of the average, if the loss of the weights is finite.
+    """
     ema, model, loss = t.update.ema, t.model, scores["val_loss"]
     if ema is not None and math.isfinite(loss):
         model, loss = ema.model, scores["ema_val_loss"]

@@ -21,10 +21,10 @@ from workbench.training.inputs import Batch
 
 
 class Observer:
-    """Watches a training while it runs. Each method does nothing, and a subclass defines those that it needs."""
+    """An observer of a running training. A subclass defines the methods that it needs."""
 
     def begin(self, model: nn.Module) -> None:
-        """Look at the network before its first step. It is not called after a start from a checkpoint."""
+        """Look at the network before its first step, but not after a start from a checkpoint."""
 
     def before_update(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Look at the loss () and the gradients before clipping and update.
@@ -66,7 +66,9 @@ class Measurement(Observer):
 
 
 class Telemetry(Measurement):
-    """AGC's statistics, one row per step and parameter. The norms stay on the device until `settle` reads them.
+    """AGC's statistics, one row per step and parameter.
+
+    The norms stay on the device until `settle` reads them.
 
     Args:
         every: Steps between rows.
@@ -102,7 +104,9 @@ class Telemetry(Measurement):
 
 
 class _OnImages(Measurement):
-    """A measurement on the same few images, in training mode without dropout and stochastic depth.
+    """A measurement on the same few images.
+
+    The network is in training mode, without dropout and stochastic depth.
 
     Args:
         every: Steps between rows.
@@ -129,7 +133,10 @@ class _OnImages(Measurement):
 
 
 class Signals(_OnImages):
-    """Signal propagation forward and backward, one row per block. The gradient is that of the cross-entropy."""
+    """Signal propagation forward and backward, one row per block.
+
+    The gradient is that of the cross-entropy.
+    """
 
     name = "signal"
 

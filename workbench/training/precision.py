@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Bfloat16Copies(nn.Module):
-    """Runs a network on bfloat16 copies of its parameters and of the images.
+    """A network that runs on bfloat16 copies of its parameters and of the images.
 
     Gradients reach the float32 parameters. Weight standardisation also runs in bfloat16. Parameters and statistics of
     BatchNorm stay in float32. Source: the authors' training code.

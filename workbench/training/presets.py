@@ -1,4 +1,4 @@
-"""Recipes by name: the papers' for ImageNet, one for fine-tuning, and one for 32-pixel images.
+"""Recipes by name: the papers' for ImageNet, one for fine-tuning, one for 32-pixel images.
 
 Each preset is a function that returns a TrainConfig and accepts changes: `paper_nfnet("f1", batch_size=1024)`.
 Sources: Brock et al. 2021 and the authors' experiment files. Where the two differ, the files decide.

@@ -48,9 +48,10 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
 
 
 def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
-    """Return a copy whose BatchNorms have the mean statistics of these batches instead of moving averages.
+    """Return a copy with precise BatchNorm statistics.
 
-    Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm" (precise BatchNorm).
+    They are the mean statistics of these batches, instead of moving averages. Source: Wu and Johnson 2021,
+    "Rethinking 'Batch' in BatchNorm".
 
     Args:
         model: The network, which stays unchanged.

@@ -45,7 +45,7 @@ def initial_model(config: TrainConfig, data: Dataset | ImageFolder) -> nn.Module
 
 
 def _pixels(config: TrainConfig, data: Dataset | ImageFolder) -> int | None:
-    """Return the side of the images in pixels, or None if they are streamed and the configuration sets no size."""
+    """Return the side of the images in pixels, or None for streamed images without a given size."""
     return data.train.images.shape[-1] if isinstance(data, Dataset) else config.image_size
 
 

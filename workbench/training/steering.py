@@ -11,7 +11,9 @@ Log = Callable[[dict], bool | None]
 
 
 class Pruning:
-    """Passes every row of the history to `log`. An answer of True before the last step prunes the training.
+    """Pruning by a log, which gets every row of the history.
+
+    If the log returns True before the last step, the training ends.
 
     Args:
         log: Called with each row.
@@ -29,7 +31,7 @@ class Pruning:
 
 
 class Stopping:
-    """Calls `stop` after every step except the last.
+    """Stopping by a function that is called after every step except the last.
 
     Args:
         stop: Returns whether to stop.

@@ -1,4 +1,4 @@
-"""Compare the time of a training step between configurations, and find how many steps take equal time.
+"""Compare the time of a training step between configurations.
 
 An observer times the steps of `train`. The configurations take turns, in a new random order each round, so that other
 load on the machine affects all of them. Trust only the ratios.
@@ -73,7 +73,10 @@ def known_costs(costs: pd.DataFrame, before: Mapping[str, float]) -> dict[str, f
 
 
 def matched_steps(steps: int, cost: float) -> int:
-    """Return how many steps of this cost take the time of `steps` at cost 1, rounded to a twentieth of them."""
+    """Return how many steps of this cost take the time of `steps` at cost 1.
+
+    The number is rounded to a twentieth of `steps`.
+    """
     return max(1, round(steps * max(1, round(1 / cost / GRAIN)) * GRAIN))
 
 
@@ -95,11 +98,11 @@ def operations_an_image(config: TrainConfig) -> float:
 
 
 class _Timed(Exception):
-    """Ends a training after its steps were timed and before it evaluates anything."""
+    """The end of a training whose steps were timed, before it evaluates anything."""
 
 
 class _Timer(Observer):
-    """Reads the clock at the gradients of two steps, and ends the training at the second."""
+    """A clock that is read at the gradients of two steps, and ends the training at the second."""
 
     def __init__(self, first: int, last: int):
         one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Batches of a training whose images do not fit into memory: worker processes make them ahead of time."""
+"""Batches of images that do not fit into memory. Worker processes make them in advance."""
 
 import functools
 import sys
@@ -132,5 +132,5 @@ class StreamedInputs:
 
 
 def default_workers(world: World) -> int:
-    """Return one worker per available core, shared with the other processes of a torchrun, at most 16."""
+    """Return one worker per core, shared among the processes of a torchrun, at most 16."""
     return max(1, min(16, cores() // world.size))

@@ -1,4 +1,4 @@
-"""The update after a gradient: clipping, Nesterov's step, the learning rate and the average of the weights.
+"""The update after a gradient: clipping, Nesterov's step, schedule and average of weights.
 
 Source: NFNet paper, section 4 and appendix A.
 """
@@ -12,7 +12,7 @@ from workbench.training.setup import groups_of
 
 
 class Update:
-    """Applies the gradients of a network once per step, with everything that depends on the step.
+    """The update of a network from its gradients, once per step.
 
     Args:
         model: The network, whose parameters have the gradients.

@@ -1,4 +1,7 @@
-"""The losses of the steps: kept on the device and read every few steps, because reading waits for it."""
+"""The losses of the steps, which stay on the device and are read every few steps.
+
+Reading waits for the device, so it must be rare.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The task of a worker: train, and write the result next to the checkpoints before reporting the end."""
+"""The task of a worker: train, and write the result before reporting the end."""
 
 from collections.abc import Callable
 from pathlib import Path

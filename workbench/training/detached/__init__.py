@@ -1,1 +1,1 @@
-"""Run plans of trainings on machines with torch but without tracking: `python -m workbench.training`."""
+"""Run plans of trainings on machines without tracking: `python -m workbench.training`."""

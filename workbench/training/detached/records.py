@@ -78,7 +78,10 @@ class Record:
 
 
 def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
-    """Yield the place ("results.jsonl, line 3") and the record of every line, or the error of a damaged line."""
+    """Yield the place and the record of every line, or the error of a damaged line.
+
+    A place is like "results.jsonl, line 3".
+    """
     for file in numbered(folder, RESULTS):
         for at, line in enumerate(file.read_bytes().split(b"\n"), start=1):
             if not line:
@@ -120,7 +123,10 @@ def tables_of(folder: Path, record: Record) -> dict[str, pd.DataFrame]:
 
 
 def numbered(folder: Path, name: str) -> list[Path]:
-    """Return the files NAME.suffix, NAME-2.suffix, ... in this order. Only the first edition wrote more than one."""
+    """Return the files NAME.suffix, NAME-2.suffix, ... in this order.
+
+    Only the first edition wrote more than one.
+    """
     stem, suffix = name.split(".")
     pattern = re.compile(rf"{re.escape(stem)}(?:-(\d+))?\.{suffix}")
     by_number = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}

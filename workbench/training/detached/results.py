@@ -101,7 +101,7 @@ class Results:
         return key in self.records and self.records[key].result.outcome in FINISHED
 
     def add(self, record: Record, tables: dict[str, pd.DataFrame]) -> None:
-        """Write the tables of a training, then its line, then remove its checkpoints unless it failed."""
+        """Write a training's tables and its line. Then remove its checkpoints, unless it failed."""
         key, hashes = record.result.key, {}
         for name, table in tables.items():
             file = table_file(self.folder, key, name)
@@ -132,7 +132,7 @@ class Results:
 
 
 def _is_gone(holder: str) -> bool:
-    """Return whether the holder, as `_hold` wrote it, was a process of this machine that has ended."""
+    """Return whether the holder was a process of this machine that has ended."""
     match = re.fullmatch(r"process (\d+) on (.*)", holder)
     if match is None or match[2] != platform.node():
         return False

@@ -1,4 +1,4 @@
-"""Run a plan on all GPUs of a machine without tracking, into one folder, and resume it after interruptions.
+"""Run a plan on all GPUs of a machine without tracking, into one folder.
 
 This process gives trainings to the pool and writes the results. The workers write the checkpoints. The folder contains
 everything that is needed to continue after an interruption.
@@ -128,7 +128,9 @@ def seats_on(device: str, workers: int | None) -> tuple[str, list[Seat]]:
 
 
 def placed(config: TrainConfig, kind: str, places: int) -> TrainConfig:
-    """Return the configuration on this kind of device, with its share of the cores for streamed images.
+    """Return the configuration on this kind of device.
+
+    Streamed images get a share of the cores.
 
     Args:
         config: The configuration.

@@ -1,4 +1,4 @@
-"""Pack the folder of a detached run into a tar when the run ends, and unpack it for an import."""
+"""Pack the folder of a detached run into a tar, and unpack it for an import."""
 
 import contextlib
 import tarfile
@@ -32,7 +32,9 @@ def pack_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def unpacked(file: Path) -> Iterator[Path]:
-    """Unpack results and tables of a tar into a temporary folder. Checkpoints and weights stay in the tar.
+    """Unpack results and tables of a tar into a temporary folder.
+
+    Checkpoints and weights stay in the tar.
 
     Raises:
         WorkbenchError: If the file is not a complete tar of a detached run, or if it contains a link or a member
