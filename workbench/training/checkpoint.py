@@ -1,6 +1,7 @@
 """Checkpoints of an unfinished training.
 
-They are written whole or not at all, and verified when read. The last three are kept, and of the older ones as many as a replay needs.
+They are written whole or not at all, and verified when read. The last three are kept, and of the older ones as many as
+a replay needs.
 
 A checkpoint is a folder `step-00000120` with three files:
 

@@ -198,8 +198,9 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
 def planned(config: TrainConfig) -> TrainConfig:
     """Return the configuration with a user's network fully named, and with its `source`.
 
-    `source` is the hash of the network's code. The full name is valid in every folder. The code is read but not run. A configuration that already has a `source`
-    is returned unchanged, so it stays readable when the file changes or disappears.
+    `source` is the hash of the network's code. The full name is valid in every folder. The code is read but not run. A
+    configuration that already has a `source` is returned unchanged, so it stays readable when the file changes or
+    disappears.
 
     Raises:
         WorkbenchError: If the user's file or module is missing.
@@ -213,9 +214,9 @@ def planned(config: TrainConfig) -> TrainConfig:
 def training_key(config: TrainConfig, data_digest: str) -> str:
     """Return the key of a training: a hash of everything that its numbers depend on.
 
-    The key is a SHA-256, 64 hex digits. It covers the configuration without execution fields, the data, and the code that trains. For a user's network
-    or one of `normfree` it also covers the code that builds it. For initial weights it also covers their bytes and the
-    code that reads them.
+    The key is a SHA-256, 64 hex digits. It covers the configuration without execution fields, the data, and the code
+    that trains. For a user's network or one of `normfree` it also covers the code that builds it. For initial weights
+    it also covers their bytes and the code that reads them.
 
     Args:
         config: The configuration.

@@ -60,7 +60,8 @@ class Gradients:
     def _uphill(self, x: Tensor, y: Tensor) -> Iterator[None]:
         """Move the weights uphill as SAM does, and back at the end.
 
-        The direction is the gradient of the first fifth of these samples. Every part climbs by its gradient, as every device does in the paper. So a process behaves like a micro-batch.
+        The direction is the gradient of the first fifth of these samples. Every part climbs by its gradient, as every
+        device does in the paper. So a process behaves like a micro-batch.
         """
         if self.sam is None:
             yield
