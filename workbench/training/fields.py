@@ -64,7 +64,8 @@ def checked(field: dataclasses.Field, value: object) -> object:
     _check_type(field, value)
     bounds, choices = field.metadata["bounds"], field.metadata["choices"]
     if bounds and value is not None and not _within(cast(float, value), bounds):  # only numbers have bounds
-        rule = " and ".join([f"{name.replace('_', ' ')} {limit:g}" for name, limit in bounds.items()] + ["finite"])
+        *others, last = ["finite", *(f"{name.replace('_', ' ')} {limit:g}" for name, limit in bounds.items())]
+        rule = f"{', '.join(others)} and {last}"
         raise WorkbenchError(f"`{field.name}` must be {rule}, got {value}. Meaning: {field.metadata['meaning']}.")
     if choices and value not in choices:
         raise unknown(field.name, str(value), choices)
