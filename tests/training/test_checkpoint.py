@@ -1,5 +1,6 @@
-"""Checkpoints of a training. Evidence: broken off or killed with -9 anywhere and started again, it ends in the very same
-weights; damaged files are passed over.
+"""Checkpoints of a training. Evidence: after an interruption or kill -9 at any step, the final weights are the same.
+
+Damaged checkpoints are skipped.
 """
 
 import json
@@ -47,12 +48,12 @@ def plain(result):
     return rows, {k: v for k, v in result.metrics.items() if k not in drop}, result.outcome
 
 
-class BrokenOff(Exception):
+class Interruption(Exception):
     pass
 
 
-def broken_off(folder, at, monkeypatch, save):
-    """Trains with a checkpoint at every step, and breaks off in step `at`."""
+def interrupt_in_step(folder, at, monkeypatch, save):
+    """Train with a checkpoint at every step, and raise an error in step `at`."""
     from workbench.training import gradients
 
     original, seen = gradients.SAM.descend, []
@@ -60,45 +61,45 @@ def broken_off(folder, at, monkeypatch, save):
     def descend(self):
         seen.append(1)
         if len(seen) == at:
-            raise BrokenOff
+            raise Interruption
         original(self)
 
     monkeypatch.setattr(gradients.SAM, "descend", descend)
-    with pytest.raises(BrokenOff):
+    with pytest.raises(Interruption):
         train(CONFIG, checkpoints=Checkpoints(folder, every_steps=1), save=save)
     monkeypatch.undo()
 
 
-def test_broken_off_anywhere_it_ends_in_the_same_weights_rows_and_tables(tmp_path, monkeypatch):
+def test_an_interrupted_training_ends_with_the_same_weights_rows_and_tables(tmp_path, monkeypatch):
     tables = {}
     whole = train(CONFIG, tables=lambda n, t: tables.update({n: t}), save=tmp_path / "whole.safetensors")
     wanted, average = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "whole.ema.safetensors")
     for at in (1, 2, 6, 14):
         folder, file = tmp_path / str(at), tmp_path / f"{at}.safetensors"
-        broken_off(folder, at, monkeypatch, file)
+        interrupt_in_step(folder, at, monkeypatch, file)
         assert not file.exists()
         logged, again = [], {}
         checkpoints = Checkpoints(folder, every_steps=5)
         keep = lambda name, table, again=again: again.update({name: table})
         result = train(CONFIG, logged.append, keep, checkpoints=checkpoints, save=file)
         assert plain(result) == plain(whole)
-        assert [row["step"] for row in logged] == [4, 8, 12, 14]  # every row once, those from before, too
+        assert [row["step"] for row in logged] == [4, 8, 12, 14]  # every row once, also those before the interruption
         assert all(torch.equal(v, wanted[k]) for k, v in load_file(file).items())
         assert all(torch.equal(v, average[k]) for k, v in load_file(tmp_path / f"{at}.ema.safetensors").items())
         assert again["agc"].equals(tables["agc"])
 
 
 def stop_at(step):
-    asked = []
-    return lambda: asked.append(1) or len(asked) == step
+    calls = []
+    return lambda: calls.append(1) or len(calls) == step
 
 
-def test_stopped_after_any_step_it_ends_in_the_same_weights_rows_and_tables(tmp_path):
+def test_a_stopped_training_ends_with_the_same_weights_rows_and_tables(tmp_path):
     tables, again = {}, {}
     whole = train(CONFIG, tables=lambda n, t: tables.update({n: t}), save=tmp_path / "whole.safetensors")
     wanted = load_file(tmp_path / "whole.safetensors")
     checkpoints, file, rows = Checkpoints(tmp_path / "here"), tmp_path / "x.safetensors", []
-    for at in (1, 3, 5):  # counted from where it goes on: after steps 1, 4 and 9
+    for at in (1, 3, 5):  # counted from each start, so after steps 1, 4 and 9
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, checkpoints=checkpoints, save=file, stop=stop_at(at))
     assert [p.name for p in sorted((tmp_path / "here").iterdir())] == [f"step-0000000{n}" for n in (1, 4, 9)]
@@ -112,8 +113,8 @@ def test_stopped_after_any_step_it_ends_in_the_same_weights_rows_and_tables(tmp_
     assert again["agc"].equals(tables["agc"])
 
 
-def test_what_is_measured_on_the_way_is_whole_after_a_stop(tmp_path):
-    """Stopped after step 3, of which the tables of steps 0 and 2 are kept, and those of step 4 come after."""
+def test_tables_are_complete_after_a_stop(tmp_path):
+    """The stop after step 3 comes between rows: those of steps 0 and 2 are kept, and those of step 4 follow."""
     settings = CONFIG.replace(sam_rho=None, mix=False, steps=5, telemetry_every=2, signal_every=2, curvature_every=4)
     whole, again, checkpoints = {}, {}, Checkpoints(tmp_path / "here")
     train(settings, tables=lambda n, t: whole.update({n: t}))
@@ -124,7 +125,7 @@ def test_what_is_measured_on_the_way_is_whole_after_a_stop(tmp_path):
     assert all(again[name].equals(whole[name]) for name in whole)
 
 
-def test_without_checkpoints_a_stop_is_an_interrupt_and_after_the_last_step_there_is_nothing_to_stop():
+def test_without_checkpoints_a_stop_interrupts_the_training_except_after_the_last_step():
     settings = CONFIG.replace(steps=3)
     with pytest.raises(KeyboardInterrupt):
         train(settings, stop=stop_at(2))
@@ -132,7 +133,7 @@ def test_without_checkpoints_a_stop_is_an_interrupt_and_after_the_last_step_ther
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_steps_it_ends_in_the_same_weights(tmp_path):
+def test_a_training_that_was_killed_at_ten_random_steps_ends_with_the_same_weights(tmp_path):
     script = textwrap.dedent("""
         import sys
         from training.test_checkpoint import CONFIG
@@ -164,7 +165,7 @@ def test_killed_at_ten_random_steps_it_ends_in_the_same_weights(tmp_path):
     assert all(torch.equal(v, wanted[k]) for k, v in load_file(tmp_path / "x.safetensors").items())
 
 
-def some(folder, steps, key="k"):
+def saved(folder, steps, key="k"):
     checkpoints, model = Checkpoints(folder), create_model("nf_resnet_tiny", 3)
     for step in steps:
         with torch.no_grad():
@@ -179,8 +180,8 @@ def latest(checkpoints, key="k"):
     return None if state is None else (state["step"], model.linear.bias[0].item())
 
 
-def test_three_are_kept_and_the_last_is_used(tmp_path):
-    checkpoints = some(tmp_path / "here", [1, 2, 3, 4, 5])
+def test_three_checkpoints_are_kept_and_the_last_is_used(tmp_path):
+    checkpoints = saved(tmp_path / "here", [1, 2, 3, 4, 5])
     assert sorted(p.name for p in (tmp_path / "here").iterdir()) == [f"step-0000000{n}" for n in (3, 4, 5)]
     assert KEPT == 3 and latest(checkpoints) == (5, 5.0)
     assert latest(checkpoints, key="another training") is None
@@ -189,8 +190,8 @@ def test_three_are_kept_and_the_last_is_used(tmp_path):
 
 
 @pytest.mark.parametrize("spacing", [1, 2, 6, 7, 13, 33, 500])
-def test_wherever_a_training_goes_wrong_a_checkpoint_lies_not_far_before(spacing):
-    """Divergences at every step: the newest checkpoint at least 20 steps back, or the beginning."""
+def test_a_replay_of_any_step_finds_a_checkpoint_shortly_before_it(spacing):
+    """For a divergence at every step: the newest checkpoint at least 20 steps before it, or the beginning."""
     kept = []
     for step in range(1, 2001):
         past = [0, *(s for s in kept if s <= step - 20)]
@@ -202,16 +203,16 @@ def test_wherever_a_training_goes_wrong_a_checkpoint_lies_not_far_before(spacing
             assert len(kept) <= KEPT + 3
 
 
-def test_until_a_step_later_ones_are_not_seen(tmp_path):
-    some(tmp_path, [3, 4, 5])
+def test_checkpoints_after_until_are_not_read(tmp_path):
+    saved(tmp_path, [3, 4, 5])
     early = Checkpoints(tmp_path, until=4)
     assert early.steps() == [4, 3] and latest(early) == (4, 4.0)
     assert Checkpoints(tmp_path, until=2).steps() == [] and Checkpoints(tmp_path).steps() == [5, 4, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest", "half written"])
-def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage):
-    checkpoints = some(tmp_path, [1, 2])
+def test_a_damaged_checkpoint_is_skipped(tmp_path, damage):
+    checkpoints = saved(tmp_path, [1, 2])
     newest = tmp_path / "step-00000002"
     weights = newest / "weights.safetensors"
     data = weights.read_bytes()
@@ -229,7 +230,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage):
     assert latest(checkpoints) == ((2, 2.0) if damage == "half written" else (1, 1.0))
 
 
-def test_time_or_steps_say_when_one_is_due(tmp_path):
+def test_a_checkpoint_is_due_after_its_steps_or_seconds(tmp_path):
     by_steps = Checkpoints(tmp_path, every_steps=3)
     assert [step for step in range(1, 10) if by_steps.due(step)] == [3, 6, 9]
     assert not Checkpoints(tmp_path, every_seconds=1000).due(1) and Checkpoints(tmp_path, every_seconds=0).due(1)
@@ -248,7 +249,7 @@ class Counter:
         self.n = state["n"]
 
 
-def test_a_checkpoint_is_written_when_due_or_now_and_brings_the_state_back(tmp_path):
+def test_a_checkpoint_is_written_when_due_or_now_and_restores_the_state(tmp_path):
     counter, checkpoints = Counter(), Checkpoints(tmp_path, every_steps=3)
     resuming = Resuming(checkpoints, "k", counter, World())
     assert resuming.latest() == 0 and counter.n == 0
@@ -262,13 +263,13 @@ def test_a_checkpoint_is_written_when_due_or_now_and_brings_the_state_back(tmp_p
     assert Resuming(checkpoints, "another training", Counter(), World()).latest() == 0
 
 
-def test_without_checkpoints_a_training_begins_and_writes_nothing(tmp_path):
+def test_without_checkpoints_a_training_starts_at_step_zero_and_writes_nothing(tmp_path):
     resuming = Resuming(None, "k", Counter(), World())
     assert resuming.latest() == 0
     resuming.write(1, now=True)
 
 
-def test_only_the_first_process_writes_and_another_checkpoint_than_its_is_refused(tmp_path, monkeypatch):
+def test_only_the_first_process_writes_and_a_different_checkpoint_is_refused(tmp_path, monkeypatch):
     checkpoints, second = Checkpoints(tmp_path, every_steps=1), World(rank=1, size=2)
     Resuming(checkpoints, "k", Counter(), second).write(1)
     assert checkpoints.steps() == []
@@ -277,7 +278,7 @@ def test_only_the_first_process_writes_and_another_checkpoint_than_its_is_refuse
         Resuming(checkpoints, "k", Counter(), second).latest()
 
 
-def test_trained_weights_are_evaluated_as_they_were_trained(root, tmp_path, command):
+def test_trained_weights_are_evaluated_with_their_preprocessing(root, tmp_path, command):
     import numpy as np
     from PIL import Image
 
@@ -297,5 +298,5 @@ def test_trained_weights_are_evaluated_as_they_were_trained(root, tmp_path, comm
     )
     assert code == 0, err
     assert "100.00%" in output.splitlines()[0]
-    assert "reused" in command("train", *arguments)[1]  # asked for without weights, its result is known
+    assert "reused" in command("train", *arguments)[1]  # without --save the result is known
     assert not list((root / "mlruns").glob("checkpoints/*"))

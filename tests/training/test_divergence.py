@@ -1,5 +1,7 @@
-"""Divergence with its cause. Evidence: what is not finite is planted in a known place at a known step and found there,
-the suspect's ratio against numpy, and a device that is read every ten steps says and leaves what one read each step does.
+"""Divergence and its cause. Evidence: planted values that are not finite, a ratio against numpy, and rare reads.
+
+The values are planted in a known place at a known step and are found there. A device that is read every ten steps
+reports the same cause and leaves the same weights as one that is read every step.
 """
 
 import functools
@@ -33,7 +35,7 @@ WILD = QUICK.replace(clip=None, base_lr=600.0, warmup=0.2)
 
 @pytest.fixture
 def planted(monkeypatch):
-    """Hands every new network to `plant`, and keeps the last."""
+    """Passes every new network to `plant`, and keeps the last."""
     kept, original = {}, setup.build_network
 
     def with_plant(plant):
@@ -49,13 +51,13 @@ def planted(monkeypatch):
 
 
 def at_call(n, bad):
-    """A hook that turns the n-th tensor it sees, and no other, into what is not finite."""
+    """A hook that multiplies only the n-th tensor that it sees with `bad`."""
     calls = []
     return lambda x: calls.append(1) or (x * bad if len(calls) == n else x)
 
 
 def sound(result):
-    """Nothing in it is other than finite, and it survives JSON, strictly read."""
+    """Whether all numbers of a result are finite, and it survives strict JSON."""
     numbers = [*result.metrics.values(), *(value for row in result.history for value in row.values())]
     strict = json.loads(result.to_json(), parse_constant=lambda name: pytest.fail(name))
     return all(map(math.isfinite, numbers)) and TrainResult.from_json(json.dumps(strict)) == result
@@ -69,10 +71,10 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_its_update(plant
     assert result.outcome == "diverged" and result.cause == f"gradient norm of {name} not finite at step 5"
     assert (result.metrics["failed_at_step"], result.metrics["failed"]) == (5, 1)
     assert [row["step"] for row in result.history] == [3] and sound(result)
-    assert all(p.isfinite().all() for p in kept["model"].parameters())  # and the loss of step 5 was
+    assert all(p.isfinite().all() for p in kept["model"].parameters())  # so there was no update
 
 
-def test_of_what_came_down_the_backward_pass_the_parameter_nearest_to_the_loss_is_named(planted):
+def test_a_bad_value_in_the_backward_pass_names_the_parameter_nearest_to_the_loss(planted):
     def plant(model):
         hook = at_call(4, math.nan)
         model.blocks[1].register_forward_hook(lambda m, i, out: out.register_hook(hook) and None)
@@ -80,11 +82,11 @@ def test_of_what_came_down_the_backward_pass_the_parameter_nearest_to_the_loss_i
     kept = planted(plant)
     cause = train(QUICK.replace(eval_every=20)).cause
     names = [name for name, _ in kept["model"].named_parameters()]
-    assert names.index("blocks.1.skip_gain") < names.index("blocks.1.conv2.weight")  # yet it is nearer to the loss
+    assert names.index("blocks.1.skip_gain") < names.index("blocks.1.conv2.weight")  # but it is nearer to the loss
     assert cause.startswith("gradient norm of blocks.1.skip_gain not finite at step 4; of ")  # not blocks.2, nor linear
 
 
-def test_of_what_came_up_the_forward_pass_the_first_layer_is_named(planted):
+def test_a_bad_value_in_the_forward_pass_names_the_first_layer(planted):
     def plant(model):
         seen = []
         conv = model.blocks[1].conv0
@@ -98,7 +100,7 @@ def test_of_what_came_up_the_forward_pass_the_first_layer_is_named(planted):
     assert [row["step"] for row in result.history] == [3, 6] and sound(result)
 
 
-def test_of_a_layer_the_parameter_that_is_not_finite_itself_is_named():
+def test_the_parameter_of_a_layer_that_is_not_finite_is_named():
     def observe(step, loss, model, optimizer):
         if step == 3:
             model.blocks[0].conv1.bias.data.fill_(math.inf)
@@ -108,7 +110,7 @@ def test_of_a_layer_the_parameter_that_is_not_finite_itself_is_named():
 
 
 def test_a_loss_above_its_limit_names_the_largest_ratio_of_gradient_to_weight():
-    """Against numpy on the gradients and weights of that very step."""
+    """Compared with numpy on the gradients and weights of that step."""
     ratios = {}
 
     def observe(step, loss, model, optimizer):
@@ -128,20 +130,20 @@ def test_a_loss_above_its_limit_names_the_largest_ratio_of_gradient_to_weight():
     assert result.cause == f"{opening} for its weight: {worst}, ratio {ratios[worst]:.3g}"
 
 
-def test_weights_that_are_no_numbers_behind_a_sound_step_are_found_by_the_evaluation():
+def test_the_evaluation_finds_weights_that_are_not_finite_after_a_finite_loss():
     result = train(QUICK.replace(clip=None, base_lr=1e38, warmup=0.0, eval_every=1))
     assert result.outcome == "diverged" and "validation loss nan at step 1: not finite first in" in result.cause
     assert result.history == [] and sound(result)
 
 
 def as_on_a_gpu(monkeypatch):
-    """Losses and norms are read every ten steps only, and at evaluations."""
-    seldom = lambda limit, every: LossWatch(limit, 10)
-    monkeypatch.setattr(assembly, "LossWatch", functools.wraps(LossWatch)(seldom))
+    """Read losses and norms only every ten steps, and at evaluations."""
+    every_ten_steps = lambda limit, every: LossWatch(limit, 10)
+    monkeypatch.setattr(assembly, "LossWatch", functools.wraps(LossWatch)(every_ten_steps))
 
 
 @pytest.mark.parametrize("config", [QUICK, WILD, WILD.replace(base_lr=1e5, clip=100.0)], ids=["nan", "loss", "both"])
-def test_read_every_ten_steps_it_is_the_same_result_on_the_same_weights(config, planted, monkeypatch):
+def test_rare_reads_give_the_same_cause_and_the_same_weights(config, planted, monkeypatch):
     config = config.replace(eval_every=20, ema=0.9)
     name = "blocks.2.conv2.gain"
 
@@ -159,21 +161,21 @@ def test_read_every_ten_steps_it_is_the_same_result_on_the_same_weights(config, 
     assert all(torch.equal(value, weights[key]) for key, value in kept["model"].state_dict().items())
 
 
-def test_stopped_between_failing_and_being_seen_to_it_says_the_same(tmp_path, monkeypatch):
+def test_a_stop_between_a_failed_step_and_its_read_gives_the_same_cause(tmp_path, monkeypatch):
     as_on_a_gpu(monkeypatch)
-    config, asked = WILD.replace(eval_every=20), []
+    config, calls = WILD.replace(eval_every=20), []
     wanted = train(config)
     failed = wanted.metrics["failed_at_step"]
     with pytest.raises(KeyboardInterrupt):
-        train(config, checkpoints=Checkpoints(tmp_path), stop=lambda: asked.append(1) or len(asked) == failed + 1)
+        train(config, checkpoints=Checkpoints(tmp_path), stop=lambda: calls.append(1) or len(calls) == failed + 1)
     assert [place.name for place in tmp_path.iterdir()] == [f"step-{failed + 1:08d}"]
     again = train(config, checkpoints=Checkpoints(tmp_path))
     assert again.cause == wanted.cause and again.metrics["failed_at_step"] == failed
 
 
-@pytest.mark.parametrize("seldom", [False, True], ids=["read each step", "read at the next evaluation"])
-def test_tables_end_before_the_step_that_failed(planted, monkeypatch, seldom):
-    if seldom:
+@pytest.mark.parametrize("rare_reads", [False, True], ids=["read each step", "read at the next evaluation"])
+def test_tables_end_before_the_step_that_failed(planted, monkeypatch, rare_reads):
+    if rare_reads:
         as_on_a_gpu(monkeypatch)
     tables = {}
     planted(lambda model: model.linear.weight.register_hook(at_call(5, math.nan)))
@@ -182,14 +184,14 @@ def test_tables_end_before_the_step_that_failed(planted, monkeypatch, seldom):
     assert np.isfinite(tables["agc"].select_dtypes("number")).all().all()
 
 
-def test_tables_are_handed_out_of_a_training_that_diverges_before_their_first_row():
+def test_a_training_that_diverges_before_the_first_row_gives_empty_tables():
     tables = {}
     config = WILD.replace(clip=100.0, base_lr=1e5, telemetry_every=50)
     assert train(config, tables=lambda name, table: tables.update({name: table})).outcome == "diverged"
     assert tables["agc"].empty and {"step", "parameter", "clipped_share"} <= set(tables["agc"])
 
 
-def test_norms_and_ratios_by_hand():
+def test_norms_and_ratios_equal_those_by_hand():
     model = nn.Linear(2, 2)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -202,7 +204,7 @@ def test_norms_and_ratios_by_hand():
     assert largest_ratios(model, eps=0.01).tolist() == pytest.approx([3.0, 2.0])  # a vector is one unit
 
 
-def test_a_look_at_the_losses_reads_each_once():
+def test_each_loss_is_read_once():
     watch, norms = LossWatch(limit=10.0, every=3), torch.ones(2)
     verdicts = [watch.diverged(step, torch.tensor(float(step)), norms, look=step == 4) for step in range(1, 5)]
     assert verdicts == [False] * 4 and watch.mean_since_last() == 2.5 and watch.failed.item() == 0
@@ -210,7 +212,7 @@ def test_a_look_at_the_losses_reads_each_once():
     assert watch.diverged(6, torch.tensor(1.0), norms, look=False) and (watch.step, watch.loss) == (5, 11.0)
 
 
-def test_a_streamed_training_makes_the_batch_that_failed_once_more(image_folder):
+def test_a_streamed_training_makes_the_failed_batch_again(image_folder):
     settings = {"data": str(image_folder), "image_size": 16, "stream": True, "train_size": None}
     result = train(WILD.replace(**settings, batch_size=8, workers=1))
     assert result.outcome == "diverged" and "; largest gradient for its weight: " in result.cause and sound(result)

@@ -1,4 +1,4 @@
-"""The training loop. Evidence: bitwise repetition, exact accumulation, learning, divergence as a result, the wall."""
+"""The training loop. Evidence: bitwise repetition, exact accumulation, learning, divergence as a result, imports."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ QUICK = TrainConfig(
 
 
 def final_weights(config, monkeypatch):
-    """Trains and returns (result, state dict): `train` itself gives data only."""
+    """Train and return (result, state dict), because `train` returns only the result."""
     kept = {}
     original = setup.build_network
 
@@ -67,7 +67,7 @@ def test_two_runs_are_equal_bit_for_bit(name, monkeypatch):
     config = QUICK.replace(model=name, model_args={"stochastic_depth": 0.2, "dropout": 0.1})
     torch.manual_seed(1)
     first, weights = final_weights(config, monkeypatch)
-    torch.manual_seed(2)  # the caller's generator has no say
+    torch.manual_seed(2)  # the caller's generator must not matter
     second, again = final_weights(config, monkeypatch)
     assert without_time(first) == without_time(second)
     assert all(torch.equal(weights[k], again[k]) for k in weights)
@@ -75,14 +75,14 @@ def test_two_runs_are_equal_bit_for_bit(name, monkeypatch):
     assert not torch.equal(weights["linear.weight"], other["linear.weight"])
 
 
-def test_the_callers_random_state_is_left_alone():
+def test_the_callers_random_state_is_unchanged():
     state = torch.get_rng_state()
     train(QUICK.replace(steps=1))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_accumulation_is_exact_for_a_normalizer_free_net_and_not_for_batchnorm(monkeypatch):
-    """Micro-batches of 24 do not divide 64: the last has 16, and is weighted so."""
+    """Micro-batches of 24 do not divide 64: the last has 16 images and gets a smaller weight."""
 
     def gap(name, clip):
         config = QUICK.replace(model=name, model_args={}, clip=clip, steps=4, shift=0, flip=False)
@@ -107,7 +107,7 @@ def test_agc_acts_once_after_the_last_micro_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nf_resnet_tiny", "resnet_tiny", pytest.param("nfnet_micro", marks=pytest.mark.slow)])
-def test_it_learns(name):
+def test_a_network_learns(name):
     args = {} if name == "resnet_tiny" else {"skip_gain": 1.0}
     clip = None if name == "resnet_tiny" else 0.04
     result = train(QUICK.replace(model=name, model_args=args, clip=clip, steps=60, train_size=None, shift=0))
@@ -127,7 +127,7 @@ def test_divergence_is_a_result_with_step_and_cause():
     assert all(math.isfinite(v) for row in result.history for v in row.values())
 
 
-def test_the_failure_rule_is_08_of_the_loss_of_guessing():
+def test_the_failure_rule_is_80_percent_of_the_loss_of_guessing():
     stalled = train(QUICK.replace(base_lr=1e-6, steps=2))
     assert (stalled.outcome, stalled.metrics["failed"]) == ("complete", 1)
     assert stalled.metrics["train_loss"] > 0.8 * math.log(10)
@@ -142,7 +142,7 @@ def test_log_sees_every_row_and_can_end_the_training():
     assert (rows[1]["samples_seen"], rows[1]["epoch"]) == (384, pytest.approx(0.6))
 
 
-def test_the_test_split_is_read_only_when_asked():
+def test_the_test_split_is_read_only_with_evaluate_test():
     assert "test_acc" not in train(QUICK.replace(steps=1)).metrics
     assert 0 <= train(QUICK.replace(steps=1, evaluate_test=True)).metrics["test_acc"] <= 1
 
@@ -154,7 +154,7 @@ def test_bfloat16_autocast_trains_with_float32_parameters(monkeypatch):
 
 
 def test_bfloat16_copies_give_the_gradients_of_a_bfloat16_network():
-    """As the authors: everything in bfloat16, weight standardisation too; gradients come back to float32."""
+    """As the authors train: everything is in bfloat16, also weight standardisation. The gradients are float32."""
     model = create_model("nf_resnet_tiny", 10, in_channels=1, skip_gain=1.0)
     x, y = torch.randn(8, 1, 28, 28), torch.arange(8)
     F.cross_entropy(Bfloat16Copies(model)(x).float(), y).backward()
@@ -181,7 +181,7 @@ RECIPE = {"ema": 0.9, "sam_rho": 0.05, "micro_batch": 32}
 
 @pytest.mark.parametrize(("model", "changes"), [("nf_resnet_tiny", RECIPE), ("nfnet_micro", {}), ("resnet_tiny", {})])
 def test_channels_last_trains_the_same_network(model, changes, monkeypatch):
-    """On a GPU in bfloat16; here in float32, where the two differ by rounding alone."""
+    """It is used on a GPU in bfloat16. Here it runs in float32, where the two layouts differ only by rounding."""
     args = {} if model == "resnet_tiny" else {"skip_gain": 1.0}
     config = QUICK.replace(model=model, model_args=args, base_lr=0.2, steps=4, telemetry_every=1, **changes)
     _, plain = final_weights(config, monkeypatch)
@@ -193,7 +193,7 @@ def test_channels_last_trains_the_same_network(model, changes, monkeypatch):
         torch.testing.assert_close(last[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_channels_last_is_for_tensor_cores():
+def test_channels_last_is_used_only_for_tensor_cores():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert setup.layout("bfloat16", gpu) == setup.layout("bfloat16_copies", gpu) == torch.channels_last
     assert setup.layout("float32", gpu) == setup.layout("bfloat16", cpu) == torch.contiguous_format
@@ -210,7 +210,7 @@ def test_recomputing_activations_changes_no_bit_and_no_key(changes, monkeypatch)
     assert all(torch.equal(weights[k], again[k]) for k in weights)
 
 
-def test_a_training_starts_from_weights_and_its_key_names_their_bytes(tmp_path):
+def test_a_training_starts_from_weights_and_its_key_depends_on_their_bytes(tmp_path):
     file = tmp_path / "start.safetensors"
     first = train(QUICK.replace(steps=60, train_size=None, clip=0.04, shift=0), save=file)
     config = QUICK.replace(weights=str(file), steps=1, base_lr=1e-6, shift=0)
@@ -235,11 +235,11 @@ def test_weights_with_other_classes_get_a_new_head(tmp_path, image_folder):
 def test_weights_of_another_network_are_refused(tmp_path):
     file = tmp_path / "x.safetensors"
     save_checkpoint(create_model("nfnet_micro", 10, in_channels=1), file)
-    with pytest.raises(WorkbenchError, match="are of nfnet_micro, but `model` is nf_resnet_tiny"):
+    with pytest.raises(WorkbenchError, match=r"`weights`.*x\.safetensors.*nfnet_micro.*`model`.*nf_resnet_tiny"):
         train(QUICK.replace(weights=str(file)))
 
 
-def test_a_folder_of_images_trains(image_folder):
+def test_a_network_learns_from_a_folder_of_images(image_folder):
     result = train(
         QUICK.replace(data=str(image_folder), train_size=None, batch_size=14, steps=15, model_args={"skip_gain": 1.0})
     )
@@ -252,7 +252,7 @@ def test_an_epoch_is_one_permutation():
     assert not torch.equal(seen[:10], seen[10:])
 
 
-def test_no_image_is_left_out_where_the_batch_does_not_divide_the_epoch():
+def test_no_image_is_left_out_if_the_batch_does_not_divide_the_epoch():
     whole = torch.cat(list(batches(10, 4, seed=3, total_steps=5)))
     assert sorted(whole[:10].tolist()) == list(range(10)) == sorted(whole[10:].tolist())
     assert torch.equal(whole[:10], torch.cat(list(batches(10, 5, seed=3, total_steps=2))))  # the same permutations
@@ -260,23 +260,23 @@ def test_no_image_is_left_out_where_the_batch_does_not_divide_the_epoch():
     assert torch.equal(late, whole[12:])
 
 
-def test_epochs_become_steps_and_too_large_a_batch_is_refused():
+def test_epochs_become_steps_and_a_batch_that_is_too_large_is_refused():
     assert steps_of(TrainConfig(epochs=2.0, batch_size=64), 640) == 20
     assert steps_of(TrainConfig(epochs=0.25, batch_size=64), 700) == 2
     assert steps_of(TrainConfig(epochs=360.0, batch_size=4096), 1_281_167) == 112_602  # the fact sheet's
     assert steps_of(TrainConfig(epochs=3.0, batch_size=64, train_size=100), 700) == 4
-    with pytest.raises(WorkbenchError, match=r"at most the number of training images \(=100\)"):
+    with pytest.raises(WorkbenchError, match=r"`batch_size`.*=100.*128"):
         steps_of(TrainConfig(epochs=1.0, batch_size=128), 100)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "tpu:0"])
-def test_a_device_that_is_not_there_is_refused(name):
-    with pytest.raises(WorkbenchError, match="device"):
+def test_a_missing_device_is_refused(name):
+    with pytest.raises(WorkbenchError, match=f"`device`.*{name}"):
         pick_device(name)
 
 
 @pytest.mark.gpu
-def test_the_gpu_trains_as_the_cpu_does():
+def test_the_gpu_trains_like_the_cpu():
     cpu, gpu = train(QUICK.replace(steps=4)), train(QUICK.replace(steps=4, device="cuda"))
     assert gpu.metrics["train_loss"] == pytest.approx(cpu.metrics["train_loss"], rel=1e-3)
     assert gpu.metrics["peak_memory"] > 0
@@ -288,23 +288,24 @@ def test_the_gpu_learns_in_bfloat16_with_channels_last():
     assert result.outcome == "complete" and result.history[-1]["train_loss"] < result.history[0]["train_loss"]
 
 
-def test_a_training_needs_only_what_stands_below_the_wall(image_folder):
-    """Two steps in a process whose imports refuse everything else."""
+def test_a_training_imports_no_tracking_and_no_other_optional_package(image_folder):
+    """Two steps in a process that refuses all other imports."""
     program = """
         import builtins, sys
 
-        refused = {"mlflow", "optuna", "papermill", "pydantic", "typer", "rich", "seaborn", "matplotlib", "ray", "IPython",
-                   "jupyterlab", "mlxtend", "sklearn", "scipy", "psutil", "yaml", "filelock"}
+        refused = {"mlflow", "optuna", "papermill", "pydantic", "typer", "rich", "seaborn", "matplotlib", "ray",
+                   "IPython", "jupyterlab", "mlxtend", "sklearn", "scipy", "psutil", "yaml", "filelock"}
         original = builtins.__import__
 
-        def wall(name, *args, **kwargs):
+        def refusing(name, *args, **kwargs):
             if name.partition(".")[0] in refused:
-                raise ImportError(f"{name} stands above the wall")
+                raise ImportError(f"a training must not import {name}")
             return original(name, *args, **kwargs)
 
-        builtins.__import__ = wall
+        builtins.__import__ = refusing
         from workbench.training import TrainConfig, train
-        result = train(TrainConfig(data=sys.argv[1], model="nf_resnet_tiny", steps=2, batch_size=8, progress=False, device="cpu"))
+        settings = {"model": "nf_resnet_tiny", "steps": 2, "batch_size": 8, "progress": False, "device": "cpu"}
+        result = train(TrainConfig(data=sys.argv[1], **settings))
         print(result.outcome, len(result.history))
     """
     done = subprocess.run(
@@ -313,7 +314,7 @@ def test_a_training_needs_only_what_stands_below_the_wall(image_folder):
     assert done.stdout.split() == ["complete", "2"], done.stderr[-6000:]
 
 
-# ---- the recipe around it
+# ---- the rest of the recipe
 
 
 RECIPE = QUICK.replace(
@@ -349,7 +350,7 @@ def test_the_whole_recipe_repeats_bit_for_bit_and_reports_both_weights(monkeypat
         {"model": "resnet_tiny", "model_args": {"norm": "group"}},
     ],
 )  # fmt: skip
-def test_every_part_of_the_recipe_changes_what_is_trained(change, monkeypatch):
+def test_every_part_of_the_recipe_changes_the_weights(change, monkeypatch):
     plain_config = QUICK.replace(steps=6, base_lr=8.0)
     changed_config = plain_config.replace(**change)
     _, plain = final_weights(plain_config, monkeypatch)
@@ -358,13 +359,13 @@ def test_every_part_of_the_recipe_changes_what_is_trained(change, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"ema": 0.9}, {"telemetry_every": 2}, {"signal_every": 2}, {"curvature_every": 10}])
-def test_watching_does_not_change_what_is_trained(change, monkeypatch):
+def test_measurements_do_not_change_the_weights(change, monkeypatch):
     _, plain = final_weights(QUICK, monkeypatch)
     _, watched = final_weights(QUICK.replace(**change), monkeypatch)
     assert all(torch.equal(plain[k], watched[k]) for k in plain)
 
 
-def test_telemetry_is_a_row_a_parameter_and_step():
+def test_telemetry_has_a_row_per_parameter_and_step():
     kept = {}
     config = QUICK.replace(telemetry_every=5, clip=0.05, steps=10)
     result = train(config, tables=lambda name, table: kept.update({name: table}))
@@ -379,7 +380,7 @@ def test_telemetry_is_a_row_a_parameter_and_step():
     assert share == pytest.approx(result.history[-1]["clipped_share"])
 
 
-def test_signals_are_a_row_a_block_and_step():
+def test_signals_have_a_row_per_block_and_step():
     kept = {}
     config = QUICK.replace(signal_every=5, steps=10, model_args={"skip_gain": 0.0, "stochastic_depth": 0.5})
     train(config, tables=lambda name, table: kept.update({name: table}))
@@ -393,7 +394,7 @@ def test_signals_are_a_row_a_block_and_step():
     pd.testing.assert_frame_equal(table, again["signal"])
 
 
-def test_curvature_is_a_row_a_step_with_the_limit_of_its_momentum():
+def test_curvature_has_a_row_per_step_with_the_limit_of_its_momentum():
     kept = {}
     train(QUICK.replace(curvature_every=5, steps=5), tables=lambda name, table: kept.update({name: table}))
     table = kept["curvature"]
@@ -403,7 +404,7 @@ def test_curvature_is_a_row_a_step_with_the_limit_of_its_momentum():
     assert (table.noise_low <= table.noise_scale).all() and (table.noise_scale <= table.noise_high).all()
 
 
-def test_curvature_of_weights_that_are_no_numbers_is_no_number():
+def test_curvature_of_weights_that_are_not_finite_is_nan():
     model = create_model("nf_resnet_tiny", 10, in_channels=1)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
@@ -413,16 +414,19 @@ def test_curvature_of_weights_that_are_no_numbers_is_no_number():
     assert row.lr == 0.1 and row[["sharpness", "lr_x_sharpness", "noise_scale"]].isna().all()
 
 
-def test_telemetry_is_kept_of_a_training_that_diverges():
+def test_a_training_that_diverges_keeps_its_telemetry():
     kept = {}
     config = QUICK.replace(base_lr=1e6, clip=10.0, telemetry_every=1, steps=30)
     result = train(config, tables=lambda name, table: kept.update({name: table}))
     assert result.outcome == "diverged" and len(kept["agc"])
 
 
-def test_sam_climbs_in_every_part_by_its_own_first_fifth():
-    """Two parts of 5 and 10 samples, w put back in between: (5 g(w1) + 10 g(w2)) / 15, w1 = w + rho g1 / |g1|; g1 is the
-    gradient of the first sample of 5, g2 that of the first two of 10."""
+def test_sam_climbs_in_every_part_by_the_gradient_of_its_first_fifth():
+    """Two parts have 5 and 10 samples, and w is restored between them.
+
+    The result is (5 g(w1) + 10 g(w2)) / 15 with wi = w + rho gi / |gi|. Here g1 is the gradient of the first sample of
+    5, and g2 that of the first two of 10.
+    """
     model = nn.Linear(3, 4, bias=False, dtype=torch.float64)
     before = model.weight.detach().clone()
     x, y = torch.randn(15, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(15) % 4
@@ -445,7 +449,7 @@ def test_sam_climbs_in_every_part_by_its_own_first_fifth():
         climb = gradient(before, part.x[:n], part.y[:n])
         expected += part.share * gradient(before + 0.5 * climb / climb.norm(), part.x, part.y)
     Gradients(model, model, QUICK.replace(sam_rho=0.5), World(), torch.device("cpu"))(parts)
-    torch.testing.assert_close(model.weight.grad, expected, rtol=1e-5, atol=1e-7)  # logits are float32 there
+    torch.testing.assert_close(model.weight.grad, expected, rtol=1e-5, atol=1e-7)  # Gradients uses float32 logits
     assert torch.equal(model.weight, before)
 
 
@@ -462,13 +466,13 @@ def test_a_diverged_average_is_a_result_too():
         ({"sam_rho": 0.0}, "`sam_rho`"),
     ],
 )
-def test_recipes_that_cannot_be_meant_are_refused(change, named):
+def test_wrong_recipes_are_refused(change, named):
     with pytest.raises(WorkbenchError, match=named):
         train(QUICK.replace(**change))
 
 
 def test_clipping_by_the_whole_norm_bounds_the_first_update(monkeypatch):
-    """Without momentum and decay the first update is the rate times the clipped gradient: its norm is known."""
+    """Without momentum and decay the first update is the rate times the clipped gradient, so its norm is known."""
     config = QUICK.replace(
         clip=None, clip_norm=1e-3, steps=1, momentum=0.0, weight_decay=0.0, scale_lr=False, base_lr=0.5, warmup=0.0
     )
@@ -494,14 +498,14 @@ def test_precise_statistics_are_those_of_the_training_images():
     h = model.stem(x)
     torch.testing.assert_close(precise.blocks[0].norm0.running_mean, h.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(precise.blocks[0].norm0.running_var, h.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert model.blocks[0].norm0.running_mean.abs().max() == 0  # the network itself is left alone
+    assert model.blocks[0].norm0.running_mean.abs().max() == 0  # the network itself is unchanged
 
 
-def test_precise_batchnorm_is_reported_beside_the_moving_averages():
+def test_precise_batchnorm_is_reported_next_to_the_moving_averages():
     config = QUICK.replace(
         model="resnet_tiny", model_args={}, clip=None, precise_bn=256, batch_size=4, evaluate_test=True
     )
     metrics = train(config).metrics
     assert 0 < metrics["precise_val_acc"] != metrics["val_acc"] and "precise_test_acc" in metrics
-    nf = train(QUICK.replace(precise_bn=256)).metrics  # nothing to recompute
+    nf = train(QUICK.replace(precise_bn=256)).metrics  # a network without BatchNorm has nothing to recompute
     assert nf["precise_val_acc"] == nf["val_acc"]

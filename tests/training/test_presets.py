@@ -1,4 +1,4 @@
-"""Presets. Evidence: the numbers of the fact sheet, written down here a second time, and how a person uses them."""
+"""Presets. Evidence: the numbers of the fact sheet, written here a second time, and use from the command line."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ from workbench.training.setup import steps_of
 IMAGENET = 1_281_167
 
 
-def test_nfnets_recipe_is_the_papers():
-    """From the paper's section 4 and the authors' experiment file."""
+def test_the_nfnet_recipe_has_the_papers_numbers():
+    """Source: the paper's section 4 and the authors' experiment file."""
     config = paper_nfnet("f0")
     assert (config.lr, config.batch_size, config.momentum) == (pytest.approx(1.6), 4096, 0.9)
     assert steps_of(config, IMAGENET) == 112_602
@@ -41,7 +41,7 @@ def test_nfnets_differ_in_size_dropout_and_randaugment():
             create_model(config.model, **config.model_args)
 
 
-def test_the_schedule_of_the_recipe_peaks_where_the_authors_does():
+def test_the_schedule_of_the_recipe_peaks_at_the_authors_step():
     config = paper_nfnet()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
     schedule = warmup_cosine(optimizer, config.warmup * 112_602, 112_602)
@@ -54,7 +54,7 @@ def test_the_schedule_of_the_recipe_peaks_where_the_authors_does():
     assert rates[1563] == pytest.approx(1.6 * 1563 / 1563.92, rel=1e-4) and max(rates) <= 1.6
 
 
-def test_nf_resnets_and_nf_regnets_are_the_authors_experiment_files():
+def test_nf_resnets_and_nf_regnets_have_the_numbers_of_the_authors_experiment_files():
     r, g = paper_nf_resnet(), paper_nf_regnet("b0")
     assert (r.batch_size, r.epochs, r.lr, r.weight_decay, r.clip, r.ema) == (1024, 90.0, 0.4, 1e-4, None, None)
     assert (r.mix, r.label_smoothing, r.rand_augment, r.model_args["stochastic_depth"]) == (False, 0.1, None, 0.1)
@@ -65,7 +65,7 @@ def test_nf_resnets_and_nf_regnets_are_the_authors_experiment_files():
     assert paper_nf_resnet("200").model == "nf_resnet200"
 
 
-def test_fine_tuning_is_the_papers():
+def test_fine_tuning_has_the_papers_numbers():
     nfnet, resnet = finetune("nfnet_f0"), finetune("nf_resnet50")
     for config in (nfnet, resnet):
         assert (config.batch_size, config.steps, config.lr, config.final_lr) == (2048, 15_000, 0.1, 0.0)
@@ -92,7 +92,7 @@ def test_a_preset_round_trips_through_yaml(name, tmp_path):
     assert parse_config({}, str(file)) == preset(name) == PRESETS[name]()
 
 
-def test_parameters_change_a_recipe_and_one_length_takes_the_place_of_the_other(tmp_path):
+def test_parameters_change_a_recipe_and_one_length_resets_the_other(tmp_path):
     config = parse_config({"steps": "100", "clip": "0.02", "batch_size": "64"}, "paper_nfnet:f3")
     assert (config.model, config.steps, config.epochs, config.clip) == ("nfnet_f3", 100, None, 0.02)
     (tmp_path / "r.yaml").write_text("model: nf_resnet_tiny\nweight_decay: 1e-4\n")
@@ -100,7 +100,7 @@ def test_parameters_change_a_recipe_and_one_length_takes_the_place_of_the_other(
     assert config == TrainConfig(weight_decay=1e-4, epochs=1.0)
 
 
-def test_another_size_is_that_of_test_images_too_and_streams_fields_go_with_it():
+def test_a_change_resets_the_fields_that_depend_on_it():
     assert paper_nfnet("f1", image_size=32).eval_size is None
     assert paper_nfnet("f1", image_size=32, eval_size=48).eval_size == 48
     assert parse_config({"image_size": "64"}, "paper_nfnet").eval_size is None
@@ -109,58 +109,54 @@ def test_another_size_is_that_of_test_images_too_and_streams_fields_go_with_it()
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "named"),
     [
-        ("clip={", "`clip` .* is no value in YAML"),
-        ("seed=:", "`seed`"),
-        ("model_args={num_classes: 7}", "classes and channels follow the data"),
-        ("model_args={1: 2}", "takes names of the model's arguments"),
-        ("clip_exempt=[1]", "must be a list of names"),
-        ("clip=none", "for none write null"),
-        ("data=", "`data` is empty"),
-        ("data=~nosuch/x", "must be an existing folder"),
+        ("clip={", ["`clip`", "{", "YAML"]),
+        ("seed=:", ["`seed`"]),
+        ("model_args={num_classes: 7}", ["`model_args`", "{'num_classes': 7}", "num_classes and in_channels"]),
+        ("model_args={1: 2}", ["`model_args`", "{1: 2}"]),
+        ("clip_exempt=[1]", ["`clip_exempt`", "[1]"]),
+        ("clip=none", ["`clip`", "'none'", "null"]),
+        ("data=", ["`data`"]),
+        ("data=~nosuch/x", ["~nosuch/x"]),
     ],
 )
-def test_values_that_are_none_are_one_sentence(root, command, given, message):
-    import re
-
+def test_a_wrong_parameter_is_refused_with_its_value_and_without_a_traceback(root, command, given, named):
     code, _, errors = command("train", "-p", given, "-p", "steps=1")
-    assert code == 2 and re.search(message, errors), errors
+    assert code == 2 and all(part in errors for part in named) and "Traceback" not in errors, errors
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("paper_nfnet:f9", "unknown NFNet 'f9'"),
-        ("paper_nf_resnet:51", "unknown NF-ResNet '51'"),
-        ("paper_nf_regnet:b7", "unknown NF-RegNet 'b7'"),
-        ("paper_nfet", "did you mean 'paper_nfnet'"),
-        ("cifar:nf_resnet26_cifr", "did you mean 'nf_resnet26_cifar'"),
-        ("finetune:nfnet_f10", "did you mean 'nfnet_f1'"),
-        ("cifar:", "leave it out for the default"),
+        ("paper_nfnet:f9", "NFNet 'f9'"),
+        ("paper_nf_resnet:51", "NF-ResNet '51'"),
+        ("paper_nf_regnet:b7", "NF-RegNet 'b7'"),
+        ("paper_nfet", "'paper_nfet'.*'paper_nfnet'"),
+        ("cifar:nf_resnet26_cifr", "'nf_resnet26_cifr'.*'nf_resnet26_cifar'"),
+        ("finetune:nfnet_f10", "'nfnet_f10'.*'nfnet_f1'"),
+        ("cifar:", "'cifar:'"),
     ],
 )
-def test_unknown_presets_are_refused_with_the_nearest(text, message):
-    with pytest.raises(WorkbenchError, match=message):
+def test_unknown_presets_are_refused_with_the_nearest(text, named):
+    with pytest.raises(WorkbenchError, match=named):
         preset(text)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        ("modle: nfnet_f0", "did you mean 'model'"),
-        ("- model", "must hold fields of TrainConfig"),
-        ("a: b: c", "cannot read .* as YAML"),
-        ("steps: many", "`steps` .*'many'.* must be of type int"),
-        ("!!python/object/apply:os.system ['true']", "cannot read .* as YAML"),
+        ("modle: nfnet_f0", ["'modle'", "'model'"]),
+        ("- model", ["r.yaml", "TrainConfig"]),
+        ("a: b: c", ["r.yaml", "YAML"]),
+        ("steps: many", ["`steps`", "'many'", "int"]),
+        ("!!python/object/apply:os.system ['true']", ["r.yaml", "YAML"]),
     ],
 )
-def test_a_recipe_that_is_none_is_one_sentence(root, tmp_path, command, content, message):
-    import re
-
+def test_a_wrong_recipe_is_refused_without_a_traceback(root, tmp_path, command, content, named):
     (tmp_path / "r.yaml").write_text(content)
     code, _, errors = command("train", tmp_path / "r.yaml")
-    assert code == 2 and re.search(message, errors)
+    assert code == 2 and all(part in errors for part in named) and "Traceback" not in errors, errors
 
 
 def test_show_prints_every_number_and_writes_nothing(root, command):
@@ -170,7 +166,7 @@ def test_show_prints_every_number_and_writes_nothing(root, command):
     assert sorted((root / "mlruns").rglob("*")) == before
 
 
-def test_train_takes_a_recipe_from_a_file(root, tmp_path, command):
+def test_train_reads_a_recipe_from_a_file(root, tmp_path, command):
     (tmp_path / "r.yaml").write_text("model: nf_resnet_tiny\nsteps: 2\ntrain_size: 128\nbatch_size: 32\ndevice: cpu\n")
     code, output, _ = command("train", tmp_path / "r.yaml", "-p", "clip=0.05")
     assert code == 0 and "nf_resnet_tiny B32 lr0.0125 c0.05 s0 on mnist5k: 3,500 train, 500 val" in output

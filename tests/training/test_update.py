@@ -1,4 +1,4 @@
-"""What follows a gradient. Evidence: one step by hand, from clipping to the average."""
+"""The update after a gradient. Evidence: one step by hand, from clipping to the average."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ BASE = TrainConfig(steps=10, scale_lr=False, base_lr=0.5, warmup=0.0, momentum=0
 
 
 def model():
-    """A weight with rows of norm 5 and gradients of norm 25 and 0.25, before a classifier that AGC leaves alone."""
+    """A weight with rows of norm 5 and gradients of norm 25 and 0.25, then a classifier that AGC does not clip."""
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
@@ -21,7 +21,7 @@ def model():
     return net
 
 
-def test_agc_clips_what_is_too_large_then_the_rate_applies():
+def test_agc_clips_large_gradients_before_the_update():
     net = model()
     update = Update(net, BASE.replace(clip=0.5), total_steps=10)
     assert update(failed=None) == 0.5
@@ -31,19 +31,19 @@ def test_agc_clips_what_is_too_large_then_the_rate_applies():
     assert update.clipped() == {"clipped_share": 0.5, "ratio_p99": pytest.approx(5.0)}
 
 
-def test_the_classifier_is_clipped_where_the_configuration_says_so():
+def test_the_classifier_is_clipped_with_clip_head():
     net = model()
     Update(net, BASE.replace(clip=0.5, clip_head=True, clip_eps=0.1), total_steps=10)(failed=None)
     torch.testing.assert_close(net[1].weight, torch.tensor([[1.0 - 0.25, 0.0]]))
 
 
-def test_the_floor_of_the_weight_norm_is_the_configurations():
+def test_clip_eps_is_the_lower_bound_on_the_weight_norm():
     net = model()
     Update(net, BASE.replace(clip=0.5, clip_eps=10.0), total_steps=10)(failed=None)
     torch.testing.assert_close(net[0].weight[0], torch.tensor([3.0 - 0.7, 4.0 - 2.4]))  # to 0.5 * 10 = 5
 
 
-def test_the_whole_norm_is_clipped_in_place_of_agc():
+def test_clip_norm_clips_the_whole_gradient_without_agc():
     net = model()
     net[1].weight.grad.zero_()
     net[0].weight.grad[1] = 0.0
@@ -53,14 +53,14 @@ def test_the_whole_norm_is_clipped_in_place_of_agc():
     assert update.clipped() == {"grad_norm": 25.0} and not update.agc_stats().units
 
 
-def test_without_clipping_the_row_has_nothing_of_it():
+def test_without_clipping_the_row_has_no_clipping_columns():
     net = model()
     update = Update(net, BASE.replace(clip=None), total_steps=10)
     update(failed=None)
     assert update.clipped() == {} and net[0].weight[0].tolist() == [3.0 - 3.5, 4.0 - 12.0]
 
 
-def test_a_failed_step_leaves_the_weights():
+def test_a_failed_step_leaves_the_weights_unchanged():
     net = model()
     Update(net, BASE.replace(clip=None), total_steps=10)(failed=torch.tensor(1.0))
     assert net[0].weight[0].tolist() == [3.0, 4.0]
@@ -75,7 +75,7 @@ def test_the_average_follows_the_update_and_the_rate_falls_to_zero():
     assert [update(failed=None), update(failed=None)] == [pytest.approx(0.25), pytest.approx(0.0)]
 
 
-def test_its_state_goes_on_where_it_was():
+def test_a_restored_state_continues_exactly():
     config = BASE.replace(clip=0.5, ema=0.9, momentum=0.9, warmup=0.5)
     straight, broken = model(), model()
     whole, first = Update(straight, config, 10), Update(broken, config, 10)
