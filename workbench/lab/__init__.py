@@ -1,4 +1,4 @@
-"""Above the wall: the store, searches, notebooks, studies, statistics and figures. Names load when first used."""
+"""The laboratory: store, jobs, studies, statistics, figures. Names load at first use."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The context of a notebook's process. Evidence: what is handed down is what is read; messages cross a file line by line."""
+"""The context of a notebook's process. Evidence: contexts pass through the environment, messages through a file."""
 
 import os
 from pathlib import Path
@@ -11,23 +11,23 @@ from workbench.lab.executors.lifetime import whoami
 
 
 @pytest.mark.parametrize(
-    "handed",
+    "sent",
     [
         Context("a study | with a bar", "quick", "host/1/2/3"),
         Context("s", "full", whoami(), "0" * 32, Path("/a b/c|d.messages"), "ray:8,gpus=0.5", Path("/x/plan.jsonl")),
     ],
 )
-def test_what_is_handed_down_is_what_is_read(handed):
-    assert context_of(handed.environment()) == handed
+def test_a_context_passes_through_the_environment_unchanged(sent):
+    assert context_of(sent.environment()) == sent
 
 
-def test_a_process_that_nobody_launched_has_no_context_and_sends_nothing(root, tmp_path):
+def test_a_process_without_a_launcher_has_no_context_and_sends_nothing(root, tmp_path):
     assert context.current() is None and not channel.has_listener()
     channel.send(kind="step")
     assert VARIABLE not in os.environ
 
 
-def test_messages_come_in_order_and_a_line_still_being_written_waits(root, tmp_path, monkeypatch):
+def test_messages_arrive_in_order_and_an_unfinished_line_waits(root, tmp_path, monkeypatch):
     file = tmp_path / "messages"
     monkeypatch.setenv(*Context("s", "full", "l", channel=file).environment().popitem())
     reader = channel.Reader(file)
@@ -43,7 +43,7 @@ def test_messages_come_in_order_and_a_line_still_being_written_waits(root, tmp_p
     assert [message["step"] for message in reader.read()] == [3] and reader.read() == []
 
 
-def test_the_launchers_executor_goes_before_the_environments(root, monkeypatch):
+def test_the_launchers_executor_overrides_the_environments(root, monkeypatch):
     monkeypatch.setenv("WORKBENCH_EXECUTOR", "processes:3")
     assert Choice.from_environment() == Choice("processes", 3)
     monkeypatch.setenv(*Context("s", "full", "l", executor="ray:2").environment().popitem())

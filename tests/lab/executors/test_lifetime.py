@@ -1,4 +1,4 @@
-"""Processes. Evidence: real ones, ended in the ways they end."""
+"""Processes. Evidence: real processes that end, are killed or lose their parent."""
 
 import signal
 import subprocess
@@ -31,26 +31,26 @@ def test_a_reused_pid_is_another_process_and_a_zombie_is_dead():
     identity = whoami(process.pid)
     process.send_signal(signal.SIGKILL)
     time.sleep(0.3)
-    assert not is_alive(identity)  # not waited for: a zombie
+    assert not is_alive(identity)  # nobody has waited for it: a zombie
     process.wait()
 
 
-def test_another_machines_process_counts_as_alive_and_nonsense_as_dead():
+def test_a_process_of_another_machine_counts_as_alive_and_an_unreadable_identity_as_dead():
     assert is_alive("elsewhere/1/1/1")
     assert not is_alive("")
 
 
-def test_a_family_ends_whole_even_when_its_middle_has_died():
-    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
-    process = sleeper(child)
+def test_a_family_ends_completely_even_when_its_head_has_died():
+    sleep = "import time; time.sleep(60)"
+    process = sleeper(f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}")
     family = Family(process.pid)
     deadline = time.monotonic() + 10
     while len(family._members) < 2 and time.monotonic() < deadline:
         family.look()
         time.sleep(0.05)
-    grandchild = next(m for m in family._members if m.pid != process.pid)
+    child = next(m for m in family._members if m.pid != process.pid)
     process.kill()
     process.wait()
-    assert grandchild.is_running()
+    assert child.is_running()
     family.end(grace=3)
-    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -1,4 +1,7 @@
-"""Where work runs: here, in processes of this machine, or on Ray; one contract for the three."""
+"""Where work runs: in this process, in processes of this machine, or on Ray.
+
+All three keep one contract, see `base`.
+"""
 
 from workbench.lab.executors.base import Executor, Resources
 from workbench.lab.executors.choice import Choice

@@ -1,4 +1,4 @@
-"""The contract of all executors: tasks go in, messages come while they run, an outcome comes for each."""
+"""The contract of all executors: tasks go in, messages come meanwhile, outcomes come back."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,12 @@ from workbench.pool import Outcome, Task
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task takes: a share of a GPU (None: one where there are any), and threads (None: an equal part)."""
+    """What one task takes.
+
+    Attributes:
+        gpus: Share of a GPU. None: one GPU if the machine has any.
+        threads: CPU threads. None: an equal part of the cores.
+    """
 
     gpus: float | None = None
     threads: int | None = None
@@ -20,14 +25,17 @@ class Executor(Protocol):
     workers: int
 
     def has_room(self) -> bool:
-        """Whether a task that is submitted now would start now."""
+        """Say whether a task that you submit now would start now."""
 
     def submit(self, task: Task) -> None:
-        """Takes a task, which starts as soon as there is room: in the order of submission."""
+        """Take a task. Tasks start in the order of submission, each as soon as there is room."""
 
     def wait(self) -> Outcome | None:
-        """Answers messages until a task has ended, and returns its outcome; None when there is none under way."""
+        """Answer messages until a task ends, and return its outcome. None: no task is running."""
 
     def stop(self, at_once: bool = False) -> None:
-        """Asks the tasks under way to save what they have and stop, then ends all workers. Nothing is under way
-        afterwards."""
+        """Ask the running tasks to save and stop, then end all workers. No task runs afterwards.
+
+        Args:
+            at_once: End the workers without waiting for the tasks.
+        """

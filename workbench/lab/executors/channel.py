@@ -1,4 +1,7 @@
-"""What a notebook's process tells its launcher: progress, and how it ended. One JSON object per line of a file."""
+"""Messages from a notebook's process to its launcher: progress, and how the process ended.
+
+They go through a file, one JSON object per line.
+"""
 
 import json
 from pathlib import Path
@@ -7,26 +10,29 @@ from workbench.lab.executors import context
 
 
 def has_listener() -> bool:
-    """Whether a launcher shows the progress, so that this process shows none."""
-    here = context.current()
-    return here is not None and here.channel is not None
+    """Say whether a launcher shows the progress. This process then shows none."""
+    launched = context.current()
+    return launched is not None and launched.channel is not None
 
 
 def send(**message) -> None:
-    """Send one message. Without a listener nothing happens."""
+    """Send one message, or do nothing without a listener."""
     if has_listener():
         with open(context.current().channel, "a") as file:
             file.write(json.dumps(message) + "\n")
 
 
 class Reader:
-    """Reads the messages that have come since the last look. A line still being written waits for the next one."""
+    """Reads the messages that came since the last read.
+
+    An unfinished line waits for the next read.
+    """
 
     def __init__(self, file: Path):
         self._file, self._position = file, 0
 
     def read(self) -> list[dict]:
-        """The new messages, in order."""
+        """Return the new messages, in order."""
         if not self._file.exists():
             return []
         with open(self._file, "rb") as file:

@@ -1,4 +1,7 @@
-"""Which executor: by the command line's options, or WORKBENCH_EXECUTOR, e.g. `processes:4` or `ray:8,gpus=0.5`."""
+"""Choose an executor by the options of the command line or by WORKBENCH_EXECUTOR.
+
+Examples: `processes:4`, `ray:8,gpus=0.5`.
+"""
 
 import os
 from dataclasses import dataclass, replace
@@ -15,8 +18,17 @@ KINDS = ("inline", "processes", "ray")
 
 @dataclass(frozen=True)
 class Choice:
-    """An executor that is not made yet. `workers` None: one for each GPU; without GPUs, half the cores and at least
-    two, or as many as fit on Ray. `gpus` and `threads` are those of one task."""
+    """An executor that is not made yet.
+
+    Attributes:
+        kind: "inline", "processes" or "ray".
+        workers: Tasks at a time. None: one per GPU; without GPUs, half the cores, at least two. On Ray as many as fit.
+        gpus: Share of a GPU that one task takes, 0 to 1.
+        threads: CPU threads of one task.
+
+    Raises:
+        WorkbenchError: If a value is out of range, or `kind` is inline and another field is set.
+    """
 
     kind: str = "inline"
     workers: int | None = None
@@ -29,21 +41,29 @@ class Choice:
         for name in ("workers", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise WorkbenchError(f"`{name}` (={value}) must be at least 1.")
+                raise WorkbenchError(f"`{name}` must be at least 1, got {value}.")
         if self.gpus is not None and not 0 <= self.gpus <= 1:
             raise WorkbenchError(
-                f"`gpus` (={self.gpus}) must lie in 0..1, for one training runs on one GPU: "
-                "for several use torchrun, see `workbench train --help`."
+                f"`gpus` must be from 0 to 1, because one training runs on one GPU, got {self.gpus}. "
+                "For several GPUs use torchrun, see `workbench train --help`."
             )
         if self.kind == "inline" and (self.workers or 1) > 1:
-            raise WorkbenchError(f"executor inline has one worker, not {self.workers}: use --executor processes.")
-
+            raise WorkbenchError(
+                f"executor inline has one worker, got `workers` {self.workers}. Use --executor processes."
+            )
         if self.kind == "inline" and (self.gpus is not None or self.threads is not None):
-            raise WorkbenchError("executor inline takes what this process has: for gpus or threads use processes.")
+            raise WorkbenchError(
+                f"executor inline uses the GPUs and threads of this process, got gpus={self.gpus} and "
+                f"threads={self.threads}. Use --executor processes."
+            )
 
     @classmethod
     def of(cls, kind: str | None, workers: int | None, gpus: float | None, threads: int | None) -> "Choice":
-        """What the options say, where each may be left out: several workers, or GPUs, mean processes."""
+        """Choose by the command line's options. None: the option is not given.
+
+        WORKBENCH_EXECUTOR holds the defaults where `kind` is not given. Without it, several workers, several visible
+        GPUs, or a value for `gpus` or `threads` mean processes.
+        """
         if kind is None and (named := os.environ.get(VARIABLE)):
             given = {"workers": workers, "gpus": gpus, "threads": threads}
             return replace(cls.parse(named), **{name: value for name, value in given.items() if value is not None})
@@ -54,13 +74,17 @@ class Choice:
 
     @classmethod
     def from_environment(cls) -> "Choice":
-        """What the launcher says, else WORKBENCH_EXECUTOR; inline where neither says anything."""
-        here = context.current()
-        return cls.parse(here.executor if here is not None else os.environ.get(VARIABLE) or "inline")
+        """Choose what the launcher chose, else WORKBENCH_EXECUTOR, else inline."""
+        launched = context.current()
+        return cls.parse(launched.executor if launched is not None else os.environ.get(VARIABLE) or "inline")
 
     @classmethod
     def parse(cls, text: str) -> "Choice":
-        """Reads `kind[:workers][,gpus=SHARE][,threads=N]`."""
+        """Read `kind[:workers][,gpus=SHARE][,threads=N]`.
+
+        Raises:
+            WorkbenchError: If the text has another form, an unknown name or a value out of range.
+        """
         head, *options = text.split(",")
         kind, _, workers = head.partition(":")
         named = dict(option.partition("=")[::2] for option in options)
@@ -78,7 +102,8 @@ class Choice:
             if isinstance(error, WorkbenchError):
                 raise
             raise WorkbenchError(
-                f"{VARIABLE} (={text}) must look like `processes:4` or `ray:8,gpus=0.5,threads=2`."
+                f"an executor must look like `processes:4` or `ray:8,gpus=0.5,threads=2`, got {text}. "
+                f"Correct {VARIABLE} or `executor`."
             ) from error
 
     def __str__(self) -> str:
@@ -89,7 +114,7 @@ class Choice:
 
     @property
     def count(self) -> int:
-        """How many tasks it runs at a time, where that is known without asking a cluster."""
+        """Number of tasks at a time, as far as it is known without a cluster."""
         if self.kind == "inline":
             return 1
         if self.workers is not None:
@@ -99,7 +124,7 @@ class Choice:
         return gpus * max(1, int(1 / share + 1e-9)) if gpus and share else max(2, cores() // 2)
 
     def shared_environment(self) -> dict[str, str]:
-        """What the processes of several notebooks need to share one executor: the address of a Ray cluster."""
+        """Return the variables with which processes of several notebooks share one Ray cluster."""
         if self.kind != "ray":
             return {}
         from workbench.lab.executors.on_ray import cluster_address
@@ -107,7 +132,7 @@ class Choice:
         return {"RAY_ADDRESS": cluster_address()}
 
     def make(self) -> Executor:
-        """The executor; that of Ray connects."""
+        """Make the executor. Ray connects with the first task."""
         resources = Resources(self.gpus, self.threads)
         if self.kind == "inline":
             from workbench.lab.executors.inline import InlineExecutor

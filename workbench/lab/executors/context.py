@@ -1,4 +1,4 @@
-"""What a notebook's process knows of the launcher that started it: one JSON value in the environment."""
+"""What a notebook's process knows about its launcher: one JSON value in the environment."""
 
 import dataclasses
 import json
@@ -18,10 +18,10 @@ class Context:
         study: The study's name.
         mode: "full" or "quick".
         launcher: Identity of the launcher's process, see `lifetime.whoami`.
-        run_id: The run that the launcher has opened; None where trainings are only planned.
+        run_id: The run that the launcher opened. None: trainings are only planned.
         channel: The file that carries progress and results to the launcher.
         executor: Where trainings run, as `Choice` reads it.
-        plan: The file that takes the trainings that are missing; None where they run.
+        plan: The file that receives the missing trainings. None: they run.
     """
 
     study: str
@@ -33,12 +33,12 @@ class Context:
     plan: Path | None = None
 
     def environment(self) -> dict[str, str]:
-        """The variable that hands this down to a process."""
+        """Return the environment variable that passes this context to a process."""
         return {VARIABLE: json.dumps(dataclasses.asdict(self), default=str)}
 
 
 def context_of(environment: Mapping[str, str]) -> Context | None:
-    """The context in a process's environment; None for a process that no launcher started."""
+    """Read the context from a process's environment. None: no launcher started the process."""
     if not environment.get(VARIABLE):
         return None
     values = json.loads(environment[VARIABLE])
@@ -47,5 +47,5 @@ def context_of(environment: Mapping[str, str]) -> Context | None:
 
 
 def current() -> Context | None:
-    """The context of this process."""
+    """Return the context of this process."""
     return context_of(os.environ)

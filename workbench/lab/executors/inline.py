@@ -1,4 +1,4 @@
-"""Work in this very process, one task after the other: nothing to start, and the debugger sees all of it."""
+"""Work in this process, one task after the other. A debugger sees all of it."""
 
 import contextlib
 import signal
@@ -12,7 +12,10 @@ from workbench.pool.task import in_words, resolve, set_environment
 
 
 class InlineExecutor:
-    """One task at a time, in `wait`. A worker that dies is this process: nobody is left to try again."""
+    """Runs one task at a time, inside `wait`; see `Executor`.
+
+    Tasks are not retried, because the worker is this process.
+    """
 
     workers = 1
 
@@ -20,29 +23,36 @@ class InlineExecutor:
         self._waiting: deque[Task] = deque()
 
     def has_room(self) -> bool:
+        """Say whether no task waits."""
         return not self._waiting
 
     def submit(self, task: Task) -> None:
+        """Take a task, which the next `wait` runs."""
         self._waiting.append(task)
 
     def wait(self) -> Outcome | None:
+        """Run the next task and return its outcome. None: no task waits."""
         if not self._waiting:
             return None
         task = self._waiting.popleft()
         stop = threading.Event()
-        with _terminated_is_stopped(stop), set_environment(task.environment):
+        with _sigterm_stops(stop), set_environment(task.environment):
             try:
                 return Outcome(task, value=resolve(task.function)(task.arguments, task.on_message, stop.is_set))
             except Exception as error:
                 return Outcome(task, error=in_words(error), details=traceback.format_exc())
 
     def stop(self, at_once: bool = False) -> None:
+        """Drop the waiting tasks."""
         self._waiting.clear()
 
 
 @contextlib.contextmanager
-def _terminated_is_stopped(stop: threading.Event) -> Iterator[None]:
-    """Within it, SIGTERM asks the task to save what it has and stop; then who would have had the signal gets it."""
+def _sigterm_stops(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM set `stop` within this context.
+
+    At its end the handler that was set before receives the signal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,7 @@
-"""Who runs what: the identity of a process that outlives a reused pid, and the end of a whole family of processes."""
+"""The identity and the end of processes.
+
+A reused pid has another identity. A process ends together with all its descendants.
+"""
 
 import contextlib
 import os
@@ -16,14 +19,24 @@ from workbench.lab.executors.context import context_of
 
 
 def whoami(pid: int | None = None) -> str:
-    """host/boot/pid/start of a process: equal only for the same process."""
+    """Return `host/boot/pid/start` of a process: equal only for the same process.
+
+    Args:
+        pid: Process id. None: this process.
+    """
     process = psutil.Process(pid)
     return f"{platform.node()}/{int(psutil.boot_time())}/{process.pid}/{process.create_time():.0f}"
 
 
 def is_alive(identity: str) -> bool:
-    """Whether the process that `whoami` named still runs. One of another machine counts as alive: it cannot be seen
-    from here."""
+    """Say whether the process with this identity still runs.
+
+    A process of another machine counts as alive, because this machine cannot see it. A zombie and an unreadable
+    identity count as dead.
+
+    Args:
+        identity: What `whoami` returned for the process.
+    """
     try:
         host, boot, pid, start = identity.rsplit("/", 3)
     except ValueError:
@@ -39,7 +52,7 @@ def is_alive(identity: str) -> bool:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a living process holds this lock: one that died holds none."""
+    """Say whether a living process holds this lock file."""
     if not lock.exists():
         return False
     try:
@@ -50,21 +63,23 @@ def is_held(lock: Path) -> bool:
 
 
 def strays(worker: str, place: Path) -> dict[int, str]:
-    """Find the processes that work for `place` though their launcher is gone; never this process or its ancestors.
+    """Find the processes that work for `place` although their launcher is gone.
 
-    The launcher is named in the context of a process's environment.
+    The context in a process's environment names its launcher. This process and its ancestors never count.
 
     Args:
-        worker: A module whose last argument is the process id of its parent.
-        place: The root that they work for.
+        worker: A module whose last command-line argument is the process id of its parent.
+        place: The root that the processes work for.
 
     Returns:
-        {pid: command line}.
+        Command lines by process id.
     """
     ancestry = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     command_lines = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError, ValueError, TypeError):  # a context of somebody else's
+        with contextlib.suppress(
+            psutil.Error, OSError, ValueError, TypeError
+        ):  # the process ended, or belongs to another user or program
             environment, command = process.environ(), process.cmdline()
             context = context_of(environment)
             if worker in command:
@@ -74,28 +89,38 @@ def strays(worker: str, place: Path) -> dict[int, str]:
             if not lost or process.pid in ancestry:
                 continue
             named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
-            here = Path(named) == place if named else place in (works_in, *works_in.parents)
-            if here:
+            works_for_place = Path(named) == place if named else place in (works_in, *works_in.parents)
+            if works_for_place:
                 command_lines[process.pid] = " ".join(command)
     return command_lines
 
 
 class Family:
-    """A process and whoever descends from it, remembered, so that nobody is lost when one in the middle dies."""
+    """A process and its descendants, also those whose parent died after a look.
+
+    Args:
+        pid: Process id of the head.
+    """
 
     def __init__(self, pid: int):
         self._head = psutil.Process(pid)
         self._members = {self._head}
 
     def look(self) -> None:
-        """Takes note of the descendants of now."""
+        """Remember the descendants of this moment."""
         for member in list(self._members):
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._members.update(member.children(recursive=True))
 
     def end(self, grace: float = 5.0) -> None:
-        """Ends them all: first whoever descends from the head, which may then come to its own end, then the head, and
-        after `grace` seconds each for certain. An interruption meanwhile ends them at once."""
+        """End all members: first the descendants, then the head.
+
+        The head gets the time to end by itself after its descendants. An interruption of this call kills all members
+        at once.
+
+        Args:
+            grace: Seconds to wait after each SIGTERM, before SIGKILL.
+        """
         self.look()
         try:
             if grace > 0:
@@ -123,8 +148,14 @@ def _wait(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Pr
 def die_with(
     identity: str, interval: float = 1.0, first: Callable[[], None] = lambda: None, grace: float = 5.0
 ) -> None:
-    """Starts a thread that ends this process, without ceremony, once the process `identity` is gone; `first` is called
-    before, and given `grace` seconds to have its effect."""
+    """Start a thread that exits this process, without cleanup, once another process is gone.
+
+    Args:
+        identity: The other process, as `whoami` names it.
+        interval: Seconds between two looks.
+        first: Called before the exit.
+        grace: Seconds that `first` gets.
+    """
 
     def watch() -> None:
         while is_alive(identity):

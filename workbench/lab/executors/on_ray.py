@@ -1,8 +1,8 @@
-"""Work on a Ray cluster, or on a Ray of this machine where no address is given. No other file knows Ray.
+"""Work on the Ray cluster of RAY_ADDRESS, or on a local Ray. No other file imports Ray.
 
-Ray places tasks by what they take, restarts those whose worker or node is lost, and knows shares of GPUs. Messages go
-through a mailbox, an actor that takes no resources. RAY_ADDRESS names the cluster; its nodes need this checkout at the
-same path, and the same environment.
+Ray places tasks by the resources they take, and restarts tasks whose worker or node is lost. It knows shares of GPUs.
+Messages go through a mailbox, an actor that takes no resources. The nodes of a cluster need this checkout at the same
+path, and the same environment.
 """
 
 import logging
@@ -20,11 +20,16 @@ from workbench.pool.task import run_task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps its environment
-ASK_EVERY = 2.0  # seconds between questions whether to stop
+ASK_EVERY = 2.0  # seconds between two checks whether to stop
 
 
 class RayExecutor:
-    """Up to `workers` tasks at a time (None: as many as fit); see `Executor`."""
+    """Runs up to `workers` tasks at a time on Ray; see `Executor`.
+
+    Args:
+        workers: Tasks at a time. None: as many as fit.
+        resources: What one task takes.
+    """
 
     def __init__(self, workers: int | None, resources: Resources | None = None):
         self.workers, self._resources = workers, resources or Resources()
@@ -33,9 +38,11 @@ class RayExecutor:
         self._numbers = 0
 
     def has_room(self) -> bool:
+        """Say whether fewer than `workers` tasks are submitted."""
         return self._ray is None or len(self._tasks) < self.workers
 
     def submit(self, task: Task) -> None:
+        """Take a task. The first one connects to Ray."""
         if self._ray is None:
             self._connect()
         self._numbers += 1
@@ -56,6 +63,7 @@ class RayExecutor:
         self._letter = self._mailbox.take.remote()
 
     def wait(self) -> Outcome | None:
+        """Answer messages until a task ends, and return its outcome. None: no task is running."""
         while self._tasks:
             (ready, *_), _ = self._ray.wait([self._letter, *self._tasks], num_returns=1)
             if ready == self._letter:
@@ -65,6 +73,11 @@ class RayExecutor:
         return None
 
     def stop(self, at_once: bool = False) -> None:
+        """Ask the running tasks to save and stop, then end all workers and disconnect.
+
+        Args:
+            at_once: Cancel the tasks now. Otherwise they have 15 seconds.
+        """
         if self._ray is None:
             return
         self._ray.get(self._mailbox.stop.remote())
@@ -96,41 +109,49 @@ class RayExecutor:
         try:
             kind, *content = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return Outcome(task, error=f"its worker was lost ({type(error).__name__})", died=True)
+            return Outcome(task, error=f"the worker was lost ({type(error).__name__})", died=True)
         if kind == "value":
             return Outcome(task, value=content[0])
         return Outcome(task, error=content[0], details=content[1])
 
 
 def handed_down() -> dict[str, str]:
-    """Return what tasks on other nodes need of this process's environment."""
+    """Return the variables of this process that tasks on other nodes need."""
     names = ("WORKBENCH_DATA", "WORKBENCH_CHECKPOINT_SECONDS")
     return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
 
 
 def cluster_address() -> str:
-    """The address of the cluster, connected: RAY_ADDRESS, or that of one that ends with this process."""
+    """Connect as `connect` does, and return the address of the cluster."""
     return connect().get_runtime_context().gcs_address
 
 
 def connect():
-    """Ray, connected: to the cluster of RAY_ADDRESS, else to one of this machine's own that ends with this process.
+    """Connect to the cluster of RAY_ADDRESS, else to a local one that ends with this process.
 
-    Raises: WorkbenchError where Ray is not installed, or the cluster does not answer.
+    Returns:
+        The module `ray`, connected.
+
+    Raises:
+        WorkbenchError: If Ray is not installed, or the cluster does not answer.
     """
     try:
         import ray
     except ImportError as error:
-        raise WorkbenchError("executor ray needs Ray: `pip install .[ray]`, or use --executor processes.") from error
+        raise WorkbenchError(
+            "executor ray needs Ray, which is not installed. Run `pip install .[ray]`, or use --executor processes."
+        ) from error
     if ray.is_initialized():
         return ray
     options = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},  # to find what tasks name
+        "runtime_env": {
+            "env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        },  # so that workers can import the functions of tasks
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"address": "local"}  # else one that happens to run here would be taken
+        options |= {"address": "local"}  # without this Ray would join any cluster that runs on this machine
         options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": pretended_gpus()}
     try:
         ray.init(**options)
@@ -138,8 +159,8 @@ def connect():
         address = os.environ.get("RAY_ADDRESS", "of this machine")
         cause = str(error).splitlines()[0]
         raise WorkbenchError(
-            f"Ray ({address}) cannot be reached ({cause}): start it, or correct RAY_ADDRESS, "
-            "and RAY_AUTH_MODE=token where the cluster asks for a token."
+            f"cannot connect to Ray ({address}): {cause}. Start it or correct RAY_ADDRESS, and set "
+            "RAY_AUTH_MODE=token if the cluster needs a token."
         ) from error
     return ray
 

@@ -1,6 +1,6 @@
 """Work in processes of this machine: the pool, whose seats all studies of a store share.
 
-A task starts when its seat's lock is free, so that two studies do not run on one GPU.
+A task starts when the lock of its seat is free. So two studies never run on one GPU.
 """
 
 import platform
@@ -15,11 +15,16 @@ from workbench.paths import root
 from workbench.pool import Pool, seats, visible_gpus
 from workbench.pool.dispatch import Release
 
-WAITS = "waits for a worker: other studies of this store have all of them"
+WAITS = "waits for a worker: other studies of this store use all of them"
 
 
 class ProcessExecutor(Pool):
-    """Up to `workers` processes; see `Executor`."""
+    """Runs tasks in up to `workers` processes; see `Executor`.
+
+    Args:
+        workers: Number of processes.
+        resources: What one task takes.
+    """
 
     def __init__(self, workers: int, resources: Resources | None = None):
         resources = resources or Resources()
@@ -36,7 +41,14 @@ class ProcessExecutor(Pool):
 
 
 def lock_seat(index: int) -> Release | None:
-    """Lock a seat of this machine for this store; None where another study has it."""
+    """Lock a seat of this machine for this store.
+
+    Args:
+        index: Number of the seat.
+
+    Returns:
+        What releases the seat. None: another study has it.
+    """
     folder = seats_folder()
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f"{platform.node()}-{index}.lock")
@@ -48,5 +60,5 @@ def lock_seat(index: int) -> Release | None:
 
 
 def seats_folder() -> Path:
-    """Return the folder of the locks of this store's seats."""
+    """Return the folder with the seat locks of this store."""
     return root() / "mlruns" / "locks" / "seats"
