@@ -1,8 +1,11 @@
-"""The doctor. Evidence: each kind of damage is made by hand; the dry run names it and changes nothing, --fix mends it, and
-after that all is well. What a living process uses is left as it is."""
+"""The doctor. Evidence: each kind of damage is made by hand, then named by a dry run, then mended by --fix.
+
+The dry run changes nothing. After that all is well. What a living process uses stays as it is.
+"""
 
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -24,7 +27,7 @@ from workbench.lab.store.database import Database
 from workbench.training import TrainConfig, TrainResult
 
 CONFIG = TrainConfig(steps=4, batch_size=64, seed=2)
-GONE = "/".join([*whoami().split("/")[:-2], "999999", "1"])  # a process of this machine that is no more
+GONE = "/".join([*whoami().split("/")[:-2], "999999", "1"])  # a process of this machine that has ended
 
 
 def training(store, outcome="complete", key="k" * 64, owner=None):
@@ -37,7 +40,10 @@ def training(store, outcome="complete", key="k" * 64, owner=None):
 
 
 def state(root):
-    """Every file's bytes, with databases by their rows: what a dry run may not change. Locks are taken for a look."""
+    """Return digests of all that a dry run must not change: files by their bytes, databases by their rows.
+
+    Locks do not count, because a dry run takes them.
+    """
     digests = {}
     for file in sorted((root / "mlruns").rglob("*")):
         if file.suffix == ".lock" or file.name == "locks":
@@ -54,7 +60,7 @@ def state(root):
 
 @pytest.fixture
 def doctor(root, command):
-    """Says what is found, without a change; then mends it; then finds nothing: the lines of the first two."""
+    """Run the doctor dry, then with --fix, then dry again without findings. Returns the first two outputs."""
 
     def run(*options):
         before = state(root)
@@ -64,7 +70,7 @@ def doctor(root, command):
         code, mended, _ = command("doctor", "--fix", *options)
         assert code == 0, mended
         code, afterwards, _ = command("doctor")
-        assert (code, afterwards) == (0, "All well: nothing is left of a crash.\n")
+        assert code == 0 and len(afterwards.splitlines()) == 1, afterwards
         return findings, mended
 
     return run
@@ -80,7 +86,7 @@ def checkpoint(root, key="k" * 64, mode="full", name="step-00000002"):
 # ---- each kind of damage
 
 
-def test_runs_that_nobody_runs_are_closed_whatever_their_kind(root, doctor):
+def test_running_runs_without_a_process_are_closed_whatever_their_kind(root, doctor):
     store = Store()
     living = training(store, outcome=None, key="a")
     dead = [training(store, outcome=None, key="b"), store.open_notebook("s", "s.ipynb", {}, "quick", "s", {})]
@@ -89,30 +95,30 @@ def test_runs_that_nobody_runs_are_closed_whatever_their_kind(root, doctor):
         store.set_tags(run_id, process=GONE)
     findings, mended = doctor()
     for run_id in dead:
-        assert f"({run_id}) says RUNNING though nobody runs it; would close it as KILLED" in findings
-        assert f"({run_id}) says RUNNING though nobody runs it; done: close it as KILLED" in mended
+        assert f"({run_id}) is RUNNING" in findings and f"({run_id}) is RUNNING" in mended
+        assert findings.count("KILLED") == mended.count("KILLED") == len(dead)
         assert store.status(run_id) == "KILLED" and store.get(run_id).tags["cause"]
     assert store.status(living) == "RUNNING" and living not in findings
 
 
 @pytest.mark.parametrize("damage", ["file", "half", "folder"])
-def test_a_finished_training_without_its_result_is_run_again(root, doctor, damage):
+def test_a_finished_training_without_its_result_will_run_again(root, doctor, damage):
     store = Store()
-    whole, hurt = training(store, key="a" * 64), training(store, key="b" * 64)
-    folder = root / "mlruns" / "artifacts" / "trainings" / hurt / "artifacts"
+    whole, damaged = training(store, key="a" * 64), training(store, key="b" * 64)
+    folder = root / "mlruns" / "artifacts" / "trainings" / damaged / "artifacts"
     if damage == "folder":
         shutil.rmtree(folder.parent)
     else:
         text = (folder / "result.json").read_text()
         (folder / "result.json").unlink() if damage == "file" else (folder / "result.json").write_text(text[:40])
     findings, _ = doctor()
-    assert f"({hurt}) says FINISHED but its files are gone; would mark it FAILED, to be run again" in findings
+    assert re.search(rf"\({damaged}\) is FINISHED.*FAILED", findings)
     assert whole not in findings
-    assert (store.status(whole), store.status(hurt)) == ("FINISHED", "FAILED")
+    assert (store.status(whole), store.status(damaged)) == ("FINISHED", "FAILED")
     assert store.find_training("b" * 64, "full") is None and store.find_training("a" * 64, "full")[0] == whole
 
 
-def test_a_finished_notebook_without_its_files_is_run_again_but_one_by_hand_needs_none(root, doctor):
+def test_a_launched_notebook_without_its_files_will_run_again_but_a_manual_one_needs_no_files(root, doctor):
     store = Store()
     by_hand = store.open_notebook("s", "s.ipynb", {}, "full", "by hand", {})
     launched = store.open_notebook("s", "s.ipynb", {}, "full", "launched", {"key": "x"})
@@ -123,17 +129,17 @@ def test_a_finished_notebook_without_its_files_is_run_again_but_one_by_hand_need
     assert (store.status(launched), store.status(by_hand)) == ("FAILED", "FINISHED")
 
 
-def test_of_points_logged_twice_the_last_is_kept(root, doctor):
+def test_points_logged_twice_keep_the_last(root, doctor):
     store = Store()
     run_id = training(store)
     for value in (0.7, 0.8):
         time.sleep(0.002)
         store.log_metrics(run_id, {"val_acc": value}, step=2)
     findings, _ = doctor()
-    assert "has 2 points twice; would keep the last of each" in findings
+    assert "has 2 points twice" in findings
     points = client(store).get_metric_history(run_id, "val_acc")
     assert sorted((p.step, p.value) for p in points) == [(2, 0.8), (4, 0.5)]
-    assert store.get(run_id).metrics["val_acc"] == 0.5  # of step 4: what MLflow shows stays
+    assert store.get(run_id).metrics["val_acc"] == 0.5  # of step 4: the value that MLflow shows stays
 
 
 def abandoned_search(root, running=1):
@@ -146,25 +152,25 @@ def abandoned_search(root, running=1):
     return study
 
 
-def test_trials_that_nobody_runs_are_given_up(root, doctor):
+def test_running_trials_without_a_process_are_given_up(root, doctor):
     study = abandoned_search(root, running=2)
     findings, _ = doctor()
-    assert "trial 1 of the search 'mine / NF 12' says RUNNING though nobody runs it; would mark it FAIL" in findings
+    assert re.search("trial 1 of the search 'mine / NF 12' is RUNNING.*FAIL", findings)
     assert [t.state.name for t in study.get_trials()] == ["COMPLETE", "FAIL", "FAIL"]
 
 
-def test_checkpoints_of_complete_trainings_go_and_those_of_others_stay(root, doctor):
+def test_only_checkpoints_of_complete_trainings_are_removed(root, doctor):
     store = Store()
     training(store, key="a" * 64)
     training(store, "diverged", key="b" * 64)
     store.set_tags(training(store, None, key="c" * 64), process=GONE)
-    gone, diverged, killed = (checkpoint(root, key=key * 64) for key in "abc")
+    complete, diverged, killed = (checkpoint(root, key=key * 64) for key in "abc")
     findings, _ = doctor()
-    assert f"{gone.parent} is of a training that is complete (1.0 MiB); would remove it" in findings
-    assert not gone.parent.exists() and diverged.is_dir() and killed.is_dir()
+    assert re.search(rf"{complete.parent} .*complete training \(1.0 MiB\)", findings)
+    assert not complete.parent.exists() and diverged.is_dir() and killed.is_dir()
 
 
-def test_halves_of_checkpoints_and_of_uploads_go(root, doctor):
+def test_incomplete_checkpoints_and_uploads_are_removed(root, doctor):
     store = Store()
     run_id = training(store)
     whole, half = checkpoint(root, key="c" * 64), checkpoint(root, key="c" * 64, name=".part-99999999-00000004")
@@ -173,12 +179,12 @@ def test_halves_of_checkpoints_and_of_uploads_go(root, doctor):
     upload = root / "mlruns" / "artifacts" / "trainings" / run_id / "artifacts" / ".artifact.uploading.x1"
     upload.write_bytes(bytes(2**19))
     findings, mended = doctor()
-    assert f"{half} was being written when its process ended (1.0 MiB); would remove it" in findings
+    assert re.search(rf"{half} is incomplete.*\(1.0 MiB\)", findings)
     assert whole.is_dir() and not half.exists() and not upload.exists() and being_written.is_dir()
     assert mended.splitlines()[-1].split() == ["halves", "3", "3", "2.0"]
 
 
-def test_files_of_no_run_are_set_aside_and_those_in_the_trash_stay(root, doctor):
+def test_files_of_no_run_are_set_aside_and_those_of_deleted_runs_stay(root, doctor):
     store = Store()
     deleted = training(store)
     client(store).delete_run(deleted)
@@ -192,11 +198,11 @@ def test_files_of_no_run_are_set_aside_and_those_in_the_trash_stay(root, doctor)
     assert f"{places[0]} belongs to no run" in findings
     aside = root / "mlruns" / "set-aside" / "trainings" / ("f" * 32) / "artifacts" / "result.json"
     assert not places[0].exists() and aside.read_text() == "{}"
-    assert places[1].exists()  # of an experiment that is not ours
+    assert places[1].exists()  # an experiment that the workbench does not know
     assert (root / "mlruns" / "artifacts" / "trainings" / deleted).is_dir()
 
 
-def test_the_files_of_another_store_in_this_root_are_not_lost(root, monkeypatch, command, tmp_path):
+def test_files_of_another_store_in_this_root_are_not_lost(root, monkeypatch, command, tmp_path):
     first = training(Store())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     second = training(Store())
@@ -207,24 +213,24 @@ def test_the_files_of_another_store_in_this_root_are_not_lost(root, monkeypatch,
     assert (root / "mlruns" / "set-aside" / "trainings" / second / "artifacts" / "result.json").is_file()
 
 
-def test_searches_that_cannot_be_read_are_told(root, monkeypatch, command):
+def test_unreadable_searches_are_reported_without_the_password(root, monkeypatch, command):
     (root / "mlruns" / "optuna.db").write_text("no database")
     code, output, _ = command("doctor")
-    assert code == 1 and "file is not a database): move the file away" in output
+    assert code == 1 and "file is not a database" in output and f"{root}/mlruns/optuna.db" in output
     (root / "mlruns" / "optuna.db").unlink()
     monkeypatch.setenv("WORKBENCH_OPTUNA_STORAGE", "postgresql+psycopg2://nobody:secret@127.0.0.1:1/x")
     code, output, _ = command("doctor")
-    assert code == 1 and "the searches are out of reach" in output and "secret" not in output
+    assert code == 1 and "nobody" in output and "127.0.0.1:1" in output and "secret" not in output
 
 
-def test_when_the_database_was_replaced_no_files_are_removed(root, command):
+def test_no_files_are_removed_when_the_database_was_replaced(root, command):
     place = root / "mlruns" / "artifacts" / "trainings" / ("f" * 32)
     place.mkdir(parents=True)
     code, output, _ = command("doctor", "--fix")
-    assert code == 1 and "was it replaced?" in output and place.is_dir()
+    assert code == 1 and "files of 1 runs" in output and "replaced" in output and place.is_dir()
 
 
-def test_processes_without_their_launcher_are_ended(root, doctor, tmp_path):
+def test_processes_whose_launcher_is_gone_are_ended(root, doctor, tmp_path):
     def sleeper(launcher, where):
         environment = os.environ | Context("s", "full", launcher, "r").environment() | {"WORKBENCH_ROOT": str(where)}
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], env=environment)
@@ -237,8 +243,8 @@ def test_processes_without_their_launcher_are_ended(root, doctor, tmp_path):
         lost = whoami(stray.pid)
         store.set_tags(run_id, process=lost)
         findings, _ = doctor()
-        assert f"process {stray.pid} goes on though its launcher is gone" in findings
-        assert f"({run_id}) says RUNNING" in findings  # it runs for nobody
+        assert f"process {stray.pid} still runs, but its launcher is gone" in findings
+        assert f"({run_id}) is RUNNING" in findings  # a stray process runs it
         assert not is_alive(lost)
         assert kept.poll() is None and elsewhere.poll() is None
         assert store.status(run_id) == "KILLED"
@@ -258,32 +264,32 @@ def moved_store(root, tmp_path, monkeypatch, name="new place", keep=False):
     return new
 
 
-def test_a_moved_store_gets_its_new_place_and_everything_is_found_again(root, tmp_path, monkeypatch, command):
+def test_a_moved_store_is_repaired_and_its_results_are_found_again(root, tmp_path, monkeypatch, command):
     run_id = training(Store())
     new = moved_store(root, tmp_path, monkeypatch)
     before = state(new)
     code, output, _ = command("doctor")
     assert code == 1 and state(new) == before
-    assert f"have their files at {root}/mlruns, but the store is at {new}/mlruns; would put the new place" in output
-    assert "would mark" not in output  # the results are there, in the new place
+    assert f"{root}/mlruns, but" in output and f"{new}/mlruns; " in output
+    assert "FAILED" not in output  # the results exist in the new place
     code, output, _ = command("doctor", "--fix")
     assert code == 0, output
     assert Store().find_training("k" * 64, "full")[0] == run_id
-    place = (new / "mlruns" / "artifacts" / "trainings" / run_id / "artifacts").as_uri()  # a space is %20 there
+    place = (new / "mlruns" / "artifacts" / "trainings" / run_id / "artifacts").as_uri()  # the space becomes %20
     assert Store().get(run_id).files_uri == place
     (copy,) = (new / "mlruns").glob("mlflow.db.*.before-move")
     assert Database(f"sqlite:///{copy}").places(["trainings"]) == {(root / "mlruns").as_uri(): 2}
     assert command("doctor")[0] == 0
 
 
-def test_a_copy_is_given_its_own_place_only_when_told(root, tmp_path, monkeypatch, command):
+def test_a_copied_store_is_repaired_only_with_moved(root, tmp_path, monkeypatch, command):
     training(Store())
     new = moved_store(root, tmp_path, monkeypatch, keep=True)
     before = state(new)
-    with pytest.raises(WorkbenchError, match=r"was moved or copied.*doctor --fix"):
-        Store()  # it would write into the other one
+    with pytest.raises(WorkbenchError, match="doctor --fix"):
+        Store()  # it would write into the original
     code, output, _ = command("doctor", "--fix")
-    assert code == 1 and "there is a store there too: say --moved" in output
+    assert code == 1 and f"{root}/mlruns, but" in output and "--moved" in output and "a store too" in output
     assert state(new) == before
     assert command("doctor", "--fix", "--moved")[0] == 0
     assert Database(f"sqlite:///{new}/mlruns/mlflow.db").places(["trainings"]) == {(new / "mlruns").as_uri(): 2}
@@ -295,28 +301,28 @@ def test_a_moved_database_without_its_files_loses_no_result(root, tmp_path, monk
     new = moved_store(root, tmp_path, monkeypatch)
     shutil.move(new / "mlruns" / "artifacts", tmp_path / "left behind")
     code, output, _ = command("doctor", "--fix")
-    assert code == 1 and "bring its folder artifacts/ here too" in output
+    assert code == 1 and "its folder artifacts/" in output
     assert Store(anywhere=True).status(run_id) == "FINISHED"
 
 
-def test_a_store_is_not_moved_under_a_run_that_goes_on(root, tmp_path, monkeypatch, command):
+def test_a_moved_store_is_not_repaired_while_a_run_is_running(root, tmp_path, monkeypatch, command):
     training(Store(), outcome=None)
     training(Store())
     new = moved_store(root, tmp_path, monkeypatch)
     before = state(new)
     code, output, _ = command("doctor", "--fix")
-    assert code == 1 and "runs are going on" in output and state(new) == before
+    assert code == 1 and "status RUNNING" in output and "--moved" in output and state(new) == before
 
 
-def test_a_prefix_is_replaced_only_where_a_folder_ends(root):
+def test_a_path_prefix_is_replaced_only_at_the_end_of_a_folder(root):
     database = Database(f"sqlite:///{root}/mlruns/mlflow.db")
     here = (root / "mlruns").as_uri()
-    assert database.move(here[:-1], "file:///x") == 0  # .../mlrun is no folder of .../mlruns
+    assert database.move(here[:-1], "file:///x") == 0  # .../mlrun is not a parent folder of .../mlruns
     assert database.move(here, "file:///a%20b/mlruns") >= 6
     assert set(database.places(["studies", "trainings"])) == {"file:///a%20b/mlruns"}
 
 
-# ---- nothing that lives is touched
+# ---- what a living process uses is not touched
 
 
 CHILD = """
@@ -337,14 +343,14 @@ checkpoint.Checkpoints.save = waits
 config = TrainConfig(steps=4, batch_size=16, train_size=32, device="cpu", progress=False)
 store = Store()
 session = Session(store, "mine", "full", store.open_notebook("mine", "mine.ipynb", {}, "full", "mine", {}))
-found = search(lambda p: config.replace(**p), {"base_lr": {"low": 0.01, "high": 0.1}}, trials=1, session=session)
-assert list(found.trials.state) == ["COMPLETE"], found.trials
+result = search(lambda p: config.replace(**p), {"base_lr": {"low": 0.01, "high": 0.1}}, trials=1, session=session)
+assert list(result.trials.state) == ["COMPLETE"], result.trials
 store.close(session.run_id, "FINISHED")
 """
 
 
 @pytest.mark.slow
-def test_a_training_that_runs_keeps_its_run_its_checkpoints_and_its_trial(root, command):
+def test_a_running_training_keeps_its_run_its_checkpoints_and_its_trial(root, command):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(root)], env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     )
@@ -354,7 +360,8 @@ def test_a_training_that_runs_keeps_its_run_its_checkpoints_and_its_trial(root, 
             time.sleep(0.1)
         before = state(root)
         assert sum("checkpoints/full-" in str(file) for file in before) > 3
-        assert command("doctor", "--fix") == (0, "All well: nothing is left of a crash.\n", "")
+        code, output, errors = command("doctor", "--fix")
+        assert code == 0 and len(output.splitlines()) == 1 and not errors, output + errors
         assert state(root) == before
         (root / "go").touch()
         assert child.wait(60) == 0
@@ -366,7 +373,7 @@ def test_a_training_that_runs_keeps_its_run_its_checkpoints_and_its_trial(root, 
     assert (run.status, run.tags["outcome"]) == ("FINISHED", "complete")
 
 
-def test_what_a_lock_guards_is_not_removed(root, command):
+def test_locked_checkpoints_and_trials_are_not_touched(root, command):
     import filelock
 
     study = abandoned_search(root)
@@ -380,14 +387,14 @@ def test_what_a_lock_guards_is_not_removed(root, command):
     assert command("doctor")[0] == 1
 
 
-def test_a_look_makes_no_store_where_there_is_none(tmp_path, monkeypatch, command):
+def test_a_dry_run_creates_no_store(tmp_path, monkeypatch, command):
     monkeypatch.setenv("WORKBENCH_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert command("doctor")[0] == 0
     assert not list(tmp_path.rglob("*.db"))
 
 
-def test_the_lock_of_a_training_is_the_one_that_the_doctor_looks_at(root):
+def test_the_doctor_looks_at_the_lock_that_a_training_takes(root):
     from workbench.lab.executors.lifetime import is_held
     from workbench.lab.jobs.job_run import checkpoints_folder
 
@@ -398,19 +405,18 @@ def test_the_lock_of_a_training_is_the_one_that_the_doctor_looks_at(root):
         assert not is_held(lock)
 
 
-def test_several_damages_at_once_are_counted_in_a_table(root, command):
+def test_several_damages_are_counted_in_a_table(root, command):
     store = Store()
     for key in "ab":
         store.set_tags(training(store, None, key=key * 64), process=GONE)
     training(store, key="c" * 64)
     checkpoint(root, key="c" * 64)
     lines = command("doctor")[1].splitlines()
-    assert lines[-4].split() == ["what", "found", "mended", "MiB"]
     assert [line.split() for line in lines[-3:-1]] == [["runs", "2", "0", "0.0"], ["checkpoints", "1", "0", "1.0"]]
-    assert lines[-1] == "Nothing was changed; --fix mends."
+    assert "--fix" in lines[-1]
 
 
-def test_a_finding_that_cannot_be_mended_does_not_stop_the_others(root, command, monkeypatch):
+def test_a_repair_that_fails_does_not_stop_the_others(root, command, monkeypatch):
     from workbench.lab import doctor as module
 
     store = Store()
@@ -427,10 +433,10 @@ def test_a_finding_that_cannot_be_mended_does_not_stop_the_others(root, command,
 
     monkeypatch.setattr(module.shutil, "rmtree", refuses)
     code, output, _ = command("doctor", "--fix")
-    assert code == 1 and "could not remove it ([Errno 13] Permission denied)" in output and not place.exists()
+    assert code == 1 and "remove it ([Errno 13] Permission denied)" in output and not place.exists()
 
 
-def test_this_process_and_those_it_descends_from_are_never_strays(tmp_path):
+def test_this_process_and_its_ancestors_are_never_strays(tmp_path):
     code = (
         "import os; from pathlib import Path; from workbench.lab.executors.lifetime import strays;"
         "stray = strays('x', Path(os.environ['WORKBENCH_ROOT'])); assert not stray, stray"
@@ -441,7 +447,7 @@ def test_this_process_and_those_it_descends_from_are_never_strays(tmp_path):
 
 
 def test_a_worker_whose_launcher_is_gone_is_ended(root, doctor, tmp_path):
-    """One that hangs, and cannot see that it is alone; it works below the root, and names it nowhere."""
+    """The worker hangs, so it cannot end itself. It works in a folder of the root, without WORKBENCH_ROOT."""
     module = tmp_path / "code" / "workbench" / "pool"
     module.mkdir(parents=True)
     (module / "worker.py").write_text("import time\ntime.sleep(100)\n")
@@ -453,12 +459,16 @@ def test_a_worker_whose_launcher_is_gone_is_ended(root, doctor, tmp_path):
         command = [sys.executable, "-m", "workbench.pool.worker", "7", str(parent)]
         return subprocess.Popen(command, env=environment, cwd=folder)
 
-    gone = os.getppid()  # not their parent
-    stray, kept, elsewhere = worker(gone, root / "mlruns"), worker(os.getpid(), root), worker(gone, tmp_path)
+    other_process = os.getppid()  # not their parent
+    stray, kept, elsewhere = (
+        worker(other_process, root / "mlruns"),
+        worker(os.getpid(), root),
+        worker(other_process, tmp_path),
+    )
     try:
         time.sleep(0.5)
         findings, _ = doctor()
-        assert f"process {stray.pid} goes on" in findings
+        assert f"process {stray.pid} still runs" in findings
         assert not psutil.pid_exists(stray.pid)
         assert kept.poll() is None and elsewhere.poll() is None
     finally:

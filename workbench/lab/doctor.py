@@ -1,9 +1,10 @@
-"""What a crash left behind, found and, when asked, mended: processes, runs, points, trials and files.
+"""Find what a crash left behind, and mend it on request.
 
-A check yields findings, and a finding mends nothing until it is told to; so the dry run and the mending take the same
-way. Nothing that a living process uses is touched: its runs, and the checkpoints and trials under a lock that it holds.
-Lock files stay: one that nobody holds does no harm, and removing one can. What may be all there is of a result is
-not removed but set aside.
+A crash may leave processes, runs, points, trials and files.
+A check yields findings, and a finding changes nothing until its `mend` is called. So a dry run and a repair go through
+the same code. Nothing that a living process uses is touched: not its runs, and no checkpoint or trial under its lock.
+Lock files stay: a free one does no harm, and removing it can. Files that may be the only copy of a result are set
+aside, not removed.
 """
 
 import functools
@@ -27,40 +28,51 @@ from workbench.lab.store.runs import Run
 from workbench.paths import root
 
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
-ASIDE = "set-aside"  # under mlruns/: the files that belong to no run
+ASIDE = "set-aside"  # folder under mlruns/ for files that belong to no run
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong: its kind, what and where, what mends it ("close it as KILLED"), and how. `mend` is None where
-    nothing here can, and `cure` then says what a person can do."""
+    """One damage.
+
+    Attributes:
+        kind: The row of the summary table that counts it.
+        what: The damage and its place.
+        cure: What mends it, such as "close it as KILLED". Without `mend`, what you can do.
+        mend: Mends it. None: the program cannot.
+        size: Bytes that mending frees.
+    """
 
     kind: str
     what: str
     cure: str
     mend: Callable[[], object] | None = None
-    size: int = 0  # bytes that mending sets free
+    size: int = 0
 
 
 def examine(moved: bool = False) -> Iterator[Finding]:
-    """Everything that is wrong, in the order in which it is mended: who is mended first may free what comes later."""
+    """Yield every damage in the order of mending: an early repair may allow a later one.
+
+    Args:
+        moved: You moved or copied the store to this place, and nobody uses it.
+    """
     lost = strays("workbench.pool.worker", root())
     identities = {identity for pid in lost if (identity := _identity(pid))}
     for pid, command in lost.items():
         yield Finding(
             "processes",
-            f"process {pid} goes on though its launcher is gone ({command[:100]})",
+            f"process {pid} still runs, but its launcher is gone ({command[:100]})",
             "end it",
             functools.partial(_end, pid),
         )
     file = Database(tracking_uri()).file if is_database(tracking_uri()) else None
-    if file is None or file.is_file():  # else there is no store yet, and a look makes none
+    if file is None or file.is_file():  # otherwise `Store` would create one
         yield from _store(Store(anywhere=True), file is not None, identities, moved)
     yield from _trials()
 
 
 def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[Finding]:
-    folders = _run_folders() if local else {}  # before the runs: a run is there before its folder
+    folders = _run_folders() if local else {}  # before the runs, because a run exists before its folder
     runs = [(name, run) for name in EXPERIMENTS for run in store.runs(name)]
     alive = {r.id for _, r in runs if r.status == "RUNNING" and _lives(r, lost)}
     database = Database(store.uri) if is_database(store.uri) else None
@@ -68,7 +80,7 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
         if local:
             places = list(_moved(database, bool(alive), moved))
             yield from places
-            local = all(place.mend for place in places)  # else the files are somewhere else, and not gone
+            local = all(place.mend for place in places)  # otherwise the files are at another place, not lost
         yield from _runs(store, runs, alive, local)
         if local:
             yield from _replays(store, database, [run for name, run in runs if name == "checks"])
@@ -76,7 +88,7 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
             yield from _points(database, runs, alive)
         if local:
             yield from _checkpoints(runs)
-            if tracking_uri() == default_uri():  # another store cannot know whose files these are
+            if tracking_uri() == default_uri():  # other stores share this folder, and do not know these runs
                 yield from _artifacts(folders, database.run_ids(), alive)
     finally:
         if database is not None:
@@ -86,21 +98,22 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
 # ---- the store
 
 
-def _moved(database: Database, busy: bool, sure: bool) -> Iterator[Finding]:
+def _moved(database: Database, busy: bool, confirmed: bool) -> Iterator[Finding]:
     here = runs_folder().as_uri()
     for place, n in database.places(EXPERIMENTS).items():
         folder = Path(as_path(place))
         if place == here or not place.startswith("file:") or folder.resolve() == runs_folder():
             continue
-        what = f"{n} experiments and runs have their files at {folder}, but the store is at {runs_folder()}"
+        what = f"the database says that {n} experiments and runs have their files at {folder}, "
+        what += f"but the store is at {runs_folder()}"
         if not (runs_folder() / "artifacts").is_dir():
-            yield Finding("places", what, "bring its folder artifacts/ here too")
-        elif (folder / "mlflow.db").is_file() and not sure:
-            yield Finding("places", what, "there is a store there too: say --moved if this one is a copy to keep")
-        elif busy and not sure:
-            yield Finding("places", what, "runs are going on: wait for their end, or say --moved if that is not so")
+            yield Finding("places", what, "move or copy its folder artifacts/ into the store")
+        elif (folder / "mlflow.db").is_file() and not confirmed:
+            yield Finding("places", what, "the old place has a store too: add --moved to keep this one as a copy")
+        elif busy and not confirmed:
+            yield Finding("places", what, "runs have status RUNNING: wait for their end, or add --moved if none runs")
         else:
-            cure = f"put the new place into {Path(database.uri).name}, of which a copy is kept"
+            cure = f"write the new place into {Path(database.uri).name} and keep a copy of the old file"
             yield Finding("places", what, cure, functools.partial(_move, database, place, here))
 
 
@@ -110,21 +123,21 @@ def _move(database: Database, old: str, new: str) -> None:
 
 
 def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: bool) -> Iterator[Finding]:
-    """RUNNING though nobody runs them, and FINISHED without what a finished run has."""
+    """Yield RUNNING runs without a process, and FINISHED runs without their files."""
     for name, run in runs:
         run_id, what = run.id, f"{name}: {run.name} ({run.id})"
         if run.status == "RUNNING" and run_id not in alive:
             mend = functools.partial(_close, store, run_id, "KILLED", "its process ended before it did")
-            yield Finding("runs", f"{what} says RUNNING though nobody runs it", "close it as KILLED", mend)
+            yield Finding("runs", f"{what} is RUNNING, but no process runs it", "close it as KILLED", mend)
         elif run.status == "FINISHED" and local and not _whole(name, run):
             mend = functools.partial(_close, store, run_id, "FAILED", "its files are gone")
             yield Finding(
-                "results", f"{what} says FINISHED but its files are gone", "mark it FAILED, to be run again", mend
+                "results", f"{what} is FINISHED, but its files are gone", "mark it FAILED, so it runs again", mend
             )
 
 
 def _replays(store: Store, database: Database, checks: list[Run]) -> Iterator[Finding]:
-    """Replays among the checks, where the first edition kept them."""
+    """Yield replays among the checks, where the first edition kept them."""
     for run in checks:
         if "replay_of" in run.tags and run.status != "RUNNING":
             yield Finding(
@@ -136,7 +149,7 @@ def _replays(store: Store, database: Database, checks: list[Run]) -> Iterator[Fi
 
 
 def _move_replay(store: Store, uri: str, run_id: str) -> None:
-    """Moves the files first: whoever is interrupted between the two finds the run among the checks again."""
+    """Move the files first: after an interruption the run is still a check, and moves again."""
     old, new = (files_of(experiment) / run_id for experiment in ("checks", "replays"))
     if old.is_dir() and not new.exists():
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -149,16 +162,16 @@ def _move_replay(store: Store, uri: str, run_id: str) -> None:
 
 
 def _whole(experiment: str, run: Run) -> bool:
-    """Whether the files are there without which a run cannot be reused."""
+    """Say whether the files exist that the store needs to reuse this run."""
     folder = _folder(experiment, run.id)
-    if not run.files_uri.startswith(("file:", "/")):  # on a server
+    if not run.files_uri.startswith(("file:", "/")):  # a server keeps them
         return True
     if experiment.startswith("trainings"):
         try:
             return isinstance(json.loads((folder / "result.json").read_text()), dict)
         except (OSError, ValueError):
             return False
-    if experiment.startswith("studies") and "key" in run.tags:  # the launcher's; by hand there need be no files
+    if experiment.startswith("studies") and "key" in run.tags:  # a launcher ran it. A manual run may have no files
         return (folder / "environment.txt").is_file()
     return True
 
@@ -194,13 +207,13 @@ def _trials() -> Iterator[Finding]:
     try:
         abandoned = abandoned_trials()
     except WorkbenchError as error:
-        yield Finding("searches", f"the searches are out of reach: {error}", "look at it by hand")
+        yield Finding("searches", f"cannot read the searches: {error}", "mend the database yourself")
         return
     for search, number in abandoned:
         yield Finding(
             "trials",
-            f"trial {number} of the search '{search}' says RUNNING though nobody runs it",
-            "mark it FAIL, which gives its slot back",
+            f"trial {number} of the search '{search}' is RUNNING, but no process runs it",
+            "mark it FAIL, which frees its slot",
             functools.partial(give_up_trial, search, number),
         )
 
@@ -221,8 +234,10 @@ def _identity(pid: int) -> str | None:
 
 
 def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
-    """Of trainings that are complete, and halves that were being written. Those of diverged ones are kept on purpose,
-    and those of killed ones are what they go on from."""
+    """Yield the checkpoints of complete trainings, and incomplete checkpoints.
+
+    Checkpoints of diverged trainings are kept for replays. Killed trainings continue from theirs.
+    """
     outcomes: dict[str, set[str]] = {}
     for name, run in runs:
         tags = run.tags
@@ -232,31 +247,32 @@ def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
         lock = runs_folder() / "locks" / f"{folder.name}.lock"
         if is_held(lock):
             continue
-        had = outcomes.get(folder.name, set())
-        if "complete" in had and "diverged" not in had:
-            yield _removal("checkpoints", folder, "is of a training that is complete", lock)
+        ended_as = outcomes.get(folder.name, set())
+        if "complete" in ended_as and "diverged" not in ended_as:
+            yield _removal("checkpoints", folder, "belongs to a complete training", lock)
             continue
         for part in sorted(folder.glob(".*-*")):  # .part-<pid>-<step> and .<pid>-<name>
             pid = part.name.removeprefix(".part-").lstrip(".").partition("-")[0]
             if not (pid.isdigit() and psutil.pid_exists(int(pid))):
-                yield _removal("halves", part, "was being written when its process ended", lock)
+                yield _removal("halves", part, "is incomplete, because its process ended while it wrote", lock)
 
 
 def _artifacts(folders: dict[str, list[Path]], known: set[str], alive: set[str]) -> Iterator[Finding]:
-    strange = [f for run_id, each in folders.items() if run_id not in known for f in each]
-    if strange and not known:
-        size = sum(bytes_of(folder) for folder in strange)
-        what = f"{runs_folder() / 'artifacts'} holds the files of {len(strange)} runs, and the database knows no run"
-        yield Finding("files of no run", what, "was it replaced? put the old one back, or remove them", None, size)
+    unknown = [f for run_id, each in folders.items() if run_id not in known for f in each]
+    if unknown and not known:
+        size = sum(bytes_of(folder) for folder in unknown)
+        what = f"{runs_folder() / 'artifacts'} holds files of {len(unknown)} runs, but the database contains no run"
+        cure = "restore the database if it was replaced, or remove the files"
+        yield Finding("files of no run", what, cure, None, size)
         return
-    for folder in strange:
+    for folder in unknown:
         what = f"{folder} belongs to no run ({bytes_of(folder) / 2**20:.1f} MiB)"
         mend = functools.partial(_set_aside, folder)
-        yield Finding("files of no run", what, f"put it into {runs_folder() / ASIDE}, for you to remove", mend)
+        yield Finding("files of no run", what, f"move it into {runs_folder() / ASIDE}, for you to remove", mend)
     for run_id, each in folders.items():
         if run_id in known - alive:
             for file in sorted(file for folder in each for file in folder.rglob(UPLOADING)):
-                yield _removal("halves", file, "was being written when its process ended")
+                yield _removal("halves", file, "is incomplete, because its process ended while it wrote")
 
 
 def _removal(kind: str, place: Path, why: str, lock: Path | None = None) -> Finding:
@@ -270,7 +286,7 @@ def _removal(kind: str, place: Path, why: str, lock: Path | None = None) -> Find
 
 
 def _set_aside(folder: Path) -> None:
-    """Of another database that shares this root they may be all there is of a run."""
+    """Move a folder away: it may belong to a run of another database with the same root."""
     place = runs_folder() / ASIDE / folder.parent.name / folder.name
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(folder, place)
@@ -280,12 +296,12 @@ def _remove(place: Path, lock: Path | None) -> None:
     if lock is None:
         return shutil.rmtree(place) if place.is_dir() else place.unlink()
     lock.parent.mkdir(exist_ok=True)
-    with filelock.FileLock(lock, timeout=0):  # or a training has begun
+    with filelock.FileLock(lock, timeout=0):  # held: a training has begun since
         shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 def _folder(experiment: str, run_id: str) -> Path:
-    """Where a run's files lie now, whatever the database says."""
+    """Return where a run's files are now, whatever the database says."""
     return files_of(experiment) / run_id / "artifacts"
 
 
