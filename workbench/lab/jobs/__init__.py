@@ -1,1 +1,1 @@
-"""Work that ends in the store: trainings, searches, checks, evaluations, replays, and results of other machines."""
+"""Work that ends in the store: trainings, searches, checks, evaluations, replays, imports."""

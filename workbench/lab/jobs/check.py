@@ -1,4 +1,4 @@
-"""Pre-flight checks in the store: what a network does to signals before its first step is a run like every other."""
+"""Pre-flight checks, each a run of the store: signals in a network before its first step."""
 
 import contextlib
 import dataclasses
@@ -16,8 +16,8 @@ from workbench.probes.preflight import Preflight, preflight
 from workbench.probes.shared import first_channels
 from workbench.training.setup import pick_device
 
-LARGEST = 128  # pixels a side of noise, where nothing else is asked for: larger images show the same
-FOREIGN = 64
+LARGEST = 128  # pixels per side of noise images by default: larger ones show the same
+FOREIGN = 64  # pixels per side for a network outside the library
 
 
 def check_model(
@@ -33,21 +33,39 @@ def check_model(
     seed: int = 0,
     device: str = "auto",
 ) -> tuple[str, Preflight]:
-    """Builds a network, judges it and keeps the answer: (run id, what was found). Everything is checked before.
+    """Build a network, judge its signals, and keep the result as a run.
 
-    Args: `name` as of build_network, `arguments` what it is built with; `data` a data set's name or a folder of images,
-    whose first validation images go through the network, else N(0, 1) images of `image_size` pixels a side.
-    Raises: WorkbenchError as build_network, load_dataset and preflight.
+    All arguments are checked before.
+
+    Args:
+        name: The network, as `build_network` takes it.
+        arguments: Arguments that the network is built with.
+        data: A data set's name or a folder of images, whose first validation images go through the network. None:
+            N(0, 1) images.
+        image_size: Pixels per side. None: the network's training size, at most `LARGEST`, or `FOREIGN`.
+        in_channels: Channels of the images. None: those of `data`, else of the network's first convolution.
+        batch_size: Number of images.
+        precision: As `preflight` takes it.
+        blocks: Module names of the residual blocks. None: `preflight` finds them.
+        seed: Seed of the weights and of the noise.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The run id and the judgement.
+
+    Raises:
+        WorkbenchError: If an argument is out of range or does not fit the data, or as `build_network`, `load_dataset`
+            and `preflight` raise.
     """
-    least_of = {"batch_size": (batch_size, 1), "in_channels": (in_channels, 1), "image_size": (image_size, 8)}
-    for what, (value, least) in least_of.items():
+    lower_bounds = {"batch_size": (batch_size, 1), "in_channels": (in_channels, 1), "image_size": (image_size, 8)}
+    for parameter, (value, least) in lower_bounds.items():
         if value is not None and value < least:
-            raise WorkbenchError(f"`{what}` (={value}) must be at least {least}.")
+            raise WorkbenchError(f"`{parameter}` must be at least {least}, got {value}.")
     where = pick_device(device)
     images = None if data is None else _first_images(data, image_size, batch_size)
     if in_channels is not None and images is not None and images.shape[1] != in_channels:
         raise WorkbenchError(
-            f"`in_channels` (={in_channels}) must be that of {data} (={images.shape[1]}): leave it out."
+            f"`in_channels` must be {images.shape[1]}, the channels of {data}, got {in_channels}. Leave it out."
         )
     channels = in_channels or (None if images is None else images.shape[1])
     arguments = dict(arguments or {})
@@ -80,7 +98,10 @@ def check_model(
 
 
 def _built(name: str, channels: int | None, arguments: dict) -> nn.Module:
-    """The network. What the user asks of a function of theirs is passed on as it is, also sizes: it must take them."""
+    """Build the network.
+
+    A user's function receives all given arguments unchanged, sizes included, and must accept them.
+    """
     if not is_user_network(name):
         return build_network(name, **arguments)
     sizes = {size: value for size, value in arguments.items() if size in SIZES}
@@ -103,7 +124,10 @@ def _numbers(judgement: Preflight) -> dict[str, float]:
 
 
 def parse_arguments(texts: dict[str, str]) -> dict:
-    """Arguments of a network from NAME=VALUE texts, numbers such as 1e-3 among them, which YAML takes for text."""
+    """Read the arguments of a network from texts by name.
+
+    Numbers such as 1e-3 become floats, although YAML reads them as text.
+    """
     values = {name: parse_value(name, text) for name, text in texts.items()}
     for name, value in values.items():
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Evaluations in the store: a network with weights, over a folder or parquet of images, is a run like every other."""
+"""Evaluations of weights on a folder or parquet of images, each a run of the store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +24,25 @@ from workbench.weights.released import find
 
 @dataclass(frozen=True)
 class Scores:
-    """What `evaluate` found, shares from 0 to 1 with their Wilson intervals, and where it is kept."""
+    """Result of `evaluate`.
+
+    Attributes:
+        run_id: The run that holds it.
+        top1: Share of images whose best output is right, 0 to 1, with its Wilson interval.
+        top5: Share of images with the right class among the five best outputs, likewise.
+        loss: Mean cross-entropy.
+        images_per_second: Speed of the evaluation.
+        published: Published top-1 and top-5 in per cent. None: these are not released weights.
+        not_finite: Number of images with outputs that are not finite.
+    """
 
     run_id: str
     top1: Interval
     top5: Interval
     loss: float
     images_per_second: float
-    published: tuple[float, float] | None  # per cent, for the released weights of this network
-    not_finite: int  # images for which the network's outputs were no numbers
+    published: tuple[float, float] | None
+    not_finite: int
 
 
 def evaluate(
@@ -48,17 +58,30 @@ def evaluate(
     device: str = "auto",
     progress: bool = True,
 ) -> Scores:
-    """Loads, evaluates and logs; everything is checked before the first image is read.
+    """Load a network, evaluate it, and keep the result as a run.
 
-    Args: `weights` a file, or None for the released ones of this model; `image_size` and `style` default to what the
-    file says of its images, else to the model's own; `classes` the names of the network's outputs where the data has
-    only some of them.
-    Raises: WorkbenchError for weights that belong to another network, data that are not there, classes that disagree.
+    All arguments are checked before the first image is read.
+
+    Args:
+        model_name: A library model, or a user's network.
+        weights: A file. None: the released weights of this model.
+        data_path: A folder with one folder of images per class, or parquet.
+        image_size: Pixels per side. None: as the file of weights states, else the model's test size.
+        style: How images are cropped and resized. None: as the file of weights states, else the model's style.
+        classes: Names of the network's outputs, if the data has only some of them.
+        batch_size: Images at a time.
+        workers: Threads that read images.
+        device: "auto", "cpu", "cuda", ...
+        progress: Whether to show a bar.
+
+    Raises:
+        WorkbenchError: If the weights belong to another network, the data is missing, the classes disagree, or an
+            argument is out of range.
     """
     info = network_info(model_name)
     model_name = located(model_name)
     if weights is None and not is_library(model_name):
-        raise WorkbenchError(f"{model_name} has no released weights: name a file with `weights`.")
+        raise WorkbenchError(f"{model_name} has no released weights. Give a file with `weights`.")
     where, data = pick_device(device), open_labelled(data_path)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)
@@ -68,10 +91,10 @@ def evaluate(
     if style not in STYLES:
         raise unknown("style of test images", style, STYLES)
     if not 8 <= size <= 4096:
-        raise WorkbenchError(f"`image_size` (={size}) must be at least 8 pixels, and at most 4096.")
+        raise WorkbenchError(f"`image_size` must be at least 8 and at most 4096 pixels, got {size}.")
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
-            raise WorkbenchError(f"`{name}` (={value}) must be at least 1.")
+            raise WorkbenchError(f"`{name}` must be at least 1, got {value}.")
     model = _network(model_name, read, len(classes or data.classes))
     load_into(model, read)
     indices = class_indices(data, model.num_classes, classes)
@@ -119,8 +142,8 @@ def evaluate(
     published = entry(model_name).published if file.name.endswith("_haiku.npz") else None
     if published:
         metrics |= {"published_top1": published[0] / 100, "published_top5": published[1] / 100}
-    beside = f"; published: {published[0]} %" if published else ""
-    store.describe(run_id, f"top-1 {top1:.2%} of {measured.n:,} images, top-5 {top5:.2%}{beside}")
+    published_text = f"; published: {published[0]} %" if published else ""
+    store.describe(run_id, f"top-1 {top1:.2%} of {measured.n:,} images, top-5 {top5:.2%}{published_text}")
     if measured.not_finite:
         metrics["not_finite"] = measured.not_finite
     store.log_metrics(run_id, metrics)
@@ -130,14 +153,15 @@ def evaluate(
 
 
 def _network(name: str, weights: Weights, classes: int) -> nn.Module:
-    """The network of this name as the file describes it, ready for its weights.
+    """Build the network of this name as the file describes it, ready for its weights.
 
-    A file of another network is not read for its shape: `load_into` names the right one.
+    The recipe of another network is ignored: `load_into` then reports the right name.
     """
     recipe = weights.recipe if weights.recipe and weights.recipe["name"] == name else {}
     if recipe.get("in_channels", 3) != 3:
         raise WorkbenchError(
-            f"{weights.file} takes images of {recipe['in_channels']} channels: evaluate knows RGB images."
+            f"{weights.file} is for images with {recipe['in_channels']} channels, but evaluate reads RGB images. "
+            "Use weights of a network with 3 channels."
         )
     num_classes = recipe.get("num_classes") or (weights.shape()[0] if is_library(name) else classes)
     return build_network(**{**recipe, "name": name, "num_classes": num_classes})

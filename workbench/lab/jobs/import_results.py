@@ -1,7 +1,7 @@
-"""Results of a detached run into the store, as if the trainings had been run here.
+"""Import the results of a detached run into the store, as if the trainings had run here.
 
-An import skips each training whose key is finished in the store. So importing a folder twice, or while its run still
-goes on, adds only what is new. Nothing in the folder is executed.
+An import skips each training whose key is finished in the store. So you may import a folder twice, or during its run:
+only new trainings are added. Nothing in the folder is executed.
 """
 
 import contextlib
@@ -21,14 +21,21 @@ from workbench.training.detached.transport import unpacked
 
 @dataclass
 class Imported:
-    """What became of a folder: the runs that were made, how many trainings the store knew, which failed on the node
-    and are not finished there since (name and cause), and which lines and tables are damaged (place and cause)."""
+    """Result of an import.
+
+    Attributes:
+        runs: Ids of the new runs.
+        known: Number of trainings that the store had already.
+        failed: Name and cause of each training that failed on the node and did not finish later.
+        damaged: Place and cause of each damaged line or table.
+        other_code: Number of new runs of other code than this checkout's. No study of this checkout uses them.
+    """
 
     runs: list[str] = field(default_factory=list)
     known: int = 0
     failed: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-    other_code: int = 0  # of the runs: no study of this checkout will ask for them
+    other_code: int = 0
 
     def __str__(self) -> str:
         text = f"{len(self.runs)} imported, {self.known} known already, {len(self.damaged)} damaged"
@@ -43,10 +50,10 @@ def import_results(
     Args:
         source: The folder of a detached run, or the tar that `--pack` made of it.
         store: Where the runs go.
-        on_progress: Called with how many are done, of how many.
+        on_progress: Called with the number of trainings done and their total.
 
     Raises:
-        WorkbenchError: For a folder or a tar without results, and for a tar with links or members outside the folder.
+        WorkbenchError: If the folder or tar has no results, or the tar has links or members outside the folder.
     """
     path = Path(source).expanduser().resolve()
     with unpacked(path) if path.is_file() else contextlib.nullcontext(path) as folder:
@@ -55,7 +62,10 @@ def import_results(
 
 def _import_folder(folder: Path, store: Store, on_progress: Callable[[int, int], None]) -> Imported:
     if not folder.is_dir() or not numbered(folder, RESULTS):
-        raise WorkbenchError(f"{folder} must be a folder with {RESULTS}, from `python -m workbench.training`.")
+        raise WorkbenchError(
+            f"{folder} must be a folder with {RESULTS}. Give the folder or tar of a detached run, "
+            "from `python -m workbench.training`."
+        )
     imported, records, failed = Imported(), {}, {}
     for place, record in read_records(folder):
         cause = record if isinstance(record, WorkbenchError) else _contradiction(record)
@@ -86,17 +96,19 @@ def _import_folder(folder: Path, store: Store, on_progress: Callable[[int, int],
 
 
 def _finished_keys(store: Store, mode: str) -> set[str]:
-    """The keys of all finished trainings, in one search."""
+    """Return the keys of all finished trainings, with one query."""
     runs = store.search("trainings", mode, "attributes.status = 'FINISHED'")
     return {run.tags.get("key", "") for run in runs if run.tags.get("outcome") in REUSABLE}
 
 
 def _contradiction(record: Record) -> str | None:
-    """What is wrong with a line that can be read: its key is not that of its configuration and data."""
+    """Return an error if a line's key does not match its configuration and data."""
     result = record.result
     checkable = result.code == code_hash() and result.config.weights is None
     if checkable and training_key(result.config, result.data_digest) != result.key:
-        return "its key is not that of its configuration and data; it was changed after it was written."
+        return (
+            f"its key {result.key[:12]} does not match its configuration and data. Restore the line as it was written."
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""A training on its way: a job goes in, a job's result comes out."""
+"""A job is a training to run, and a job's result is what came of it."""
 
 import re
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from pathlib import Path
 from workbench.paths import import_folder
 from workbench.training import TrainConfig, TrainResult
 
-LINE = re.compile(r'File "(.+?)", line (\d+)')  # of a traceback
+LINE = re.compile(r'File "(.+?)", line (\d+)')  # in a traceback
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: a label and the configuration it stands for."""
+    """One side of a comparison: a label and its configuration."""
 
     label: str
     config: TrainConfig
@@ -21,12 +21,13 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training that is asked for. Two jobs are never equal, so that each finds its own result.
+    """A training to run. Two jobs are never equal, so results can be found by job.
 
     Attributes:
+        arm: Label and configuration.
         role: "screen", "search" or "confirm".
-        watch: Sees every history row, and ends the training where it returns True.
-        save: Where the final weights go; the training then runs even if its result is known.
+        watch: Called with each history row. The training ends when it returns True.
+        save: File for the final weights. The training then runs even if its result is known.
     """
 
     arm: Arm
@@ -36,20 +37,21 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What progress calls it: the arm, unless that is the network's name, and the training's name."""
+        """Name in progress reports: the training's, after the arm's unless that is the network's."""
         config = self.arm.config
         return config.name if self.arm.label == config.model else f"{self.arm.label}, {config.name}"
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a job.
+    """Result or error of a job.
 
     Attributes:
-        run_id: Its run of the store.
-        result: None where the training broke. A divergence is a result.
+        job: The job.
+        run_id: Its run in the store.
+        result: Result of the training. None: it broke. A divergence is a result.
         reused: Whether the store had the result already.
-        error: Why it broke, on one line.
+        error: Why the training broke, on one line.
         details: The worker's traceback.
     """
 
@@ -62,18 +64,18 @@ class JobResult:
 
     @property
     def broken(self) -> str:
-        """The error, its source line (of the user's file if there is one), and where to find the whole traceback."""
+        """Error, source line (of the user's file if possible), and where the full traceback is."""
         package = import_folder() / "workbench"
         lines = LINE.findall(self.details)
-        of_users = [
+        user_lines = [
             (file, n) for file, n in lines if not Path(file).is_relative_to(package) and "site-packages" not in file
         ]
-        where = "".join(f" ({Path(file).name}, line {n})" for file, n in (of_users or lines)[-1:])
-        kept = f"; run {self.run_id} holds the whole of it, error.txt" if self.run_id and self.details else ""
+        where = "".join(f" ({Path(file).name}, line {n})" for file, n in (user_lines or lines)[-1:])
+        kept = f"; full traceback in error.txt of run {self.run_id}" if self.run_id and self.details else ""
         return f"{self.error}{where}{kept}"
 
     def row(self) -> dict:
-        """One flat row of a tidy table: arm, configuration, final metrics, device, run_id."""
+        """Return one flat row of a tidy table: arm, configuration, final metrics, device, run_id."""
         return {
             "arm": self.job.arm.label,
             **self.result.row(),

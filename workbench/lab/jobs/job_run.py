@@ -1,7 +1,7 @@
-"""A job and its run of the store: known already, or open while it trains and closed when it ends.
+"""A job and its run in the store: finished already, or open during the training.
 
-A worker leaves the result next to the checkpoints before the store has it. So a store that is out of reach, or a
-process that is killed between the two, loses nothing: the next one who asks finds the result there.
+A worker writes the result next to the checkpoints before the store receives it. So nothing is lost if the store is
+unreachable, or if the process is killed in between: the next start finds the result.
 """
 
 import contextlib
@@ -27,12 +27,20 @@ FLUSH_EVERY = 5.0  # seconds between writes of rows
 
 
 def checkpoints_folder(mode: str, key: str) -> Path:
-    """Where the checkpoints of the training with this key lie."""
+    """Return the folder for the checkpoints of the training with this key."""
     return runs_folder() / "checkpoints" / f"{mode}-{key[:32]}"
 
 
 class JobRun:
-    """From `reserve` to `ended`, in this order: reserve, known, begin, ended; or `interrupted`."""
+    """Takes a job through the store.
+
+    Call its methods in this order: reserve, known, begin, then ended or interrupted.
+
+    Args:
+        job: The training.
+        session: Its store, study and mode.
+        on_row: Called with the job and each history row.
+    """
 
     def __init__(self, job: Job, session: Session, on_row: Callable[[Job, dict], None] = lambda job, row: None):
         self.job, self.config = job, planned(job.arm.config)
@@ -42,15 +50,15 @@ class JobRun:
         self._lock = session.store.lock(f"{session.mode}-{self.key}")
         self._run: str | None = None
         self._rows: list[dict] = []
-        self._seen = 0  # the step of the last row
+        self._seen = 0  # step of the last row
         self._flushed = time.monotonic()
 
     def reserve(self) -> bool:
-        """Takes the training; False where another process is at it, or an equal one is under way here."""
+        """Lock the training. False: another process runs it, or an equal job runs here."""
         return self._session.store.reserve(self._lock)
 
     def known(self) -> JobResult | None:
-        """The finished training with this key, if the store has it."""
+        """Return the finished training with this key. None: the store has none."""
         stored = None
         if self.job.save is None:
             stored = self._session.store.find_training(self.key, self._session.mode)
@@ -61,20 +69,24 @@ class JobRun:
         return self._result(*stored, reused=True)
 
     def planned(self) -> Planned:
-        """The training as a line of a plan."""
+        """Return the training as a line of a plan."""
         session = self._session
         asked = {"study": session.study, "mode": session.mode, "role": self.job.role, "arm": self.job.arm.label}
         return Planned.of(self.config, **asked)
 
     def begin(self, *, here: bool) -> Task:
-        """Opens the run, and returns the task that trains; `here` is this process, with its terminal and its GPUs."""
-        retention.diverged_bytes()  # refuse it now, not when the training is over
+        """Open the run, and return the task that trains.
+
+        Args:
+            here: Whether the task runs in this process, with its terminal and all its GPUs.
+        """
+        retention.diverged_bytes()  # raises for an invalid setting now, not after the training
         config, session, job = self.config, self._session, self.job
         self._run = session.store.open_training(
             config, self.key, session.mode, role=job.role, arm=job.arm.label, owner=session.run_id
         )
         alone = here and not channel.has_listener()
-        device = config.device if here else config.device.split(":")[0]  # a worker sees one GPU, the first
+        device = config.device if here else config.device.split(":")[0]  # a worker sees only one GPU, as the first
         arguments = {
             "config": config.replace(progress=config.progress and alone, device=device).to_dict(),
             "folder": str(self.folder),
@@ -83,7 +95,7 @@ class JobRun:
         return Task(self.key, worker_task.TASK, arguments, self._hear)
 
     def ended(self, outcome: Outcome) -> JobResult:
-        """Puts what came of it into the store."""
+        """Put the outcome into the store, and close the run."""
         if outcome.error is not None:
             status = "KILLED" if outcome.stopped or outcome.died else "FAILED"
             self._close(status, outcome.error, outcome.details)
@@ -94,27 +106,28 @@ class JobRun:
             self._session.store.finish_training(self._run, result)
         except UNREACHABLE as error:
             self._lock.release()
-            lost = (
-                f"the store is out of reach ({str(error).splitlines()[0]}); the result is kept, start again to log it"
-            )
-            return JobResult(self.job, self._run, error=lost)
+            cause = str(error).splitlines()[0]
+            unlogged = f"cannot write to the store ({cause}). The result is kept: start again to log it"
+            return JobResult(self.job, self._run, error=unlogged)
         retention.settle(self.folder, diverged=result.outcome == "diverged")
         self._lock.release()
         return self._result(self._run, result, reused=False)
 
     def interrupted(self) -> None:
-        """Closes the run of a training that was stopped."""
+        """Close the run of a training that was stopped."""
         self._close("KILLED", "interrupted", "")
 
     def _hear(self, message: tuple) -> object:
         kind, *content = message
         if kind == "row":
             (row,) = content
-            if row["step"] > self._seen:  # a worker that goes on for one that died sends all of them again
-                self._rows.append(row | {"time": time.time()})  # sent again with the same time, it is the same point
+            if row["step"] > self._seen:  # a retried worker sends the first rows again
+                self._rows.append(
+                    row | {"time": time.time()}
+                )  # with the same time the store counts a repeated point once
                 self._seen = row["step"]
             if time.monotonic() - self._flushed >= FLUSH_EVERY:
-                with contextlib.suppress(*UNREACHABLE):  # they stay, for the next time
+                with contextlib.suppress(*UNREACHABLE):  # the rows stay for the next flush
                     self._flush()
             self._on_row(self.job, row)
             return bool(self.job.watch and self.job.watch(row))
@@ -129,7 +142,7 @@ class JobRun:
 
     def _close(self, status: str, cause: str, details: str) -> None:
         store = self._session.store
-        if self._run is None:  # the store would not even open it
+        if self._run is None:  # the store refused to open the run
             self._lock.release()
             return
         with contextlib.suppress(*UNREACHABLE):
@@ -147,7 +160,14 @@ class JobRun:
 
 
 def log_measured(store: Store, run_id: str, name: str, table: pd.DataFrame) -> None:
-    """What a training measured of itself (agc, signal, curvature): the table, and its figure where it has one."""
+    """Log a table that a training measured, with its figure for signal and curvature.
+
+    Args:
+        store: The store.
+        run_id: Run of the training.
+        name: "agc", "signal" or "curvature".
+        table: The measurements.
+    """
     from workbench.lab import plots
 
     store.log_table(run_id, table, name)

@@ -1,7 +1,7 @@
-"""Which trainings do studies still need? Notebooks run up to the first that are missing, and nothing is trained.
+"""Plan the trainings that studies still need.
 
-So a plan holds what is missing now. What a search asks for after its next trials, or a confirmation after its search,
-comes with the next plan, once the results of this one are imported.
+Notebooks run up to their first missing trainings, and nothing trains. So a plan contains what is missing now. Later
+trials of a search, and the confirmation after it, come with the next plan, after you import the results of this one.
 """
 
 import json
@@ -21,10 +21,18 @@ from workbench.training.detached.plan import Planned, read_plan, write_plan
 def plan_trainings(
     executions: list[Execution], file: str | Path, say: Callable[[str], None] = lambda line: None
 ) -> list[Planned]:
-    """Write the missing trainings of these executions to `file`, and return them, each once.
+    """Write the missing trainings of these executions to a file.
+
+    Args:
+        executions: The notebooks and their parameters.
+        file: The plan, a .jsonl file.
+        say: Called with a line per notebook.
+
+    Returns:
+        The trainings, each once.
 
     Raises:
-        WorkbenchError: If a notebook broke, with its error; the file is then not written.
+        WorkbenchError: If a notebook breaks, with its error. The file is then not written.
     """
     trainings = []
     for execution in executions:
@@ -50,5 +58,5 @@ def _missing(execution: Execution) -> list[Planned]:
         end = process.end()
         rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     if end.status != "FINISHED" and not rows:  # a notebook with missing trainings ends at them, with an error
-        raise WorkbenchError(f"{execution.name} broke while it was planned ({end.message}): run it here to see why.")
+        raise WorkbenchError(f"{execution.name} broke while it was planned: {end.message}. Run it here to see why.")
     return [Planned(**{**row, "config": TrainConfig.from_dict(row["config"])}) for row in rows]

@@ -12,7 +12,7 @@ from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig
 
 Training = Callable[..., TrainConfig]  # (arm, lr, seed, **cell) -> the training
-Thresholds = Mapping[str, Sequence[float]]  # by arm those that are tried
+Thresholds = Mapping[str, Sequence[float]]  # by arm the thresholds to try
 
 
 def screen(
@@ -27,14 +27,14 @@ def screen(
 ) -> pd.DataFrame:
     """Train every arm at every rate and threshold, in every cell.
 
-    Where an arm is best at an end of a cell's rates, all arms of that cell train at one more rate, one step of the grid
-    beyond that end. A single rate is no grid and is not extended.
+    If an arm is best at an end of a cell's rates, the grid grows by one step beyond that end. All arms of that cell
+    train at the new rate. A single rate is not a grid and does not grow.
 
     Args:
         arms: Labels of the arms.
         lrs: Peak learning rates, the same for every arm.
         seeds: Seeds of each training.
-        training: Makes the configuration from arm, lr, seed, the cell, and `clip` where `clips` is given.
+        training: Makes the configuration from arm, lr, seed, the cell, and `clip` if `clips` is given.
         session: Where the trainings run and are kept.
         cells: Settings shared by all arms, such as {"batch_size": 64}.
         extend: How often the rates may grow, at each end.
@@ -44,10 +44,10 @@ def screen(
         The rows of `run_all` with the columns of the cells.
 
     Raises:
-        WorkbenchError: For an `extend` below 0.
+        WorkbenchError: If `extend` is negative.
     """
     if extend < 0:
-        raise WorkbenchError(f"`extend` (={extend}) must be at least 0.")
+        raise WorkbenchError(f"`extend` must be at least 0, got {extend}.")
     arms, cells = [(arm, setting) for arm in arms for setting in _settings(arm, clips)], list(cells)
     grids = [sorted({float(lr) for lr in lrs}) for _ in cells]
     table, wanted, missing = pd.DataFrame(), [], [list(lrs) for _ in cells]
@@ -59,7 +59,7 @@ def screen(
             for lr in rates
             for seed in seeds
         ]
-        trained = _run([one | {"cell": cells[one["cell"]]} for one in new], training, session, "screen")
+        trained = _run([point | {"cell": cells[point["cell"]]} for point in new], training, session, "screen")
         table, wanted = pd.concat([table, trained], ignore_index=True), wanted + new
         tried = pd.DataFrame(wanted).assign(val_acc=table.val_acc)
         best = best_rates(tried, by=["cell"]).groupby("cell").lr.agg(set)
@@ -75,7 +75,7 @@ def _settings(arm: str, clips: Thresholds | None) -> list[dict]:
 
 
 def _beyond(grid: list[float], best: set[float]) -> list[float]:
-    """The rates a step beyond those ends of the grid that are best for an arm."""
+    """Return the rates one step beyond those ends of the grid that are best for an arm."""
     if len(grid) < 2:
         return []
     ends = [(grid[0], grid[1]), (grid[-1], grid[-2])]
@@ -98,22 +98,22 @@ def confirm(
         training: Makes the configuration from arm, lr, seed and the columns of `by`. An empty cell is passed as None.
         session: Where the trainings run and are kept.
         by: Columns of `best` that are settings, such as "batch_size" and "clip".
-        more: By arm further seeds, such as those of the two arms of a contrast.
+        more: More seeds by arm, such as for the two arms of a contrast.
 
     Returns:
-        The rows of `run_all` with the columns of `by`. `test_acc` is that of guessing where a training diverged.
+        The rows of `run_all` with the columns of `by`. `test_acc` of a diverged training is that of guessing.
 
     Raises:
-        WorkbenchError: For a seed that comes twice, or for no seed.
+        WorkbenchError: If a seed repeats, or an arm has no seed.
     """
-    all_of = {arm: [*seeds, *(more or {}).get(arm, [])] for arm in best.arm}
-    for arm_seeds in all_of.values():
+    seeds_by_arm = {arm: [*seeds, *(more or {}).get(arm, [])] for arm in best.arm}
+    for arm, arm_seeds in seeds_by_arm.items():
         if len(set(arm_seeds)) != len(arm_seeds) or not arm_seeds:
-            raise WorkbenchError(f"`seeds` (={arm_seeds}) must be different seeds, at least one.")
+            raise WorkbenchError(f"`seeds` of arm {arm} must be different, and at least one, got {arm_seeds}.")
     wanted = []
     for _, row in best.iterrows():
         cell = {name: None if pd.isna(row[name]) else row[name] for name in by}
-        wanted += [{"cell": cell, "arm": row.arm, "lr": row.lr, "seed": seed} for seed in all_of[row.arm]]
+        wanted += [{"cell": cell, "arm": row.arm, "lr": row.lr, "seed": seed} for seed in seeds_by_arm[row.arm]]
 
     def with_test(arm: str, lr: float, seed: int, **cell) -> TrainConfig:
         return training(arm, lr, seed, **cell).replace(evaluate_test=True)
@@ -125,7 +125,7 @@ def _run(wanted: list[dict], training: Training, session: Session, role: str) ->
     def configured(cell: Mapping, arm: str, lr: float, seed: int, **setting) -> Arm:
         return Arm(arm, training(arm, float(lr), int(seed), **cell, **setting))
 
-    table = run_all([configured(**one) for one in wanted], session, role=role)
-    for name in {name for one in wanted for name in one["cell"]}:
-        table[name] = [one["cell"].get(name) for one in wanted]
+    table = run_all([configured(**point) for point in wanted], session, role=role)
+    for name in {name for point in wanted for name in point["cell"]}:
+        table[name] = [point["cell"].get(name) for point in wanted]
     return table

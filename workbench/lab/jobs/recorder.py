@@ -1,4 +1,4 @@
-"""What a replay records in every step, and how a fork changes the training."""
+"""Record every step of a replay, and change the training for a fork."""
 
 import math
 
@@ -13,20 +13,25 @@ from workbench.training.cause import largest_ratios
 from workbench.training.observers import Observer
 from workbench.training.setup import groups_of
 
-SEEN_AFTER = {"cpu": 0}  # steps in which a training sees that it diverged
-
-
+SEEN_AFTER = {"cpu": 0}  # steps until a training notices that it diverged, by device
 SEEN_AFTER_ELSEWHERE = 10
 
 
 class Enough(Exception):
-    pass
+    """Ends a training after the last step to record."""
 
 
 class Recorder(Observer):
-    """Keeps the steps from `first` to `last`, and with `clip` or `lr` (the peak rate) first changes them to that.
+    """Records the steps from `first` to `last`.
 
-    Numbers stay on the device until they are asked for.
+    Numbers stay on the device until a table is read.
+
+    Args:
+        config: Configuration of the recorded training.
+        first: First step to record.
+        last: Last step to record. The training then ends with `Enough`.
+        clip: AGC threshold of a fork, from step `first` on. None: unchanged.
+        lr: Peak learning rate of a fork, likewise. The shape of the schedule stays.
     """
 
     def __init__(
@@ -35,12 +40,13 @@ class Recorder(Observer):
         self.config, self.first, self.last = config, first, last
         self.clip, self.rate = clip, 1.0 if lr is None else lr / config.lr
         self.names: list[str] = []
-        self.began = 0  # the first step it was called in
+        self.began = 0  # first step of the training, after its checkpoint
         self._seen: list[tuple[int, Tensor, float, Tensor]] = []
         self._updates: dict[int, Tensor] = {}
         self._before: list[Tensor] | None = None
 
     def before_update(self, step: int, loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Record loss, rate and ratios of a step, after the fork's changes."""
         if step > self.last + SEEN_AFTER.get(loss.device.type, SEEN_AFTER_ELSEWHERE):
             raise Enough
         if not self.names:
@@ -55,7 +61,7 @@ class Recorder(Observer):
             self._before = [p.detach().clone() for p in model.parameters()]
 
     def _set_clip(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """The groups as `train` makes them, with this threshold."""
+        """Give the groups the thresholds that `train` gives them with this one."""
         groups = groups_of(model, self.config.replace(clip=self.clip, clip_norm=None))
         for group, wanted in zip(optimizer.param_groups, groups, strict=True):
             group["clip"] = wanted["clip"]
@@ -64,6 +70,7 @@ class Recorder(Observer):
 
     @torch.no_grad()
     def after_update(self, step: int, model: nn.Module, lr: float) -> None:
+        """Record how far the step moved each parameter."""
         if self._before is None:
             return
         before, self._before = self._before, None
@@ -75,12 +82,12 @@ class Recorder(Observer):
         self._updates[step] = torch.stack(moved)
 
     def steps(self) -> pd.DataFrame:
-        """One row a step: step, loss, lr."""
+        """Return one row per step: step, loss, lr."""
         rows = [{"step": step, "loss": finite_or_nan(loss.item()), "lr": lr} for step, loss, lr, _ in self._seen]
         return pd.DataFrame(rows, columns=["step", "loss", "lr"])
 
     def ratios(self) -> pd.DataFrame:
-        """One row a step and parameter: step, parameter, ratio, update."""
+        """Return one row per step and parameter: step, parameter, ratio, update."""
         rows = []
         for step, _, _, ratios in self._seen:
             moved = self._updates[step].tolist() if step in self._updates else [math.nan] * len(self.names)
@@ -92,4 +99,5 @@ class Recorder(Observer):
 
 
 def finite_or_nan(value: float) -> float:
+    """Return the value, or NaN if it is infinite."""
     return value if math.isfinite(value) else math.nan

@@ -1,7 +1,8 @@
-"""The last steps of a training once more, every one recorded; beside them a fork with another threshold or rate.
+"""Run the last steps of a training again and record each.
 
-All that a step draws is a function of (seed, step), so from a checkpoint or from its beginning a training goes through
-the very same steps, on CPU bit for bit. Whether it did is checked against what the store has recorded of it.
+A fork may run the same steps with another threshold or rate.
+All random numbers of a step are a function of (seed, step). So a training repeats the same steps from a checkpoint or
+from its beginning, on CPU bit for bit. The replay is checked against the record in the store.
 """
 
 import dataclasses
@@ -24,14 +25,20 @@ from workbench.training.config import code_hash
 from workbench.training.inputs import source_digest
 from workbench.training.setup import pick_device
 
-ROSE = 10.0  # times its usual ratio: then a parameter has gone
-LEAST = 1e-6  # a ratio below this is as good as none
+ROSE = 10.0  # times its usual ratio: from here on a parameter counts as gone
+LEAST = 1e-6  # smaller usual ratios count as this
 
 
 @dataclasses.dataclass(frozen=True)
 class First:
-    """The first parameter to go, at which step, and how many times its usual ratio it had there; `went` is False where
-    none did, and this is the one that rose most."""
+    """The first parameter whose gradient ratio rises for good; see `first_to_go`.
+
+    Attributes:
+        parameter: Its name.
+        step: The step at which it goes.
+        rise: Its ratio at that step over its usual ratio.
+        went: False: no parameter goes, and this one rose most.
+    """
 
     parameter: str
     step: int
@@ -47,21 +54,32 @@ class First:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What `replay` found. `steps` has one row a run ("original", "fork") and step: run, step, loss, lr; `ratios` one
-    row a run, step and parameter: ratio, the largest |G_i| / max(|W_i|, eps) over units before clipping, and update,
-    the largest |dW_i| / max(|W_i|, eps). What is not finite, and the update of a step without one, is NaN there."""
+    """Result of `replay`, for the runs "original" and "fork".
+
+    Values in the tables that are not finite are NaN, and so is the update of a step without one.
+
+    Attributes:
+        run_id: The run that holds the replay.
+        steps: One row per run and step: run, step, loss, lr.
+        ratios: One row per run, step and parameter. `ratio` is the largest |G_i| / max(|W_i|, eps) over units before
+            clipping. `update` is the largest |dW_i| / max(|W_i|, eps).
+        first: By run the first parameter to go.
+        ends: By run how it ended.
+        same: Whether the replay equals the record bit for bit.
+        verdict: The comparison with the record, in words.
+    """
 
     run_id: str
     steps: pd.DataFrame
     ratios: pd.DataFrame
     first: dict[str, First]
-    ends: dict[str, str]  # how each ended
-    same: bool  # as the store has recorded it, bit for bit
+    ends: dict[str, str]
+    same: bool
     verdict: str
 
 
 class _Rewound(Checkpoints):
-    """Reads the checkpoints of a training up to a step, and writes one of that very step into another folder."""
+    """Reads checkpoints up to step `until`, and writes that of step `until` into another folder."""
 
     def __init__(self, folder: Path, until: int, fork: Path):
         super().__init__(folder, until=until)
@@ -90,21 +108,31 @@ def replay(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Replay:
-    """Goes through the last `back` steps of a training of the store again, those before its divergence or its end, and
-    keeps what it saw as a run of the experiment `replays`, which names the training under the tag `replay_of`.
+    """Run the last steps before a training's divergence or end again, and record each.
 
-    Args: `run` the training's run id or its unique beginning. With `clip` or `lr` a fork goes on from the same weights
-    with that threshold or that peak rate (the schedule keeps its shape), for as many steps again behind the
-    divergence. `device` as in TrainConfig; None: CPU for what was trained there, else as it was configured.
-    It starts from the newest checkpoint before those steps, else from the beginning.
-    Code that has changed since is named. The training then starts from the beginning: the recorded losses show
-    whether the change matters.
-    Raises: WorkbenchError for a run that is none, no training or has no result, for `back`, `clip` and `lr` that cannot
-    be meant, and for other images or starting weights than those it was trained on.
+    The replay is kept as a run of the experiment `replays`, with the training's id in the tag `replay_of`. It starts
+    from the newest checkpoint before these steps, else from the beginning. If the code has changed, `say` reports it,
+    and the replay starts from the beginning: the recorded losses then show whether the change matters.
+
+    Args:
+        run: Run id of the training, or its unique beginning.
+        back: Number of steps.
+        clip: AGC threshold of a fork. It starts from the same weights, and takes `back` more steps after a divergence.
+        lr: Peak learning rate of a fork. The schedule keeps its shape.
+        device: As in TrainConfig. None: CPU if the training ran there, else as configured.
+        progress: Whether to show a bar.
+        say: Called with each line of the report.
+
+    Returns:
+        The recorded steps, the first parameter to go, and the comparison with the record.
+
+    Raises:
+        WorkbenchError: If the run is unknown, is not a training or has no result; if `back`, `clip` or `lr` is not
+            positive and finite; if the images or the starting weights have changed.
     """
     for name, value in (("back", back), ("clip", clip), ("lr", lr)):
         if value is not None and not (0 < value < math.inf):
-            raise WorkbenchError(f"`{name}` (={value}) must be above 0 and finite.")
+            raise WorkbenchError(f"`{name}` must be above 0 and finite, got {value}.")
     store = Store()
     original, mode, result = find_original(store, run)
     if device is None:
@@ -113,34 +141,37 @@ def replay(
     config = result.config.replace(device=device, progress=progress)
     _check_inputs(result, original)
     if clip is not None and config.clip_norm is not None:
-        raise WorkbenchError(f"{config.name} clips by the whole norm: a fork with AGC beside it would clip twice.")
+        raise WorkbenchError(
+            f"{config.name} clips by the whole norm (`clip_norm` {config.clip_norm}), so a fork with AGC would clip "
+            f"twice, got `clip` {clip}. Leave `clip` out."
+        )
     end = int(result.metrics.get("failed_at_step") or result.metrics["steps_done"])
     total = int(result.metrics["steps_planned"])
     start = max(0, end - back)
 
     past = Checkpoints(checkpoints_folder(mode, result.key), until=start).steps()
     if code_hash() != result.code:
-        say("the code has changed since: it starts from the beginning, and the recorded losses show if it is the same")
+        say("the code has changed since the training: the replay starts from the beginning, and compares the losses")
         past = []
     if not result.device.startswith("cpu") or device != "cpu":
-        say(f"trained on {result.device}, replayed on {device}: only on CPU are two trainings equal bit for bit")
+        say(f"trained on {result.device}, replayed on {device}: only on CPU are trainings equal bit for bit")
     if result.versions.get("torch") != torch.__version__:
         say(f"trained with torch {result.versions.get('torch')}, replayed with {torch.__version__}: bits may differ")
     done = past[0] if past else 0
     steps = end - done
     seconds = result.seconds * steps / max(1, end)
     say(f"{config.name}: from {f'the checkpoint of step {done}' if done else 'its beginning'}, {steps} steps, "
-        f"about {seconds:.0f} s as it took then")  # fmt: skip
+        f"about {seconds:.0f} s at the training's speed")  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
         rewound = _Rewound(checkpoints_folder(mode, result.key), start, Path(folder))
         recorders = {"original": Recorder(config, start + 1, end)}
-        rows, again = _run(config, rewound, recorders["original"])
-        outcomes = {"original": again}
+        rows, repeated = _run(config, rewound, recorders["original"])
+        outcomes = {"original": repeated}
         if recorders["original"].steps().empty:
             raise WorkbenchError(
-                f"this is not the training that run {original} recorded: {again.cause}, before the steps "
-                f"{start + 1} to {end} that were asked for. --back {total} shows all of them."
+                f"this is not the training of run {original}: it ends with {repeated.cause}, before the steps "
+                f"{start + 1} to {end}. Use --back {total} to record all steps."
             )
         if clip is not None or lr is not None:
             last = min(total, end + back) if result.outcome == "diverged" else end
@@ -151,7 +182,7 @@ def replay(
     ratios = _joined({name: recorder.ratios() for name, recorder in recorders.items()})
     ends = {name: _end(steps_table[steps_table.run == name], outcomes[name]) for name in recorders}
     first = {n: first_to_go(ratios[ratios.run == n], diverged=ends[n].startswith("diverged")) for n in recorders}
-    same, verdict = compared(result, rows, again, recorders["original"].began - 1)
+    same, verdict = compared(result, rows, repeated, recorders["original"].began - 1)
 
     changes = {name: value for name, value in (("fork_clip", clip), ("fork_lr", lr)) if value is not None}
     parameters = {"model": config.model, "data": config.data, "seed": config.seed, "back": back, **changes}
@@ -163,42 +194,55 @@ def replay(
 
 
 def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
-    """(run id, mode, result) of the training whose run id begins with `text`.
+    """Find the training whose run id begins with `text`.
 
-    Raises: WorkbenchError where there is none, or several, or it is no training, or broke off.
+    Returns:
+        Run id, mode and result.
+
+    Raises:
+        WorkbenchError: If no training or several match, if the run is not a training, or if it did not finish.
     """
-    an_id = bool(text) and set(text.lower()) <= set("0123456789abcdef")
+    is_id = bool(text) and set(text.lower()) <= set("0123456789abcdef")
     beginning, modes = f"attributes.run_id ILIKE '{text}%'", ("full", "quick")
-    pairs = [(run, mode) for mode in modes if an_id for run in store.search("trainings", mode, beginning)]
+    pairs = [(run, mode) for mode in modes if is_id for run in store.search("trainings", mode, beginning)]
     trainings = {(run.id, mode): run for run, mode in pairs}
     if not trainings:
         execution = "notebook's execution"
         others = (("checks", "full", "check"), ("evaluations", "full", "evaluation"), ("replays", "full", "replay"))
         others += tuple(("studies", mode, execution) for mode in modes)
-        for kind, mode, what in others if an_id else ():
+        for kind, mode, what in others if is_id else ():
             if store.search(kind, mode, beginning):
-                raise WorkbenchError(f"run {text} is a {what}: only trainings can be replayed.")
+                raise WorkbenchError(
+                    f"run {text} is a {what}, but only trainings can be replayed. Give a training's run id."
+                )
         ids = [run.id for mode in modes for run in store.search("trainings", mode)]
         raise unknown("training, by the beginning of its run id,", text, ids)
     if len(trainings) > 1:
         shown = ", ".join(sorted(run_id for run_id, _ in trainings)[:5])
-        raise WorkbenchError(f"{len(trainings)} trainings begin with {text} ({shown}): give more of the run id.")
+        raise WorkbenchError(f"{len(trainings)} trainings begin with {text} ({shown}). Give more of the run id.")
     ((run_id, mode), run) = next(iter(trainings.items()))
     if run.status != "FINISHED":
         cause = run.tags.get("cause", "it may still run")
         raise WorkbenchError(
-            f"run {run_id} is {run.status} ({cause}): a replay needs a training that came to an end, run it again."
+            f"run {run_id} is {run.status} ({cause}), but a replay needs a finished training. Run the training again."
         )
     text = store.read_text(run_id, "result.json")
     return run_id, mode, TrainResult.from_json(text)
 
 
 def first_to_go(ratios: pd.DataFrame, diverged: bool = True) -> First:
-    """The parameter whose ratio rises first. Columns: step, parameter, ratio (NaN where it is not finite).
+    """Find the parameter whose ratio rises first and stays high.
 
-    The rule: its usual ratio is the median over the first half of these steps; it has gone at the step from which on it
-    stays above ten times that, or is not finite, up to the last. Of several at one step, the one that rose most. In a
-    training that did not diverge none goes: gradients grow as it learns, too.
+    The usual ratio of a parameter is the median over the first half of the steps. It goes at the step from which its
+    ratio stays above ten times that, or not finite, up to the last step. If several go at one step, the one that rose
+    most counts. In a training that did not diverge none goes, because gradients also grow while it learns.
+
+    Args:
+        ratios: Columns step, parameter, ratio (NaN: not finite).
+        diverged: Whether the training diverged.
+
+    Returns:
+        The first parameter to go, or the one that rose most.
     """
     table = ratios.pivot(index="step", columns="parameter", values="ratio")[ratios.parameter.unique()]
     usual = table.iloc[: max(1, len(table) // 2)].median().clip(lower=LEAST)
@@ -212,24 +256,34 @@ def first_to_go(ratios: pd.DataFrame, diverged: bool = True) -> First:
     return First(parameter, int(step), float(rise.loc[step, parameter]), went=True)
 
 
-def compared(recorded: TrainResult, rows: list[dict], again: TrainResult | None, done: int) -> tuple[bool, str]:
-    """Whether a replay that began after step `done` is the recorded training, bit for bit, and how that is known."""
-    mine, theirs = ({row["step"]: row for row in of if row["step"] > done} for of in (rows, recorded.history))
-    for step in sorted(theirs):
-        for name, value in theirs[step].items():
-            if name != "seconds" and mine.get(step, {}).get(name) != value:
+def compared(recorded: TrainResult, rows: list[dict], repeated: TrainResult | None, done: int) -> tuple[bool, str]:
+    """Compare a replay with the recorded training, bit for bit.
+
+    Args:
+        recorded: The recorded training.
+        rows: History rows of the replay.
+        repeated: Result of the replay. None: it did not diverge in its steps.
+        done: Step after which the replay began.
+
+    Returns:
+        Whether they are equal, and the comparison in words.
+    """
+    new, old = ({row["step"]: row for row in history if row["step"] > done} for history in (rows, recorded.history))
+    for step in sorted(old):
+        for name, value in old[step].items():
+            if name != "seconds" and new.get(step, {}).get(name) != value:
                 return (
                     False,
-                    f"differs from the record: {name} at step {step} was {value}, is {mine.get(step, {}).get(name)}",
+                    f"differs from the record: {name} at step {step} was {value}, is {new.get(step, {}).get(name)}",
                 )
     if recorded.outcome == "diverged":
-        cause = None if again is None else again.cause
+        cause = None if repeated is None else repeated.cause
         if cause != recorded.cause:
             return False, f"differs from the record: was {recorded.cause}; is {cause or 'not diverged'}"
-        return True, f"bitwise as recorded: {_count(theirs)} and the divergence, its step, loss and parameter"
-    if not theirs:
-        return False, "nothing was recorded in these steps to compare with"
-    return True, f"bitwise as recorded: {_count(theirs)}"
+        return True, f"bitwise as recorded: {_count(old)} and the divergence, its step, loss and parameter"
+    if not old:
+        return False, "the record has no evaluation in these steps to compare with"
+    return True, f"bitwise as recorded: {_count(old)}"
 
 
 def _count(evaluations: dict) -> str:
@@ -240,17 +294,17 @@ def _check_inputs(result: TrainResult, run_id: str) -> None:
     digest = source_digest(result.config)
     if digest != result.data_digest:
         raise WorkbenchError(
-            f"the images of {result.config.data} are not those that run {run_id} was trained on "
-            f"({digest[:12]}, not {result.data_digest[:12]}): put those back to replay it."
+            f"the images of {result.config.data} have changed since run {run_id}: their digest is {digest[:12]}, "
+            f"was {result.data_digest[:12]}. Restore the old images to replay it."
         )
     if code_hash() == result.code and training_key(result.config, digest) != result.key:
         raise WorkbenchError(
-            f"`weights` (={result.config.weights}) are not those that run {run_id} started from: put those back."
+            f"the file of `weights`, {result.config.weights}, has changed since run {run_id}. Restore the old file."
         )
 
 
 def _run(config: TrainConfig, checkpoints: Checkpoints, recorder: Recorder) -> tuple[list[dict], TrainResult | None]:
-    """The history rows, and the result where the training came to its end."""
+    """Train, and return the history rows and the result. None: the recorder ended the training."""
     rows: list[dict] = []
     try:
         return rows, train(config, rows.append, checkpoints=checkpoints, observers=[recorder])
@@ -289,5 +343,5 @@ def _keep(store: Store, replayed: Replay, original: str) -> None:
 
 
 def sentences(replayed: Replay) -> list[str]:
-    """How each ended and which parameter went first, a line a run."""
+    """Say in a line per run how it ended and which parameter went first."""
     return [f"{name}: {replayed.ends[name]}; {replayed.first[name]}" for name in replayed.first]

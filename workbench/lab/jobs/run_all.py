@@ -1,6 +1,7 @@
-"""Trainings in the store: each is a run, and one whose key is already finished there is reused, not repeated.
+"""Trainings in the store, each a run.
 
-This process alone writes to the store; the executor's workers train, and send what they measure.
+A training whose key is finished in the store is reused, not repeated. Only this process writes to the store. The
+executor's workers train, and send what they measure.
 """
 
 import time
@@ -23,7 +24,7 @@ from workbench.training.distributed import World, joined
 from workbench.training.inputs import source
 from workbench.training.setup import initial_model, pick_device, steps_of
 
-POLL = 0.5  # seconds between looks at a training that another process is at
+POLL = 0.5  # seconds between looks at a training that another process runs
 
 
 def run_all(
@@ -33,12 +34,22 @@ def run_all(
     role: str = "screen",
     executor: Choice | str | None = None,
 ) -> pd.DataFrame:
-    """Trains every configuration, or takes it from the store, and returns one row each, in order: arm, configuration,
-    final metrics, run_id.
+    """Train every configuration, or take its result from the store.
 
-    Args: `executor` says where they run, e.g. "processes:4"; None: as WORKBENCH_EXECUTOR says, else here.
-    All are checked before the first starts. A training that breaks (not: diverges) does not stop the others; it is
-    reported at the end, as an error, when they are done and kept.
+    All configurations are checked before the first training starts. A training that breaks does not stop the others.
+
+    Args:
+        arms: Arms or configurations. A configuration without an arm has its model's name as label.
+        session: Where the trainings run and are kept.
+        role: "screen", "search" or "confirm".
+        executor: Such as "processes:4". None: WORKBENCH_EXECUTOR, else this process.
+
+    Returns:
+        One row per training, in order: arm, configuration, final metrics, device, run_id.
+
+    Raises:
+        WorkbenchError: If `train` would refuse a configuration.
+        RuntimeError: If trainings broke, after the others are done and kept. A divergence is a result.
     """
     arms = [arm if isinstance(arm, Arm) else Arm(arm.model, arm) for arm in arms]
     for arm in arms:
@@ -49,22 +60,28 @@ def run_all(
     ordered = [results[job] for job in jobs]
     broken = [f"{result.job.name}: {result.broken}" for result in ordered if result.error is not None]
     if broken:
-        raise RuntimeError(f"{len(broken)} of {len(arms)} trainings broke, the others are kept:\n" + "\n".join(broken))
+        raise RuntimeError(f"{len(broken)} of {len(arms)} trainings broke. The others are kept:\n" + "\n".join(broken))
     return pd.DataFrame([result.row() for result in ordered])
 
 
 def check(config: TrainConfig) -> None:
-    """Refuses, before anything runs, what `train` would refuse."""
+    """Raise before anything runs what `train` would raise for this configuration."""
     data = source(config)
     pick_device(config.device)
     steps_of(config, len(data.train))
-    device = "cpu" if config.weights is not None else "meta"  # without weights only its arguments are in question
+    device = "cpu" if config.weights is not None else "meta"  # without weights only the arguments need a check
     with torch.random.fork_rng(devices=[]), torch.device(device):
         initial_model(config, data)
 
 
 class Progress:
-    """How many are done: a bar where nobody else shows it, and events for the launcher."""
+    """Counts trainings: a bar unless the launcher shows one, and messages to the launcher.
+
+    Args:
+        name: Name of the bar.
+        total: Number of trainings.
+        done: Number of trainings that are done.
+    """
 
     def __init__(self, name: str, total: int, done: int = 0):
         self.total, self.done = total, done
@@ -77,11 +94,11 @@ class Progress:
         self._bar.close()
 
     def row(self, job: Job, row: dict) -> None:
-        """A training got further."""
+        """Report a history row of a training."""
         channel.send(kind="step", name=job.name, step=row["step"], done=self.done, total=self.total)
 
     def one(self, result: JobResult) -> JobResult:
-        """A training ended; returns its result."""
+        """Count a training that ended, and return its result."""
         self.done += 1
         self._bar.update()
         if result.result is not None:
@@ -104,11 +121,17 @@ def trained(
     executor: Choice | str | None = None,
     progress: Progress,
 ) -> Iterator[JobResult]:
-    """Yield the results as the trainings end, as many trainings at a time as the executor has room for.
+    """Train jobs as far as the executor has room, and yield their results as they end.
 
-    `jobs` is asked for the next one only when there is room, and everything that has ended is handed out before. A
-    training that another process is at is waited for, then reused. Left early, or interrupted, this stops those under
-    way: they keep their last checkpoint, and their runs end KILLED.
+    The next job is drawn only when there is room, after all results so far are yielded. A training that another process
+    runs is waited for, then reused. If the generator is closed or interrupted, the running trainings stop: they keep
+    their last checkpoints, and their runs end KILLED.
+
+    Args:
+        jobs: The trainings.
+        session: Where the trainings run and are kept.
+        executor: Such as "processes:4". None: WORKBENCH_EXECUTOR, else this process.
+        progress: Counts the trainings.
     """
     engine = engine_for(executor)
     fresh, elsewhere = iter(jobs), deque()
@@ -141,8 +164,23 @@ def trained(
 def run_training(
     config: TrainConfig, session: Session, *, role: str, arm: str, save: str | None = None
 ) -> tuple[str, TrainResult, bool]:
-    """One training as a run of the store, in this process: (run id, result, whether it was reused). Under torchrun the
-    first process calls this, the others `help_training`. Raises: WorkbenchError for one that broke."""
+    """Run one training in this process, as a run of the store.
+
+    Under torchrun the first process calls this, and the others call `help_training`.
+
+    Args:
+        config: The training.
+        session: Where it is kept.
+        role: "screen", "search" or "confirm".
+        arm: Label.
+        save: File for the final weights. The training then runs even if its result is known.
+
+    Returns:
+        Run id, result, and whether the store had the result already.
+
+    Raises:
+        WorkbenchError: If the training breaks.
+    """
     world = World.from_environment()
     with joined(world), Progress("trainings", 1) as progress:
         job = Job(Arm(arm, config), role, save=save)
@@ -153,8 +191,10 @@ def run_training(
 
 
 def help_training(config: TrainConfig) -> None:
-    """What the other processes of a torchrun do, which have no store: their part of the first one's training, if it is
-    not known already."""
+    """Do this process's part of a torchrun training, unless its result is known.
+
+    All processes but the first call it. They have no store.
+    """
     world = World.from_environment()
     with joined(world):
         folder = world.agree(None)

@@ -1,9 +1,9 @@
-"""Search over hyperparameters, with Optuna: persistent, pruned, resumable. No other file knows Optuna.
+"""Search over hyperparameters with Optuna: persistent, pruned, resumable.
 
-The sampler is rebuilt before every suggestion with a seed of (search seed, slot), where the slot counts the trials
-that are complete, pruned or running: a killed trial gives its slot and its parameters back, and a resumed search never
-repeats a suggestion. One process asks, however many train. A diverged training is an infeasible point (a constraint),
-not a bad number. Only the validation split is seen.
+No other file imports Optuna. Before each suggestion the sampler is rebuilt with a seed of (search seed, slot). The slot
+is the number of trials that are complete, pruned or running. So a killed trial gives its slot and parameters back, and
+a resumed search never repeats a suggestion. One process asks the sampler, however many train. A diverged training is an
+infeasible point (a constraint), not a bad number. Only the validation split is used.
 """
 
 import hashlib
@@ -35,19 +35,24 @@ from workbench.training.inputs import source_digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-WAVE = 8  # trials that a plan asks for at a time, once there are results to go by
+WAVE = 8  # trials of one plan, once the sampler has results
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """`trials` has one row a trial, its columns those of `run_all` and trial, state; `best` is the feasible row with
-    the best val_acc."""
+    """Result of `search`.
+
+    Attributes:
+        trials: One row per trial: the columns of `run_all`, trial and state.
+        importance: Share of the variance of accuracy by parameter.
+    """
 
     trials: pd.DataFrame
     importance: dict[str, float]
 
     @property
     def best(self) -> pd.Series | None:
+        """The feasible row with the best val_acc. None: no trial is feasible."""
         feasible = self.trials[(self.trials.state == "COMPLETE") & (self.trials.failed == 0)]
         if feasible.empty:
             feasible = self.trials[(self.trials.state == "COMPLETE") & (self.trials.outcome == "complete")]
@@ -65,16 +70,31 @@ def search(
     start: list[dict[str, float]] | None = None,
     executor: Choice | str | None = None,
 ) -> SearchResult:
-    """Maximises validation accuracy over `space`, whose entries are ranges ({low, high, log}) or fixed numbers.
+    """Maximise validation accuracy over a space.
 
-    Args: `objective` maps a point to the training that judges it; `start` are points to try first; `executor` says
-    where trials run, as in `run_all`. The search continues where an earlier one with the same space, training, data and
-    code stopped. Trials that break (not: diverge) are reported at the end, and tried again by the next start.
+    The search continues where an earlier one with the same space, training, data and code stopped.
+
+    Args:
+        objective: Maps a point to the training that judges it.
+        space: By parameter a range {low, high, log} or a fixed number.
+        trials: Number of trials, those of an earlier search included.
+        session: Where the trials run and are kept.
+        seed: Seed of the sampler.
+        arm: Label of the trials.
+        start: Points to try first.
+        executor: Such as "processes:4". None: WORKBENCH_EXECUTOR, else this process.
+
+    Returns:
+        The trials, the best one, and the importance of the parameters.
+
+    Raises:
+        WorkbenchError: If `trials` is below 1, `start` has an unknown name, or the database cannot be opened.
+        RuntimeError: If trials broke, after the others are done and kept. The next start tries them again.
     """
     ranges = {name: _as_range(value) for name, value in space.items() if not isinstance(value, int | float)}
     fixed = {name: float(value) for name, value in space.items() if name not in ranges}
     if trials < 1:
-        raise WorkbenchError(f"`trials` (={trials}) must be at least 1.")
+        raise WorkbenchError(f"`trials` must be at least 1, got {trials}.")
     for name in {name for point in start or () for name in point}:
         if name not in space:
             raise unknown("name of a point in `start`", name, space)
@@ -93,7 +113,7 @@ def search(
         asking = _Asking(_open(name), ranges, fixed, seed, trials, start or [])
         asking.give_back()
         limit = trials
-        if is_planning():  # without results there is little to go by
+        if is_planning():  # the sampler needs results to suggest many trials
             limit = min(trials, asking.taken() + max(asking.startup - asking.taken(), WAVE))
         jobs = asking.jobs(objective, arm, limit)
         with Progress(f"search: {arm}", trials, asking.taken()) as progress:
@@ -101,10 +121,10 @@ def search(
                 for result in trained(jobs, session, executor=executor, progress=progress):
                     asking.tell(result)
             finally:
-                asking.give_back()  # of a search that is left early, or only planned
+                asking.give_back()  # the search was left early, or only planned
         ended = asking.done()
     if asking.broken:
-        raise RuntimeError(f"{len(asking.broken)} trials broke, the others are kept:\n" + "\n".join(asking.broken))
+        raise RuntimeError(f"{len(asking.broken)} trials broke. The others are kept:\n" + "\n".join(asking.broken))
     for trial in ended:
         session.store.tag_study(trial.user_attrs["row"]["run_id"], session.study, session.run_id)
     table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(ended)])
@@ -112,7 +132,7 @@ def search(
 
 
 class _Asking:
-    """The one process that asks the sampler and tells it results."""
+    """Asks the sampler for trials and reports their results, in one process per search."""
 
     def __init__(self, study: optuna.Study, ranges, fixed, seed: int, trials: int, start: list[dict]):
         self.study, self._ranges, self._fixed, self._seed, self._start = study, ranges, fixed, seed, start
@@ -121,17 +141,17 @@ class _Asking:
         self._trials: dict[Job, optuna.Trial] = {}
 
     def give_back(self) -> None:
-        """Trials that a killed process left: each gives its slot and its parameters back. (The lock is ours.)"""
-        left = _trials(self.study, TrialState.RUNNING)
-        for trial in sorted(left, key=lambda t: t.user_attrs.get("slot", t.number)):
+        """Free slots and parameters of the trials that a killed process left. Needs the search lock."""
+        abandoned = _trials(self.study, TrialState.RUNNING)
+        for trial in sorted(abandoned, key=lambda t: t.user_attrs.get("slot", t.number)):
             _give_back(self.study, trial)
 
     def taken(self) -> int:
-        """The slots that are taken: trials complete, pruned or running, and those that broke this time."""
+        """Count the slots in use: trials complete, pruned or running, and those broken this time."""
         return len(_trials(self.study, *DONE, TrialState.RUNNING)) + len(self.broken)
 
     def jobs(self, objective: Callable, arm: str, limit: int) -> Iterator[Job]:
-        """The job of the next trial, until all slots up to `limit` are taken."""
+        """Yield the job of the next trial, until `limit` slots are in use."""
         while (slot := self.taken()) < limit:
             trial = self._ask(slot)
 
@@ -161,7 +181,7 @@ class _Asking:
         return trial
 
     def tell(self, result: JobResult) -> None:
-        """Tells the search what came of a trial."""
+        """Report the result of a trial to the sampler."""
         trial = self._trials.pop(result.job)
         if result.error is not None:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -175,17 +195,17 @@ class _Asking:
             self.study.tell(trial, result.result.metrics["val_acc"])
 
     def done(self) -> list[FrozenTrial]:
-        """The trials that ended, by slot."""
+        """Return the trials that ended, by slot."""
         return sorted(_trials(self.study, *DONE), key=lambda t: t.user_attrs.get("slot", t.number))
 
 
 def storage_uri() -> str:
-    """WORKBENCH_OPTUNA_STORAGE, e.g. postgresql://..., else the sqlite file under mlruns/."""
+    """Return WORKBENCH_OPTUNA_STORAGE (postgresql://...), else the sqlite file under mlruns/."""
     return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or f"sqlite:///{runs_folder() / 'optuna.db'}"
 
 
 def search_lock(name: str) -> Path:
-    """The file that is locked while a search runs."""
+    """Return the file that is locked while a search runs."""
     folder = runs_folder() / "locks"
     folder.mkdir(exist_ok=True)
     return folder / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
@@ -194,18 +214,18 @@ def search_lock(name: str) -> Path:
 def _storage() -> optuna.storages.RDBStorage:
     uri = storage_uri()
     patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
-    with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes that make the file at once would collide
+    with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes must not create the file at the same time
         try:
             make_whole(uri, lambda part: optuna.storages.RDBStorage(part).engine.dispose())
             return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
-            cure = "start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"
+            cure = "Start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"
             if uri.startswith("sqlite"):
                 if disk_error_message(error):
                     raise
-                cure = "move the file away and a new one is made; trainings are kept, and found again"
+                cure = "Move the file away to get a new one; the trainings are kept, and found again"
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise WorkbenchError(f"cannot open the database {without_password(uri)} ({cause}): {cure}.") from error
+            raise WorkbenchError(f"cannot open the database {without_password(uri)} ({cause}). {cure}.") from error
 
 
 def _open(name: str) -> optuna.Study:
@@ -221,10 +241,12 @@ def _open(name: str) -> optuna.Study:
 
 
 def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Ends a trial that nobody runs; its slot and its parameters go to the next that is asked for."""
+    """End a trial without a process. Its slot and its parameters go to the next trial."""
     slot = trial.user_attrs.get("slot")
-    given = {t.user_attrs.get("slot") for t in _trials(study, TrialState.WAITING)}  # by one that was killed right here
-    if slot is not None and slot not in given:  # without one it was killed while it was suggested, and is again
+    waiting = {
+        t.user_attrs.get("slot") for t in _trials(study, TrialState.WAITING)
+    }  # a kill between the two lines below
+    if slot is not None and slot not in waiting:  # without a slot, the trial was killed during its suggestion
         study.enqueue_trial(trial.params, user_attrs={"slot": slot})
     study.tell(trial.number, state=TrialState.FAIL)
 
@@ -238,18 +260,18 @@ def _as_range(value: dict | Range) -> Range:
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:
-    """The share of the variance of accuracy that each parameter accounts for; empty where too few trials completed."""
+    """Return each parameter's share of the accuracy variance; empty with too few trials."""
     complete = _trials(study, TrialState.COMPLETE)
     if len(complete) < 4 or len({t.value for t in complete}) < 2 or len(complete[0].params) < 2:
         return {}
     return dict(optuna.importance.get_param_importances(study))
 
 
-# ---- what a crash left
+# ---- what a crash left behind
 
 
 def abandoned_trials() -> list[tuple[str, int]]:
-    """(search, number) of each trial that says RUNNING though no search that could run it does."""
+    """Return search and number of each RUNNING trial whose search does not run."""
     if storage_uri().startswith("sqlite") and not (runs_folder() / "optuna.db").is_file():
         return []
     storage, abandoned = _storage(), []
@@ -261,9 +283,14 @@ def abandoned_trials() -> list[tuple[str, int]]:
 
 
 def give_up_trial(name: str, number: int) -> None:
-    """Marks an abandoned trial FAIL, and has its slot and its parameters wait for whoever continues the search.
+    """Mark an abandoned trial FAIL, and keep its slot and its parameters for the next start.
 
-    Raises: filelock.Timeout where the search has begun again.
+    Args:
+        name: The search.
+        number: Number of the trial.
+
+    Raises:
+        filelock.Timeout: If the search runs again.
     """
     with filelock.FileLock(search_lock(name), timeout=0):
         study = optuna.load_study(study_name=name, storage=_storage())

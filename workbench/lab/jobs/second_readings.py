@@ -1,5 +1,8 @@
-"""Trainings read again: by metrics of their own that are another arm, such as those of averaged weights or of
-BatchNorm's statistics taken again, and over their steps. Nothing is trained twice."""
+"""Read further results of trainings without training twice.
+
+A second arm of the same trainings has its own metrics, such as those of averaged weights or of BatchNorm with
+recomputed statistics. Curves are accuracies over the steps.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,8 +12,14 @@ from workbench.lab.store.client import Store
 
 
 def with_second(table: pd.DataFrame, second: Mapping[str, str], prefix: str) -> pd.DataFrame:
-    """Adds for each arm in `second` rows of the arm that it names there, whose val_acc and test_acc are the columns
-    with the prefix; where a training diverged, those of the training, which are guessing."""
+    """Add the rows of second arms.
+
+    Args:
+        table: Rows of trainings.
+        second: Name of the second arm by first arm.
+        prefix: The second arm's val_acc and test_acc are the columns with this prefix. A diverged training has none:
+            its second arm takes the training's, which are those of guessing.
+    """
     again = table[table.arm.isin(list(second))]
     read = {"arm": again.arm.map(second)}
     for name in ("val_acc", "test_acc"):
@@ -21,18 +30,33 @@ def with_second(table: pd.DataFrame, second: Mapping[str, str], prefix: str) -> 
 
 
 def to_train(best: pd.DataFrame, second: Mapping[str, str], by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of `best_rates` as trainings: those of a second arm are the first's, and none comes twice."""
+    """Turn rows of `best_rates` into trainings: a second arm's become the first's, each once.
+
+    Args:
+        best: The rows.
+        second: Name of the second arm by first arm.
+        by: Columns that are settings.
+    """
     first = {name: arm for arm, name in second.items()}
     return best.assign(arm=best.arm.replace(first)).drop_duplicates([*by, "arm", "lr"]).reset_index(drop=True)
 
 
 def at_best(table: pd.DataFrame, best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows at the rate that is the best of their own arm and cell."""
+    """Return the rows at the best rate of their arm and cell.
+
+    Args:
+        table: Rows of trainings.
+        best: The rows of `best_rates`.
+        by: Columns that are settings.
+    """
     return table.merge(best[[*by, "arm", "lr"]], on=[*by, "arm", "lr"])
 
 
 def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """The validation accuracy over the steps of these trainings, as the store has it: arm, seed, step, val_acc."""
+    """Read validation accuracy over steps from the store: columns arm, seed, step, val_acc.
+
+    Diverged trainings are left out.
+    """
     histories = [
         store.read_table(row.run_id, "history")[["step", "val_acc"]].assign(arm=row.arm, seed=row.seed)
         for row in confirmed.itertuples()

@@ -1,4 +1,4 @@
-"""What comes out of notebooks/own_network.ipynb: a recipe, lines for a loop of one's own, and the verdict."""
+"""Files that notebooks/own_network.ipynb writes: a recipe, a training loop, the weights."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def pasted(config: TrainConfig) -> str:
-    """The training as a few lines of Python for a loop of one's own, which only need a `loader`."""
+    """Write the training as a few lines of Python for your own loop. They need only a `loader`."""
     data = source(config)
     total = steps_of(config, len(data.train))
     imports = {"from workbench.optim import AGC, param_groups, warmup_cosine"}
@@ -46,7 +46,7 @@ def pasted(config: TrainConfig) -> str:
 
 
 def _lines_of_model(config: TrainConfig, data: Dataset, imports: set[str]) -> str:
-    """The line that makes the network; what it needs is added to `imports`."""
+    """Return the line that makes the network, and add its imports to `imports`."""
     args, classes, channels = dict(config.model_args), len(data.classes), data.channels
     if ":" not in config.model:
         arguments = _arguments_text({"num_classes": classes, "in_channels": channels, **args})
@@ -72,7 +72,16 @@ def _arguments_text(arguments: Mapping) -> str:
 
 
 def keep(config: TrainConfig, session: Session, folder: Path) -> str:
-    """Writes recipe.yaml and loop.py beside the weights, keeps all three with the run, and says what they are for."""
+    """Write recipe.yaml and loop.py next to the weights, and keep all three with the run.
+
+    Args:
+        config: The training.
+        session: The notebook's session. Without a run nothing is written.
+        folder: Where the files go.
+
+    Returns:
+        A line per file that says what it is for.
+    """
     if session.run_id is None:
         return ""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +91,8 @@ def keep(config: TrainConfig, session: Session, folder: Path) -> str:
     for file in files:
         session.store.log_file(session.run_id, file, "own_network")
     purposes = {
-        "recipe.yaml": "every number; ./run train FILE trains it again",
-        "loop.py": "the lines below, for a loop of your own",
-        WEIGHTS: f"the weights of seed {config.seed}; load_checkpoint(FILE, model) puts them into `model`",
+        "recipe.yaml": "all settings; ./run train FILE trains it again",
+        "loop.py": "the lines below, for your own loop",
+        WEIGHTS: f"the weights of seed {config.seed}; load_checkpoint(FILE, model) loads them into `model`",
     }
     return "\n".join(f"{file}: {purposes[file.name]}" for file in files)

@@ -1,8 +1,8 @@
-"""BatchNorm out of a user's network, on the user's images: which threshold, which rate, and what it costs.
+"""Remove BatchNorm from a user's network: which threshold, which rate, and what it costs.
 
-The steps of notebooks/own_network.ipynb, each a function of the one before. The network is one of the library's by
-name, with its twin of the same skeleton, or a user's own, with what `normfree` makes of it. From
-then on both are configurations as all others: searched, trained and kept by the same code.
+These are the steps of notebooks/own_network.ipynb, on the user's images. The network is a model of the library with its
+twin of the same skeleton, or a user's network with what `normfree` makes of it. Both are ordinary configurations,
+which the same code searches, trains and keeps.
 """
 
 import dataclasses
@@ -50,62 +50,78 @@ def arms(
     weights: str | None = None,
     **settings,
 ) -> dict[str, TrainConfig]:
-    """The two sides, {"NF+AGC": without BatchNorm, "BN": with it}, from either of their names; both are built and
-    checked on the data.
+    """Configure both sides of the comparison, from the name of either network.
 
-    Args: `model` a name of the library, `package.module:function` or `file.py:function`; `control` the network with
-    BatchNorm where the name does not lead to it; `model_args` what both are built with; `weights` that the
-    normalizer-free network starts from: a file, a released model's name, or "released" for its own where they lie in
-    the cache; `settings` are fields of TrainConfig.
-    Raises: WorkbenchError for an unknown name, data that are not there, and a network that does not fit the data.
+    Both are built and checked on the data.
+
+    Args:
+        model: A model of the library, `package.module:function` or `file.py:function`.
+        control: The network with BatchNorm, if the name does not lead to it.
+        skip_gain: Initial gain of the residual branches without BatchNorm.
+        model_args: Arguments that both networks are built with.
+        weights: Weights that the network without BatchNorm starts from: a file, or a released model's name.
+            "released": its own released weights if they are in the cache.
+        **settings: Fields of TrainConfig.
+
+    Returns:
+        {"NF+AGC": without BatchNorm, "BN": with it}.
+
+    Raises:
+        WorkbenchError: If a name is unknown, the data is missing, or a network does not fit the data.
     """
-    of_the_user = is_user_network(model)
-    if of_the_user:
+    user_network = is_user_network(model)
+    if user_network:
         with_norm = located(model).removeprefix(NORMFREE)
         without = NORMFREE + with_norm
     else:
         without, with_norm = _twins(model, control)
     args = dict(model_args or {})
     shared = {"scale_lr": False, **settings}
-    if of_the_user:
+    if user_network:
         if weights not in (None, "released"):
-            raise WorkbenchError(f"`weights` (={weights}) are for networks of this library: load yours in {with_norm}.")
+            raise WorkbenchError(
+                f"`weights` is only for networks of this library, got {weights}. Load your weights in {with_norm}."
+            )
         args = {"arguments": args} if args else {}
         args["image_size"] = source(TrainConfig(**shared)).train.images.shape[-1]
     elif weights == "released":
         weights = without if is_cached(without) else None
-    nf = {"model": without, "model_args": {**args, "skip_gain": skip_gain}, "weights": None if of_the_user else weights}
+    nf = {
+        "model": without,
+        "model_args": {**args, "skip_gain": skip_gain},
+        "weights": None if user_network else weights,
+    }
     bn = {"model": with_norm, "model_args": args, "clip": None}
     configs = {NF: planned(TrainConfig(**{**shared, **nf})), BN: planned(TrainConfig(**{**shared, **bn}))}
     for config in configs.values():
-        if not of_the_user:
+        if not user_network:
             check(config)
         _check_fits(config)
     return configs
 
 
 def _twins(model: str, control: str | None) -> tuple[str, str]:
-    """(normalizer-free, BatchNorm) of the library's, from the name of either."""
+    """Return the library models without and with BatchNorm, from the name of either."""
     if network_info(model).norm == "batch":
         without, with_norm = f"nf_{model}", model
         if without not in zoo.MODELS:
-            raise WorkbenchError(f"there is no {without} in this library: name a normalizer-free network.")
+            raise WorkbenchError(f"{model} has no twin {without} in this library. Name a normalizer-free network.")
         return without, with_norm
     twin = control or next(
         (model.removeprefix(p) for p in ("nf_", "skipinit_", "fixup_") if model.startswith(p)), model
     )
     if control is None and (twin == model or twin not in zoo.MODELS):
         raise WorkbenchError(
-            f"{model} has no twin with BatchNorm in this library: name what it shall be held against, "
-            "control=resnet26_cifar for instance."
+            f"{model} has no twin with BatchNorm in this library. Name the network to compare with, "
+            "such as control=resnet26_cifar."
         )
     if network_info(twin).norm != "batch":
-        raise WorkbenchError(f"`control` (={twin}) has no BatchNorm: name a network that has.")
+        raise WorkbenchError(f"`control` must be a network with BatchNorm, got {twin}. Name another one.")
     return model, twin
 
 
 def _check_fits(config: TrainConfig) -> None:
-    """Refuses a network that does not give a number a class for the images."""
+    """Check that a network returns one number per class for the images."""
     data = source(config)
     steps_of(config, len(data.train))
     if not is_user_network(config.model):
@@ -114,34 +130,34 @@ def _check_fits(config: TrainConfig) -> None:
     try:
         with torch.no_grad():
             out = model.eval()(x[:2])
-    except Exception as error:  # whatever a user's network does
+    except Exception as error:  # a user's network may raise anything
         message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise WorkbenchError(
-            f"{config.model} does not run on images of shape {tuple(x[:2].shape)} ({type(error).__name__}: {message}): "
-            "let it take `in_channels`, or choose another `image_size`."
+            f"{config.model} does not run on images of shape {tuple(x[:2].shape)} ({type(error).__name__}: {message}). "
+            "Let it take `in_channels`, or choose another `image_size`."
         ) from error
     shape = tuple(getattr(out, "shape", ()))
     if shape != (len(x[:2]), len(data.classes)):
         raise WorkbenchError(
-            f"{config.model} gives {shape or type(out).__name__} for {len(x[:2])} images, but {data.name} has "
-            f"{len(data.classes)} classes: let the function take `num_classes`, and return logits (N, num_classes)."
+            f"{config.model} returns {shape or type(out).__name__} for {len(x[:2])} images, but {data.name} has "
+            f"{len(data.classes)} classes. Let the function take `num_classes`, and return logits (N, num_classes)."
         )
     if not hasattr(model.blocks, "__len__"):
-        raise WorkbenchError(f"{config.model} has an attribute `blocks` without a length: give it another name.")
+        raise WorkbenchError(f"{config.model} has an attribute `blocks` without a length. Give it another name.")
 
 
 # ---- the data, and the networks before their first step
 
 
 def counts(data: Dataset) -> pd.DataFrame:
-    """Images of each class in each split: a row a class."""
+    """Count the images of each class in each split: one row per class."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     n = {name: torch.bincount(split.labels, minlength=len(data.classes)) for name, split in splits.items()}
     return pd.DataFrame({"class": data.classes, **{name: c.tolist() for name, c in n.items()}})
 
 
 def preflights(arms: Mapping[str, TrainConfig], images: int = 32) -> dict[str, Preflight]:
-    """What each network does to the first validation images before its first step."""
+    """Judge the signals of each untrained network on the first validation images, by arm."""
     return {
         arm: dataclasses.replace(preflight(_built(config), _first_images(config, images)), name=config.model)
         for arm, config in arms.items()
@@ -154,7 +170,7 @@ def _first_images(config: TrainConfig, n: int) -> Tensor:
 
 
 def _built(config: TrainConfig) -> nn.Module:
-    """The network that the training starts from, on its device."""
+    """Build the network that the training starts from, on its device."""
     device = pick_device(config.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed_for(config.seed, "init"))
@@ -162,7 +178,7 @@ def _built(config: TrainConfig) -> nn.Module:
 
 
 class _Batches:
-    """The batches (x, y) of the first steps of a training, from the start again whenever they are asked for."""
+    """The batches (x, y) of the first steps of a training. Each iteration starts again."""
 
     def __init__(self, config: TrainConfig, steps: int):
         self.steps = steps
@@ -177,9 +193,15 @@ class _Batches:
 
 
 def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion:
-    """A threshold for peak rate `lr` from a short run of a copy, on the batches that the training will see.
+    """Suggest a threshold from a short run of a copy, on the batches that the training will see.
 
-    Where that rate leaves a network without any gradient, a quarter of it is tried, and a quarter of that.
+    Args:
+        config: The training.
+        lr: Peak learning rate. If it leaves the network without gradients, a quarter and a sixteenth of it are tried.
+        steps: Length of the run.
+
+    Raises:
+        WorkbenchError: If no rate leaves gradients.
     """
     seen, quiet = _Batches(config, steps), {"progress": not channel.has_listener(), "seed": config.seed}
     for rate in (lr, lr / 4, lr / 16):
@@ -202,10 +224,20 @@ def searched(
     trials: int,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, dict[str, TrainConfig]]:
-    """As many trials for each side: over peak rate and threshold without BatchNorm, over the rate with it.
+    """Search both sides with equally many trials.
 
-    Args: `lr` and `clip` a number, or a range {low, high, log}.
-    Returns: all trials, a row each, and {arm: the configuration of its best trial} of those that had one.
+    Without BatchNorm the search is over peak rate and threshold, with it over the rate.
+
+    Args:
+        arms: Configuration by arm.
+        session: Where the trials run and are kept.
+        lr: Peak learning rate: a number, or a range {low, high, log}.
+        clip: AGC threshold, likewise.
+        trials: Number of trials per arm.
+        seed: Seed of the sampler.
+
+    Returns:
+        All trials, one row each, and by arm the configuration of the best trial, if there is one.
     """
     tables, best = [], {}
     for arm, config in arms.items():
@@ -224,7 +256,7 @@ def searched(
 
 
 def middle(value: float | dict | Range) -> float:
-    """The middle of a range, on its scale; a number is its own."""
+    """Return the middle of a range, on its scale. A number stays as it is."""
     if isinstance(value, int | float):
         return float(value)
     r = Range.of(value)
@@ -236,12 +268,21 @@ def _two_digits(value: float) -> float:
 
 
 def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Session, weights: Path) -> pd.DataFrame:
-    """The best of each side on fresh seeds, with the test split; the first without BatchNorm leaves its weights in the
-    file `weights`."""
+    """Train the best of each side with fresh seeds, and read the test split.
+
+    Args:
+        best: Configuration by arm.
+        seeds: Fresh seeds.
+        session: Where the trainings run and are kept.
+        weights: File for the weights of the first training without BatchNorm.
+
+    Returns:
+        The rows of `run_all`. `test_acc` of a diverged training is that of guessing.
+    """
     fresh = [Arm(arm, config.replace(seed=s, evaluate_test=True)) for arm, config in best.items() for s in seeds]
     if NF in best and not is_planning():
         weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.unlink(missing_ok=True)  # of an earlier run in the same folder
+        weights.unlink(missing_ok=True)  # left by an earlier run in the same folder
         first = next(arm for arm in fresh if arm.label == NF)
         run_training(first.config, session, role="confirm", arm=NF, save=str(weights))
     table = run_all(fresh, session, role="confirm")
@@ -249,12 +290,20 @@ def confirmed(best: Mapping[str, TrainConfig], seeds: list[int], session: Sessio
         return table
     if "test_acc" not in table:
         table["test_acc"] = np.nan
-    return table.assign(test_acc=table.test_acc.fillna(table.val_acc))  # diverged: a guess, on either split
+    return table.assign(test_acc=table.test_acc.fillna(table.val_acc))  # diverged trainings guess, on both splits
 
 
 def noise_scale(config: TrainConfig, weights: Path, batches: int = 32) -> NoiseScale | None:
-    """How many images a batch may have before larger ones buy little, at the end of the training (McCandlish et al.
-    2018). None where the weights are not there."""
+    """Estimate the batch size above which larger batches gain little (McCandlish et al. 2018).
+
+    Args:
+        config: The training.
+        weights: File with the weights at its end.
+        batches: Number of batches of the estimate.
+
+    Returns:
+        The estimate. None: the file does not exist.
+    """
     if not weights.is_file():
         return None
     model = load_checkpoint(weights, _built(config.replace(weights=None)))
