@@ -1,4 +1,4 @@
-"""What becomes of jobs. Evidence: a plan holds just the trainings that the store does not know, and nothing is trained."""
+"""Engines. Evidence: a plan holds exactly the trainings that the store does not know, and nothing trains."""
 
 import json
 
@@ -17,7 +17,7 @@ ARMS = [Arm("NF+AGC", BASE.replace(seed=seed)) for seed in range(3)]
 
 @pytest.fixture
 def plan(root, tmp_path, monkeypatch):
-    """Asks this process for a plan; returns what is written there so far."""
+    """Return a function that turns this process into a planned notebook, and returns a reader of the plan."""
     file = tmp_path / "plan.jsonl"
 
     def begin():
@@ -28,7 +28,7 @@ def plan(root, tmp_path, monkeypatch):
     return begin
 
 
-def test_a_plan_holds_what_the_store_does_not_know(root, plan):
+def test_a_plan_holds_the_trainings_that_the_store_does_not_know(root, plan):
     mine = session(root)
     known = run_all(ARMS[:1], mine, role="confirm")
     lines = plan()
@@ -47,4 +47,4 @@ def test_a_search_plans_its_first_trials_together(root, plan):
     with pytest.raises(PlanIsWritten):
         search(objective, SPACE, trials=20, session=mine)
     assert len(lines()) == 8 and len({line["key"] for line in lines()}) == 8
-    assert abandoned_trials() == []  # each gave its slot and its parameters back
+    assert abandoned_trials() == []  # each trial freed its slot and its parameters

@@ -1,5 +1,6 @@
-"""Evaluating weights on images. Evidence: a rule that is right by construction, counts by hand, the command as a person
-runs it, and what the store then holds.
+"""Evaluating weights on images.
+
+Evidence: a rule that is right by construction, counts by hand, the command line, and the contents of the store.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from workbench.weights.checkpoints import save_checkpoint
 
 
 class Brightness(nn.Module):
-    """Says class 0 for bright images and 1 for dark ones; the other outputs are lower, the last the lowest."""
+    """Predicts class 0 for bright images and 1 for dark ones. The other outputs are lower, the last the lowest."""
 
     def __init__(self, classes=2, broken=False):
         super().__init__()
@@ -53,7 +54,7 @@ def run(model, data, indices=(0, 1), **settings):
     )
 
 
-def test_a_right_rule_is_right_and_a_wrong_one_wrong(image_folder):
+def test_a_right_rule_scores_all_images_and_a_wrong_rule_none(image_folder):
     data = open_labelled(image_folder)  # bright, dark
     assert data.classes == ("bright", "dark") and len(data) == 40
     result = run(Brightness(), data, batch_size=7)
@@ -63,11 +64,13 @@ def test_a_right_rule_is_right_and_a_wrong_one_wrong(image_folder):
 
 def test_top5_counts_the_first_five(image_folder):
     data = open_labelled(image_folder)
-    result = run(Brightness(classes=8), data, indices=(4, 7))  # bright images are "4", the fifth; dark ones the last
+    result = run(
+        Brightness(classes=8), data, indices=(4, 7)
+    )  # bright images are class 4, the fifth output; dark ones class 7, the last
     assert (result.top1, result.top5) == (0, 20)
 
 
-def test_outputs_that_are_no_numbers_are_not_right_answers(image_folder):
+def test_outputs_that_are_not_finite_are_wrong_answers(image_folder):
     result = run(Brightness(broken=True), open_labelled(image_folder))
     assert (result.top1, result.top5) == (0, 0) and result.loss != result.loss
 
@@ -82,7 +85,7 @@ def test_the_result_does_not_depend_on_batch_size_or_threads(image_folder):
 
 
 def parquet(folder, path, names=True):
-    """The image folder's pictures as the hub writes them."""
+    """Write the image folder as parquet, as the Hugging Face hub does."""
     rows = [
         (file, label) for label, name in enumerate(("bright", "dark")) for file in sorted((folder / name).iterdir())
     ]
@@ -94,7 +97,7 @@ def parquet(folder, path, names=True):
     pq.write_table(table, path, row_group_size=9)
 
 
-def test_parquet_gives_what_the_folder_gives(image_folder, tmp_path):
+def test_parquet_and_folder_give_the_same_result(image_folder, tmp_path):
     (tmp_path / "parts").mkdir()
     parquet(image_folder, tmp_path / "one.parquet")
     parquet(image_folder, tmp_path / "parts" / "a.parquet", names=False)
@@ -106,7 +109,7 @@ def test_parquet_gives_what_the_folder_gives(image_folder, tmp_path):
     assert run(Brightness(), parts).top1 == 80
 
 
-def test_cifars_own_file_is_read(cifar10):
+def test_the_published_parquet_of_cifar_is_read(cifar10):
     data = open_labelled(cifar10 / "test.parquet")
     assert len(data) == 10_000 and data.classes[3] == "cat"
     source, label, where = next(iter(data))
@@ -115,30 +118,28 @@ def test_cifars_own_file_is_read(cifar10):
 
 def test_classes_must_agree_or_be_named(image_folder):
     data = open_labelled(image_folder)
-    with pytest.raises(WorkbenchError, match="has 2 classes and the network 5 outputs: give --classes"):
+    with pytest.raises(WorkbenchError, match=r"2 classes.*5 outputs.*--classes"):
         class_indices(data, 5)
     assert class_indices(data, 3, ["dark", "x", "bright"]) == [2, 0]
-    with pytest.raises(
-        WorkbenchError, match="unknown class among the network's outputs 'bright': did you mean 'brighter'"
-    ):
+    with pytest.raises(WorkbenchError, match="'bright'.*'brighter'"):
         class_indices(data, 2, ["dark", "brighter"])
-    with pytest.raises(WorkbenchError, match="names 2 outputs, but the network has 3"):
+    with pytest.raises(WorkbenchError, match=r"\b2 outputs.*\b3\b"):
         class_indices(data, 3, ["dark", "bright"])
 
 
-def test_what_cannot_be_read_is_named(image_folder, tmp_path):
+def test_unreadable_files_and_folders_are_named(image_folder, tmp_path):
     (image_folder / "dark" / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(WorkbenchError, match=r"cannot read .*broken.png as an image"):
+    with pytest.raises(WorkbenchError, match=r"broken\.png"):
         run(Brightness(), open_labelled(image_folder))
     (tmp_path / "empty").mkdir()
-    for name, message in (("nowhere", "it is not there"), ("empty", "holds no images in class folders")):
-        with pytest.raises(WorkbenchError, match=message):
+    for name in ("nowhere", "empty"):
+        with pytest.raises(WorkbenchError, match=str(tmp_path / name)):
             open_labelled(tmp_path / name)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(WorkbenchError, match=r"needs a column image \(or img\) and a column label, but has x"):
+    with pytest.raises(WorkbenchError, match=r"image.*img.*label.*\bx\b"):
         open_labelled(tmp_path / "x.parquet")
     pq.write_table(pa.table({"image": [1], "label": [0]}), tmp_path / "y.parquet")
-    with pytest.raises(WorkbenchError, match="must be a struct with the field `bytes`"):
+    with pytest.raises(WorkbenchError, match="struct.*`bytes`"):
         open_labelled(tmp_path / "y.parquet")
 
 
@@ -160,22 +161,24 @@ def weights(tmp_path):
     return save_checkpoint(model.eval(), tmp_path / "weights.safetensors"), model
 
 
-def test_evaluate_as_a_person_runs_it_and_what_is_kept(root, image_folder, weights):
+def test_the_command_prints_and_keeps_the_accuracy(root, image_folder, weights):
     from workbench.lab import Store
 
     file, model = weights
-    done = workbench(
+    process = workbench(
         "evaluate", "nf_resnet_tiny", "--weights", file, "--data", image_folder, "--image-size", 32, "--device", "cpu"
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     right = 0
     for source, label, where in open_labelled(image_folder):
         image = eval_image(decode(source, where), 32, "whole")
         right += int(model(image[None]).argmax()) == label
-    assert f"{right / 40:.2%} [" in done.stdout and "of 40" in done.stdout and "images per second" in done.stdout
+    assert (
+        f"{right / 40:.2%} [" in process.stdout and "of 40" in process.stdout and "images per second" in process.stdout
+    )
 
     (run_,) = Store().search("evaluations", "full")
-    assert run_.status == "FINISHED" and f"run {run_.id}" in done.stdout
+    assert run_.status == "FINISHED" and f"run {run_.id}" in process.stdout
     assert run_.metrics["top1"] == pytest.approx(right / 40)
     assert run_.metrics["top1_low"] < right / 40 < run_.metrics["top1_high"] or right in (0, 40)
     assert run_.parameters["model"] == "nf_resnet_tiny" and run_.parameters["image_size"] == "32"
@@ -185,11 +188,11 @@ def test_evaluate_as_a_person_runs_it_and_what_is_kept(root, image_folder, weigh
     from workbench.lab.store.views import EVALUATIONS
 
     held = {f"metrics.`{m}`" for m in run_.metrics} | {f"params.`{p}`" for p in run_.parameters}
-    held |= {f"tags.`{t}`" for t in run_.tags} | {"metrics.`published_top1`"}  # that only for released weights
+    held |= {f"tags.`{t}`" for t in run_.tags} | {"metrics.`published_top1`"}  # only for released weights
     assert all(set(view["selectedColumns"]) <= held for view in EVALUATIONS.values())
 
 
-def test_the_published_accuracy_is_not_told_of_other_weights(root, image_folder, weights, command, monkeypatch):
+def test_the_published_accuracy_is_shown_only_for_released_weights(root, image_folder, weights, command, monkeypatch):
     from workbench.models import zoo
 
     row = dataclasses.replace(zoo.MODELS["nf_resnet_tiny"], published=(83.6, 96.8))
@@ -213,28 +216,28 @@ def test_an_evaluation_that_breaks_is_marked_failed(root, image_folder, weights,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "words"),
     [
-        (["nfnet_micro"], "belongs to create_model('nf_resnet_tiny'"),
-        (["nf_resnet_tyni"], "did you mean 'nf_resnet_tiny'"),
-        (["nf_resnet_tiny", "--style", "krop"], "did you mean 'crop'"),
-        (["nf_resnet_tiny", "--image-size", "3"], "at least 8 pixels"),
-        (["nf_resnet_tiny", "--image-size", "0"], "at least 8 pixels"),
-        (["nf_resnet_tiny", "--batch-size", "0"], "`batch_size` (=0) must be at least 1"),
-        (["nf_resnet_tiny", "--workers", "many"], "Invalid value for '--workers'"),
-        (["nf_resnet_tiny", "--classes", "/nowhere/names.txt"], "cannot read /nowhere/names.txt"),
-        (["nf_resnet_tiny", "--device", "gpu"], "must be auto, cpu, cuda"),
+        (["nfnet_micro"], ["'nf_resnet_tiny'"]),
+        (["nf_resnet_tyni"], ["'nf_resnet_tyni'", "'nf_resnet_tiny'"]),
+        (["nf_resnet_tiny", "--style", "krop"], ["'krop'", "'crop'"]),
+        (["nf_resnet_tiny", "--image-size", "3"], ["`image_size`", "at least 8", "3"]),
+        (["nf_resnet_tiny", "--image-size", "0"], ["`image_size`", "at least 8", "0"]),
+        (["nf_resnet_tiny", "--batch-size", "0"], ["`batch_size`", "at least 1", "0"]),
+        (["nf_resnet_tiny", "--workers", "many"], ["--workers", "integer"]),
+        (["nf_resnet_tiny", "--classes", "/nowhere/names.txt"], ["/nowhere/names.txt"]),
+        (["nf_resnet_tiny", "--device", "gpu"], ["gpu", "auto, cpu, cuda"]),
     ],
 )
-def test_a_mistake_is_one_sentence_before_anything_is_written(root, image_folder, weights, command, arguments, message):
+def test_invalid_arguments_are_refused_before_anything_is_kept(root, image_folder, weights, command, arguments, words):
     code, _, errors = command("evaluate", *arguments, "--weights", weights[0], "--data", image_folder)
-    assert code == 2 and message in errors
+    assert code == 2 and all(word in errors for word in words), errors
     from workbench.lab import Store
 
     assert Store().search("evaluations", "full") == []
 
 
-def test_published_accuracy_stands_beside_the_released_networks():
+def test_the_released_networks_have_their_published_accuracy():
     from workbench.models.zoo import MODELS
 
     assert {name: row.published for name, row in MODELS.items() if row.published} == {
@@ -254,46 +257,47 @@ def test_an_image_in_memory_is_read_like_a_file(tmp_path):
 
 
 def rows(image_folder, **changes):
-    """Three rows of the folder, with columns changed."""
+    """Return three rows of the folder, with changed columns."""
     images = [{"bytes": f.read_bytes(), "path": f.name} for f in sorted((image_folder / "dark").iterdir())[:3]]
     return pa.table({"image": images, "label": [0, 1, 0], **changes})
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "words"),
     [
-        ({"label": pa.array([0, -1, 0])}, r"the label of row 1 of .* \(=-1\) must lie between 0 and 0"),
-        ({"label": pa.array([0, None, 1])}, r"the label of row 1"),
-        ({"label": pa.array([0.0, 1.0, 0.5])}, "must hold whole numbers, but is double"),
-        ({"label": pa.array(["a", "b", "c"])}, "must hold whole numbers, but is string"),
-        ({"image": pa.array([None, None, None], pa.struct([("bytes", pa.binary())]))}, "row 0 of .* has no image"),
-        ({"image": pa.array([{"bytes": None}] * 3, pa.struct([("bytes", pa.binary())]))}, "row 0 of .* has no image"),
-        ({"image": [{"bytes": b"no picture"}] * 3}, r"cannot read row 0 of .* as an image \(unknown format\)"),
+        ({"label": pa.array([0, -1, 0])}, ["label", "row 1", "-1"]),
+        ({"label": pa.array([0, None, 1])}, ["label", "row 1"]),
+        ({"label": pa.array([0.0, 1.0, 0.5])}, ["label", "double"]),
+        ({"label": pa.array(["a", "b", "c"])}, ["label", "string"]),
+        ({"image": pa.array([None, None, None], pa.struct([("bytes", pa.binary())]))}, ["row 0", "no image"]),
+        ({"image": pa.array([{"bytes": None}] * 3, pa.struct([("bytes", pa.binary())]))}, ["row 0", "no image"]),
+        ({"image": [{"bytes": b"no picture"}] * 3}, ["row 0", "unknown format"]),
     ],
 )
-def test_rows_that_are_none_are_named(image_folder, tmp_path, changes, message):
+def test_rows_without_a_label_or_an_image_are_named(image_folder, tmp_path, changes, words):
     pq.write_table(rows(image_folder, **changes), tmp_path / "x.parquet")
-    with pytest.raises(WorkbenchError, match=message):
+    with pytest.raises(WorkbenchError) as error:
         run(Brightness(), open_labelled(tmp_path / "x.parquet"))
+    assert all(word in str(error.value) for word in ["x.parquet", *words])
 
 
 def test_a_label_beyond_the_named_classes_is_refused(image_folder, tmp_path):
     info = json.dumps({"info": {"features": {"label": {"names": ["only"]}}}})
     table = rows(image_folder).replace_schema_metadata({"huggingface": info})
     pq.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(WorkbenchError, match="must lie between 0 and 0"):
+    with pytest.raises(WorkbenchError, match=r"label.*row 1"):
         run(Brightness(), open_labelled(tmp_path / "x.parquet"))
     pq.write_table(rows(image_folder).replace_schema_metadata({"huggingface": "{"}), tmp_path / "y.parquet")
     assert open_labelled(tmp_path / "y.parquet").classes == ("0", "1")
 
 
-def test_what_is_no_image_in_a_folder_is_passed_over(image_folder):
+def test_files_that_are_not_images_are_ignored(image_folder):
     (image_folder / "dark" / "._0.png").write_bytes(b"what another system leaves")
     (image_folder / "dark" / "gone.png").symlink_to(image_folder / "nowhere.png")
     assert len(open_labelled(image_folder)) == 40
 
 
-def test_sixteen_bit_images_keep_their_grays(tmp_path):
+def test_sixteen_bit_images_keep_their_gray_values(tmp_path):
     import numpy as np
 
     values = np.array([[0, 257 * 64], [257 * 128, 65535]], np.uint16)
@@ -302,10 +306,10 @@ def test_sixteen_bit_images_keep_their_grays(tmp_path):
 
 
 def test_names_of_outputs_must_differ(image_folder):
-    with pytest.raises(WorkbenchError, match="names 'dark' twice"):
+    with pytest.raises(WorkbenchError, match="'dark'"):
         class_indices(open_labelled(image_folder), 3, ["dark", "bright", "dark"])
 
 
-def test_outputs_that_are_no_numbers_are_counted(image_folder):
+def test_images_with_outputs_that_are_not_finite_are_counted(image_folder):
     assert run(Brightness(broken=True), open_labelled(image_folder)).not_finite == 40
     assert run(Brightness(), open_labelled(image_folder)).not_finite == 0

@@ -1,4 +1,4 @@
-"""How evidence is made. Evidence: accuracies that peak at a known rate, and which rates were trained to find it."""
+"""The protocol. Evidence: accuracies that peak at a known rate, and the rates that were trained to find it."""
 
 from types import SimpleNamespace
 
@@ -13,8 +13,10 @@ from workbench.lab.statistics import rates
 
 @pytest.fixture
 def peak(monkeypatch):
-    """Trainings whose accuracy falls with the distance to 2 to the `peak[arm]`; the batch moves it. What runs is
-    configurations in, rows out, as `run_all`."""
+    """Replace `run_all` by trainings whose accuracy falls with the distance of the rate to 2 ** peak[arm].
+
+    The batch size moves the peak.
+    """
     at = {}
 
     def run_all(arms, session, role):
@@ -32,7 +34,7 @@ def peak(monkeypatch):
 
 
 def training(arm, lr, seed, batch=1):
-    # the grid may be of a rate that is scaled
+    # the rate is scaled by the batch, so it is not the grid's
     return SimpleNamespace(lr=lr * batch, seed=seed, batch=batch, replace=lambda **_: training(arm, lr, seed, batch))
 
 
@@ -41,27 +43,27 @@ def screened(peak, lrs, extend, cells=({},), **at):
     return protocol.screen(list(at), lrs, [0, 1], training, None, cells, extend=extend)
 
 
-def test_a_best_rate_inside_the_grid_adds_none(peak):
+def test_a_best_rate_inside_the_grid_adds_no_rate(peak):
     table = screened(peak, [0.5, 1, 2], 2, a=0, b=0)
     assert sorted(table.lr.unique()) == [0.5, 1, 2] and len(table) == 12
 
 
-def test_a_best_rate_at_an_end_adds_a_step_for_every_arm_until_it_is_inside(peak):
+def test_a_best_rate_at_an_end_extends_the_grid_for_every_arm_until_it_is_inside(peak):
     table = screened(peak, [1, 2, 4], 3, a=0, b=1)  # a is best at 1, the lowest
     assert sorted(table.lr.unique()) == [0.5, 1, 2, 4]
-    assert table.groupby(["arm", "lr"]).size().tolist() == [2] * 8  # b, too, with both seeds
+    assert table.groupby(["arm", "lr"]).size().tolist() == [2] * 8  # b too, with both seeds
     assert not rates.best_rates(table).at_edge.any()
 
 
-def test_both_ends_grow_and_no_further_than_was_asked(peak):
+def test_both_ends_grow_at_most_extend_times(peak):
     table = screened(peak, [1, 2, 4], 2, a=-5, b=3)
     assert sorted(table.lr.unique()) == [0.25, 0.5, 1, 2, 4, 8, 16]
     best = rates.best_rates(table).set_index("arm")
     assert best.lr.to_dict() == {"a": 0.25, "b": 8} and best.at_edge.to_dict() == {"a": True, "b": False}
 
 
-def test_each_cell_has_its_own_ends_and_the_rate_asked_for_counts(peak):
-    """Scaled by the batch 64 the rates are others than the grid's; its best is inside, that of batch 1 is not."""
+def test_each_cell_extends_its_own_grid_by_the_unscaled_rates(peak):
+    """Batch 64 scales the rates off the grid. Its best rate is inside the grid, that of batch 1 is not."""
     cells = [{"batch": 1}, {"batch": 64}]
     peak["a"] = 1
     moved = lambda arm, lr, seed, batch: SimpleNamespace(lr=lr * batch, seed=seed, batch=batch if batch > 1 else 4)
@@ -70,12 +72,12 @@ def test_each_cell_has_its_own_ends_and_the_rate_asked_for_counts(peak):
     assert sorted(table[table.batch == 64].lr) == [64, 128, 256]
 
 
-def test_one_rate_is_no_grid(peak):
+def test_a_single_rate_is_not_extended(peak):
     assert screened(peak, [1], 2, a=5).lr.tolist() == [1, 1]
 
 
-def test_a_seed_that_would_choose_and_confirm_is_refused():
-    with pytest.raises(WorkbenchError, match="both choose and confirm"):
+def test_a_seed_may_not_both_choose_and_confirm():
+    with pytest.raises(WorkbenchError, match=r"\[1\]"):
         rates.refuse_shared([0, 1], [1, 2])
 
 
@@ -85,11 +87,11 @@ def test_the_arms_of_a_contrast_may_have_more_seeds(peak):
     table = protocol.confirm(best, [5, 6], training, None, more={"a": [7], "c": [7]})
     assert table.groupby("arm").seed.agg(list).to_dict() == {"a": [5, 6, 7], "b": [5, 6], "c": [5, 6, 7]}
     assert table.groupby("arm").lr.unique().map(list).to_dict() == {"a": [1], "b": [2], "c": [4]}
-    with pytest.raises(WorkbenchError, match=r"`seeds` \(=\[5, 6, 6\]\) must be different seeds"):
+    with pytest.raises(WorkbenchError, match=r"`seeds`.*arm b.*\[5, 6, 6\]"):
         protocol.confirm(best, [5, 6], training, None, more={"b": [6]})
 
 
-def test_arms_at_an_end_are_named_with_their_cell():
+def test_arms_with_the_best_rate_at_an_end_are_named_with_their_cell():
     rows = [
         {"arm": arm, "batch_size": batch, "lr": lr, "val_acc": -abs(lr - best)}
         for arm, batch, best in (("BN", 4, 1), ("NF", 4, 2), ("BN", 64, 2), ("NF", 64, 4))
@@ -99,7 +101,7 @@ def test_arms_at_an_end_are_named_with_their_cell():
     assert rates.edges(pd.DataFrame(rows[3:6]), by=["batch_size"]) == {}
 
 
-def test_a_setting_at_an_end_of_its_arms_settings_is_named():
+def test_arms_with_the_best_threshold_at_an_end_are_named():
     def edges_for(best):
         rows = [{"arm": "NF+AGC", "clip": c, "lr": lr, "val_acc": -abs(lr - 2) - (c != best)}
                 for c in (0.01, 0.04, 0.16) for lr in (1, 2, 4)]  # fmt: skip
@@ -113,7 +115,7 @@ def test_a_setting_at_an_end_of_its_arms_settings_is_named():
     assert list(table.at_edge) == ["rate", ""]
 
 
-def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():
+def test_best_settings_keeps_the_best_setting_of_each_arm_and_cell():
     rows = [
         {"arm": arm, "clip": clip, "batch_size": batch, "lr": 0.4, "val_acc": accuracy}
         for batch, arm, clip, accuracy in (
@@ -121,14 +123,14 @@ def test_of_an_arms_settings_the_best_one_of_each_cell_is_left():
             (64, "NF", np.nan, 0.2), (64, "NF+AGC", 0.01, 0.6), (64, "NF+AGC", 0.16, 0.1),
         )
     ]  # fmt: skip
-    left = rates.best_settings(pd.DataFrame(rows), by=["batch_size"])
-    assert left.arm.tolist() == ["NF", "NF+AGC", "NF", "NF+AGC"] and left["clip"].dropna().tolist() == [0.16, 0.01]
+    best = rates.best_settings(pd.DataFrame(rows), by=["batch_size"])
+    assert best.arm.tolist() == ["NF", "NF+AGC", "NF", "NF+AGC"] and best["clip"].dropna().tolist() == [0.16, 0.01]
     without = rates.best_settings(pd.DataFrame(rows)[["arm", "clip", "val_acc"]])
-    assert without["clip"].dropna().tolist() == [0.01], "where nothing tells cells apart"
+    assert without["clip"].dropna().tolist() == [0.01], "without columns that make cells"
 
 
 def test_each_threshold_of_an_arm_is_screened_and_the_best_is_confirmed(peak):
-    """With threshold 0.4 arm b loses 0.05 at every rate, so it stands at 0.1."""
+    """With threshold 0.4 arm b loses 0.05 at every rate, so its best threshold is 0.1."""
     peak.update(a=0, b=1)
     seen = []
 

@@ -1,5 +1,7 @@
-"""The command `replay`. Evidence: what a user sees and the store holds; the replay is bitwise the recorded training from
-a checkpoint and from the beginning; the fork is a training with that threshold or rate; the rule of who goes first.
+"""The command `replay`. Evidence: what a user sees, and what the store holds.
+
+A replay from a checkpoint or from the beginning is bitwise the recorded training. A fork is a training with another
+threshold or rate. The rule for the first parameter to go is checked by hand.
 """
 
 import dataclasses
@@ -41,7 +43,7 @@ CALM = WILD.replace(base_lr=0.4, clip=0.01, steps=12, ema=None)
 
 @pytest.fixture(autouse=True)
 def figures(request, monkeypatch):
-    """Drawn where they are looked for only: each takes a second."""
+    """Draw figures only for tests with "figures" in their name, because each figure takes a second."""
     if "figures" not in request.node.name:
         monkeypatch.setattr(Store, "log_figure", lambda *_: None)
 
@@ -60,7 +62,7 @@ def every_few_steps(monkeypatch, steps):
     monkeypatch.setattr(worker_task, "Checkpoints", lambda folder, **_: Checkpoints(folder, every_steps=steps))
 
 
-def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_figures(root, command):
+def test_a_diverged_training_is_replayed_bit_for_bit_and_kept_with_figures(root, command):
     run_id, result = trained(WILD)
     end = result.metrics["failed_at_step"]
     assert result.outcome == "diverged" and end > 8
@@ -68,7 +70,7 @@ def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_fig
     assert code == 0, err
     assert f"from its beginning, {end} steps" in output
     evaluations = len([row for row in result.history])
-    assert f"bitwise as recorded: {evaluations} evaluations and the divergence" in output
+    assert f"bitwise as recorded: {evaluations} evaluations" in output and "divergence" in output
     assert f"original: diverged: {result.cause}" in output
     store = Store()
     (run,) = store.search("replays", "full")
@@ -81,7 +83,7 @@ def test_a_diverged_training_is_gone_through_again_bit_for_bit_and_kept_with_fig
     assert all(math.isfinite(point.value) and point.value < 1e300 for point in history)
 
 
-def test_what_it_records_is_what_a_training_that_is_watched_shows(root):
+def test_the_record_agrees_with_a_training_that_is_observed(root):
     """Losses against another training's; ratios against AGC's own statistics; updates against the weights."""
     run_id, result = trained(CALM)
     replayed, _ = again(run_id, back=3)
@@ -97,16 +99,17 @@ def test_what_it_records_is_what_a_training_that_is_watched_shows(root):
     assert replayed.steps.step.tolist() == [10, 11, 12]
     assert replayed.steps.loss.tolist() == [losses[step] for step in (10, 11, 12)]
     agc = tables["agc"]
-    theirs = agc[agc.step >= 10].set_index(["step", "parameter"]).ratio_q100
-    mine = replayed.ratios.set_index(["step", "parameter"])
-    assert len(theirs) == 3 * agc.parameter.nunique() and np.allclose(mine.ratio[theirs.index], theirs, rtol=1e-5)
+    observed = agc[agc.step >= 10].set_index(["step", "parameter"]).ratio_q100
+    recorded = replayed.ratios.set_index(["step", "parameter"])
+    assert len(observed) == 3 * agc.parameter.nunique()
+    assert np.allclose(recorded.ratio[observed.index], observed, rtol=1e-5)
     for name in ("blocks.0.conv1.weight", "linear.weight"):
         before, after = (weights[step][name].reshape(len(weights[step][name]), -1) for step in (10, 11))
         moved = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1).clip(1e-3)
-        assert mine["update"][(10, name)] == pytest.approx(moved.max(), rel=1e-4)
+        assert recorded["update"][(10, name)] == pytest.approx(moved.max(), rel=1e-4)
 
 
-def test_it_starts_from_the_newest_checkpoint_before_these_steps(root, monkeypatch):
+def test_a_replay_starts_from_the_newest_checkpoint_before_its_steps(root, monkeypatch):
     every_few_steps(monkeypatch, 3)
     run_id, result = trained(WILD)
     end = result.metrics["failed_at_step"]
@@ -120,7 +123,7 @@ def test_it_starts_from_the_newest_checkpoint_before_these_steps(root, monkeypat
     assert whole.same and "from its beginning" in lines[-1]
     tail = whole.steps[whole.steps.step > kept[1]].reset_index(drop=True)
     pd.testing.assert_frame_equal(replayed.steps, tail, check_exact=True)
-    assert Checkpoints(folder).steps() == kept  # none added, none lost
+    assert Checkpoints(folder).steps() == kept  # the replay adds and removes none
     shutil.rmtree(folder)
     assert again(run_id, back=2)[0].same
 
@@ -134,9 +137,9 @@ def test_a_training_that_completes_leaves_no_checkpoints(root, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "checkpoints"),
     [(WILD, None), (WILD.replace(clip=50.0, clip_exempt=["stage1"]), 3), (WILD, 1)],
-    ids=["no clip, from the beginning", "clip, from a checkpoint", "from the checkpoint of that very step"],
+    ids=["no clip, from the beginning", "clip, from a checkpoint", "from the checkpoint of the same step"],
 )
-def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root, monkeypatch, config, checkpoints):
+def test_a_fork_shares_the_past_and_continues_with_another_threshold_and_rate(root, monkeypatch, config, checkpoints):
     if checkpoints:
         every_few_steps(monkeypatch, checkpoints)
     run_id, result = trained(config)
@@ -144,10 +147,10 @@ def test_a_fork_shares_the_past_and_goes_on_with_another_threshold_and_rate(root
     assert result.outcome == "diverged"
     replayed, _ = again(run_id, back=4, clip=0.001, lr=1.25)
     assert replayed.same and replayed.ends["original"] == f"diverged: {result.cause}"
-    mine, theirs = (replayed.steps[replayed.steps.run == run].set_index("step") for run in ("fork", "original"))
-    assert mine.index.tolist() == list(range(end - 3, min(40, end + 4) + 1))
-    assert mine.loss.iloc[0] == theirs.loss.iloc[0] and (mine.loss[theirs.index] != theirs.loss)[1:].all()
-    assert np.allclose(mine.lr[theirs.index] / theirs.lr, 1.25 / config.lr)  # the schedule's shape
+    fork, original = (replayed.steps[replayed.steps.run == run].set_index("step") for run in ("fork", "original"))
+    assert fork.index.tolist() == list(range(end - 3, min(40, end + 4) + 1))
+    assert fork.loss.iloc[0] == original.loss.iloc[0] and (fork.loss[original.index] != original.loss)[1:].all()
+    assert np.allclose(fork.lr[original.index] / original.lr, 1.25 / config.lr)  # the schedule keeps its shape
     assert replayed.ends["fork"].startswith("not diverged at step")
     updates = replayed.ratios[(replayed.ratios.run == "fork")].pivot(index="step", columns="parameter", values="update")
     clipped = updates["blocks.2.conv1.weight"]
@@ -179,7 +182,7 @@ def test_a_fork_from_the_beginning_is_the_training_with_that_rate(root):
     assert fork.step.tolist() == list(losses) and np.allclose(fork.loss, list(losses.values()), rtol=1e-6)
 
 
-def test_a_replay_that_is_not_the_recorded_training_says_where(root, monkeypatch):
+def test_a_replay_that_differs_from_the_record_says_where(root, monkeypatch):
     run_id, result = trained(WILD)
     store, changed = Store(), json.loads(result.to_json())
     changed["history"][0]["train_loss"] += 1e-7
@@ -194,12 +197,12 @@ def test_a_replay_that_diverges_before_its_steps_says_so(root, monkeypatch):
 
     run_id, result = trained(WILD)
     end = int(result.metrics["failed_at_step"])
-    monkeypatch.setattr(assembly, "DIVERGED_SHARE", 0.0)  # other code: it ends at the first loss it looks at
-    with pytest.raises(WorkbenchError, match=rf"is not the training.*before the steps {end - 1} to {end}.*--back"):
+    monkeypatch.setattr(assembly, "DIVERGED_SHARE", 0.0)  # as if the code had changed: it ends at the first loss
+    with pytest.raises(WorkbenchError, match=rf"{run_id}.*{end - 1} to {end}.*--back"):
         replay(run_id, back=2)
 
 
-def test_the_comparison_looks_at_every_number_and_at_the_cause():
+def test_the_comparison_covers_every_number_and_the_cause():
     result = train(WILD)
     assert compared(result, result.history, result, done=0)[0]
     other = dataclasses.replace(result, cause="another")
@@ -207,20 +210,21 @@ def test_the_comparison_looks_at_every_number_and_at_the_cause():
     assert "is not diverged" in compared(result, result.history, None, done=0)[1]
     assert not compared(result, result.history[:-1], result, done=0)[0]
     complete = dataclasses.replace(result, outcome="complete")
-    assert compared(complete, [], None, done=100) == (False, "nothing was recorded in these steps to compare with")
+    same, verdict = compared(complete, [], None, done=100)
+    assert not same and "no evaluation" in verdict
 
 
-def test_code_that_changed_is_told_and_goes_from_the_beginning(root, monkeypatch):
+def test_after_a_change_of_code_a_replay_says_so_and_starts_from_the_beginning(root, monkeypatch):
     from workbench.lab.jobs import replay as module
 
     every_few_steps(monkeypatch, 3)
     run_id, _ = trained(WILD)
     monkeypatch.setattr(module, "code_hash", lambda: "of other code")
     replayed, lines = again(run_id, back=3)
-    assert replayed.same and lines[0].startswith("the code has changed since") and "from its beginning" in lines[-1]
+    assert replayed.same and "code has changed" in lines[0] and "from its beginning" in lines[-1]
 
 
-def test_a_device_that_sees_a_divergence_late_gives_the_same_replay(root, monkeypatch):
+def test_a_device_that_notices_a_divergence_late_gives_the_same_replay(root, monkeypatch):
     from workbench.training import assembly, watch
 
     run_id, result = trained(WILD)
@@ -253,26 +257,26 @@ def table(**series):
         ({"a": [5.0]}, First("a", 1, 1.0, False)),
     ],
 )
-def test_the_first_to_go_by_hand(series, expected):
+def test_first_to_go_agrees_with_cases_by_hand(series, expected):
     assert first_to_go(table(**series)) == expected
     assert str(expected).startswith("first to go: " if expected.went else "none goes")
     assert not first_to_go(table(**series), diverged=False).went
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "words"),
     [
-        (["0123456789abcdef"], "unknown training, by the beginning of its run id, '0123456789abcdef'"),
-        (["{run}", "--back", "0"], "`back` (=0) must be above 0"),
-        (["{run}", "--clip", "-1"], "`clip` (=-1.0) must be above 0"),
-        (["{run}", "--lr", "0"], "`lr` (=0.0) must be above 0"),
-        (["{run}", "--device", "cuda:9"], "is not on this machine"),
-        (["{check}"], "is a check: only trainings can be replayed"),
-        (["{broken}"], "is FAILED (OutOfMemory): a replay needs a training that came to an end"),
-        ([""], "unknown training"),
+        (["0123456789abcdef"], ["run id", "'0123456789abcdef'"]),
+        (["{run}", "--back", "0"], ["`back`", "above 0", "got 0"]),
+        (["{run}", "--clip", "-1"], ["`clip`", "above 0", "-1.0"]),
+        (["{run}", "--lr", "0"], ["`lr`", "above 0", "0.0"]),
+        (["{run}", "--device", "cuda:9"], ["cuda:9"]),
+        (["{check}"], ["{check}", "is a check"]),
+        (["{broken}"], ["{broken}", "FAILED", "OutOfMemory"]),
+        ([""], ["run id", "''"]),
     ],
 )
-def test_what_cannot_be_replayed_is_refused_before_anything_is_kept(root, command, arguments, message):
+def test_invalid_replays_are_refused_before_anything_is_kept(root, command, arguments, words):
     store = Store()
     ids = {"run": trained(CALM.replace(steps=1))[0]}
     ids["check"] = store.open_run("checks", "x", {}, {}, source="test")
@@ -280,21 +284,23 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_kept(root, comman
     store.set_tags(ids["broken"], cause="OutOfMemory")
     store.close(ids["broken"], "FAILED")
     code, _, err = command("replay", *(text.format(**ids) for text in arguments))
-    assert code == 2 and message in err, err
+    assert code == 2 and all(word.format(**ids) in err for word in words), err
     assert len(store.search("checks", "full")) == 1
 
 
-def test_a_beginning_that_several_share_and_other_images_are_refused(root, monkeypatch, image_folder):
+def test_an_ambiguous_run_id_and_changed_images_are_refused(root, monkeypatch, image_folder):
     config = CALM.replace(data=str(image_folder), steps=1, batch_size=4, train_size=None, model_args={})
-    ids = [trained(config.replace(seed=seed))[0] for seed in range(17)]  # so two share their first sign
+    ids = [
+        trained(config.replace(seed=seed))[0] for seed in range(17)
+    ]  # more than hex digits, so two ids share their first digit
     shared = next(a[0] for i, a in enumerate(ids) for b in ids[:i] if a[0] == b[0])
-    with pytest.raises(WorkbenchError, match=f"trainings begin with {shared} .*give more of the run id"):
+    with pytest.raises(WorkbenchError, match=f"trainings begin with {shared} .*run id"):
         again(shared)
     next(image_folder.rglob("*.png")).unlink()
-    with pytest.raises(WorkbenchError, match="are not those that run"):
+    with pytest.raises(WorkbenchError, match=f"images.*{ids[0]}"):
         again(ids[0])
 
 
-def test_quick_trainings_can_be_replayed_too(root):
+def test_quick_trainings_can_be_replayed(root):
     run_id, _ = trained(CALM.replace(steps=2), mode="quick")
     assert again(run_id)[0].same

@@ -1,4 +1,4 @@
-"""Searches. Evidence: interruption and resumption at every point give the undisturbed search, bit for bit."""
+"""Searches. Evidence: a search that is interrupted and resumed anywhere equals an undisturbed one, bit for bit."""
 
 import contextlib
 import math
@@ -24,19 +24,19 @@ def points(result):
     return result.trials[["clip", "base_lr", "val_acc", "outcome"]].values.tolist()
 
 
-def test_a_search_is_a_table_of_trials_each_a_run_of_the_store(root):
+def test_each_trial_of_a_search_is_a_row_and_a_run_of_the_store(root):
     result = run(root, start=[{"clip": 0.01, "base_lr": 1.0}])
     assert len(result.trials) == 6
     assert (result.trials["clip"][0], result.trials.base_lr[0]) == (0.01, 1.0)
     runs = {r.id: r for r in Store().search("trainings", "full")}
     for row in result.trials.itertuples():
         assert runs[row.run_id].tags["role"] == "search"
-        assert runs[row.run_id].status == "FINISHED"  # pruned ones, too
+        assert runs[row.run_id].status == "FINISHED"  # pruned trials too
     assert result.best.val_acc == result.trials[result.trials.state == "COMPLETE"].val_acc.max()
     assert (root / "mlruns" / "optuna.db").is_file()
 
 
-def test_a_finished_search_is_not_repeated_and_a_longer_one_goes_on(root, monkeypatch):
+def test_a_finished_search_is_not_repeated_and_a_longer_one_continues(root, monkeypatch):
     first = run(root, trials=4)
     trained = []
     original = worker_task.train
@@ -48,7 +48,7 @@ def test_a_finished_search_is_not_repeated_and_a_longer_one_goes_on(root, monkey
     assert len(trained) == 2
 
 
-def test_a_killed_trial_gives_its_slot_and_parameters_back(root, monkeypatch, another_root):
+def test_a_killed_trial_frees_its_slot_and_parameters(root, monkeypatch, another_root):
     start = [{"clip": 0.01, "base_lr": 1.0}]
     undisturbed = points(run(root, start=start))
 
@@ -75,7 +75,7 @@ def test_no_point_is_suggested_twice(root):
     assert not trials.duplicated(["clip", "base_lr"]).any()
 
 
-def test_divergence_is_a_constraint_and_never_the_best(root):
+def test_a_diverged_trial_violates_the_constraint_and_is_never_the_best(root):
     space = {"base_lr": {"low": 1.0, "high": 1e7, "log": True}}
     result = search(
         lambda p: BASE.replace(clip=None, warmup=0.0, **p), space, trials=6, session=session(root), arm="NF"
@@ -101,25 +101,25 @@ def test_a_number_in_the_space_is_fixed(root):
 
 @pytest.mark.parametrize(("low", "high", "log"), [(1.0, 1.0, False), (2.0, 1.0, False), (0.0, 1.0, True)])
 def test_impossible_ranges_are_refused(low, high, log):
-    with pytest.raises(WorkbenchError, match="a range needs low"):
+    with pytest.raises(WorkbenchError, match="range.*low"):
         Range(low, high, log)
 
 
-def test_no_trials_are_refused(root):
-    with pytest.raises(WorkbenchError, match="trials"):
+def test_zero_trials_are_refused(root):
+    with pytest.raises(WorkbenchError, match="`trials`.*0"):
         run(root, trials=0)
 
 
 @pytest.mark.parametrize("uri", ["nonsense://x", "postgresql://me:secret@127.0.0.1:9/x"])
-def test_a_database_that_cannot_be_had_is_one_sentence(root, monkeypatch, uri):
+def test_an_unreachable_database_is_refused_without_its_password(root, monkeypatch, uri):
     monkeypatch.setenv("WORKBENCH_OPTUNA_STORAGE", uri)
-    with pytest.raises(WorkbenchError, match=r"cannot open the database.*correct WORKBENCH_OPTUNA_STORAGE") as refused:
+    with pytest.raises(WorkbenchError, match=r"database.*WORKBENCH_OPTUNA_STORAGE") as error:
         run(root)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(error.value)
 
 
-def test_a_start_that_names_no_axis_is_refused(root):
-    with pytest.raises(WorkbenchError, match="unknown name of a point in `start` 'lr': did you mean 'base_lr'"):
+def test_a_start_with_an_unknown_parameter_is_refused(root):
+    with pytest.raises(WorkbenchError, match="`start` 'lr'.*'base_lr'"):
         search(objective, SPACE, trials=1, session=session(root), start=[{"lr": 0.4}])
 
 
@@ -142,7 +142,7 @@ _storage()
 
 
 @pytest.mark.parametrize("statements", [1, 2, 7])
-def test_whoever_is_killed_while_the_tables_are_made_leaves_no_half_database(root, statements):
+def test_a_kill_during_the_creation_of_the_tables_leaves_no_incomplete_database(root, statements):
     assert subprocess.run([sys.executable, "-c", KILLED, str(statements)]).returncode == -signal.SIGKILL
     assert not (root / "mlruns" / "optuna.db").exists()
     assert abandoned_trials() == []
@@ -150,4 +150,4 @@ def test_whoever_is_killed_while_the_tables_are_made_leaves_no_half_database(roo
     assert len(result.trials) == 1
     with contextlib.closing(sqlite3.connect(root / "mlruns" / "optuna.db")) as database:
         indexes = {name for (name,) in database.execute("select name from sqlite_master where type = 'index'")}
-    assert "ix_studies_study_name" in indexes  # without it a study is made twice
+    assert "ix_studies_study_name" in indexes  # without it a study could exist twice

@@ -207,7 +207,7 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
     pairs = [(run, mode) for mode in modes if is_id for run in store.search("trainings", mode, beginning)]
     trainings = {(run.id, mode): run for run, mode in pairs}
     if not trainings:
-        execution = "notebook's execution"
+        execution = "run of a notebook"
         others = (("checks", "full", "check"), ("evaluations", "full", "evaluation"), ("replays", "full", "replay"))
         others += tuple(("studies", mode, execution) for mode in modes)
         for kind, mode, what in others if is_id else ():
@@ -216,7 +216,7 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
                     f"run {text} is a {what}, but only trainings can be replayed. Give a training's run id."
                 )
         ids = [run.id for mode in modes for run in store.search("trainings", mode)]
-        raise unknown("training, by the beginning of its run id,", text, ids)
+        raise unknown("run id of a training", text, ids)
     if len(trainings) > 1:
         shown = ", ".join(sorted(run_id for run_id, _ in trainings)[:5])
         raise WorkbenchError(f"{len(trainings)} trainings begin with {text} ({shown}). Give more of the run id.")

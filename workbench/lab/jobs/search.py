@@ -243,10 +243,10 @@ def _open(name: str) -> optuna.Study:
 def _give_back(study: optuna.Study, trial: FrozenTrial) -> None:
     """End a trial without a process. Its slot and its parameters go to the next trial."""
     slot = trial.user_attrs.get("slot")
-    waiting = {
-        t.user_attrs.get("slot") for t in _trials(study, TrialState.WAITING)
-    }  # a kill between the two lines below
-    if slot is not None and slot not in waiting:  # without a slot, the trial was killed during its suggestion
+    # The slot waits already if a process was killed between the next two calls. A trial without a slot was killed
+    # during its suggestion.
+    waiting = {t.user_attrs.get("slot") for t in _trials(study, TrialState.WAITING)}
+    if slot is not None and slot not in waiting:
         study.enqueue_trial(trial.params, user_attrs={"slot": slot})
     study.tell(trial.number, state=TrialState.FAIL)
 
