@@ -240,12 +240,12 @@ def test_processes_whose_launcher_is_gone_are_ended(root, doctor, tmp_path):
         time.sleep(0.5)
         store = Store()
         run_id = training(store, outcome=None)
-        lost = whoami(stray.pid)
-        store.set_tags(run_id, process=lost)
+        stray_identity = whoami(stray.pid)
+        store.set_tags(run_id, process=stray_identity)
         findings, _ = doctor()
         assert f"process {stray.pid} still runs, but its launcher is gone" in findings
         assert f"({run_id}) is RUNNING" in findings  # a stray process runs it
-        assert not is_alive(lost)
+        assert not is_alive(stray_identity)
         assert kept.poll() is None and elsewhere.poll() is None
         assert store.status(run_id) == "KILLED"
     finally:
@@ -316,9 +316,9 @@ def test_a_moved_store_is_not_repaired_while_a_run_is_running(root, tmp_path, mo
 
 def test_a_path_prefix_is_replaced_only_at_the_end_of_a_folder(root):
     database = Database(f"sqlite:///{root}/mlruns/mlflow.db")
-    here = (root / "mlruns").as_uri()
-    assert database.move(here[:-1], "file:///x") == 0  # .../mlrun is not a parent folder of .../mlruns
-    assert database.move(here, "file:///a%20b/mlruns") >= 6
+    store_uri = (root / "mlruns").as_uri()
+    assert database.move(store_uri[:-1], "file:///x") == 0  # .../mlrun is not a parent folder of .../mlruns
+    assert database.move(store_uri, "file:///a%20b/mlruns") >= 6
     assert set(database.places(["studies", "trainings"])) == {"file:///a%20b/mlruns"}
 
 

@@ -99,10 +99,10 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
 
 
 def _moved(database: Database, busy: bool, confirmed: bool) -> Iterator[Finding]:
-    here = runs_folder().as_uri()
+    current_place = runs_folder().as_uri()
     for place, n in database.places(EXPERIMENTS).items():
         folder = Path(as_path(place))
-        if place == here or not place.startswith("file:") or folder.resolve() == runs_folder():
+        if place == current_place or not place.startswith("file:") or folder.resolve() == runs_folder():
             continue
         what = f"the database says that {n} experiments and runs have their files at {folder}, "
         what += f"but the store is at {runs_folder()}"
@@ -114,7 +114,7 @@ def _moved(database: Database, busy: bool, confirmed: bool) -> Iterator[Finding]
             yield Finding("places", what, "runs have status RUNNING: wait for their end, or add --moved if none runs")
         else:
             cure = f"write the new place into {Path(database.uri).name} and keep a copy of the old file"
-            yield Finding("places", what, cure, functools.partial(_move, database, place, here))
+            yield Finding("places", what, cure, functools.partial(_move, database, place, current_place))
 
 
 def _move(database: Database, old: str, new: str) -> None:

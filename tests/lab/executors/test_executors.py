@@ -40,14 +40,14 @@ def make(root, monkeypatch):
     path = f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}"
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("WORKBENCH_GPUS", "2")
-    made = []
+    executors = []
 
     def make(kind, workers=2, **resources):
-        made.append(Choice(kind, None if kind == "inline" else workers, **resources).make())
-        return made[-1]
+        executors.append(Choice(kind, None if kind == "inline" else workers, **resources).make())
+        return executors[-1]
 
     yield make
-    for executor in made:
+    for executor in executors:
         executor.stop(at_once=True)
 
 
@@ -172,10 +172,10 @@ def test_sigterm_stops_the_inline_task(make, tmp_path, default_sigterm):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_tasks_environment_does_not_reach_other_tasks(make, kind):
-    asked = ["MINE", "WORKBENCH_ROOT"]
+    names = ["MINE", "WORKBENCH_ROOT"]
     tasks = [
-        task("with", "environment", asked, environment={"MINE": "1"}),
-        task("without", "environment", asked),
+        task("with", "environment", names, environment={"MINE": "1"}),
+        task("without", "environment", names),
     ]
     executor = make(kind, workers=1)
     outcomes = all_outcomes(executor, tasks)
@@ -206,8 +206,8 @@ def test_no_gpu_runs_more_tasks_than_its_share_allows(make, kind, share, workers
     busy, most = {}, {}
 
     def heard(message):
-        what, gpu = message
-        busy[gpu] = busy.get(gpu, 0) + (1 if what == "begins" else -1)
+        event, gpu = message
+        busy[gpu] = busy.get(gpu, 0) + (1 if event == "begins" else -1)
         most[gpu] = max(most.get(gpu, 0), busy[gpu])
 
     tasks = [task(str(i), "occupy", 0.4, on_message=heard) for i in range(workers + 2)]

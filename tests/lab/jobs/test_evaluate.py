@@ -102,10 +102,10 @@ def test_parquet_and_folder_give_the_same_result(image_folder, tmp_path):
     parquet(image_folder, tmp_path / "one.parquet")
     parquet(image_folder, tmp_path / "parts" / "a.parquet", names=False)
     parquet(image_folder, tmp_path / "parts" / "b.parquet", names=False)
-    wanted = run(Brightness(), open_labelled(image_folder))
+    expected = run(Brightness(), open_labelled(image_folder))
     one, parts = open_labelled(tmp_path / "one.parquet"), open_labelled(tmp_path / "parts")
     assert one.classes == ("bright", "dark") and parts.classes == ("0", "1") and len(parts) == 80
-    assert run(Brightness(), one).loss == pytest.approx(wanted.loss)
+    assert run(Brightness(), one).loss == pytest.approx(expected.loss)
     assert run(Brightness(), parts).top1 == 80
 
 
@@ -121,7 +121,7 @@ def test_classes_must_agree_or_be_named(image_folder):
     with pytest.raises(WorkbenchError, match=r"2 classes.*5 outputs.*--classes"):
         class_indices(data, 5)
     assert class_indices(data, 3, ["dark", "x", "bright"]) == [2, 0]
-    with pytest.raises(WorkbenchError, match="'bright'.*'brighter'"):
+    with pytest.raises(WorkbenchError, match=r"'bright'.*'brighter'"):
         class_indices(data, 2, ["dark", "brighter"])
     with pytest.raises(WorkbenchError, match=r"\b2 outputs.*\b3\b"):
         class_indices(data, 3, ["dark", "bright"])
@@ -139,7 +139,7 @@ def test_unreadable_files_and_folders_are_named(image_folder, tmp_path):
     with pytest.raises(WorkbenchError, match=r"image.*img.*label.*\bx\b"):
         open_labelled(tmp_path / "x.parquet")
     pq.write_table(pa.table({"image": [1], "label": [0]}), tmp_path / "y.parquet")
-    with pytest.raises(WorkbenchError, match="struct.*`bytes`"):
+    with pytest.raises(WorkbenchError, match=r"struct.*`bytes`"):
         open_labelled(tmp_path / "y.parquet")
 
 
@@ -187,9 +187,9 @@ def test_the_command_prints_and_keeps_the_accuracy(root, image_folder, weights):
 
     from workbench.lab.store.views import EVALUATIONS
 
-    held = {f"metrics.`{m}`" for m in run_.metrics} | {f"params.`{p}`" for p in run_.parameters}
-    held |= {f"tags.`{t}`" for t in run_.tags} | {"metrics.`published_top1`"}  # only for released weights
-    assert all(set(view["selectedColumns"]) <= held for view in EVALUATIONS.values())
+    columns = {f"metrics.`{m}`" for m in run_.metrics} | {f"params.`{p}`" for p in run_.parameters}
+    columns |= {f"tags.`{t}`" for t in run_.tags} | {"metrics.`published_top1`"}  # only for released weights
+    assert all(set(view["selectedColumns"]) <= columns for view in EVALUATIONS.values())
 
 
 def test_the_published_accuracy_is_shown_only_for_released_weights(root, image_folder, weights, command, monkeypatch):

@@ -163,9 +163,9 @@ def test_an_imported_run_looks_like_a_local_one(root, tmp_path):
     run = store.get(run_id)
     assert (run.status, run.name) == ("FINISHED", "nf_resnet_tiny B64 lr0.4 c0.04 s2")
     assert (run.started, run.ended) == (1_000, 1_009)
-    wanted = {"imported": "node-7", "device": "H200", "arm": "NF", "role": "confirm", "outcome": "complete"}
-    wanted |= {"study.mine": "n" * 32, "owner": "n" * 32, "mode": "full", "code": "another", "data": "d"}
-    assert wanted.items() <= run.tags.items()
+    expected_tags = {"imported": "node-7", "device": "H200", "arm": "NF", "role": "confirm", "outcome": "complete"}
+    expected_tags |= {"study.mine": "n" * 32, "owner": "n" * 32, "mode": "full", "code": "another", "data": "d"}
+    assert expected_tags.items() <= run.tags.items()
     assert (run.parameters["clip"], run.parameters["steps"]) == ("0.04", "4")
     points = client(store).get_metric_history(run_id, "val_acc")
     assert [(p.step, p.value) for p in points] == [(2, 0.7), (4, 0.9)]  # each point once

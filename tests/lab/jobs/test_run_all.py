@@ -98,17 +98,17 @@ def test_a_killed_worker_changes_no_result(another_root):
     another_root()
     undisturbed = run_all(arms(3), session())
     another_root()
-    mine, killed, finished = session(), [], []
+    own_session, killed, finished = session(), [], []
     jobs = [Job(arm, "screen", watch=lambda row: kill_once(row, killed)) for arm in arms(3)]
     with Progress("trainings", 3) as progress:
-        for done in trained(jobs, mine, executor="processes:1,threads=1", progress=progress):
+        for done in trained(jobs, own_session, executor="processes:1,threads=1", progress=progress):
             finished.append(done)
     assert len(killed) == 1
     assert [done.error for done in finished] == [None] * 3
     assert [done.result.metrics["train_loss"] for done in finished] == undisturbed.train_loss.tolist()
-    runs = mine.store.search("trainings", "full")
+    runs = own_session.store.search("trainings", "full")
     assert [run.status for run in runs] == ["FINISHED"] * 3
-    assert not points_twice(mine.store, runs)
+    assert not points_twice(own_session.store, runs)
 
 
 def test_progress_names_the_arm_of_each_training(root, monkeypatch):
@@ -150,24 +150,24 @@ def test_two_processes_with_the_same_trainings_run_each_once(root):
 
 
 def test_a_result_is_not_lost_when_the_store_fails_at_the_end(root, monkeypatch):
-    mine, trained_again = session(), []
+    own_session, trained_again = session(), []
     with monkeypatch.context() as patch:
         patch.setattr(Store, "finish_training", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(RuntimeError, match=r"No space left.*result is kept"):
-            run_all(arms(1), mine)
-    assert [run.status for run in mine.store.search("trainings", "full")] == ["RUNNING"]
+            run_all(arms(1), own_session)
+    assert [run.status for run in own_session.store.search("trainings", "full")] == ["RUNNING"]
     original = worker_task.train
     monkeypatch.setattr(worker_task, "train", lambda *a, **k: trained_again.append(1) or original(*a, **k))
     table = run_all(arms(1), session())
     assert not trained_again and table.outcome[0] == "complete"
-    finished = [r for r in mine.store.search("trainings", "full") if r.status == "FINISHED"]
-    assert len(finished) == 1 and not points_twice(mine.store, finished)
-    assert [p.step for p in client(mine.store).get_metric_history(finished[0].id, "val_acc")] == [2, 4, 6]
+    finished = [r for r in own_session.store.search("trainings", "full") if r.status == "FINISHED"]
+    assert len(finished) == 1 and not points_twice(own_session.store, finished)
+    assert [p.step for p in client(own_session.store).get_metric_history(finished[0].id, "val_acc")] == [2, 4, 6]
     assert not list((root / "mlruns" / "checkpoints").iterdir())
 
 
 def test_rows_wait_while_the_store_is_unreachable(root, monkeypatch):
-    mine, original, calls = session(), Store.log_rows, []
+    own_session, original, calls = session(), Store.log_rows, []
 
     def unreachable_at_first(self, run_id, rows):
         calls.append(len(rows))
@@ -177,14 +177,14 @@ def test_rows_wait_while_the_store_is_unreachable(root, monkeypatch):
 
     monkeypatch.setattr(Store, "log_rows", unreachable_at_first)
     monkeypatch.setattr("workbench.lab.jobs.job_run.FLUSH_EVERY", 0.0)
-    table = run_all(arms(1), mine)
+    table = run_all(arms(1), own_session)
     assert calls[:3] == [1, 2, 3]
-    history = client(mine.store).get_metric_history(table.run_id[0], "val_loss")
+    history = client(own_session.store).get_metric_history(table.run_id[0], "val_loss")
     assert [point.step for point in history] == [2, 4, 6]
 
 
 def test_an_interruption_closes_the_runs_and_the_next_start_continues(root):
-    mine, rows = session(), []
+    own_session, rows = session(), []
 
     def interrupt(row):
         rows.append(row["step"])
@@ -194,9 +194,9 @@ def test_an_interruption_closes_the_runs_and_the_next_start_continues(root):
 
     jobs = [Job(arm, "screen", watch=interrupt) for arm in arms(2)]
     with pytest.raises(KeyboardInterrupt), Progress("trainings", 2) as progress:
-        list(trained(jobs, mine, executor="processes:2,threads=1", progress=progress))
-    assert {run.status for run in mine.store.search("trainings", "full")} == {"KILLED"}
-    assert run_all(arms(2), mine).outcome.tolist() == ["complete"] * 2
+        list(trained(jobs, own_session, executor="processes:2,threads=1", progress=progress))
+    assert {run.status for run in own_session.store.search("trainings", "full")} == {"KILLED"}
+    assert run_all(arms(2), own_session).outcome.tolist() == ["complete"] * 2
 
 
 def test_a_training_that_breaks_keeps_its_traceback_and_the_others_go_on(root, monkeypatch):
@@ -245,7 +245,7 @@ def test_killed_trials_of_a_parallel_search_free_slots_and_parameters(another_ro
     another_root()
     startup = search(objective, SPACE, trials=3, session=session()).trials  # drawn before the sampler has results
     another_root()
-    mine, points = session(), []
+    own_session, points = session(), []
 
     def interrupting(p):
         points.append((p["clip"], p["base_lr"]))
@@ -254,8 +254,8 @@ def test_killed_trials_of_a_parallel_search_free_slots_and_parameters(another_ro
         return objective(p)
 
     with pytest.raises(KeyboardInterrupt):
-        search(interrupting, SPACE, trials=3, session=mine, executor="processes:2,threads=1")
-    trials = search(objective, SPACE, trials=3, session=mine, executor="processes:2,threads=1").trials
+        search(interrupting, SPACE, trials=3, session=own_session, executor="processes:2,threads=1")
+    trials = search(objective, SPACE, trials=3, session=own_session, executor="processes:2,threads=1").trials
     columns = ["clip", "base_lr", "val_acc"]
     assert trials[columns].equals(startup[columns])
 
@@ -263,7 +263,7 @@ def test_killed_trials_of_a_parallel_search_free_slots_and_parameters(another_ro
 def test_a_kill_between_freeing_a_slot_and_failing_its_trial_doubles_no_slot(root, monkeypatch):
     import optuna
 
-    mine = session()
+    own_session = session()
 
     def objective(p):
         return BASE.replace(**p)
@@ -273,11 +273,11 @@ def test_a_kill_between_freeing_a_slot_and_failing_its_trial_doubles_no_slot(roo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(worker_task, "train", killed)
-        search(objective, SPACE, trials=2, session=mine)
+        search(objective, SPACE, trials=2, session=own_session)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(optuna.Study, "tell", killed)  # the first call after the parameters are enqueued
-        search(objective, SPACE, trials=2, session=mine)
-    trials = search(objective, SPACE, trials=2, session=mine).trials
+        search(objective, SPACE, trials=2, session=own_session)
+    trials = search(objective, SPACE, trials=2, session=own_session).trials
     assert len(trials) == 2 and not trials.duplicated(["clip", "base_lr"]).any()
 
 
@@ -291,10 +291,10 @@ def test_trials_that_break_are_reported_and_tried_again_by_the_next_start(root, 
         return original(*args, **kwargs)
 
     monkeypatch.setattr(worker_task, "train", breaks_once)
-    mine = session()
+    own_session = session()
     with pytest.raises(RuntimeError, match=r"1 trials broke.*\n.*MemoryError: 12 GB"):
-        search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine)
-    trials = search(lambda p: BASE.replace(**p), SPACE, trials=3, session=mine).trials
+        search(lambda p: BASE.replace(**p), SPACE, trials=3, session=own_session)
+    trials = search(lambda p: BASE.replace(**p), SPACE, trials=3, session=own_session).trials
     assert len(trials) == 3 and (trials.outcome == "complete").all()
 
 

@@ -101,12 +101,12 @@ def test_a_number_in_the_space_is_fixed(root):
 
 @pytest.mark.parametrize(("low", "high", "log"), [(1.0, 1.0, False), (2.0, 1.0, False), (0.0, 1.0, True)])
 def test_impossible_ranges_are_refused(low, high, log):
-    with pytest.raises(WorkbenchError, match="range.*low"):
+    with pytest.raises(WorkbenchError, match="low"):
         Range(low, high, log)
 
 
 def test_zero_trials_are_refused(root):
-    with pytest.raises(WorkbenchError, match="`trials`.*0"):
+    with pytest.raises(WorkbenchError, match=r"`trials`.*0"):
         run(root, trials=0)
 
 
@@ -119,7 +119,7 @@ def test_an_unreachable_database_is_refused_without_its_password(root, monkeypat
 
 
 def test_a_start_with_an_unknown_parameter_is_refused(root):
-    with pytest.raises(WorkbenchError, match="`start` 'lr'.*'base_lr'"):
+    with pytest.raises(WorkbenchError, match=r"`start` 'lr'.*'base_lr'"):
         search(objective, SPACE, trials=1, session=session(root), start=[{"lr": 0.4}])
 
 

@@ -249,15 +249,15 @@ def test_a_rate_that_leaves_no_gradient_is_lowered(pair, monkeypatch):
 
 def test_both_sides_get_equally_many_trials_and_the_best_are_confirmed_with_fresh_seeds(pair, tmp_path):
     lrs = {"low": 0.02, "high": 0.5, "log": True}
-    here, file = session(), tmp_path / "out" / "weights.safetensors"
-    trials, best = user_network.searched(pair, here, lr=lrs, clip=0.0123, trials=2)
+    user_session, file = session(), tmp_path / "out" / "weights.safetensors"
+    trials, best = user_network.searched(pair, user_session, lr=lrs, clip=0.0123, trials=2)
     assert trials.arm.value_counts().to_dict() == {"NF+AGC": 2, "BN": 2}
     assert trials["clip"].fillna(0).tolist() == [0.0123, 0.0123, 0, 0]
     assert trials.lr[0] == 0.1  # the middle of the range first
-    confirmed = user_network.confirmed(best, [7, 8], here, file)
+    confirmed = user_network.confirmed(best, [7, 8], user_session, file)
     assert confirmed.groupby("arm").seed.apply(list).to_dict() == {"NF+AGC": [7, 8], "BN": [7, 8]}
     assert confirmed.test_acc.between(0, 1).all() and file.is_file()
-    assert user_network.confirmed({}, [7], here, file).empty
+    assert user_network.confirmed({}, [7], user_session, file).empty
     noise = user_network.noise_scale(best["NF+AGC"], file, batches=3)
     assert noise.batch == 8 and noise.noise_scale > 0
     assert math.isfinite(judge(trials, confirmed, noise).effect.value.mean)
@@ -284,9 +284,9 @@ def test_the_pasted_lines_reach_the_weights_of_the_training(user_folder, image_f
 
 
 def test_recipe_and_checkpoint_repeat_the_training(pair, tmp_path, command):
-    config, here = pair["NF+AGC"], session()
+    config, user_session = pair["NF+AGC"], session()
     file = tmp_path / "weights.safetensors"
-    run_id, result, _ = run_training(config, here, role="confirm", arm="NF+AGC", save=str(file))
+    run_id, result, _ = run_training(config, user_session, role="confirm", arm="NF+AGC", save=str(file))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_text(config))
     assert parse_config({}, str(recipe)) == config

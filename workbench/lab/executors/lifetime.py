@@ -83,10 +83,10 @@ def strays(worker: str, place: Path) -> dict[int, str]:
             environment, command = process.environ(), process.cmdline()
             context = context_of(environment)
             if worker in command:
-                lost = process.ppid() != int(command[-1])
+                stray = process.ppid() != int(command[-1])
             else:
-                lost = context is not None and not is_alive(context.launcher)
-            if not lost or process.pid in ancestry:
+                stray = context is not None and not is_alive(context.launcher)
+            if not stray or process.pid in ancestry:
                 continue
             named, works_in = environment.get("WORKBENCH_ROOT"), Path(process.cwd())
             works_for_place = Path(named) == place if named else place in (works_in, *works_in.parents)

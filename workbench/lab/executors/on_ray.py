@@ -198,12 +198,12 @@ class _Mailbox:
 def _work(mailbox, number: int, function: str, arguments, environment: dict[str, str]) -> tuple:
     import ray
 
-    asked, stopped = time.monotonic(), False
+    last_check, stopped = time.monotonic(), False
 
     def stop() -> bool:
-        nonlocal asked, stopped
-        if not stopped and time.monotonic() - asked > ASK_EVERY:
-            asked, stopped = time.monotonic(), ray.get(mailbox.stopped.remote())
+        nonlocal last_check, stopped
+        if not stopped and time.monotonic() - last_check > ASK_EVERY:
+            last_check, stopped = time.monotonic(), ray.get(mailbox.stopped.remote())
         return stopped
 
     return run_task(function, arguments, environment, lambda m: ray.get(mailbox.ask.remote(number, m)), stop)

@@ -61,7 +61,7 @@ def check_model(
     for parameter, (value, least) in lower_bounds.items():
         if value is not None and value < least:
             raise WorkbenchError(f"`{parameter}` must be at least {least}, got {value}.")
-    where = pick_device(device)
+    torch_device = pick_device(device)
     images = None if data is None else _first_images(data, image_size, batch_size)
     if in_channels is not None and images is not None and images.shape[1] != in_channels:
         raise WorkbenchError(
@@ -75,11 +75,11 @@ def check_model(
     if channels is not None and not is_user_network(name):
         arguments.setdefault("in_channels", channels)
     torch.manual_seed(seed)
-    model = _built(name, channels, arguments).to(where)
+    model = _built(name, channels, arguments).to(torch_device)
     if images is None:
         channels = channels or first_channels(model) or 3
         images = torch.randn(batch_size, channels, size, size, generator=torch.Generator().manual_seed(seed))
-    judgement = preflight(model, images.to(where), precision=precision, blocks=blocks)
+    judgement = preflight(model, images.to(torch_device), precision=precision, blocks=blocks)
     judgement = dataclasses.replace(judgement, name=name)
 
     from workbench.lab.plots import check_figure
@@ -87,7 +87,7 @@ def check_model(
     store = Store()
     parameters = {"model": name, "data": data or "N(0, 1)", "image_size": images.shape[-1], "batch_size": len(images)}
     parameters |= {"precision": precision, "seed": seed, **{f"arg_{k}": v for k, v in arguments.items()}}
-    run_id = store.open_run("checks", name, parameters, {"device": where.type}, source="workbench check")
+    run_id = store.open_run("checks", name, parameters, {"device": torch_device.type}, source="workbench check")
     store.log_metrics(run_id, _numbers(judgement))
     store.log_table(run_id, judgement.table, "blocks")
     store.log_figure(run_id, check_figure(judgement.table), "blocks")

@@ -82,12 +82,12 @@ def evaluate(
     model_name = located(model_name)
     if weights is None and not is_library(model_name):
         raise WorkbenchError(f"{model_name} has no released weights. Give a file with `weights`.")
-    where, data = pick_device(device), open_labelled(data_path)
+    torch_device, data = pick_device(device), open_labelled(data_path)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)
-    made = read.preprocess or {"image_size": info.test_size, "style": info.eval_style, "mean": (), "std": ()}
-    size = made["image_size"] if image_size is None else image_size
-    style = made["style"] if style is None else style
+    preprocess = read.preprocess or {"image_size": info.test_size, "style": info.eval_style, "mean": (), "std": ()}
+    size = preprocess["image_size"] if image_size is None else image_size
+    style = preprocess["style"] if style is None else style
     if style not in STYLES:
         raise unknown("style of test images", style, STYLES)
     if not 8 <= size <= 4096:
@@ -112,7 +112,7 @@ def evaluate(
             "style": style,
             "batch_size": batch_size,
         },
-        {"data": data.digest(), "weights_sha256": sha256(file)[:16], "device": _device_name(where)},
+        {"data": data.digest(), "weights_sha256": sha256(file)[:16], "device": _device_name(torch_device)},
         source="workbench evaluate",
     )
     try:
@@ -122,11 +122,11 @@ def evaluate(
             image_size=size,
             style=style,
             indices=indices,
-            device=where,
+            device=torch_device,
             batch_size=batch_size,
             workers=workers,
             progress=progress,
-            moments=(made["mean"], made["std"]),
+            moments=(preprocess["mean"], preprocess["std"]),
         )
     except BaseException as error:
         store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])

@@ -114,8 +114,8 @@ def _contradiction(record: Record) -> str | None:
 
 def _as_run(folder: str, record: Record, tables: dict[str, pd.DataFrame], store: Store) -> str:
     result = record.result
-    asked = {"role": record.role, "arm": record.arm, "owner": record.owner}
-    run_id = store.open_training(result.config, result.key, record.mode, **asked, started=record.started)
+    tags = {"role": record.role, "arm": record.arm, "owner": record.owner}
+    run_id = store.open_training(result.config, result.key, record.mode, **tags, started=record.started)
     try:
         store.set_tags(run_id, imported=folder)
         store.log_rows(run_id, result.history)

@@ -70,9 +70,9 @@ class JobResult:
         user_lines = [
             (file, n) for file, n in lines if not Path(file).is_relative_to(package) and "site-packages" not in file
         ]
-        where = "".join(f" ({Path(file).name}, line {n})" for file, n in (user_lines or lines)[-1:])
-        kept = f"; full traceback in error.txt of run {self.run_id}" if self.run_id and self.details else ""
-        return f"{self.error}{where}{kept}"
+        source_line = "".join(f" ({Path(file).name}, line {n})" for file, n in (user_lines or lines)[-1:])
+        traceback_hint = f"; full traceback in error.txt of run {self.run_id}" if self.run_id and self.details else ""
+        return f"{self.error}{source_line}{traceback_hint}"
 
     def row(self) -> dict:
         """Return one flat row of a tidy table: arm, configuration, final metrics, device, run_id."""

@@ -71,8 +71,8 @@ class JobRun:
     def planned(self) -> Planned:
         """Return the training as a line of a plan."""
         session = self._session
-        asked = {"study": session.study, "mode": session.mode, "role": self.job.role, "arm": self.job.arm.label}
-        return Planned.of(self.config, **asked)
+        origin = {"study": session.study, "mode": session.mode, "role": self.job.role, "arm": self.job.arm.label}
+        return Planned.of(self.config, **origin)
 
     def begin(self, *, here: bool) -> Task:
         """Open the run, and return the task that trains.

@@ -50,7 +50,7 @@ def screen(
         raise WorkbenchError(f"`extend` must be at least 0, got {extend}.")
     arms, cells = [(arm, setting) for arm in arms for setting in _settings(arm, clips)], list(cells)
     grids = [sorted({float(lr) for lr in lrs}) for _ in cells]
-    table, wanted, missing = pd.DataFrame(), [], [list(lrs) for _ in cells]
+    table, points, missing = pd.DataFrame(), [], [list(lrs) for _ in cells]
     for _ in range(extend + 1):
         new = [
             {"cell": i, "arm": arm, **setting, "lr": lr, "seed": seed}
@@ -60,8 +60,8 @@ def screen(
             for seed in seeds
         ]
         trained = _run([point | {"cell": cells[point["cell"]]} for point in new], training, session, "screen")
-        table, wanted = pd.concat([table, trained], ignore_index=True), wanted + new
-        tried = pd.DataFrame(wanted).assign(val_acc=table.val_acc)
+        table, points = pd.concat([table, trained], ignore_index=True), points + new
+        tried = pd.DataFrame(points).assign(val_acc=table.val_acc)
         best = best_rates(tried, by=["cell"]).groupby("cell").lr.agg(set)
         missing = [_beyond(grid, best[i]) for i, grid in enumerate(grids)]
         if not any(missing):
@@ -110,22 +110,22 @@ def confirm(
     for arm, arm_seeds in seeds_by_arm.items():
         if len(set(arm_seeds)) != len(arm_seeds) or not arm_seeds:
             raise WorkbenchError(f"`seeds` of arm {arm} must be different, and at least one, got {arm_seeds}.")
-    wanted = []
+    points = []
     for _, row in best.iterrows():
         cell = {name: None if pd.isna(row[name]) else row[name] for name in by}
-        wanted += [{"cell": cell, "arm": row.arm, "lr": row.lr, "seed": seed} for seed in seeds_by_arm[row.arm]]
+        points += [{"cell": cell, "arm": row.arm, "lr": row.lr, "seed": seed} for seed in seeds_by_arm[row.arm]]
 
     def with_test(arm: str, lr: float, seed: int, **cell) -> TrainConfig:
         return training(arm, lr, seed, **cell).replace(evaluate_test=True)
 
-    return scored(_run(wanted, with_test, session, "confirm"))
+    return scored(_run(points, with_test, session, "confirm"))
 
 
-def _run(wanted: list[dict], training: Training, session: Session, role: str) -> pd.DataFrame:
+def _run(points: list[dict], training: Training, session: Session, role: str) -> pd.DataFrame:
     def configured(cell: Mapping, arm: str, lr: float, seed: int, **setting) -> Arm:
         return Arm(arm, training(arm, float(lr), int(seed), **cell, **setting))
 
-    table = run_all([configured(**point) for point in wanted], session, role=role)
-    for name in {name for point in wanted for name in point["cell"]}:
-        table[name] = [point["cell"].get(name) for point in wanted]
+    table = run_all([configured(**point) for point in points], session, role=role)
+    for name in {name for point in points for name in point["cell"]}:
+        table[name] = [point["cell"].get(name) for point in points]
     return table

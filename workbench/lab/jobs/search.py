@@ -110,7 +110,7 @@ def search(
     name = f"{session.study} {arm} {hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
 
     with filelock.FileLock(search_lock(name)):
-        asking = _Asking(_open(name), ranges, fixed, seed, trials, start or [])
+        asking = _AskAndTell(_open(name), ranges, fixed, seed, trials, start or [])
         asking.give_back()
         limit = trials
         if is_planning():  # the sampler needs results to suggest many trials
@@ -131,7 +131,7 @@ def search(
     return SearchResult(table, _importance(asking.study))
 
 
-class _Asking:
+class _AskAndTell:
     """Asks the sampler for trials and reports their results, in one process per search."""
 
     def __init__(self, study: optuna.Study, ranges, fixed, seed: int, trials: int, start: list[dict]):

@@ -56,15 +56,15 @@ def _lines_of_model(config: TrainConfig, data: Dataset, imports: set[str]) -> st
         imports.add("from workbench.models import create_model")
         return f"model = create_model({json.dumps(config.model)}, {arguments})"
     network = config.model.removeprefix(NORMFREE)
-    where, _, function = network.rpartition(":")
-    made = f"{function}({_arguments_text({**sizes_taken(network, classes, channels), **args.get('arguments', {})})})"
+    module, _, function = network.rpartition(":")
+    call = f"{function}({_arguments_text({**sizes_taken(network, classes, channels), **args.get('arguments', {})})})"
     size = args["image_size"]
     imports |= {
-        f"from {Path(where).stem if where.endswith('.py') else where} import {function}",
+        f"from {Path(module).stem if module.endswith('.py') else module} import {function}",
         "from workbench.normfree import normfree",
     }
     gain = args["skip_gain"]
-    return f"model = normfree({made}, torch.zeros(2, {channels}, {size}, {size}), skip_gain={gain!r}).model"
+    return f"model = normfree({call}, torch.zeros(2, {channels}, {size}, {size}), skip_gain={gain!r}).model"
 
 
 def _arguments_text(arguments: Mapping) -> str:
