@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench.claims import slow_start
-from workbench.lab.statistics.effects import beside
+from workbench.lab.statistics.effects import compare_arms
 from workbench.models import create_model
 from workbench.optim import AGC, param_groups
 from workbench.training import TrainConfig
@@ -61,4 +61,4 @@ def test_the_verdict_flips_with_the_table():
     assert gains.effect.value.mean == pytest.approx(0.03)
     assert costs.holds is False and unclear.holds is None
     assert gains.table.set_index("arm").points[slow_start.ONE] == pytest.approx(10)
-    assert beside(confirmed(0.03), slow_start.PAPER).set_index("arm").accuracy[slow_start.ONE] == pytest.approx(0.5)
+    assert compare_arms(confirmed(0.03), slow_start.PAPER).set_index("arm").accuracy[slow_start.ONE] == pytest.approx(0.5)

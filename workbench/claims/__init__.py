@@ -1,1 +1,4 @@
-"""One file per study: its question as data (`CLAIM`), its judge and its figure. The registry finds the files."""
+"""One file per study: its question as data (`CLAIM`), its judge and its figure.
+
+The registry imports these files.
+"""

@@ -1,18 +1,23 @@
 """Claim 8: what each part of an NFNet is worth, and whether it pays for its time.
 
-Source: NFNet paper, section 4 and table 2 (width pattern, second 3x3 convolution, augmentation); squeeze-excite,
-stochastic depth, skip gain and activation are the rest of the recipe. One part is left out at a time. Tables: `costs`,
-of a step, as of evidence.pace; `screened`, one row a training at equal time, with arm, lr, seed,
-outcome, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with protocol (equal time, equal steps),
-arm, seed, test_acc, outcome. The contrast, written down before the confirmation: at equal time, test accuracy of the
-whole net minus the mean of the nets with one part left out, paired by seed. The parts are one family under Holm.
+Source: NFNet paper, section 4 and table 2 (width pattern, second 3x3 convolution, augmentation). Squeeze-excite,
+stochastic depth, skip gain and activation are the rest of the recipe. Each arm leaves out one part.
+
+Contrast, written down before the confirmation: at equal time, test accuracy of the whole net minus the mean of the nets
+without one part. The difference is paired by seed. The single parts form one family under Holm's adjustment.
+
+Tables:
+    costs: Times of a step, as `step_costs` returns them. Columns arm, cost, low, high.
+    screened: One row per training at equal time. Columns arm, lr, seed, outcome, val_acc.
+    confirmed: Each arm at its own best rate, on fresh seeds. Columns protocol (equal time, equal steps), arm, lr,
+        steps, seed, test_acc, outcome.
 """
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, details
+from workbench.lab.statistics.effects import compare_arms, details
 from workbench.lab.statistics.intervals import difference_p, points_with_ci, side, t_interval
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import by_seed, with_edges
@@ -25,23 +30,30 @@ TIME, STEPS = "equal time", "equal steps"
 
 
 def summary(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row a protocol and arm: cost of a step, lr, steps, accuracy, difference to the whole net with low, high, p,
-    p_holm and p_equal, diverged, n."""
+    """Compare each arm with the whole net under each protocol.
+
+    Returns:
+        One row per protocol and arm. Columns: the step's cost, lr, steps, accuracy, difference to the whole net with
+        low, high, p, p_holm and p_equal, diverged, n.
+    """
     tables = [
-        beside(rows, WHOLE, settings=("lr", "steps"), mark="diverged").assign(protocol=protocol)
+        compare_arms(rows, WHOLE, settings=("lr", "steps"), mark="diverged").assign(protocol=protocol)
         for protocol, rows in _marked(confirmed).groupby("protocol", sort=False)
     ]
     return pd.concat(tables, ignore_index=True).merge(costs[["arm", "cost"]], on="arm", how="left")
 
 
 def matched_cost(confirmed: pd.DataFrame) -> pd.Series:
-    """By arm the time of a step, over the whole net's, at which its steps are equal time: measured here, or before."""
+    """Return by arm the step time at which its number of steps is equal time.
+
+    The time is relative to the whole net. It was measured in this run or in an earlier one.
+    """
     steps = confirmed[confirmed.protocol == TIME].groupby("arm", sort=False).steps.first()
     return steps[WHOLE] / steps
 
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Are the parts worth their time on average? And each?"""
+    """Judge whether the parts are worth their time on average. The table has each part."""
     values = by_seed(confirmed[confirmed.protocol == TIME])
     difference = (values[WHOLE] - values.drop(columns=WHOLE).mean(axis=1)).dropna()
     effect = Effect(
@@ -55,7 +67,7 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) 
 
 
 def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: its difference to the whole net at equal time, and in points_equal_steps at equal steps."""
+    """One row per arm: the difference to the whole net at equal time, and at equal steps."""
     by_protocol = {protocol: rows for protocol, rows in summary(costs, confirmed).groupby("protocol")}
     timed = by_protocol[TIME].assign(matched_cost=lambda t: t.arm.map(matched_cost(confirmed)))
     table = details(timed, "cost", "matched_cost")
@@ -71,8 +83,10 @@ def _marked(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Accuracy beside the whole net under each protocol, and the time of a step beside it, with the one that the steps
-    are matched by."""
+    """Draw accuracy compared with the whole net under each protocol, and the time of a step.
+
+    The right panel also marks the step time that the numbers of steps assume.
+    """
     from workbench.lab import plots
 
     names = [arm for arm in dict.fromkeys(confirmed.arm) if arm != WHOLE]

@@ -1,11 +1,15 @@
 """Claim 6: accumulated large batches equal real ones for networks without normalization.
 
-Source: NFNet paper, section 1 (BatchNorm ties the images of a batch together). An NF network's gradient is a mean over
-images, so accumulating it over micro-batches changes rounding alone. With BatchNorm each micro-batch is normalised by
-its own statistics: what is trained is ghost BatchNorm (Hoffer et al. 2017), another function, however small the step.
-The contrast, written down before the confirmation: test accuracy of NF+AGC accumulated minus at once is 0 within 0.5
-points, over fresh seeds. Tables: `gradients`, as of evidence.gradients, and `table` (one row a training: arm,
-micro_batch, seed, test_acc).
+Source: NFNet paper, section 1 (BatchNorm ties the images of a batch together). The gradient of an NF network is a mean
+over images, so accumulation over micro-batches changes only the rounding. BatchNorm normalises each micro-batch by its
+own statistics. This trains ghost BatchNorm (Hoffer et al. 2017), another function, however small the step is.
+
+Contrast, written down before the confirmation: test accuracy of NF+AGC, accumulated minus at once, is 0 within 0.5
+points, over fresh seeds.
+
+Tables:
+    gradients: As `gradient_differences` returns it. Columns arm, micro_batch, seed, difference.
+    table: One row per training. Columns arm, micro_batch, seed, test_acc.
 """
 
 import pandas as pd
@@ -24,13 +28,13 @@ MARGIN = 0.005  # of test accuracy
 
 
 def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
-    """Is an accumulated batch a real one, in the gradient and in the test accuracy?"""
+    """Judge whether an accumulated batch equals a real one in gradient and test accuracy."""
     differences = _differences(table)
-    of_nf = differences["NF+AGC"]
-    equal_p, other_p = within_p(of_nf, MARGIN), beyond_p(of_nf, MARGIN)
+    nf_difference = differences["NF+AGC"]
+    equal_p, other_p = within_p(nf_difference, MARGIN), beyond_p(nf_difference, MARGIN)
     holds = True if equal_p < 0.05 else False if other_p < 0.05 else None
     effect = Effect(
-        "test accuracy, accumulated minus at once", t_interval(of_nf), min(equal_p, other_p), in_points=True
+        "test accuracy, accumulated minus at once", t_interval(nf_difference), min(equal_p, other_p), in_points=True
     )
     accuracies = {True: "equal accuracies within the margin", False: "different accuracies, beyond the margin",
                   None: "accuracies that are not shown to be equal"}[holds]  # fmt: skip
@@ -39,7 +43,10 @@ def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
 
 
 def _details(differences: dict[str, pd.Series], gradient_table: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: accuracy accumulated minus at once, and the largest relative difference of the gradient."""
+    """One row per arm: accuracy accumulated minus at once, and the gradient's difference.
+
+    That difference is relative, and the largest of all measured.
+    """
     largest = gradient_table.groupby("arm").difference.max()
     parts = ", ".join(f"{size:g}" for size in sorted(table.micro_batch.dropna().unique()))
     rows = []
@@ -53,7 +60,7 @@ def _details(differences: dict[str, pd.Series], gradient_table: pd.DataFrame, ta
 
 
 def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """By arm: accumulated minus at once, seed by seed."""
+    """Return by arm the test accuracy accumulated minus at once, per seed."""
     by_arm = {}
     for arm, rows in table.groupby("arm", sort=False):
         rows = rows.assign(way=rows.micro_batch.notna().map({True: "parts", False: "at once"}))
@@ -63,8 +70,10 @@ def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def figure(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Left: how far the accumulated gradient is from that of the whole batch. Right: the difference in test accuracy,
-    a point a seed, with its 95 % interval and the margin of equality."""
+    """Draw the distance of the accumulated gradient, and the difference in test accuracy.
+
+    The right panel has one point per seed, the 95 % interval, and the margin of equality.
+    """
     from workbench.lab import plots
 
     figure, (left, right) = plots.panels(1, 2, (9, 4))

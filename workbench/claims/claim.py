@@ -1,4 +1,4 @@
-"""What a claim file states as data: the sentence, its number in the paper's list, and the tables it is judged by."""
+"""What a claim file states as data: a sentence, its number, and its tables."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 class Claim:
     """A sentence that a study can refute.
 
-    The file of a claim has, next to it, two functions of the tables in their order: `judge`, which returns a Verdict,
-    and `figure`.
+    The file of a claim also has the functions `judge`, which returns a Verdict, and `figure`. Both take the tables, in
+    the order of `tables`.
 
     Attributes:
-        number: Of the paper's claims. None marks a question of our own: judged in the same way, but no member of the
-            family that Holm's adjustment covers.
-        tables: What the study leaves, by the names under which its run keeps them.
+        sentence: What is claimed.
+        number: Its number among the paper's claims. None marks a question of this project. A question is judged in the
+            same way, but Holm's adjustment does not cover it.
+        tables: Names of the tables that a run of the study stores.
     """
 
     sentence: str

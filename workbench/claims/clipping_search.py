@@ -1,8 +1,12 @@
-"""Which threshold trains best on data of one's own, and is it better than no clipping at its own best rate?
+"""Question: which threshold trains best on your data, and is it better than no clipping?
 
-Not one of the paper's claims, but their use. Tables: `trials`, one row a trial of the search, with arm (NF+AGC, NF),
-state, outcome, clip, lr, val_acc; `confirmed`, the best of each arm on fresh seeds, with arm, seed, val_acc, lr, clip,
-failed. The contrast: validation accuracy with AGC minus without, paired by seed.
+This is no claim of the paper, but a way to use its claims. Each arm trains at its own best rate.
+
+Contrast: validation accuracy with AGC minus without, paired by seed.
+
+Tables:
+    trials: One row per trial of the search. Columns arm (NF+AGC, NF), state, outcome, clip, lr, val_acc.
+    confirmed: The best of each arm on fresh seeds. Columns arm, seed, val_acc, lr, clip, failed.
 """
 
 import pandas as pd
@@ -24,17 +28,18 @@ GOOD_REGION = 0.02  # validation accuracy below the best that still counts as go
 
 
 def judge(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Does the best clipped point beat the best unclipped one, each at its own best rate, on fresh seeds?
+    """Judge whether the best clipped point beats the best unclipped one on fresh seeds.
 
-    `trials`: arm (NF+AGC, NF), state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, val_acc, lr, clip, failed;
-    the seeds are paired.
+    Args:
+        trials: Columns arm (NF+AGC, NF), state, outcome, clip, lr, val_acc.
+        confirmed: Columns arm, seed, val_acc, lr, clip, failed. Each arm trains at its own best rate. Seeds are paired.
     """
     values = confirmed.pivot_table(index="seed", columns="arm", values="val_acc")
     table = _details(trials, confirmed)
     if not {"NF+AGC", "NF"} <= set(values):
         missing = "a threshold" if "NF+AGC" not in values else "no clipping"
         effect = Effect("accuracy", t_interval(values.get("NF+AGC", [])))
-        return Verdict(None, effect, f"No training with {missing} completed, so there is no comparison.", table)
+        return Verdict(None, effect, f"No training with {missing} completed, so nothing can be compared.", table)
     difference = values["NF+AGC"] - values["NF"]
     effect = Effect("accuracy with AGC minus without", t_interval(difference), difference_p(difference), in_points=True)
     holds = side(effect.value)
@@ -44,7 +49,10 @@ def judge(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
 
 
 def _details(trials: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: its best point on fresh seeds, and its good trials with their range of thresholds."""
+    """One row per arm: its best point on fresh seeds, and its good trials.
+
+    The good trials have a range of thresholds.
+    """
     done = trials[(trials.state == "COMPLETE") & (trials.outcome == "complete")]
     rows = []
     for arm, trained in confirmed.groupby("arm", sort=False):
@@ -60,19 +68,26 @@ def _details(trials: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
-    """The search: where it looked and how that went, slices over threshold and rate, importance, and the confirmation
-    on fresh seeds."""
+    """Draw the search and its confirmation on fresh seeds.
+
+    The panels show the trials, slices over threshold and rate, the importance of the parameters, and the fresh seeds.
+
+    Args:
+        trials: As for `judge`.
+        confirmed: As for `judge`.
+        importance: Importance by parameter. Empty if the trials are too few to compute it.
+    """
     from workbench.lab import plots
 
     figure, axes = plots.panels(1, 5, (17, 4.2), width_ratios=[1.3, 1, 1, 0.7, 0.7])
-    where, thresholds, rates, what_mattered, fresh = axes
+    search, thresholds, rates, importances, fresh = axes
     pruned, failed = trials.outcome == "pruned", trials.outcome == "diverged"
     agc = trials.arm == "NF+AGC"
     tried = trials[agc]
-    plots.accuracy_map(where, tried.lr, tried["clip"], tried.val_acc, failed=failed[agc], pruned=pruned[agc])
-    plots.rate_axis(where)
-    plots.log_axis(where.yaxis, "clipping threshold")
-    where.set(title="trials with AGC")
+    plots.accuracy_map(search, tried.lr, tried["clip"], tried.val_acc, failed=failed[agc], pruned=pruned[agc])
+    plots.rate_axis(search)
+    plots.log_axis(search.yaxis, "clipping threshold")
+    search.set(title="trials with AGC")
 
     for arm, look in plots.looks(plots.in_order(trials.arm)).items():
         rows = trials[trials.arm == arm]
@@ -94,11 +109,11 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, 
         ax.tick_params(axis="x", rotation=45)
 
     names = {"clip": "threshold", "base_lr": "learning\nrate"}
-    what_mattered.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
-    what_mattered.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
+    importances.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
+    importances.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
     if not importance:
-        what_mattered.text(0.5, 0.5, "too few trials", ha="center", transform=what_mattered.transAxes, color="0.4")
-        what_mattered.set_yticks([])
+        importances.text(0.5, 0.5, "too few trials", ha="center", transform=importances.transAxes, color="0.4")
+        importances.set_yticks([])
 
     arms = plots.looks(plots.in_order(confirmed.arm))
     for i, (arm, look) in enumerate(arms.items()):

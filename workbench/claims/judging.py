@@ -1,7 +1,9 @@
-"""Every verdict again, from the tables that its study left: in the store, or committed under docs/results.
+"""Compute every verdict again from the tables of its study.
 
-A claim holds, or does not, only where its p-value stays below 0.05 after Holm's adjustment over all claims that were
-measured, however few are shown. A question of our own, which has no number, stands outside that family.
+The tables are in the store or under docs/results.
+
+A claim holds, or does not hold, only if its p-value stays below 0.05 after Holm's adjustment. The adjustment covers all
+measured claims, however few of them are shown. Questions have no number and are not part of that family.
 """
 
 import dataclasses
@@ -23,28 +25,45 @@ from workbench.lab.studies.spec import Study
 from workbench.paths import root
 
 LEVEL = 0.05
-INDEX = "runs.json"  # of the committed tables: which run each study's are of
-MAX_VALUE_LENGTH = 40  # characters of a value
-UNDATED = {".svg": {"Date": None}}  # equal tables give an equal file
-INDEX_FIELDS = ("run", "date", "data", "device", "departs")  # of a run, in that index
+INDEX = "runs.json"  # which run made each study's committed tables
+MAX_VALUE_LENGTH = 40  # characters
+UNDATED = {".svg": {"Date": None}}  # without a date, equal tables give an equal file
+INDEX_FIELDS = ("run", "date", "data", "device", "departs")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The tables of one study, and the run that they are of."""
+    """The tables of one study, and the run that made them.
+
+    Attributes:
+        tables: Tables by name.
+        run: Id of the run.
+        date: Day on which the run ended.
+        data: Data sets and numbers of images.
+        device: Devices that trained.
+        departs: Parameters of the run that differ from the study's file, such as "steps=120". Otherwise empty.
+        source: "store", or the folder of the committed tables.
+    """
 
     tables: dict[str, pd.DataFrame]
     run: str
     date: str
     data: str
     device: str
-    departs: str  # parameters of the run that are not those of the study's file: "steps=120"; else empty
-    source: str  # store, or the folder of the committed tables
+    departs: str
+    source: str
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its evidence and its verdict after Holm's adjustment; both None where nothing was measured."""
+    """A claim with its evidence and its verdict after Holm's adjustment.
+
+    Attributes:
+        claim: The claim.
+        evidence: Its tables. None if nothing was measured.
+        verdict: Its verdict. None if nothing was measured.
+        p_holm: The adjusted p-value. NaN for a question and for a claim without a p-value.
+    """
 
     claim: RegisteredClaim
     evidence: Evidence | None = None
@@ -53,18 +72,27 @@ class Judged:
 
 
 def results_folder() -> Path:
-    """Where the committed tables lie."""
+    """Return the folder of the committed tables."""
     return root() / "docs" / "results"
 
 
 def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store | None = None) -> list[Judged]:
-    """The claims, judged again from the newest full run of their studies in the store, or ("docs", or where the store
-    has none) from the committed tables.
+    """Judge the claims again from their tables.
 
-    Runs with the parameters of the study's file go before others, and of those by hand no other counts: a look with
-    other settings must not replace what was measured as written down.
+    The tables come from the newest full run of each study in the store. Runs with the parameters of the study's file
+    come first. A manual run with other parameters never counts, so an experiment by hand does not replace a result.
 
-    Raises: WorkbenchError for a committed table that cannot be read.
+    Args:
+        claims: Claims to judge.
+        where: "store", "docs" (the committed tables), or "auto" (the store if it has a run, otherwise the committed
+            tables).
+        store: The store. None opens the default store.
+
+    Returns:
+        One entry per claim, in the same order.
+
+    Raises:
+        WorkbenchError: If a table cannot be read or judged.
     """
     evidence = [_find(claim, where, store) for claim in claims]
     verdicts = [None if e is None else _verdict(claim, e) for claim, e in zip(claims, evidence, strict=True)]
@@ -79,8 +107,17 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
 
 
 def export(judged_claims: list[Judged], folder: Path) -> list[Path]:
-    """Writes the tables that came from the store, and which run they are of, as `judged` reads them again; and the
-    figures of all, of committed tables drawn again, into the folder `figures` beside."""
+    """Write the tables that came from the store, and draw all figures again.
+
+    The figures go into the folder `figures` next to `folder`.
+
+    Args:
+        judged_claims: Results of `judged`.
+        folder: Where the tables go, with an index of their runs. `judged` reads them from there.
+
+    Returns:
+        The written files.
+    """
     figures = folder.parent / "figures"
     for place in (folder, figures):
         place.mkdir(parents=True, exist_ok=True)
@@ -119,11 +156,9 @@ def _verdict(claim: RegisteredClaim, evidence: Evidence) -> Verdict:
     except (KeyError, AttributeError, IndexError, ValueError) as error:
         if evidence.source != "store":
             raise
-        what = (
-            f"{claim.name}: the tables of run {evidence.run} cannot be judged ({error!r}): another version made them."
-        )
-        cure = f"`./run study {claim.study}` makes them again from the stored trainings."
-        raise WorkbenchError(f"{what} {cure}") from error
+        problem = f"{claim.name}: another version made the tables of run {evidence.run}, and judging failed: {error!r}."
+        cure = f"Run `./run study {claim.study}` to make them again from the stored trainings."
+        raise WorkbenchError(f"{problem} {cure}") from error
 
 
 def _in_store(claim: RegisteredClaim, store: Store) -> Evidence | None:
@@ -135,32 +170,43 @@ def _in_store(claim: RegisteredClaim, store: Store) -> Evidence | None:
     candidates = [(run, departs) for run, departs in candidates if not departs or run.tags.get("by") != "hand"]
     if not candidates:
         return None
-    run, departs = min(candidates, key=lambda one: bool(one[1]))  # of equals the first, which is the newest
+    run, departs = min(candidates, key=lambda candidate: bool(candidate[1]))  # `min` keeps the first, the newest run
     try:
         tables = {name: store.read_table(run.id, name) for name in claim.tables}
     except WorkbenchError as error:
-        cure = f"`./run study {claim.study} --rerun all` makes them again, `--from docs` takes those that are committed"
-        raise WorkbenchError(f"{claim.name}: {error} {cure}.") from error
+        cure = f"Run `./run study {claim.study} --rerun all`, or use the committed tables with `--from docs`."
+        raise WorkbenchError(f"{claim.name}: {error} {cure}") from error
     data, device = _data_and_device(tables)
     when = datetime.fromtimestamp(run.ended, UTC).date().isoformat()
     return Evidence(tables, run.id, when, data, device, departs, "store")
 
 
 def departures(study: Study, params: Mapping[str, str]) -> str:
-    """Where a run's parameters, as the store has them, are not those of the study's file: "steps=120, clip=none" in
-    the notebook's order, long values left out, beside the nearest of its executions; empty where they are. A parameter
-    that the notebook has got since counts as its default; one that it has no more is told as it was."""
+    """List the parameters of a run that differ from the study's file.
+
+    A parameter that the notebook gained after the run counts as its default. A parameter that the notebook no longer
+    has is listed with its value.
+
+    Args:
+        study: The study. Of its executions, the one nearest to the run counts.
+        params: Parameters of the run, as text from the store.
+
+    Returns:
+        Text such as "steps=120, clip=none", in the notebook's order. Only the name of a long value is given. Empty
+        without a difference.
+    """
     defaults = {name: knob.default for name, knob in study.knobs().items()}
     by_execution = []
     for wanted in study.executions(quick=False):
         other = []
         for name, value in wanted.items():
-            was = params.get(name)
-            if was is None and value is not None and value != defaults[name]:
+            stored = params.get(name)
+            if stored is None and value is not None and value != defaults[name]:
                 other.append(f"{name}=none")
-            elif was is not None and name != "device" and was != as_param(value):
-                other.append(_setting_text(name, was))
-        by_execution.append(other + [_setting_text(name, was) for name, was in params.items() if name not in wanted])
+            elif stored is not None and name != "device" and stored != as_param(value):
+                other.append(_setting_text(name, stored))
+        gone = [_setting_text(name, stored) for name, stored in params.items() if name not in wanted]
+        by_execution.append(other + gone)
     return ", ".join(min(by_execution, key=len))
 
 
@@ -177,7 +223,8 @@ def _committed(claim: RegisteredClaim) -> Evidence | None:
         tables = {name: pd.read_csv(file) for name, file in files.items()}
         index = json.loads((folder / INDEX).read_text()).get(claim.study, {}) if (folder / INDEX).exists() else {}
     except (OSError, ValueError) as error:
-        raise WorkbenchError(f"the committed table of {claim.study} cannot be read ({error}).") from error
+        cure = f"Restore it in {folder} from git."
+        raise WorkbenchError(f"The committed table of {claim.study} cannot be read: {error}. {cure}") from error
     fields = {name: index.get(name, "") for name in INDEX_FIELDS}
     return Evidence(tables, **fields, source=str(folder.relative_to(root())))
 
@@ -187,18 +234,23 @@ def _file(study: str, table: str) -> str:
 
 
 def _data_and_device(tables: dict[str, pd.DataFrame]) -> tuple[str, str]:
-    """What the rows say of themselves; tables of gradients or of costs say nothing."""
+    """Collect data sets and devices from the rows. Tables of gradients or costs have neither."""
 
-    def words(column: str) -> str:
+    def values_text(column: str) -> str:
         values = {value for table in tables.values() if column in table for value in table[column].dropna()}
         return ", ".join(sorted(f"{v:g}" if isinstance(v, float) else str(v) for v in values))
 
-    size = words("train_size")
-    return f"{words('data')}{f' ({size} images)' if size else ''}", words("device")
+    size = values_text("train_size")
+    return f"{values_text('data')}{f' ({size} images)' if size else ''}", values_text("device")
 
 
 def adjusted(verdict: Verdict, p_holm: float) -> Verdict:
-    """Return the verdict, undecided where Holm's adjustment takes its p-value above the level, or where it has none."""
+    """Return the verdict, undecided unless its adjusted p-value is below the level.
+
+    Args:
+        verdict: A verdict before the adjustment.
+        p_holm: The adjusted p-value. NaN without a test, which also leaves the claim undecided.
+    """
     if verdict.holds is None or p_holm < LEVEL:
         return verdict
     name = verdict.table.columns[0]

@@ -1,9 +1,13 @@
-"""Claim 2: without clipping normalizer-free networks fail as batch and rate grow; with AGC they hold.
+"""Claim 2: normalizer-free networks fail as batch and rate grow, unless AGC clips them.
 
-Source: NFNet paper, section 4.1, figure 2. Table: one row a training, with arm (BN, NF, NF+AGC and other opponents),
-batch_size, lr, seed, val_acc, failed, outcome. The contrast: a seed fails at more of the batches and rates without
-clipping than with it. Seeds are what is counted, by the exact sign test: the cells of one seed, or of one rate, go
-together, and many of them are no further evidence.
+Source: NFNet paper, section 4.1, figure 2.
+
+Contrast: a seed fails at more of the batches and rates without clipping than with it. The exact sign test counts seeds.
+The cells of one seed, or of one rate, are not independent, so more cells are not more evidence.
+
+Table:
+    table: One row per training. Columns arm (BN, NF, NF+AGC and other opponents), batch_size, lr, seed, val_acc,
+        failed, outcome.
 """
 
 from itertools import product
@@ -26,16 +30,17 @@ from workbench.lab.statistics.verdict import Effect, Verdict
 CLAIM = Claim("Over batches and rates, normalizer-free nets fail more often without clipping than with AGC", number=2)
 
 TUNED, KEPT, SCALED = "tuned", "rate kept", "rate scaled"
-CELL = ["batch_size", "lr", "seed"]  # of a training
+CELL = ["batch_size", "lr", "seed"]
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Does a seed fail at more batches and rates without clipping than with it?
+    """Judge whether a seed fails at more batches and rates without clipping than with it.
 
-    Columns: arm (BN, NF, NF+AGC), batch_size, lr, seed, val_acc, failed, outcome.
+    Args:
+        table: Columns arm (BN, NF, NF+AGC), batch_size, lr, seed, val_acc, failed, outcome.
     """
     failed = table.pivot_table(index=CELL, columns="arm", values="failed")[["NF", "NF+AGC"]].dropna()
-    more = (failed["NF"] - failed["NF+AGC"]).groupby("seed").sum()  # cells that a seed loses for want of clipping
+    more = (failed["NF"] - failed["NF+AGC"]).groupby("seed").sum()  # cells that a seed loses without clipping
     worse, better = int((more > 0).sum()), int((more < 0).sum())
     share, p = share_interval(worse, worse + better, method="exact"), share_p(worse, worse + better)
     holds = None if p >= 0.05 else worse > better
@@ -47,11 +52,11 @@ def judge(table: pd.DataFrame) -> Verdict:
 
 
 def _details(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: failed trainings, and validation accuracy at the largest batch by each way to choose the rate.
+    """One row per arm: failed trainings, and accuracy at the largest batch by protocol.
 
     `fails_alone` counts the cells in which this arm fails and NF+AGC does not, `agc_fails_alone` the reverse.
-    `accuracy` is at the tuned rate `lr`. `rate_kept` and `rate_scaled` are as in `protocols`, the latter without the
-    worst seed, as in the paper.
+    Accuracies are of the validation split, `accuracy` at the tuned rate `lr`. `rate_kept` and `rate_scaled` are as in
+    `protocols`. As in the paper, `rate_scaled` leaves out the worst seed.
     """
     failed = table.pivot_table(index=CELL, columns="arm", values="failed")
     rows = []
@@ -59,11 +64,11 @@ def _details(table: pd.DataFrame) -> pd.DataFrame:
         alone, agc_alone = failed[arm] > failed["NF+AGC"], failed[arm] < failed["NF+AGC"]
         rows.append({"arm": arm, "failed": int(trained.failed.sum()), "n": len(trained),
                      "fails_alone": int(alone.sum()), "agc_fails_alone": int(agc_alone.sum())})  # fmt: skip
-    at = protocols(table)
-    at = at[at.batch_size == at.batch_size.max()]
+    by_protocol = protocols(table)
+    by_protocol = by_protocol[by_protocol.batch_size == by_protocol.batch_size.max()]
 
     def chosen(protocol: str) -> pd.DataFrame:
-        return at[at.protocol == protocol].set_index("arm")
+        return by_protocol[by_protocol.protocol == protocol].set_index("arm")
 
     ways = chosen(TUNED)[["batch_size", "lr", "accuracy", "low", "high"]].assign(
         rate_kept=chosen(KEPT).accuracy,
@@ -74,13 +79,15 @@ def _details(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def protocols(table: pd.DataFrame) -> pd.DataFrame:
-    """Each arm at each batch by three ways to choose its rate. Columns: batch_size, protocol, arm, lr, accuracy
-    (validation; mean over all seeds) with low and high, best_four_of_five (the paper's way, without the worst seed),
-    n, failed.
+    """Compare three ways to choose each arm's rate at each batch.
 
-    `tuned`: the arm's best rate at that batch, by mean accuracy. `rate kept` and `rate scaled` carry its best rate at
-    the smallest batch over to a larger one, as it is or in proportion to the batch (the paper's way, section 4.1);
-    only where that rate is on the grid.
+    `tuned` takes the arm's best rate at that batch, by mean accuracy. `rate kept` and `rate scaled` use its best rate
+    at the smallest batch for larger batches. `rate kept` does not change it. `rate scaled` multiplies it by the ratio
+    of the batches (the paper's way, section 4.1). Both need a grid that contains that rate.
+
+    Returns:
+        Columns batch_size, protocol, arm, lr, accuracy (validation, mean over all seeds) with low and high,
+        best_four_of_five (the paper's way, without the worst seed), n, failed.
     """
     sizes, rows = sorted(table.batch_size.unique()), []
     for batch, protocol, (arm, trained) in product(sizes, (TUNED, KEPT, SCALED), table.groupby("arm", sort=False)):
@@ -110,7 +117,10 @@ def protocols(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Accuracy and failure over the peak learning rate, one column a batch size; mean and 95 % interval over seeds."""
+    """Draw accuracy and failure over the peak learning rate, one column per batch size.
+
+    Lines are means over seeds, with 95 % intervals.
+    """
     from workbench.lab import plots
 
     sizes, looks = sorted(table.batch_size.unique()), plots.looks(plots.in_order(table.arm))

@@ -1,14 +1,22 @@
-"""Claim 10: without normalization a network of the same size is sooner at an accuracy than with BatchNorm.
+"""Claim 10: a network reaches an accuracy sooner without normalization than with BatchNorm.
 
-Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a step at equal accuracy). Every arm tunes
-its rate alike, NF+AGC at each of several thresholds, as the paper does; of these the one best on the validation split
-is confirmed. The time of a training is its steps times the measured
-time of a step, so a busy machine falls on all arms alike. The target, written down before: nine tenths of BN's mean
-validation accuracy at the end, guessing where it diverged. The contrast: the time to the target, NF+AGC over BN, in
-doublings, paired by seed; it must stand at the least and at the greatest time of a step that a round measured. A seed
-that never gets there counts with twice the time of its whole training. Tables: `costs` of a step as of evidence.pace,
-BN first and once more as control; `confirmed` (arm, clip, lr, seed, val_acc, test_acc, steps, outcome); `curves` (arm,
-seed, step, val_acc).
+Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a step at equal accuracy). Both networks
+have the same size. All arms tune their rate in the same way. NF+AGC does so at each of several thresholds, as the paper
+does. Only the threshold that is best on the validation split is confirmed.
+
+The time of a training is its steps times the measured time of a step, so a busy machine affects all arms alike.
+
+Target, written down before the run: nine tenths of BN's mean validation accuracy at the end. A diverged training counts
+as guessing. A seed that never reaches the target counts with twice the time of its whole training.
+
+Contrast, written down before the run: the time to the target, NF+AGC over BN, in doublings, paired by seed. The result
+must be the same at the least and at the greatest time of a step that a round measured.
+
+Tables:
+    costs: Times of a step, as `step_costs` returns them. BN comes first, and once more as control.
+    screened: One row per training. Columns arm, clip, lr, seed, val_acc.
+    confirmed: Columns arm, clip, lr, seed, val_acc, test_acc, steps, outcome.
+    curves: Columns arm, seed, step, val_acc.
 """
 
 import numpy as np
@@ -21,7 +29,7 @@ from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
-    "A normalizer-free net is sooner at an accuracy than its BatchNorm twin",
+    "A normalizer-free net reaches an accuracy sooner than its BatchNorm twin",
     number=10,
     tables=("costs", "screened", "confirmed", "curves"),
 )
@@ -31,7 +39,11 @@ CONTROL = "BN again"
 
 
 def times(costs: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a training: arm, seed, reached (whether it got to the target), and time to it, in steps of BN."""
+    """Measure the time to the target of each training, in steps of BN.
+
+    Returns:
+        One row per training. Columns arm, seed, reached (whether it reached the target), time.
+    """
     cost = costs.set_index("arm").cost
     target = _target(confirmed)
     rows = []
@@ -55,7 +67,7 @@ def _target(confirmed: pd.DataFrame) -> float:
 
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Verdict:
-    """Is NF+AGC sooner at the target than BN?"""
+    """Judge whether NF+AGC reaches the target sooner than BN."""
     timings = times(costs, confirmed, curves)
     by_arm = timings.pivot_table(index="seed", columns="arm", values="time")
     doublings = np.log2(by_arm["NF+AGC"] / by_arm["BN"]).dropna()
@@ -63,15 +75,19 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, 
     effect = Effect("doublings of the time to accuracy, NF+AGC over BN", t_interval(doublings), p)
     no_target = timings[timings.arm == "BN"].reached.mean() < 0.5
     holds = None if no_target or not p < 0.05 else bool(effect.value.mean < 0)
-    relation = {True: "is sooner at the target accuracy than BN", False: "is later at the target accuracy than BN",
-                None: "is not shown to be sooner at the target than BN"}[holds]  # fmt: skip
+    relation = {True: "reaches the target accuracy sooner than BN", False: "reaches the target accuracy later than BN",
+                None: "is not shown to reach the target accuracy sooner than BN"}[holds]  # fmt: skip
     relation = "cannot be compared with BN, which rarely reaches the target" if no_target else relation
-    headline = f"NF+AGC {relation}: {with_ci(effect.value.map(np.exp2), ' times its time')}."
+    ratio = with_ci(effect.value.map(np.exp2), " times BN's time")
+    headline = f"NF+AGC {relation}: {ratio}."
     return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed, timings), screened))
 
 
 def _details(costs: pd.DataFrame, confirmed: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per confirmed arm, and one for the control: time of a step, seeds at the target, accuracy at the end."""
+    """One row per confirmed arm, and one for the control.
+
+    The columns are the time of a step, the number of seeds at the target, and the accuracy at the end.
+    """
     reached = timings.groupby("arm").reached.sum()
     rows = []
     for step in costs[costs.arm.isin([*confirmed.arm, CONTROL])].itertuples():
@@ -87,15 +103,20 @@ def _details(costs: pd.DataFrame, confirmed: pd.DataFrame, timings: pd.DataFrame
 
 
 def _p_whatever_the_cost(doublings: pd.Series, cost: pd.Series) -> float:
-    """The largest p-value over the times of a step that were measured; 1 where the side depends on which it is."""
+    """Return the largest p-value over the measured times of a step.
+
+    It is 1 if the side of the contrast depends on which of them is taken.
+    """
     shifted = [doublings + np.log2(at / cost.cost) for at in (cost.low, cost.cost, cost.high)]
     sides = {np.sign(values.mean()) for values in shifted}
     return max(difference_p(values) for values in shifted) if len(sides) == 1 else 1.0
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Left: time of a step beside BN's, median and range over rounds. Right: accuracy over time, mean and 95 %
-    interval over seeds, with the target."""
+    """Draw the time of a step relative to BN, and accuracy over time with the target.
+
+    The left panel has medians and ranges over rounds, the right one means and 95 % intervals over seeds.
+    """
     from workbench.lab import plots
 
     figure, (left, right) = plots.panels(1, 2, (10, 4), width_ratios=[1, 1.5])

@@ -1,10 +1,16 @@
-"""Claim 4: never clip the final linear layer; all stages must be clipped; the first convolution may be left out.
+"""Claim 4: never clip the final linear layer.
 
-Source: NFNet paper, section 4.1 (NF-ResNets at batch 4096, threshold 0.01, rate 1.6). Tables: `screened`,
-one row a training, with arm, lr, seed, failed, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with
-arm, seed, test_acc, failed. The contrast, written down before the confirmation: test accuracy with the head clipped,
-too, minus that of the paper's choice, paired by seed. The rest is one family under Holm; the first convolution is also
-tested for equality within 0.5 points.
+The paper also says that all stages must be clipped, and that the first convolution may be left out.
+
+Source: NFNet paper, section 4.1 (NF-ResNets at batch 4096, threshold 0.01, rate 1.6).
+
+Contrast, written down before the confirmation: test accuracy with the head clipped, too, minus that of the paper's
+choice, paired by seed. The other arms form one family under Holm's adjustment. The first convolution is also tested for
+equality within 0.5 points.
+
+Tables:
+    screened: One row per training. Columns arm, lr, seed, failed, val_acc.
+    confirmed: Each arm at its own best rate, on fresh seeds. Columns arm, seed, test_acc, failed.
 """
 
 import math
@@ -16,14 +22,14 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.errors import unknown
-from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
 from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
-    "Never clip the classifier (of the paper's other choices, stages and first convolution, the lab book tells)",
+    "Never clip the classifier (the lab book has the stages and the first convolution)",
     number=4,
     tables=("screened", "confirmed"),
 )
@@ -37,10 +43,15 @@ NONE = "no clipping"
 
 
 def arms(clip: float, stages: list[int], only: Sequence[str] = ()) -> dict[str, dict]:
-    """What is clipped in each arm, as fields of a TrainConfig; stages count from 1. `only` these beside the two of the
-    contrast; none: all.
+    """Return what each arm clips, as fields of a TrainConfig.
 
-    Raises: WorkbenchError for a name in `only` that is no arm.
+    Args:
+        clip: AGC's threshold.
+        stages: Numbers of the stages, from 1.
+        only: Arms to keep, in addition to the two of the contrast. Empty: all arms.
+
+    Raises:
+        WorkbenchError: If `only` names an unknown arm.
     """
     left_out = {FIRST: "first_conv", **{STAGE.format(n): f"stage{n}" for n in stages}, VECTORS: "vectors"}
     all_arms = {
@@ -56,24 +67,36 @@ def arms(clip: float, stages: list[int], only: Sequence[str] = ()) -> dict[str, 
 
 
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm: lr (its best rate), accuracy, difference to the paper's arm with low, high, p, p_holm and
-    p_equal, failed and n of the confirmation, largest_stable rate, whether it is the last that was tried (`open`, for
-    it may stand more), and margin, in doublings above the paper's."""
+    """Compare each arm with the paper's choice.
+
+    Returns:
+        One row per arm:
+
+        - lr: its best rate
+        - accuracy, and the difference to the paper's arm with low, high, p, p_holm and p_equal
+        - failed and n of the confirmation
+        - largest_stable: the largest rate at which no training failed
+        - open: whether that is the largest rate of the grid, so that the arm may tolerate more
+        - margin: doublings of that rate over the paper's arm
+    """
     stable = largest_stable(screened)
     rates = pd.DataFrame({"largest_stable": stable, "open": stable == screened.lr.max(),
                           "margin": np.log2(stable / stable.get(PAPER, math.nan))})  # fmt: skip
-    return beside(confirmed, PAPER, contrast=HEAD).merge(rates, left_on="arm", right_index=True, how="left")
+    return compare_arms(confirmed, PAPER, contrast=HEAD).merge(rates, left_on="arm", right_index=True, how="left")
 
 
 def largest_stable(screened: pd.DataFrame) -> pd.Series:
-    """By arm the largest rate at which no training failed; NaN where one failed at each."""
+    """Return by arm the largest rate at which no training failed.
+
+    NaN if a training failed at every rate.
+    """
     clean = screened.groupby(["arm", "lr"], sort=False).failed.max().reset_index()
     largest = clean[clean.failed == 0].groupby("arm").lr.max()
     return largest.reindex(list(dict.fromkeys(screened.arm)))
 
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Does clipping the head cost accuracy? And what of the other layers?"""
+    """Judge whether clipping the head costs accuracy. The table has the other layers."""
     effect = effect_of("accuracy with the head clipped minus without", confirmed, PAPER, HEAD)
     better = side(effect.value)
     holds = None if better is None else not better
@@ -87,5 +110,8 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Left: accuracy beside the paper's choice, each arm at its own best rate. Right: which rates each arm stands."""
+    """Draw accuracy compared with the paper's choice, and the rates that each arm tolerates.
+
+    Each arm trains at its own best rate.
+    """
     return effects_and_rates(screened, confirmed, PAPER)

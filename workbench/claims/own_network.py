@@ -1,9 +1,13 @@
-"""Is a network without BatchNorm as good on your images as with it, each at its own best rate?
+"""Question: is a network without BatchNorm as good on your images as with BatchNorm?
 
-Not one of the paper's claims, but their use. Tables: `trials`, one row a trial of the search, with arm (NF+AGC, BN),
-state, outcome, clip, lr, val_acc, failed; `confirmed`, the best of each arm on fresh seeds, with arm, seed, test_acc,
-outcome, failed, lr, clip, batch_size, weights. The contrast: test accuracy without BatchNorm minus with, paired by
-seed, at a margin of half a point.
+This is no claim of the paper, but a way to use its claims. Each of the two networks trains at its own best rate.
+
+Contrast: test accuracy without BatchNorm minus with, paired by seed, with a margin of half a point.
+
+Tables:
+    trials: One row per trial of the search. Columns arm (NF+AGC, BN), state, outcome, clip, lr, val_acc, failed.
+    confirmed: The best of each arm on fresh seeds. Columns arm, seed, test_acc, outcome, failed, lr, clip, batch_size,
+        weights.
 """
 
 import math
@@ -26,37 +30,37 @@ from workbench.lab.statistics.intervals import (
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.lab.studies.parameters import Range
 
-if TYPE_CHECKING:  # who reads the claims does without torch
+if TYPE_CHECKING:  # reading the claims needs no torch
     from workbench.probes.noise import NoiseScale
 
 CLAIM = Claim(
-    "A network without BatchNorm is as good as with it, each at its own best rate", tables=("trials", "confirmed")
+    "A network is as good without BatchNorm as with it, each at its own best rate", tables=("trials", "confirmed")
 )
 
 NF, BN = "NF+AGC", "BN"  # the arms, as `user_network.arms` calls them
-MARGIN = 0.005  # of accuracy, that the network without BatchNorm may lose and still count as good as with it
+MARGIN = 0.005  # accuracy that the network without BatchNorm may lose and still count as equally good
 GOOD = 0.02  # validation accuracy below the best that still counts as good
-END = 0.1  # of a range, on its scale, that counts as its end
+END = 0.1  # share of a range, on its scale, that counts as its end
 LONGER = "the training loss is still high at the end: train longer"
-FURTHER = "a better value may lie beyond: search further"
+FURTHER = "a better value may lie outside the range: widen it"
 LARGER, ENOUGH = "larger batches still save steps", "larger batches buy little"
 ABOUT = "this batch is about where larger ones buy little"
 NAMES = {NF: "without BatchNorm, AGC", BN: "with BatchNorm"}
 
 
 def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Where the search looked, what each rate gave, and the best of both on fresh seeds with 95 % intervals.
+    """Draw the trials, the accuracy at each rate, and the best of both on fresh seeds.
 
-    Columns as of `judge`.
+    Intervals are at 95 %. The columns are those of `judge`.
     """
     from workbench.lab import plots
 
-    figure, (where, rates, fresh) = plots.panels(1, 3, (12, 4), width_ratios=[1.25, 1, 0.8])
+    figure, (search, rates, fresh) = plots.panels(1, 3, (12, 4), width_ratios=[1.25, 1, 0.8])
     agc = trials[trials.arm == NF]
-    plots.accuracy_map(where, agc.lr, agc["clip"], agc.val_acc, failed=agc.failed, pruned=agc.state == "PRUNED")
-    plots.rate_axis(where)
-    plots.log_axis(where.yaxis, "clipping threshold")
-    where.set(title="trials")
+    plots.accuracy_map(search, agc.lr, agc["clip"], agc.val_acc, failed=agc.failed, pruned=agc.state == "PRUNED")
+    plots.rate_axis(search)
+    plots.log_axis(search.yaxis, "clipping threshold")
+    search.set(title="trials")
 
     for arm in _arms(trials):
         rows = trials[trials.arm == arm]
@@ -88,15 +92,18 @@ def judge(
     noise: "NoiseScale | None" = None,
     ranges: Mapping[str, float | dict | Range] | None = None,
 ) -> Verdict:
-    """Is the network without BatchNorm as good as with it, within the margin, each at its own best rate?
+    """Judge whether the network without BatchNorm is as good as with it, within the margin.
 
-    `trials`: arm, state, outcome, clip, lr, val_acc. `confirmed`: arm, seed, test_acc, outcome, failed, lr, clip,
-    batch_size, weights; the seeds are paired. `ranges`: where `lr` and `clip` were searched, so that a best value near
-    an end is told.
+    Args:
+        trials: Columns arm, state, outcome, clip, lr, val_acc.
+        confirmed: Columns arm, seed, test_acc, outcome, failed, lr, clip, batch_size, weights. Each arm trains at its
+            own best rate. Seeds are paired.
+        noise: The gradient noise scale at the end of training. None leaves it out.
+        ranges: Where `lr` and `clip` were searched. The table then lists best values near an end of their range.
     """
     if confirmed.empty or NF not in set(confirmed.arm):
         effect = Effect("accuracy", t_interval([]))
-        headline = "No trial without BatchNorm completed: lower the learning rates (`lr`), or give it more steps."
+        headline = "No trial without BatchNorm completed. Lower the learning rates (`lr`) or train for more steps."
         return Verdict(None, effect, headline, pd.DataFrame([fact(*_good_thresholds(trials))]))
     values = confirmed.pivot_table(index="seed", columns="arm", values="test_acc")
     if BN in values:
@@ -104,18 +111,21 @@ def judge(
         effect = Effect("test accuracy without BatchNorm minus with", difference, in_points=True)
         holds = True if difference.low > -MARGIN else False if difference.high < -MARGIN else None
         relation = {True: "as good as", False: "worse than", None: "not shown to be as good as"}[holds]
-        headline = f"Without BatchNorm your network is {relation} with it: {points_with_ci(difference)}."
+        headline = f"Without BatchNorm your network is {relation} with BatchNorm: {points_with_ci(difference)}."
     else:
         effect, holds = Effect("test accuracy without BatchNorm", t_interval(values[NF])), None
         accuracy = with_ci(effect.value.map(lambda value: 100 * value), "% of the test images", ".1f")
-        headline = f"Your network without BatchNorm gets {accuracy}, without a control to compare."
+        headline = f"Without BatchNorm your network gets {accuracy}. There is no control for comparison."
     rows = [*_accuracies(confirmed), fact(*_good_thresholds(trials)), *_values_at_an_end(confirmed, ranges or {})]
     rows += [] if noise is None else [_noise_fact(noise, int(confirmed.batch_size.iloc[0]))]
     return Verdict(holds, effect, headline, pd.DataFrame(rows).fillna({"started_from": "", "advice": ""}))
 
 
 def _accuracies(confirmed: pd.DataFrame) -> list[dict]:
-    """By arm the test accuracy of its best point; `slow` counts failures without divergence."""
+    """One row per arm: the test accuracy of its best point.
+
+    `slow` counts failures without divergence.
+    """
     rows = []
     for arm in _arms(confirmed):
         trained = confirmed[confirmed.arm == arm]
@@ -139,7 +149,7 @@ def _good_thresholds(trials: pd.DataFrame) -> tuple[str, Interval]:
 
 
 def _values_at_an_end(confirmed: pd.DataFrame, ranges: Mapping[str, float | dict | Range]) -> list[dict]:
-    """The best values that lie in the first or last tenth of their range, each with the range as its bounds."""
+    """List the best values in the first or last tenth of their range, with the range as bounds."""
     rows = []
     for name, given in ranges.items():
         if isinstance(given, int | float):

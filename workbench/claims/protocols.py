@@ -1,11 +1,15 @@
-"""Does the way of choosing decide the answer? The paper's protocol beside one that tunes every arm alike.
+"""Question: does the paper's protocol favour NF+AGC, compared with equal tuning of all arms?
 
-Not one of the paper's claims, but how it compares (NFNet paper, section 4.1 and figure 2): rates scaled linearly with
-the batch, the best of five thresholds, the mean of the best four of five seeds. Tables: `screened`, one row a training,
-with arm (BN, NF, NF+AGC), clip, batch_size, lr, seed, failed, val_acc; `confirmed`, each arm at the largest
-batch as either protocol chose it, on fresh seeds, with protocol, arm, clip, seed, failed, val_acc, test_acc.
-The contrast, written down before the confirmation: test accuracy of NF+AGC minus that of BN under the paper's protocol,
-minus the same under the tuned one, paired by seed.
+This is no claim of the paper, but the way in which the paper compares arms (NFNet paper, section 4.1 and figure 2). It
+scales rates linearly with the batch, takes the best of five thresholds, and averages the best four of five seeds.
+
+Contrast, written down before the confirmation: test accuracy of NF+AGC minus that of BN under the paper's protocol,
+minus the same difference under the tuned protocol. All differences are paired by seed.
+
+Tables:
+    screened: One row per training. Columns arm (BN, NF, NF+AGC), clip, batch_size, lr, seed, failed, val_acc.
+    confirmed: Each arm at the largest batch as each protocol chose it, on fresh seeds. Columns protocol, arm, clip,
+        seed, failed, val_acc, test_acc.
 """
 
 import numpy as np
@@ -25,26 +29,30 @@ from workbench.lab.statistics.rates import at_carried_rate, by_seed
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
-    "The paper's protocol shows more of NF+AGC over BN than tuning both alike", tables=("screened", "confirmed")
+    "The paper's protocol favours NF+AGC over BN, compared with tuning both alike", tables=("screened", "confirmed")
 )
 
 PAPER, TUNED = "paper's", "tuned"
-PROTOCOLS = {PAPER: best_four_of_five, TUNED: np.mean}  # and how each sums up the seeds that choose
+PROTOCOLS = {PAPER: best_four_of_five, TUNED: np.mean}  # how each averages the screening seeds
 ARMS = ("BN", "NF", "NF+AGC")
 
 
 def rates(lrs: list[float], batch_sizes: list[int]) -> dict[int, list[float]]:
-    """The rates of each batch: those of the grid, and those of the grid scaled from the smallest batch."""
+    """Return by batch size the grid's rates, and these rates scaled from the smallest batch."""
     return {b: sorted({float(f"{lr * scale:.6g}") for lr in lrs for scale in (1, b / min(batch_sizes))})
             for b in batch_sizes}  # fmt: skip
 
 
 def choices(screened: pd.DataFrame) -> pd.DataFrame:
-    """What either protocol chooses: protocol, batch_size, arm, clip, lr, and `reported`, the validation
-    accuracy by which it chose, of the seeds that chose.
+    """Choose rate and threshold of each arm and batch by both protocols.
 
-    paper's: an arm's best rate at the smallest batch, scaled in proportion to the batch; at each batch the best of the
-    thresholds; four of five seeds. tuned: the best rate and threshold of each batch, by the mean of all seeds.
+    - paper's: the arm's best rate at the smallest batch, scaled in proportion to the batch, and the best threshold at
+      that rate. Four of five seeds count.
+    - tuned: the best rate and threshold of each batch, by the mean of all seeds.
+
+    Returns:
+        Columns protocol, batch_size, arm, clip, lr, and `reported`: the validation accuracy that decided, of the
+        screening seeds.
     """
     rows = []
     for _, trained in screened.groupby("arm", sort=False):
@@ -59,15 +67,24 @@ def choices(screened: pd.DataFrame) -> pd.DataFrame:
 
 
 def largest_batch(screened: pd.DataFrame) -> pd.DataFrame:
-    """The choices of either protocol at the largest batch, which fresh seeds confirm."""
+    """Return the choices of both protocols at the largest batch, which fresh seeds confirm."""
     chosen = choices(screened)
     return chosen[chosen.batch_size == chosen.batch_size.max()].reset_index(drop=True)
 
 
 def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm and protocol at the largest batch: arm, protocol, clip, lr, reported (by the choosing seeds);
-    of the fresh ones validation (mean), flattered (reported minus it, with low and high), test (mean, test_low,
-    test_high), failed, n."""
+    """Compare what each protocol reports at the largest batch with fresh seeds.
+
+    Returns:
+        One row per arm and protocol:
+
+        - arm, protocol, clip, lr
+        - reported: the validation accuracy of the screening seeds
+        - validation: the mean over fresh seeds
+        - flattered, low, high: reported minus validation, with its interval
+        - test, test_low, test_high: the mean over fresh seeds, with its interval
+        - failed, n
+    """
     rows = []
     for row in largest_batch(screened).itertuples():
         fresh = confirmed[(confirmed.arm == row.arm) & (confirmed.protocol == row.protocol)]
@@ -84,7 +101,7 @@ def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Does the paper's protocol favour NF+AGC over BN, beside one that tunes both alike?"""
+    """Judge whether the paper's protocol favours NF+AGC over BN, compared with equal tuning."""
     difference = (_ahead(confirmed, PAPER, "BN") - _ahead(confirmed, TUNED, "BN")).dropna()
     name = "NF+AGC minus BN under the paper's protocol, minus the same tuned"
     effect = Effect(name, t_interval(difference), difference_p(difference), in_points=True)
@@ -96,8 +113,10 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
 
 
 def _details(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm and protocol at the largest batch: what was reported, what fresh seeds reach, and in `agc_ahead`
-    the points of test accuracy of NF+AGC minus this arm."""
+    """One row per arm and protocol at the largest batch: the report, and fresh seeds.
+
+    `agc_ahead` is the test accuracy of NF+AGC minus that of this arm, in points.
+    """
     columns = ["arm", "protocol", "clip", "lr", "reported", "validation", "test", "failed", "n"]
     rows = summary(screened, confirmed)[columns]
     ahead = [t_interval(100 * _ahead(confirmed, row.protocol, row.arm)) for row in rows.itertuples()]
@@ -107,14 +126,17 @@ def _details(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:
-    """By seed: test accuracy of NF+AGC minus that of the rival."""
+    """Return by seed the test accuracy of NF+AGC minus that of the rival."""
     values = by_seed(confirmed[confirmed.protocol == protocol])
     return (values["NF+AGC"] - values[rival]).dropna()
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Left: test accuracy of fresh seeds, each arm as either protocol chose it, and what the protocol reported. Right:
-    by how much that is more than fresh seeds reach on the same split. 95 % intervals; a cross where seeds failed."""
+    """Draw test accuracy on fresh seeds by arm and protocol, and what the protocol reported.
+
+    The right panel shows how much more each protocol reports than fresh seeds reach on the same split. Intervals are at
+    95 %. A cross marks arms with failed seeds.
+    """
     from workbench.lab import plots
 
     rows = summary(screened, confirmed)

@@ -1,11 +1,16 @@
-"""Is a normalizer-free net as good as a fast BatchNorm net, in hardly more time?
+"""Question: is a normalizer-free net as good as a fast BatchNorm net, in hardly more time?
 
-Not one of the paper's claims as it stands, but its promise: the accuracy of BatchNorm at no more than its cost (NFNet
-paper, section 1 and figure 1). Both arms tune their rate alike, NF+AGC at each of several thresholds, and train for
-numbers of steps given beforehand. The contrast, written down before the confirmation, paired by seed: test accuracy of
-NF+AGC within 0.3 points of BN's, or above it, in at most 1.3 times its seconds; both must be shown. Tables: `screened`
-and `confirmed`, one row a training with arm, lr, seed, steps, val_acc, test_acc, failed, outcome; `paces` of the
-confirmed, see `paces`.
+This is no claim of the paper in these words, but its promise (NFNet paper, section 1 and figure 1). It promises
+BatchNorm's accuracy at no more than its cost. Both arms tune their rate in the same way, NF+AGC at each of several
+thresholds. The numbers of steps are fixed before the run.
+
+Contrast, written down before the confirmation: test accuracy of NF+AGC within 0.3 points of BN's or above it, in at
+most 1.3 times BN's seconds. Seeds are paired. Both must be shown.
+
+Tables:
+    screened: One row per training. Columns arm, lr, seed, steps, val_acc, failed, outcome.
+    confirmed: As `screened`, with test_acc.
+    paces: The pace of each confirmed training, as `paces` returns it.
 """
 
 import numpy as np
@@ -23,24 +28,35 @@ CLAIM = Claim(
     tables=("screened", "confirmed", "paces"),
 )
 
-MARGIN = 0.003  # of accuracy: three tenths of a point
-RATIO = 1.3  # of seconds
+MARGIN = 0.003  # accuracy, so 0.3 points
+RATIO = 1.3  # of BN's seconds
 
-# Dense bfloat16 matrix products by NVIDIA's data sheets, operations a second; the first name that a device's has in it.
+# Dense bfloat16 matrix products in operations per second, from NVIDIA's data sheets. The first name that is part of the
+# device's name counts.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 def peak_of(device: str) -> float:
-    """The most operations a second of a device of this name, in bfloat16; NaN where it is not known here."""
+    """Return the device's peak in bfloat16 operations per second. NaN for an unknown device."""
     return next((peak for name, peak in PEAKS.items() if name in device), float("nan"))
 
 
 def paces(confirmed: pd.DataFrame, operations: dict[str, float], store: Store, precision: str) -> pd.DataFrame:
-    """One row a training: arm, seed, device, seconds (its steps at the pace between its first and last row of history,
-    evaluations included), images_per_second, peak_share (of the device's operations in bfloat16; NaN where they are not
-    known, or another precision was used).
+    """Measure seconds, pace and share of the device's peak for each training.
 
-    Args: `operations` of one image, forward and backward, by arm.
+    Args:
+        confirmed: The confirmed trainings.
+        operations: By arm the operations for one image, forward and backward.
+        store: Holds the history of each training.
+        precision: Precision of the trainings.
+
+    Returns:
+        One row per training:
+
+        - arm, seed, device
+        - seconds: time for its steps at the pace between its first and last row of history, with evaluations
+        - images_per_second: that pace
+        - peak_share: share of the device's peak in bfloat16. NaN if the peak is unknown or the precision is another one
     """
     rows = []
     for training in confirmed.itertuples():
@@ -61,7 +77,10 @@ def paces(confirmed: pd.DataFrame, operations: dict[str, float], store: Store, p
 
 
 def _images_per_second(history: pd.DataFrame) -> float:
-    """Between the first and the last row, for the start is a device's and not a network's; NaN for fewer than two."""
+    """Measure the pace between the first and the last row. NaN for fewer than two rows.
+
+    Time before the first row belongs to the start of the device, not to the network.
+    """
     if len(history) < 2:
         return float("nan")
     ends = history.sort_values("step").iloc[[0, -1]]
@@ -69,7 +88,7 @@ def _images_per_second(history: pd.DataFrame) -> float:
 
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Verdict:
-    """Is NF+AGC within the margin of BN's accuracy, in at most the ratio of its seconds?"""
+    """Judge whether NF+AGC is within the margins of BN's accuracy and seconds."""
     accuracies, seconds = by_seed(confirmed), by_seed(paces, value="seconds")
     behind = (accuracies["BN"] - accuracies["NF+AGC"]).dropna()
     doublings = _doublings(seconds)
@@ -89,14 +108,17 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) 
 
 
 def _doublings(seconds: pd.DataFrame) -> pd.Series:
-    """Of BN's seconds, by seed; NaN where a training of the pair did not end, so that it has no pace."""
+    """Return by seed the doublings of BN's seconds.
+
+    A pair is left out if one of its trainings did not end, because it has no pace.
+    """
     if not {"NF+AGC", "BN"} <= set(seconds):
         return pd.Series(dtype=float)
     return np.log2(seconds["NF+AGC"] / seconds["BN"]).dropna()
 
 
 def _details(confirmed: pd.DataFrame, paces: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: test accuracy, steps, device, and means of seconds, pace and share of the device's peak."""
+    """One row per arm: test accuracy, steps, device, and mean seconds, pace and peak share."""
     rows = []
     for arm, trained in confirmed.groupby("arm", sort=False):
         accuracy, paced = accuracy_interval(trained.test_acc), paces[paces.arm == arm]
@@ -111,8 +133,10 @@ def _details(confirmed: pd.DataFrame, paces: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Figure:
-    """Left: accuracy over seconds, a mark a seed, and what would be within the margins of BN's means. Right: validation
-    accuracy over the rates of the screening."""
+    """Draw accuracy over seconds, one mark per seed, and the screening.
+
+    Lines in the left panel show the margins around BN's means. The right panel has validation accuracy over the rates.
+    """
     from workbench.lab import plots
 
     figure, (left, right) = plots.panels(1, 2, (10, 4.2))

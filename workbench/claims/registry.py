@@ -1,4 +1,4 @@
-"""Every claim, found from the claim files: each of them has a `CLAIM`."""
+"""The list of all claims. Every claim file of this folder has a `CLAIM`."""
 
 import importlib
 import pkgutil
@@ -14,12 +14,12 @@ from workbench.claims.claim import Claim
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.statistics.verdict import Verdict
 
-MACHINERY = ("claim", "registry", "judging")  # files of this folder that are no claims
+MACHINERY = ("claim", "registry", "judging")  # files of this folder that are not claims
 
 
 @dataclass(frozen=True)
 class RegisteredClaim:
-    """A claim with its study, which has the name of the claim's file."""
+    """A claim and its study. The study has the name of the claim's file."""
 
     claim: Claim
     study: str
@@ -27,7 +27,7 @@ class RegisteredClaim:
 
     @property
     def number(self) -> int | None:
-        """The claim's number; None for a question of our own."""
+        """The claim's number. None for a question."""
         return self.claim.number
 
     @property
@@ -37,26 +37,26 @@ class RegisteredClaim:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """The names of the tables that it is judged by."""
+        """The names of the tables that decide it."""
         return self.claim.tables
 
     @property
     def name(self) -> str:
-        """What a person calls it: "claim 2, large_batch", or the study alone."""
+        """A name for people: "claim 2, large_batch", or the study's name for a question."""
         return self.study if self.number is None else f"claim {self.number}, {self.study}"
 
     def judge(self, tables: dict[str, pd.DataFrame]) -> Verdict:
-        """The verdict, computed from these tables."""
+        """Compute the verdict from these tables."""
         return self.module.judge(*(tables[name] for name in self.tables))
 
     def figure(self, tables: dict[str, pd.DataFrame]) -> Figure:
-        """The figure, drawn from these tables."""
+        """Draw the figure from these tables."""
         return self.module.figure(*(tables[name] for name in self.tables))
 
 
 @cache
 def all_claims() -> tuple[RegisteredClaim, ...]:
-    """All claims by their numbers, then our own questions by name."""
+    """Return all claims by number, then all questions by name."""
     registered = []
     for info in pkgutil.iter_modules(workbench.claims.__path__):
         if info.name not in MACHINERY:
@@ -66,20 +66,23 @@ def all_claims() -> tuple[RegisteredClaim, ...]:
 
 
 def claims() -> list[RegisteredClaim]:
-    """The paper's claims, by number."""
+    """Return the paper's claims by number."""
     return [each for each in all_claims() if each.number is not None]
 
 
 def questions() -> list[RegisteredClaim]:
-    """Our own questions, which have no number."""
+    """Return the questions, which have no number."""
     return [each for each in all_claims() if each.number is None]
 
 
 def chosen(names: list[str] | None = None) -> list[RegisteredClaim]:
-    """The claims with these numbers, and claims and questions with these studies' names; without names, all claims.
+    """Select claims by number, and claims and questions by study name.
+
+    Args:
+        names: Numbers and names. Without names, all claims.
 
     Raises:
-        WorkbenchError: For an unknown number or name, with the nearest.
+        WorkbenchError: If a number or name is unknown. The error gives the nearest name.
     """
     if not names:
         return claims()
@@ -88,7 +91,7 @@ def chosen(names: list[str] | None = None) -> list[RegisteredClaim]:
         if name not in by_name:
             if name.isdigit():
                 numbers = ", ".join(str(each.number) for each in claims())
-                raise WorkbenchError(f"there is no claim {name}: the claims are {numbers}.")
+                raise WorkbenchError(f"Claim {name} does not exist. The claims are {numbers}.")
             raise unknown("claim", name, by_name)
     wanted = {by_name[name].study for name in names}
     return [each for each in all_claims() if each.study in wanted]

@@ -1,18 +1,24 @@
-"""Claim 9: what sharpness-aware minimisation (SAM) and the average of the weights (EMA) add at equal device seconds.
+"""Claim 9: what SAM and the average of the weights (EMA) add at equal device seconds.
 
-Source: NFNet paper, section 4 (EMA; SAM on a fifth of the batch). Tables: `costs`, of a step, as of evidence.pace;
-`screened` and `confirmed`, one row a training and arm (those of ARMS), with lr, seed, steps, failed, val_acc,
-device_seconds; `confirmed` also test_acc, each arm at its own best rate on fresh seeds. An average and its source are
-one training read twice; with SAM there are fewer steps, by the measured cost, but in one arm, which tells how much of
-the difference the missing steps are. The contrast, written down before the confirmation: test accuracy of SAM+EMA minus
-plain, paired by seed.
+SAM is sharpness-aware minimisation. Source: NFNet paper, section 4 (EMA; SAM on a fifth of the batch).
+
+An average and the training that it comes from are one training, read twice. By its measured cost, SAM takes fewer
+steps. One arm takes SAM with as many steps as plain. It shows how much of the difference is due to the missing steps.
+
+Contrast, written down before the confirmation: test accuracy of SAM+EMA minus plain, paired by seed.
+
+Tables:
+    costs: Times of a step, as `step_costs` returns them.
+    screened: One row per training and arm (those of ARMS). Columns arm, lr, seed, steps, failed, val_acc,
+        device_seconds.
+    confirmed: As `screened`, with test_acc. Each arm trains at its own best rate, on fresh seeds.
 """
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import accuracy_interval, points_with_ci, side
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import with_edges
@@ -22,26 +28,33 @@ CLAIM = Claim(
     "SAM and the average of the weights add accuracy at equal time", number=9, tables=("costs", "screened", "confirmed")
 )
 
-AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # the arm, and what it is called when its average is read
+AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # arm: its name when its average is read
 LONGER = "SAM, equal steps"
 ARMS = ["plain", "EMA", "SAM", "SAM+EMA", LONGER]
 
 
 def decay(steps: int, share: float) -> float:
-    """The average's decay with a horizon of this share of the steps: 1 - 1 / (share * steps)."""
+    """Return the decay of an average with a horizon of this share of the steps.
+
+    The decay is 1 - 1 / (share * steps).
+    """
     return 1 - 1 / max(1.0, share * steps)
 
 
 def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm: lr (its best rate), steps, device_seconds and accuracy (means), failed, n, and the difference to
-    plain with low, high, p, p_holm and p_equal."""
+    """Compare each arm with plain training.
+
+    Returns:
+        One row per arm. Columns: lr (its best rate), steps, device_seconds and accuracy (means), failed, n, and the
+        difference to plain with low, high, p, p_holm and p_equal.
+    """
     seconds = confirmed.groupby("arm").device_seconds.mean()
-    table = beside(confirmed, "plain", ARMS, settings=("lr", "steps"), contrast="SAM+EMA")
+    table = compare_arms(confirmed, "plain", ARMS, settings=("lr", "steps"), contrast="SAM+EMA")
     return table.assign(device_seconds=table.arm.map(seconds))
 
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Do both together add accuracy at equal time? And each?"""
+    """Judge whether SAM and EMA together add accuracy at equal time. The table has each alone."""
     effect = effect_of("accuracy with SAM and EMA minus plain", confirmed, "plain", "SAM+EMA")
     holds = side(effect.value)
     relation = {True: "add", False: "cost", None: "are not shown to change"}[holds]
@@ -50,8 +63,11 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) 
 
 
 def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm. `matched_cost` is the time of a step at which its steps take plain's time, `step_cost` the
-    measured one, `seconds` the device seconds over plain's."""
+    """One row per arm, with its costs relative to plain.
+
+    `matched_cost` is the step time at which the arm's steps take plain's time. `step_cost` is the measured one.
+    `seconds` are the device seconds over plain's.
+    """
     rows = summary(confirmed)
     plain = rows.set_index("arm").loc["plain"]
     more = rows.assign(
@@ -63,17 +79,17 @@ def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Accuracy beside the plain training; over the seconds that each took; and over the rate in screening."""
+    """Draw accuracy compared with plain, accuracy over device seconds, and the screening."""
     from workbench.lab import plots
 
     looks = {arm: look for arm, look in plots.looks(ARMS).items() if arm in set(confirmed.arm)}
-    figure, (beside_plain, cost, rates) = plots.panels(1, 3, (13.5, 4.1), width_ratios=[1.3, 1, 1])
-    draw_differences(beside_plain, confirmed, "plain", list(looks))
-    beside_plain.set(title="accuracy beside plain")
-    apart = 0.02 * confirmed.device_seconds.max()  # an average and its source took the same seconds
+    figure, (differences, cost, rates) = plots.panels(1, 3, (13.5, 4.1), width_ratios=[1.3, 1, 1])
+    draw_differences(differences, confirmed, "plain", list(looks))
+    differences.set(title="accuracy compared with plain")
+    offset = 0.02 * confirmed.device_seconds.max()  # an average and its source took the same seconds
     for i, (arm, look) in enumerate(looks.items()):
         rows = confirmed[confirmed.arm == arm]
-        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean() + apart * (i % 2)
+        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean() + offset * (i % 2)
         plots.intervals(cost, x, mean.mean, mean.low, mean.high, look, label=arm)
         if rows.failed.any():
             plots.mark_failed(cost, [x], [mean.mean])

@@ -1,8 +1,13 @@
-"""Claim 1: scaled weight standardisation keeps the variance as the theory says, and BatchNorm's trunk grows linearly.
+"""Claim 1: scaled weight standardisation keeps the variance as the theory predicts.
 
-Source: Brock et al. 2021a, signal propagation plots; De and Smith 2020. Table: one row a block, arm, input (noise,
-images) and initialisation, with var, mean_sq, residual_var, grad_var and what is expected of each. The contrast: the
-largest relative deviation of the trunk's variance from the theory, over blocks, is below 15 %.
+The trunk's variance in a BatchNorm network grows linearly. Source: Brock et al. 2021a, signal propagation plots; De and
+Smith 2020.
+
+Contrast: the largest relative deviation of the trunk's variance from the theory, over blocks, is below 15 %.
+
+Table:
+    table: One row per block, arm, input (noise, images) and initialisation. Columns var, mean_sq, residual_var,
+        grad_var, and the expected value of each.
 """
 
 import math
@@ -21,31 +26,34 @@ TOLERANCE = 0.15  # of the expected variance
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Does the measured variance of the normalizer-free trunk follow the theory at every block, on noise? Of a network
-    without a theory: does it keep the rules of signal propagation?
+    """Judge whether the variance of the normalizer-free trunk follows the theory at every block.
 
-    Columns: arm (NF, NF without scaled WS, BN, or a network's own name), input, seed, block, stage, var, mean_sq,
-    residual_var, grad_var, dead, expected_var.
+    Only the rows with noise as input count. A network without a theory must keep the rules of signal propagation
+    instead.
+
+    Args:
+        table: Columns arm (NF, NF without scaled WS, BN, or the name of your network), input, seed, block, stage, var,
+            mean_sq, residual_var, grad_var, dead, expected_var.
     """
     blocks = table[(table.block > 0) & (table.input == "noise")]
     blocks = blocks.assign(deviation=lambda t: (t["var"] / t.expected_var - 1).abs())
     subject = "NF" if "NF" in set(blocks.arm) else blocks.arm.iloc[0]
-    of_subject = blocks[blocks.arm == subject]
-    if of_subject.expected_var.isna().all():
+    subject_blocks = blocks[blocks.arm == subject]
+    if subject_blocks.expected_var.isna().all():
         return _rules_verdict(table[(table.arm == subject) & (table.input == "noise")], subject)
-    deviations = of_subject.groupby("seed").deviation.max()
+    deviations = subject_blocks.groupby("seed").deviation.max()
     worst = t_interval(deviations)
     p = difference_p(deviations - TOLERANCE)
     effect = Effect("largest relative deviation of the variance from theory", worst, p)
     holds = True if worst.high <= TOLERANCE else False if worst.low > TOLERANCE else None
-    relation = {True: "follows", False: "leaves", None: "is not shown to follow"}[holds]
-    deviation = with_ci(worst.map(lambda value: 100 * value), "% at most", ".1f", "initialisation")
-    headline = f"The variance of {subject} {relation} the theory, deviating by {deviation}."
+    relation = {True: "follows", False: "does not follow", None: "is not shown to follow"}[holds]
+    deviation = with_ci(worst.map(lambda value: 100 * value), "%", ".1f", "initialisation")
+    headline = f"The variance of {subject} {relation} the theory: the largest deviation is {deviation}."
     return Verdict(holds, effect, headline, _details(table, blocks, subject, worst))
 
 
 def _details(table: pd.DataFrame, blocks: pd.DataFrame, subject: str, worst: Interval) -> pd.DataFrame:
-    """One row per fact on the trunk; on noise, unless it names the images."""
+    """One row per fact about the trunk, on noise unless the fact names the images."""
     rows = [fact(f"{subject}: largest deviation from the theory", worst, expected=TOLERANCE)]
     for arm, largest in blocks.groupby("arm", sort=False).mean_sq.max().items():
         rows.append(fact(f"{arm}: largest squared channel mean", largest))
@@ -62,7 +70,7 @@ def _details(table: pd.DataFrame, blocks: pd.DataFrame, subject: str, worst: Int
 
 
 def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
-    """Of a network without a theory: in how many initialisations no rule is broken."""
+    """Judge a network without a theory: in how many initialisations is no rule broken?"""
     broken_by_seed = []
     for _, rows in table.groupby("seed"):
         rows = rows.reset_index(drop=True).assign(peak=0.0)
@@ -71,7 +79,7 @@ def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
     sound = share_interval(sum(not broken for broken in broken_by_seed), n)
     effect = Effect("share of initialisations without a fault", sound)
     share = with_ci(sound.map(lambda value: 100 * value), "% of cases", ".0f", "initialisation")
-    headline = f"{subject} has no theory; it breaks no rule of signal propagation in {share}."
+    headline = f"There is no theory for {subject}. It breaks no rule of signal propagation in {share}."
     ends = table[table.block == table.block.max()]
     rows = [fact(f"variance after {table.block.max()} blocks", t_interval(ends["var"]))]
     for rule in sorted(set().union(*broken_by_seed)):
@@ -80,14 +88,16 @@ def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
 
 
 def _growth_per_block(blocks: pd.DataFrame) -> float:
-    """Mean increase of the variance from one block to the next within a stage."""
+    """Return the mean increase of the variance from one block to the next within a stage."""
     steps = blocks.sort_values("block").groupby("stage")["var"].diff().dropna()
     return float(steps.mean()) if len(steps) else math.nan
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Signal propagation on noise: the statistics over depth, forward and backward; points with the range over
-    initialisations, dashed lines the theory."""
+    """Draw the statistics of signal propagation on noise over depth, forward and backward.
+
+    Points have the range over initialisations. Dashed lines are the theory.
+    """
     from workbench.lab import plots
 
     figure, axes = plots.panels(1, 4, (15.5, 3.8))
@@ -104,8 +114,13 @@ def figure(table: pd.DataFrame) -> Figure:
 
 
 def effects_figure(table: pd.DataFrame) -> Figure:
-    """What moves signal propagation: a column a factor, the trunk's variance above, the gradient's below; a line a
-    value, dashed the theory. Columns: factor, arm (the value of the factor), and those of `judge`."""
+    """Draw what changes signal propagation: one column per factor, one line per value.
+
+    The upper row has the trunk's variance, the lower row the gradient's. Dashed lines are the theory.
+
+    Args:
+        table: Columns factor, arm (the value of the factor), and those of `judge`.
+    """
     from workbench.lab import plots
 
     factors = list(dict.fromkeys(table.factor))
@@ -124,7 +139,10 @@ def effects_figure(table: pd.DataFrame) -> Figure:
 
 
 def inputs_figure(table: pd.DataFrame) -> Figure:
-    """Noise and images: a column an arm, the trunk's variance on each input, dashed what is expected of it."""
+    """Draw the trunk's variance on noise and on images, one column per arm.
+
+    Dashed lines are the expected values for each input.
+    """
     from workbench.lab import plots
 
     arms = plots.in_order(table.arm)

@@ -1,25 +1,29 @@
-"""What do zero skip gains cost a short run, and is it clipping that holds them down?
+"""Question: what do zero skip gains cost a short run, and is clipping the reason?
 
-Not one of the paper's claims, but a trap in testing them: a skip gain starts at 0, and AGC takes the norm of its
-weights as at least eps = 1e-3, so that at threshold 0.01 its gradient is at most 1e-5 (NFNet paper, sections 2 and
-4.1; the authors clip gains and biases like weights). Tables: `screened`, one row a training, with arm, lr, seed,
-failed, val_acc; `confirmed`, each arm at its own best rate on fresh seeds, with arm, seed, test_acc, failed. The
-contrast, written down before the confirmation: test accuracy with the skip gains not clipped minus that of the
-paper's choice, paired by seed.
+This is no claim of the paper, but a trap in tests of its claims. A skip gain starts at 0. AGC takes the norm of its
+weights as at least eps = 1e-3, so at threshold 0.01 its gradient is at most 1e-5. See the NFNet paper, sections 2 and
+4.1. Its authors clip gains and biases like weights.
+
+Contrast, written down before the confirmation: test accuracy with the skip gains not clipped minus that of the paper's
+choice, paired by seed.
+
+Tables:
+    screened: One row per training. Columns arm, lr, seed, failed, val_acc.
+    confirmed: Each arm at its own best rate, on fresh seeds. Columns arm, seed, test_acc, failed.
 """
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
 from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
-    "Clipping holds zero skip gains down, and that costs a short training accuracy", tables=("screened", "confirmed")
+    "Clipping keeps zero skip gains small, and a short training loses accuracy", tables=("screened", "confirmed")
 )
 
 PAPER = "paper's: from 0, clipped"
@@ -31,7 +35,12 @@ NONE = "no clipping"
 
 
 def arms(clip: float, eps: list[float]) -> dict[str, dict]:
-    """What differs in each arm, as fields of a TrainConfig; `eps` are floors of the norm of a unit's weights."""
+    """Return what differs in each arm, as fields of a TrainConfig.
+
+    Args:
+        clip: AGC's threshold.
+        eps: Lower bounds of a unit's weight norm, one arm each.
+    """
     zero = {"model_args": {"skip_gain": 0.0}}
     return {
         PAPER: {**zero, "clip": clip},
@@ -44,16 +53,19 @@ def arms(clip: float, eps: list[float]) -> dict[str, dict]:
 
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Does a short run gain accuracy where its skip gains, which start at 0, are not clipped?"""
+    """Judge whether a short run gains accuracy if its zero skip gains are not clipped."""
     effect = effect_of("accuracy with skip gains not clipped minus with", confirmed, PAPER, GAINS)
     holds = side(effect.value)
     relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
     headline = f"Not clipping skip gains that start at zero {relation} accuracy: {points_with_ci(effect.value)}."
     return Verdict(
-        holds, effect, headline, with_edges(details(beside(confirmed, PAPER, contrast=GAINS), "lr"), screened)
+        holds, effect, headline, with_edges(details(compare_arms(confirmed, PAPER, contrast=GAINS), "lr"), screened)
     )
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Left: accuracy beside the paper's choice, each arm at its own best rate. Right: which rates each arm stands."""
+    """Draw accuracy compared with the paper's choice, and the rates that each arm tolerates.
+
+    Each arm trains at its own best rate.
+    """
     return effects_and_rates(screened, confirmed, PAPER)

@@ -1,12 +1,19 @@
-"""Claim 5: at small batches a normalizer-free network keeps its accuracy, and a BatchNorm network loses it.
+"""Claim 5: at small batches a normalizer-free network keeps its accuracy.
 
-Source: Brock et al. 2021a, the precursor paper: at batch 4 on ImageNet 69.9 % against 55.7 %. Tables: one row a
-training, with arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, clip, lr (here the peak rate per 256 images), seed,
-failed, val_acc; in `screened` NF+AGC has a rate for each of several thresholds. `confirmed` has also test_acc, each arm
-and batch at its own best rate, and NF+AGC at its best threshold, on fresh seeds. "BN recomputed" is the same training
-evaluated with statistics of training images, taken again at its end.
-The contrast, written down before the confirmation: (test accuracy of NF+AGC at the smallest batch minus at the largest)
-minus the same of BN, paired by seed.
+A BatchNorm network loses accuracy.
+
+Source: Brock et al. 2021a, the precursor paper. At batch 4 on ImageNet it reports 69.9 % against 55.7 %.
+
+Contrast, written down before the confirmation: (test accuracy of NF+AGC at the smallest batch minus at the largest)
+minus the same of BN. Seeds are paired.
+
+"BN recomputed" is the same training as BN. After training, its statistics are computed again from training images.
+
+Tables, one row per training:
+    screened: Columns arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, clip, lr (the peak rate per 256 images),
+        seed, failed, val_acc. NF+AGC has a rate for each of several thresholds.
+    confirmed: As `screened`, with test_acc. Each arm and batch trains at its own best rate, NF+AGC also at its best
+        threshold, on fresh seeds.
 """
 
 import numpy as np
@@ -34,19 +41,30 @@ CLAIM = Claim(
     tables=("screened", "confirmed"),
 )
 
-RECOMPUTED = {"BN": "BN recomputed"}  # the arm, and what it is called with its statistics taken again
+RECOMPUTED = {"BN": "BN recomputed"}  # arm: its name with recomputed statistics
 NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 ARMS = ["BN", "BN recomputed", "GN", "NF", "NF+AGC"]
 
 
 def per_image(table: pd.DataFrame) -> pd.DataFrame:
-    """`lr` as the peak rate per 256 images, which is what the grid is of; `peak_lr` is the one that was trained at."""
+    """Make `lr` the peak rate per 256 images, as in the grid.
+
+    `peak_lr` keeps the peak rate of the training.
+    """
     return table.assign(peak_lr=table.lr, lr=table.base_lr)
 
 
 def changes(confirmed: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm and batch: accuracy (test, mean) with acc_low and acc_high, failed, n, and the change from the
-    largest batch, paired by seed, with low, high, p and p_holm over all of them."""
+    """Compare each arm and batch with the largest batch.
+
+    Returns:
+        One row per arm and batch:
+
+        - arm, batch_size, lr, failed, n
+        - accuracy (test, mean) with acc_low and acc_high
+        - change from the largest batch, paired by seed, with low, high and p
+        - p_holm: p adjusted over all rows
+    """
     reference, rows = confirmed.batch_size.max(), []
     for arm in (arm for arm in ARMS if arm in set(confirmed.arm)):
         cells = confirmed[confirmed.arm == arm]
@@ -71,7 +89,10 @@ def changes(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def contrast(confirmed: pd.DataFrame, arm: str, against: str) -> pd.Series:
-    """By seed: the change of `arm` from the largest to the smallest batch, minus that of `against`."""
+    """Return by seed the change of `arm` minus that of `against`.
+
+    The change is from the largest to the smallest batch.
+    """
     smallest, reference = confirmed.batch_size.min(), confirmed.batch_size.max()
     kept = {}
     for name in (arm, against):
@@ -81,7 +102,7 @@ def contrast(confirmed: pd.DataFrame, arm: str, against: str) -> pd.Series:
 
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
-    """Does NF+AGC lose less than BN where the batch shrinks?"""
+    """Judge whether NF+AGC loses less than BN as the batch shrinks."""
     difference = contrast(confirmed, "NF+AGC", "BN")
     effect = Effect("loss of BN minus loss of NF+AGC", t_interval(difference), difference_p(difference), in_points=True)
     holds = side(effect.value)
@@ -93,8 +114,8 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
 def _details(confirmed: pd.DataFrame) -> pd.DataFrame:
     """One row per arm at the smallest batch.
 
-    `points` is the change from the largest batch, and `p_kept` tests that it loses no more than half a point.
-    `agc_keeps` is the change of NF+AGC minus this one, in points, and `clips` the threshold of each batch.
+    `points` is the change from the largest batch. `p_kept` tests that the loss is at most half a point. `agc_keeps` is
+    the change of NF+AGC minus this one, in points. `clips` is the threshold of each batch.
     """
     at = changes(confirmed)
     rows = []
@@ -115,7 +136,10 @@ def _details(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Test accuracy over the batch; its change from the largest batch, paired by seed; and the best rates."""
+    """Draw test accuracy over the batch, its change from the largest batch, and the best rates.
+
+    The change is paired by seed.
+    """
     from workbench.lab import plots
 
     table = changes(confirmed)

@@ -1,9 +1,14 @@
-"""Claim 7: adaptive gradient clipping raises the largest learning rate at which a normalizer-free network trains.
+"""Claim 7: adaptive gradient clipping raises the largest stable learning rate.
 
-Source: NFNet paper, section 4.1. Table: one row a training, with arm (NF, NF+AGC), batch_size, lr, clip, seed, failed.
-The contrast, written down before the run, in which nothing else is chosen: the largest stable rate with the smallest
-threshold against that without clipping, at the largest batch, in doublings, paired by seed: it is seeds that are
-counted, for the trainings of one go together. A window of rates is fitted to all trainings of a cell, to be drawn.
+Source: NFNet paper, section 4.1.
+
+Contrast, written down before the run: at the largest batch, the largest stable rate with the smallest threshold against
+that without clipping. It is in doublings, paired by seed. The run chooses nothing else. Seeds are counted, because the
+trainings of one seed are not independent. For the figure and the table, a window of rates is fitted to all trainings of
+a cell.
+
+Table:
+    table: One row per training. Columns arm (NF, NF+AGC), batch_size, lr, clip, seed, failed.
 """
 
 import numpy as np
@@ -19,7 +24,11 @@ CLAIM = Claim("Clipping raises the largest stable learning rate", number=7)
 
 
 def windows(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a batch size and threshold (NaN: no clipping): batch_size, clip, window."""
+    """Fit the stable window of each batch size and threshold.
+
+    Returns:
+        One row per cell. Columns batch_size, clip (NaN: no clipping), window.
+    """
     rows = []
     for (batch, clip), cell in table.groupby(["batch_size", "clip"], dropna=False):
         rows.append({"batch_size": batch, "clip": clip, "window": stable_window(cell.lr, cell.failed)})
@@ -27,7 +36,7 @@ def windows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """What the fits say, to be read: the stable window of rates at each batch and threshold, with 95 % intervals."""
+    """Write the stable window of each batch and threshold as text, with 95 % intervals."""
     rows = []
     for _, row in windows(table).iterrows():
         window = row.window
@@ -45,9 +54,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Is the largest stable rate higher with clipping?"""
-    here = table[table.batch_size == table.batch_size.max()]
-    difference = _doublings(here, here["clip"].min())
+    """Judge whether the largest stable rate is higher with clipping."""
+    largest_batch = table[table.batch_size == table.batch_size.max()]
+    difference = _doublings(largest_batch, largest_batch["clip"].min())
     raised, p = t_interval(difference), difference_p(difference)
     effect = Effect("doublings of the largest stable rate through clipping", raised, p)
     holds = None if not p < 0.05 else bool(raised.mean > 0)
@@ -59,10 +68,11 @@ def judge(table: pd.DataFrame) -> Verdict:
 
 
 def _details(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per batch and threshold: the fitted largest stable rate, and by how many doublings clipping raises it.
+    """One row per batch and threshold: the largest stable rate, and how much clipping raises it.
 
-    `doublings` are counted seed by seed, `doublings_fitted` come from all trainings together. `seeds_beyond` failed at
-    all rates or at none. Where `p_fit` is below 0.01, no window of rates describes the outcomes.
+    `largest` is fitted. `doublings` compares with and without clipping seed by seed, `doublings_fitted` from all
+    trainings together. `seeds_beyond` failed at all rates or at none. If `p_fit` is below 0.01, no window of rates
+    describes the outcomes.
     """
     rows = []
     for batch, cells in windows(table).groupby("batch_size"):
@@ -75,14 +85,17 @@ def _details(table: pd.DataFrame) -> pd.DataFrame:
                 raised = t_interval(_doublings(at, clip))
                 row |= {"doublings": raised.mean, "low": raised.low, "high": raised.high,
                         "doublings_fitted": shift(window, unclipped)[0].mean}  # fmt: skip
-            of_seeds = at[_same(at["clip"], clip)].groupby("seed").failed.mean()
-            beyond = int(of_seeds.isin([0, 1]).sum())
-            rows.append(row | {"seeds": len(of_seeds), "seeds_beyond": beyond, "p_fit": window.deviance_p})
+            failed_shares = at[_same(at["clip"], clip)].groupby("seed").failed.mean()
+            beyond = int(failed_shares.isin([0, 1]).sum())
+            rows.append(row | {"seeds": len(failed_shares), "seeds_beyond": beyond, "p_fit": window.deviance_p})
     return pd.DataFrame(rows)
 
 
 def _doublings(at: pd.DataFrame, clip: float) -> pd.Series:
-    """By seed of one batch: doublings of the largest stable rate with this threshold over that without clipping."""
+    """Return by seed the doublings of the largest stable rate through this threshold.
+
+    The rows `at` are of one batch.
+    """
     clipped, plain = (at[_same(at["clip"], value)] for value in (clip, np.nan))
     return (largest_by_seed(clipped) - largest_by_seed(plain)).dropna()
 
@@ -92,8 +105,10 @@ def _threshold_text(clip: float) -> str:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """The share that failed over the rate, with the fitted window and its 95 % band, a panel a batch; and the largest
-    stable rate over the threshold, with those of single seeds."""
+    """Draw the failed share over the rate, and the largest stable rate over the threshold.
+
+    Each batch has a panel with the fitted windows and their 95 % bands. The last panel also shows single seeds.
+    """
     from workbench.lab import plots
 
     fitted = windows(table)
@@ -119,9 +134,9 @@ def figure(table: pd.DataFrame) -> Figure:
         within = rates[["mean", "low", "high"]].clip(upper=top).to_numpy().T
         plots.intervals(largest, x, *within, look, label=f"batch {batch}")
         for place, clip in zip(x, rows["clip"], strict=True):
-            of_seeds = np.sort(2 ** largest_by_seed(_cell(table, batch, clip)))
-            aside = place + np.linspace(0.06, 0.22, len(of_seeds))
-            largest.plot(aside, of_seeds, ".", ms=5, color="0.6", zorder=1, label="a seed alone")
+            seed_rates = np.sort(2 ** largest_by_seed(_cell(table, batch, clip)))
+            aside = place + np.linspace(0.06, 0.22, len(seed_rates))
+            largest.plot(aside, seed_rates, ".", ms=5, color="0.6", zorder=1, label="a seed alone")
         beyond = x[np.isinf(rates.high)]
         if len(beyond):
             ends = np.full(len(beyond), top)

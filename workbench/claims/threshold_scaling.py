@@ -1,13 +1,20 @@
-"""Claim 3: the best clipping threshold falls as the batch grows. Is it the batch, or the rate that grows with it?
+"""Claim 3: the best clipping threshold falls as the batch grows.
+
+Is the batch the cause, or the rate that grows with it?
 
 Source: NFNet paper, section 4.1, figure 2. Clipping bounds the step of a unit relative to its weights by rate x
-threshold, so stability may depend on that product alone. At a fixed number of steps the largest stable rate at batch B
-and threshold c is fitted by one model over all trainings:
+threshold, so stability may depend on that product alone. One model over all trainings fits the largest stable rate at
+batch B and threshold c, for a fixed number of steps:
 
-    log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, which a large threshold is
+    log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, or with a threshold too large to act
 
-k = 1: only the product counts; k = 0: only the rate. a_B - a_B': what the batch itself does at an equal threshold.
-The contrast, written down before the confirmation: k is 1 within 0.25. Table: as of stability_boundary, with outcome.
+If k is 1, only the product counts. If k is 0, only the rate counts. a_B - a_B' is the effect of the batch itself at an
+equal threshold.
+
+Contrast, written down before the confirmation: k is 1 within 0.25.
+
+Table:
+    table: One row per training. Columns as for stability_boundary, with val_acc and outcome.
 """
 
 import math
@@ -33,9 +40,19 @@ EXPONENTS = np.linspace(-0.25, 2.0, 46)
 
 @dataclass(frozen=True)
 class Collapse:
-    """The fitted boundary: the exponent k, the shift from the smallest to the largest batch in doublings, u and a by
-    batch at the best fit, and the p-values of k = 0, of k away from 1 by 0.25 and more, of k within that, and of no
-    shift. `fits` are those of 95 %: one row each with exponent, batch_size, unclipped and product."""
+    """The fitted boundary of stability.
+
+    Attributes:
+        exponent: The exponent k.
+        shift: Doublings of the product from the smallest to the largest batch.
+        unclipped: By batch the rate 2^u at the best fit.
+        product: By batch the product 2^a at the best fit.
+        p_rate_alone: p-value of k = 0.
+        p_not_product: p-value of k away from 1 by 0.25 or more.
+        p_product: p-value of k within 0.25 of 1.
+        p_no_shift: p-value of no shift.
+        fits: The fits within 95 %. Columns exponent, batch_size, unclipped, product.
+    """
 
     exponent: Interval
     shift: Interval
@@ -49,12 +66,17 @@ class Collapse:
 
 
 def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse:
-    """Fits the model by maximum likelihood on a grid; intervals are profiles."""
+    """Fit the model by maximum likelihood on a grid. Intervals are profiles.
+
+    Args:
+        table: Columns batch_size, clip, lr, failed.
+        exponents: Grid of k.
+    """
     batches = sorted(table.batch_size.unique())
     products = np.log2(table.lr * table["clip"].fillna(1))
     u, a = positions(np.log2(table.lr))[::2], positions(products[table["clip"].notna()])
     outcomes = {b: _outcomes(table[table.batch_size == b]) for b in batches}
-    best: dict[tuple, np.ndarray] = {}  # by (k, steepness): for every batch the best over u, by a
+    best: dict[tuple, np.ndarray] = {}  # by (k, steepness): for every batch the best likelihood over u, by a
     for k in exponents:
         for steep in STEEPNESS:
             best[k, steep] = [_by_product(outcomes[b], u, a, k, steep) for b in batches]
@@ -64,7 +86,7 @@ def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse
     k_best, s_best = max(best, key=lambda ks: sum(p.max() for p, _ in best[ks]))
     n = len(table)
     shifts = _profile_of_shift(best, len(a)) if len(batches) > 1 else {0: top}
-    d_best = float(np.median([d for d, value in shifts.items() if value >= top - 0.05]))  # of a plateau, its middle
+    d_best = float(np.median([d for d, value in shifts.items() if value >= top - 0.05]))  # the middle of a plateau
     d_inside = [d for d, value in shifts.items() if value >= top - DROP]
     doubling = a[1] - a[0]
     far = [value for k, value in by_exponent.items() if abs(k - 1) > MARGIN - 1e-9]
@@ -84,14 +106,17 @@ def collapse(table: pd.DataFrame, exponents: np.ndarray = EXPONENTS) -> Collapse
 
 
 def _outcomes(cell: pd.DataFrame) -> list[tuple]:
-    """By threshold: it, the rates' binary logarithms, and which failed."""
+    """List for each threshold: its value, the rates' binary logarithms, and the failures."""
     by_clip = cell.groupby("clip", dropna=False)
     return [(clip, np.log2(rows.lr.to_numpy()), rows.failed.to_numpy(float)) for clip, rows in by_clip]
 
 
 def _by_product(outcomes: list[tuple], u: np.ndarray, a: np.ndarray, k: float, steep: float) -> tuple:
-    """For each place a the best log-likelihood over u, and which u that is. A training's bound is one of the two, so
-    the likelihood is needed at the places of each alone, not at all pairs."""
+    """Return the best log-likelihood over u for each place a, and the index of that u.
+
+    The bound of a training is one of the two. The likelihood is therefore needed at the places of each alone, not at
+    all pairs.
+    """
     total = np.zeros((len(u), len(a)))
     for clip, x, y in outcomes:
 
@@ -107,7 +132,10 @@ def _by_product(outcomes: list[tuple], u: np.ndarray, a: np.ndarray, k: float, s
 
 
 def _of_95_percent(best: dict[tuple, list], batches: list[int], u: np.ndarray, a: np.ndarray, top: float):
-    """The fits whose likelihood is within DROP of the best, the other batches at their best."""
+    """Collect the fits with a log-likelihood within DROP of the best.
+
+    The other batches are at their best.
+    """
     rows = []
     for (k, _), profiles in best.items():
         whole = sum(p.max() for p, _ in profiles)
@@ -119,7 +147,7 @@ def _of_95_percent(best: dict[tuple, list], batches: list[int], u: np.ndarray, a
 
 
 def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
-    """The best log-likelihood by a(last batch) - a(first batch), in places."""
+    """Return the best log-likelihood by a(last batch) - a(first batch), in grid places."""
     likelihoods = dict.fromkeys(range(-places + 1, places), -math.inf)
     for profiles in best.values():
         first, last = profiles[0][0], profiles[-1][0]
@@ -131,7 +159,10 @@ def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Does the boundary collapse on rate x threshold, and what does the batch do beside?"""
+    """Judge whether the boundary depends on rate x threshold alone.
+
+    The table has the effect of the batch.
+    """
     upper = upper_side(table)
     fit = collapse(upper)
     name = f"exponent k of the threshold (n: trainings, of {upper.seed.nunique()} seeds)"
@@ -145,10 +176,10 @@ def judge(table: pd.DataFrame) -> Verdict:
 
 
 def _boundary_facts(upper: pd.DataFrame, fit: Collapse) -> list[dict]:
-    """Exponents and shifts: of all, of each batch and seed, and of divergence alone.
+    """Exponents and shifts: of all trainings, of each batch and seed, and of divergence alone.
 
-    The last leaves out the trainings that end with a high loss. They grow more as the batch, and with it the number of
-    images, shrinks.
+    The last leaves out trainings that end with a high loss. Their number grows as the batch shrinks, and with it the
+    number of images.
     """
     batches = sorted(fit.product)
     diverged = collapse(upper.assign(failed=(upper.outcome == "diverged").astype(float)))
@@ -161,12 +192,15 @@ def _boundary_facts(upper: pd.DataFrame, fit: Collapse) -> list[dict]:
         rows.append(fact(f"{shift}; p of 0", fit.shift, p=fit.p_no_shift))
         rows.append(fact(f"{shift}, divergence alone; p of 0", diverged.shift, p=diverged.p_no_shift))
     rows.append(fact("exponent k, divergence alone; p of 1, the product", diverged.exponent, p=diverged.p_product))
-    of_seeds = Interval(math.nan, min(seeds), max(seeds), len(seeds))
-    return [*rows, fact("exponent k, lowest and highest of a seed", of_seeds)]
+    seed_range = Interval(math.nan, min(seeds), max(seeds), len(seeds))
+    return [*rows, fact("exponent k, lowest and highest of a seed", seed_range)]
 
 
 def _best_threshold_facts(table: pd.DataFrame) -> list[dict]:
-    """The best threshold of each batch by both protocols; the tuned one with the best at each rate in `by_rate`."""
+    """One row per batch and protocol: the best threshold. `by_rate` has the best at each rate.
+
+    Only rows of the tuned protocol have `by_rate`.
+    """
     by_rate = best_thresholds(table)
     rows = []
     for row in by_protocol(table).itertuples():
@@ -177,8 +211,10 @@ def _best_threshold_facts(table: pd.DataFrame) -> list[dict]:
 
 
 def upper_side(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the rates below the one of best accuracy of each batch and threshold: there a training fails for being
-    slow."""
+    """Drop the rates below the most accurate one of each batch and threshold.
+
+    At those rates a training fails because it is slow.
+    """
     means = table.groupby(["batch_size", "clip", "lr"], dropna=False).val_acc.mean().reset_index()
     best = means.loc[means.groupby(["batch_size", "clip"], dropna=False).val_acc.idxmax()]
     best = best[["batch_size", "clip", "lr"]].rename(columns={"lr": "best_lr"})
@@ -187,8 +223,10 @@ def upper_side(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
-    """By batch: over the rates the threshold of the highest mean validation accuracy, of those that were trained there
-    and did not fail, in words; neighbouring rates with the same one are put together."""
+    """Write by batch which threshold has the highest mean validation accuracy at each rate.
+
+    Only trainings that did not fail count. Neighbouring rates with the same threshold share one entry.
+    """
     texts: dict[int, str] = {}
     for batch, rows in table[table.failed == 0].groupby("batch_size"):
         means = rows.groupby(["lr", "clip"], dropna=False).val_acc.mean().reset_index()
@@ -202,11 +240,14 @@ def best_thresholds(table: pd.DataFrame) -> dict[int, str]:
 
 
 def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
-    """The best threshold of each batch by two protocols. Columns: batch_size, protocol, lr, clip, val_acc (mean over
-    seeds).
+    """Find the best threshold of each batch by two protocols.
 
-    `tuned`: rate and threshold are the best of all. `rate scaled` is the paper's way (section 4.1): the best rate of
-    the smallest batch, in proportion to the batch, and the best threshold there; only where that rate is on the grid.
+    `tuned` takes the best rate and threshold of all. `rate scaled` is the paper's way (section 4.1). It takes the best
+    rate of the smallest batch, in proportion to the batch, and the best threshold at that rate. It needs a grid that
+    contains that rate.
+
+    Returns:
+        Columns batch_size, protocol, lr, clip, val_acc (mean over seeds).
     """
     means = table.groupby(["batch_size", "lr", "clip"], dropna=False).val_acc.mean().reset_index()
     rows = []
@@ -223,9 +264,12 @@ def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Above: which trainings fail, over rate and threshold, with the fitted boundary. Below: the failed share over the
-    rate, over rate x threshold, and over rate x threshold^k at the fitted k: where the thresholds fall on one curve,
-    that is what counts."""
+    """Draw which trainings fail, and what the failed share depends on.
+
+    The upper panels show failures over rate and threshold, with the fitted boundary. The lower panels show the failed
+    share over the rate, over rate x threshold, and over rate x threshold^k at the fitted k. The right quantity puts all
+    thresholds on one curve.
+    """
     from workbench.lab import plots
 
     fit, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
@@ -282,7 +326,11 @@ def _shares(figure: SubFigure, table: pd.DataFrame, fit: Collapse, batches: list
 
 
 def accuracy_at_best(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a batch and threshold at its best rate: batch_size, clip, lr, lr_x_clip, accuracy."""
+    """Return the accuracy of each batch and threshold at its best rate.
+
+    Returns:
+        One row per batch and threshold. Columns batch_size, clip, lr, lr_x_clip, accuracy.
+    """
     rows = []
     for (batch, clip), cell in table.groupby(["batch_size", "clip"], dropna=False):
         lr = cell.groupby("lr").val_acc.mean().idxmax()

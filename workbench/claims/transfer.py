@@ -1,12 +1,23 @@
-"""Claim 11: do the best rate and threshold move over width? A narrow network's could then stand for a wide one's.
+"""Claim 11: rate and threshold of a narrow network are also right for a wide one.
 
-Source: Yang et al. 2022 for what is meant by transfer; the NFNet paper keeps both over its sizes F0 to F6. Every width
-searches the same grid of rates and thresholds. From all widths but the largest the best rate is extrapolated, log rate
-over log width as a straight line, to the largest, which is held out; the threshold is the median of theirs. The
-contrast, written down before the confirmation: at the predicted point the held-out width loses less than 0.5 points of
-test accuracy against every rival, over fresh seeds: the neighbours, with half and twice the rate and with the threshold
-a step of the grid down and up, and its own best point, where that is another. Each is a non-inferiority test, and all
-must pass. Tables: `screened` (width, lr, clip, seed, val_acc, failed) and `table` (arm, seed, lr, clip, test_acc).
+Source: Yang et al. 2022 for the meaning of transfer. The NFNet paper keeps both values over its sizes F0 to F6.
+
+Every width searches the same grid of rates and thresholds. The largest width is held out. Its rate is predicted from
+the best rates of all other widths, by a straight line of log rate over log width. Its threshold is the median of
+theirs.
+
+Contrast, written down before the confirmation: at the predicted point, the held-out width loses less than 0.5 points of
+test accuracy against every rival. All points train with fresh seeds. The rivals are:
+
+- half and twice the rate
+- the threshold one step of the grid down and up
+- its own best point, if that is another point
+
+Each is a non-inferiority test, and all must pass.
+
+Tables:
+    screened: Columns width, lr, clip, seed, val_acc, failed.
+    table: Columns arm, seed, lr, clip, test_acc.
 """
 
 import dataclasses
@@ -16,7 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from workbench.claims.claim import Claim
-from workbench.lab.statistics.effects import beside, details, effect_of
+from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import below_p, beyond_p, points_with_ci
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import by_seed
@@ -25,18 +36,26 @@ from workbench.lab.statistics.verdict import Verdict
 CLAIM = Claim("Rate and threshold can be taken from narrower networks", number=11, tables=("screened", "table"))
 
 MARGIN = 0.005  # of test accuracy
-FACTOR = 2.0  # within which a predicted rate counts as right
+FACTOR = 2.0  # a predicted rate within this factor counts as right
 PREDICTED, HELD_OUT_BEST = "predicted", "own best"
 
 
 def best_points(screened: pd.DataFrame) -> pd.DataFrame:
-    """One row a width: the rate and threshold of the best mean validation accuracy, and that accuracy."""
+    """Return by width the point of the best mean validation accuracy.
+
+    Returns:
+        Columns width, lr, clip, val_acc.
+    """
     means = screened.groupby(["width", "lr", "clip"]).val_acc.mean().reset_index()
     return means.loc[means.groupby("width").val_acc.idxmax()].sort_values("width").reset_index(drop=True)
 
 
 def predicted(screened: pd.DataFrame) -> dict[str, float]:
-    """Rate and threshold for the largest width, from the others: {lr, clip}, the nearest on the grid searched."""
+    """Predict rate and threshold of the largest width from the others.
+
+    Returns:
+        The nearest grid values as {lr, clip}.
+    """
     best = best_points(screened)
     known, width = best[best.width < best.width.max()], best.width.max()
     if len(known) > 1:
@@ -49,13 +68,17 @@ def predicted(screened: pd.DataFrame) -> dict[str, float]:
 
 
 def nearest(value: float, grid: pd.Series) -> float:
-    """The value of the grid that is nearest by ratio."""
+    """Return the value of the grid that is nearest by ratio."""
     grid = np.array(sorted(grid.unique()))
     return float(grid[np.abs(np.log(grid / value)).argmin()])
 
 
 def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
-    """The predicted point of the largest width and its rivals: arm, lr, clip, width."""
+    """Return the predicted point of the largest width and its rivals.
+
+    Returns:
+        Columns arm, lr, clip, width.
+    """
     guess, best, clips = predicted(screened), best_points(screened).iloc[-1], sorted(screened["clip"].unique())
     step = clips[1] / clips[0] if len(clips) > 1 else FACTOR
     lr, clip = guess["lr"], guess["clip"]
@@ -73,7 +96,10 @@ def points_to_confirm(screened: pd.DataFrame) -> pd.DataFrame:
 
 
 def _edges(screened: pd.DataFrame, best: pd.DataFrame) -> list[str]:
-    """By width which of its best values is the first or last tried, so that a better one may lie beyond."""
+    """List by width which best values are the first or last tried.
+
+    A better value may lie beyond.
+    """
     ends = {
         what: {screened[name].min(), screened[name].max()} for name, what in (("lr", "rate"), ("clip", "threshold"))
     }
@@ -86,24 +112,28 @@ def _edges(screened: pd.DataFrame, best: pd.DataFrame) -> list[str]:
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `beside`, whose difference is what the predicted point loses against each rival, with small_p of a
-    loss below the margin and large_p of one beyond it."""
+    """Measure what the predicted point loses against each rival.
+
+    Returns:
+        The rows of `compare_arms`, where the difference is that loss. `small_p` tests that it is below the margin,
+        `large_p` that it is beyond the margin.
+    """
     values = by_seed(table)
     loss = values.sub(values[PREDICTED], axis=0).drop(columns=PREDICTED)
     small = {arm: below_p(loss[arm].dropna(), MARGIN) for arm in loss}
     large = {arm: beyond_p(loss[arm].dropna(), MARGIN) if loss[arm].mean() > 0 else 1.0 for arm in loss}
-    comparison = beside(table, PREDICTED, settings=("lr", "clip"))
+    comparison = compare_arms(table, PREDICTED, settings=("lr", "clip"))
     return comparison.assign(small_p=comparison.arm.map(small), large_p=comparison.arm.map(large))
 
 
 def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
-    """Does the held-out width lose nothing at the rate and threshold that the narrow ones predict?"""
+    """Judge whether the held-out width loses nothing at the predicted rate and threshold."""
     lost = losses(table)
     rivals = lost[lost.arm != PREDICTED]
     small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
     holds = True if small_p < 0.05 else False if large_p < 0.05 else None
     rival = rivals.loc[rivals.difference.idxmax(), "arm"]
-    name = f"test accuracy of the best rival ({rival}) minus at the predicted point"
+    name = f"test accuracy of the best rival ({rival}) minus that at the predicted point"
     contrast = effect_of(name, table, PREDICTED, rival)
     effect = dataclasses.replace(contrast, p=min(small_p, large_p))
     relation = {True: "loses less", False: "loses more", None: "is not shown to lose less"}[holds]
@@ -112,10 +142,10 @@ def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
 
 
 def _details(screened: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
-    """One row per width, with its best point, and one per point that the largest width confirmed.
+    """One row per width with its best point, and one per point that the largest width confirmed.
 
-    `points` is its accuracy minus that of the predicted point, `rate_over_best` the predicted rate over the best of
-    that width.
+    `points` is the point's accuracy minus that of the predicted point. `rate_over_best` is the predicted rate over the
+    best rate of that width.
     """
     best = best_points(screened)
     widths = pd.DataFrame({"point": [f"best at width {width:g}" for width in best.width], "lr": best.lr,
@@ -128,8 +158,11 @@ def _details(screened: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(screened: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Above: validation accuracy over the rate, a panel a threshold, a line a width; crosses where a seed failed.
-    Below: test accuracy of the rivals beside the predicted point of the largest width, paired by seed."""
+    """Draw the screening of all widths, and the rivals compared with the predicted point.
+
+    The upper row has validation accuracy over the rate, one panel per threshold and one line per width. Crosses mark
+    failed seeds. The lower panel has test accuracies of the largest width, paired by seed.
+    """
     from workbench.lab import plots
 
     clips, arms = sorted(screened["clip"].unique()), list(dict.fromkeys(table.arm))

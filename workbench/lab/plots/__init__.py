@@ -1,4 +1,7 @@
-"""Figures: tidy tables in, matplotlib figures out. None of them trains or saves. Failed trainings are marked."""
+"""Figures: tidy tables in, matplotlib figures out.
+
+They do not train or save. They mark failed trainings.
+"""
 
 from workbench.lab.plots.depth import SIGNALS, check_figure, depth_axis, over_depth, signal_over_time_figure
 from workbench.lab.plots.examples import examples_figure

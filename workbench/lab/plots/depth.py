@@ -20,8 +20,14 @@ SIGNALS = {
 
 
 def check_figure(table: pd.DataFrame) -> Figure:
-    """A pre-flight: the trunk's variance, the branch's and the gradient's over depth, what is expected dashed, faults
-    crossed. Columns: block, stage, var, residual_var, grad_var, verdict, and expected ones where there is a theory."""
+    """Draw the pre-flight check of one network over depth.
+
+    The panels have the variances of the trunk, the branch and the gradient. Dashed lines are the expected values.
+    Crosses mark faults.
+
+    Args:
+        table: Columns block, stage, var, residual_var, grad_var, verdict, and the expected values if there is a theory.
+    """
     figure, axes = panels(1, 3, (12, 3.6))
     bad = table[(table.block > 0) & ~table.verdict.isin(["sound", "matches theory", "starts as its shortcut"])]
     for ax, column in zip(axes, ("var", "residual_var", "grad_var"), strict=True):
@@ -49,7 +55,10 @@ def over_depth(ax, rows: pd.DataFrame, column: str, label: str, look: Look) -> N
 
 
 def depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
-    """Blocks along, stages marked, logarithms up, where the squared mean starts at zero."""
+    """Set up the axes: blocks on x with their stages marked, and a logarithmic y-axis.
+
+    The squared mean starts at zero.
+    """
     for first in rows[rows.block > 0].groupby("stage").block.min().iloc[1:]:
         ax.axvline(first - 0.5, color="0.85", lw=0.8, zorder=0)
     ax.set(xlabel="residual block (0 = stem)")
@@ -65,10 +74,13 @@ def depth_axis(ax, rows: pd.DataFrame, column: str) -> None:
 
 
 def signal_over_time_figure(table: pd.DataFrame) -> Figure:
-    """Signal propagation over depth and training: a heat map each for the trunk's variance, its squared mean over that,
-    the branch's variance and the gradient's; logarithms, a cell a block and measured step.
+    """Draw signal propagation over depth and training as heat maps, one cell per block and step.
 
-    Columns: step, block, var, mean_sq, residual_var, grad_var. Cells that are not finite or zero stay gray.
+    The four maps are logarithms of the trunk's variance, its squared mean over its variance, the branch's variance, and
+    the gradient's variance.
+
+    Args:
+        table: Columns step, block, var, mean_sq, residual_var, grad_var. Values that are zero or not finite stay gray.
     """
     style()
     shown = table.assign(shift=table.mean_sq / table["var"])

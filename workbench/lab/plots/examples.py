@@ -1,18 +1,18 @@
-"""The first images of a data set, a column per class."""
+"""The first images of a data set, one column per class."""
 
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:  # who draws other figures does without torch
+if TYPE_CHECKING:  # the other figures need no torch
     from workbench.data import Dataset
 
-CLASSES, EACH = 10, 3  # shown of the images
+CLASSES, EACH = 10, 3  # at most ten classes, three images each
 
 
 def examples_figure(data: "Dataset") -> Figure:
-    """The first training images of the first classes, a column a class, before they are normalised."""
+    """Draw the first training images of the first classes, before normalisation."""
     shown = min(CLASSES, len(data.classes))
     figure, axes = plt.subplots(
         EACH, shown, figsize=(1.1 * shown + 0.3, 1.1 * EACH + 0.4), layout="constrained", squeeze=False

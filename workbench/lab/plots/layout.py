@@ -11,17 +11,20 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator, Perce
 
 from workbench.lab.plots.looks import style
 
-MOST_TICKS = 7  # of an axis that is marked at given values
+MOST_TICKS = 7  # on an axis that is marked at given values
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **more) -> tuple[Figure, np.ndarray]:
-    """Make a figure with these panels, all in one list, row by row.
+    """Make a figure with these panels.
 
     Args:
         rows: Number of rows.
         columns: Number of columns.
         size: Width and height, inches.
         more: Arguments of `plt.subplots`, such as `sharey` and `width_ratios`.
+
+    Returns:
+        The figure and all panels in one list, row by row.
     """
     style()
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **more)
@@ -29,11 +32,11 @@ def panels(rows: int, columns: int, size: tuple[float, float], **more) -> tuple[
 
 
 def stacked(heights: list[float], width: float) -> tuple[Figure, np.ndarray]:
-    """Make a figure of parts, one below the other, each with panels and a legend of its own.
+    """Make a figure of parts, one below the other. Each part has its own panels and legend.
 
     Args:
-        heights: Of the parts, inches.
-        width: Of the figure, inches.
+        heights: Heights of the parts, inches.
+        width: Width of the figure, inches.
     """
     style()
     figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
@@ -46,8 +49,8 @@ def log_axis(axis: Axis, label: str, values: Iterable[float] = ()) -> None:
     Args:
         axis: `ax.xaxis` or `ax.yaxis`.
         label: What it shows, with the unit.
-        values: Where to mark it. Of many values every second or third is marked. Without values the axis is marked at
-            1, 2 and 5 times the powers of ten.
+        values: Where to mark it. Of many values, every second or third is marked. Without values, the marks are 1, 2
+            and 5 times the powers of ten.
     """
     axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}label": label})
     marked = sorted(set(values))
@@ -60,7 +63,7 @@ def log_axis(axis: Axis, label: str, values: Iterable[float] = ()) -> None:
 
 
 def rate_axis(ax: Axes, rates: Iterable[float] = ()) -> None:
-    """Make the x-axis one of peak learning rates, marked at those that were tried."""
+    """Make the x-axis one of peak learning rates, marked at the rates tried."""
     log_axis(ax.xaxis, "peak learning rate", rates)
 
 
@@ -71,16 +74,17 @@ def accuracy_axis(ax: Axes, split: str) -> None:
 
 
 def name_axis(axis: Axis, names: list[str]) -> None:
-    """Mark an axis with names at 0, 1, 2, ...; those of a y-axis are read from the top."""
+    """Mark an axis with names at 0, 1, 2, ... Those of a y-axis start at the top."""
     axis.set_ticks(range(len(names)), names)
     ends = (-0.5, len(names) - 0.5)
     axis.axes.set(**{f"{axis.axis_name}lim": ends if axis.axis_name == "x" else ends[::-1]})
 
 
 def plain_log_ticks(axis: Axis, fine: bool = False) -> None:
-    """Mark a logarithmic axis in plain numbers.
+    """Mark a logarithmic axis with plain numbers.
 
-    The marks are 1, 2 and 5 times the powers of ten; the powers alone over a wide range; all digits if `fine`.
+    The marks are 1, 2 and 5 times the powers of ten. Over a wide range, only the powers are marked. With `fine`, all
+    digits are marked.
     """
     low, high = axis.get_view_interval()
     subs = range(1, 10) if fine else (1, 2, 5) if 0 < high < 300 * low else (1,)
@@ -92,13 +96,13 @@ def plain_log_ticks(axis: Axis, fine: bool = False) -> None:
 def legend_outside(
     figure: FigureBase, axes: Iterable[Axes] | None = None, *, columns: int = 5, title: str = ""
 ) -> None:
-    """Put one legend below the panels, with each label of these axes once.
+    """Put one legend below the panels, with each label once.
 
     Args:
         figure: The figure, or a part of it.
-        axes: Whose labels. None: of all axes.
-        columns: At most so many labels in a row.
-        title: Of the legend.
+        axes: The panels with the labels. None: all panels.
+        columns: The largest number of labels in a row.
+        title: Title of the legend.
     """
     handles: dict = {}
     for ax in figure.axes if axes is None else axes:

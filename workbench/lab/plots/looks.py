@@ -1,4 +1,7 @@
-"""Colours and glyphs. Every colour comes with a glyph, and all of them can be told apart by the colour-blind."""
+"""Colours and glyphs. Every colour has its own glyph.
+
+Colour-blind readers can distinguish all colours.
+"""
 
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
@@ -30,7 +33,10 @@ def style() -> None:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Give every name a look: the known arms their own, others the ones that are left, in their order."""
+    """Give every name a look.
+
+    Known arms have a fixed look. Other names take the remaining looks in order.
+    """
     names = list(names)
     left = [look for look in LOOKS if look not in [ARM_LOOKS.get(name) for name in names]]
     return {name: ARM_LOOKS.get(name) or left.pop(0) for name in names}
@@ -44,13 +50,16 @@ def ordered_looks(values: Iterable[Hashable]) -> dict:
 
 
 def shades(arm: str, values: Iterable[Hashable]) -> dict:
-    """Give the settings of one arm shades of its colour, each with a glyph, for a panel that shows other arms, too."""
+    """Give the settings of one arm shades of its colour, each with a glyph.
+
+    Use it for a panel that also shows other arms.
+    """
     values = list(values)
     colours = sns.light_palette(ARM_LOOKS[arm].color, len(values) + 1)[1:]
     return {value: Look(colours[i], MARKERS[-1 - i % len(MARKERS)]) for i, value in enumerate(values)}
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-    """List each arm once: the known ones in their order, then the others in theirs."""
+    """List each arm once: known arms in their fixed order, then the others in theirs."""
     arms = list(dict.fromkeys(arms))
     return [*(arm for arm in ARMS if arm in arms), *(arm for arm in arms if arm not in ARMS)]

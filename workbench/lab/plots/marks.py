@@ -1,6 +1,7 @@
-"""Marks that mean the same in every figure: an estimate with its interval, a seed, and how a training ended.
+"""Marks that mean the same in every figure: an estimate, a seed, a training.
 
-A filled glyph is a training that completed, a hollow one was pruned, and a cross failed. Nothing is dropped.
+An estimate has an interval. A filled glyph is a training that completed, a hollow one was pruned, and a cross failed.
+No training is dropped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,8 @@ def intervals(
     """Draw estimates with their bounds.
 
     Args:
-        ax: Where to.
-        at: The places along the axis that is not of the estimates.
+        ax: The panel.
+        at: Places along the other axis.
         mean: The estimates.
         low: Their lower bounds. NaN: none.
         high: Their upper bounds. NaN: none.
@@ -43,22 +44,25 @@ def intervals(
 
 
 def mark_failed(ax: Axes, x: Any, y: Any, label: str = "a seed failed", color: Any = FAILED) -> None:
-    """Cross out the points at which a training failed. Without points there is no entry in the legend."""
+    """Mark the points at which a training failed with a cross.
+
+    Without points, the legend has no entry.
+    """
     if np.size(x):
         ax.plot(x, y, color=color, ms=8, label=label, **CROSS)
 
 
 def seeds(ax: Axes, place: float, values: pd.Series, failed: pd.Series, estimate: Any, look: Look, label: str) -> None:
-    """Draw each seed as a point, those that failed as crosses, and beside them the estimate with its interval.
+    """Draw each seed as a point, failed ones as crosses, and next to them the estimate.
 
     Args:
-        ax: Where to.
+        ax: The panel.
         place: On the x-axis.
         values: One value per seed.
         failed: 1 where the training failed.
         estimate: The mean over seeds, with its bounds `low` and `high`.
         look: Colour and glyph.
-        label: Of the points.
+        label: Label of the points.
     """
     lost = failed.to_numpy() > 0
     ax.plot(np.full((~lost).sum(), place), values[~lost], look.marker, color=look.color, alpha=0.6, label=label)
@@ -85,11 +89,11 @@ def accuracy_map(
     """Draw trainings over two settings, the validation accuracy as colour, with a colour bar.
 
     Args:
-        ax: Where to.
+        ax: The panel.
         x: The first setting.
         y: The second setting.
         accuracy: Validation accuracy.
-        failed: The share of the seeds that failed. A point where some did not, a cross where some did.
+        failed: The share of the seeds that failed. Below 1, a point shows the accuracy. Above 0, a cross marks it.
         pruned: Whether the training was pruned.
     """
     pruned, failed = pd.Series(pruned, x.index).astype(bool), pd.Series(failed, x.index).astype(float)
@@ -109,14 +113,14 @@ def over_rate(
     names: Mapping | None = None,
     bounds: Bounds | None = None,
 ) -> None:
-    """Draw the mean validation accuracy over the peak learning rate, a line per value of a column.
+    """Draw the mean validation accuracy over the peak learning rate, one line per value.
 
     Args:
-        ax: Where to.
-        rows: One row per training; columns lr, val_acc, failed and `by`.
-        by: The column that tells lines apart.
-        looks: By value of `by` its look.
-        names: By value of `by` its label in the legend. None: the value.
+        ax: The panel.
+        rows: One row per training. Columns lr, val_acc, failed and `by`.
+        by: The column with one line per value.
+        looks: The look of each value of `by`.
+        names: The label of each value of `by` in the legend. None: the value.
         bounds: The interval (low, high) of the values of several seeds. None: no intervals.
     """
     for value, look in looks.items():

@@ -1,4 +1,4 @@
-"""One training: its curvature, and its last steps in a replay."""
+"""Figures of one training: its curvature, and its last steps in a replay."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -12,8 +12,14 @@ from workbench.lab.plots.looks import ARM_LOOKS, FAILED, style
 
 
 def curvature_figure(table: pd.DataFrame) -> Figure:
-    """The edge of stability, learning rate times sharpness over training beside its limit; and the gradient noise scale
-    with its 95 % interval. Columns: step, lr_x_sharpness, limit, sharpness, noise_scale, noise_low, noise_high."""
+    """Draw the sharpness, the edge of stability, and the gradient noise scale over training.
+
+    The edge of stability is learning rate times sharpness, compared with its limit. The noise scale has its 95 %
+    interval.
+
+    Args:
+        table: Columns step, lr_x_sharpness, limit, sharpness, noise_scale, noise_low, noise_high.
+    """
     figure, axes = panels(1, 3, (12, 3.6))
     axes[0].plot(table.step, table.sharpness, "o-", ms=3, color=ARM_LOOKS["NF"].color)
     axes[0].set(title="sharpness", ylabel="largest eigenvalue of the Hessian")
@@ -32,10 +38,14 @@ def curvature_figure(table: pd.DataFrame) -> Figure:
 
 
 def replay_figure(steps: pd.DataFrame, ratios: pd.DataFrame, first: dict[str, tuple[str, int]]) -> Figure:
-    """A replay: the losses, and for each run a heat map of the largest gradient-to-weight ratio, parameters over steps.
+    """Draw a replay: the losses, and for each run the largest gradient-to-weight ratios.
 
-    Columns: run (original, fork), step, loss; run, step, parameter, ratio; what is not finite (NaN) is black. `first`
-    has (parameter, step) of the first to go, which is framed from there on.
+    The ratios are a heat map, parameters over steps. Values that are not finite (NaN) are black.
+
+    Args:
+        steps: Columns run (original, fork), step, loss.
+        ratios: Columns run, step, parameter, ratio.
+        first: By run the first parameter whose ratio rises, and its step. A frame marks it from that step on.
     """
     style()
     names = list(dict.fromkeys(steps.run))

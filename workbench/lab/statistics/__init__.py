@@ -1,1 +1,1 @@
-"""Intervals, effects with their tests, boundaries of stability, and the verdict that they lead to."""
+"""Intervals, paired effects and their tests, boundaries of stability, and verdicts."""

@@ -1,10 +1,13 @@
-"""Where training stops being stable: failure as a function of the peak learning rate, fitted by logistic curves.
+"""Where training stops being stable: failure over the peak rate, as logistic curves.
 
-Failure need not grow with the rate: the fit is a window, P(failed) = 1 - s(k (x - low)) s(k (high - x)), where x is
-the binary logarithm of the rate, s the logistic function and k its steepness. Where rates are coarse and seeds few,
-outcomes are often perfectly separated; maximum likelihood then has no finite slope, but the likelihood of the
-*position* still says what is known: it lies between two rates. Intervals are the positions whose profile likelihood is
-within 1.92 of the best (95 %). All of it is maximised on a grid.
+Failure may come back at low rates, so the fit is a window:
+
+    P(failed) = 1 - s(k (x - low)) s(k (high - x))
+
+Here x is the binary logarithm of the rate, s the logistic function, and k its steepness. With coarse rates and few
+seeds, outcomes are often perfectly separated. Maximum likelihood then has no finite slope. The likelihood of the
+*position* still says what is known: the position is between two rates. An interval contains the positions whose profile
+likelihood is within 1.92 of the best (95 %). Likelihoods are maximised on a grid.
 """
 
 import math
@@ -17,26 +20,38 @@ import pandas as pd
 from workbench.lab.statistics.intervals import Interval
 
 DROP = 1.92  # half of the 95 % quantile of chi-squared with one degree of freedom
-STEEPNESS = np.array([1.0, 2.0, 4.0, 8.0])  # per doubling of the rate; steeper is not told apart on a grid of doublings
-FINENESS = 8  # positions a doubling; of a window, whose rates may be closer than half of one, four between two rates
-NEVER = 1e3  # an end that is beyond every rate
-LUCK = 1e-4  # the least probability of an outcome: one training in ten thousand fails for no reason of the rate
+STEEPNESS = np.array([1.0, 2.0, 4.0, 8.0])  # per doubling; a grid of doublings cannot separate larger values
+FINENESS = 8  # positions per doubling; a window takes at least four between two rates
+NEVER = 1e3  # an end beyond every rate
+LUCK = 1e-4  # least probability of an outcome: one training in ten thousand fails whatever its rate
 
 
 @dataclass(frozen=True)
 class Window:
-    """The stable window of rates. `largest` is the rate at which half of the trainings fail, going up, `smallest`
-    going down; infinite or zero where no such rate is needed to explain the outcomes."""
+    """The stable window of rates.
+
+    Attributes:
+        largest: The rate at which half of the trainings fail, going up. Infinite if the outcomes need no such rate.
+        smallest: The same rate, going down. Zero if the outcomes need no such rate.
+        band: P(failed) and its 95 % band. Columns lr, share, low, high.
+        profile: Best log-likelihood by the binary logarithm of `largest`.
+        deviance_p: Small if no window describes the outcomes.
+    """
 
     largest: Interval
     smallest: Interval
-    band: pd.DataFrame  # lr, share, low, high: P(failed) and its 95 % band
-    profile: pd.Series  # of `largest`: the best log-likelihood by the rate's binary logarithm
-    deviance_p: float  # small where no window describes the outcomes
+    band: pd.DataFrame
+    profile: pd.Series
+    deviance_p: float
 
 
 def stable_window(lr: Sequence[float], failed: Sequence[float]) -> Window:
-    """Fits the window to single trainings: their peak rates, and whether each failed (0 or 1)."""
+    """Fit the stable window to single trainings.
+
+    Args:
+        lr: Peak learning rates.
+        failed: Whether each training failed, 0 or 1.
+    """
     x, y = np.log2(np.asarray(lr, float)), np.asarray(failed, float)
     closest = np.diff(np.unique(x), prepend=-math.inf).min()
     at = positions(x, max(FINENESS, math.ceil(4 / closest - 0.5)))
@@ -60,10 +75,16 @@ def stable_window(lr: Sequence[float], failed: Sequence[float]) -> Window:
 
 
 def shift(a: Window, b: Window) -> tuple[Interval, float]:
-    """By how many doublings the largest stable rate of `a` lies above that of `b`, and the p-value of the
-    likelihood-ratio test that they are equal. An end beyond the rates that were tried leaves the interval open."""
+    """Compare the largest stable rates of two windows.
+
+    An end beyond the rates of the trainings leaves the interval open.
+
+    Returns:
+        By how many doublings the rate of `a` is above that of `b`, and the p-value of the likelihood-ratio test that
+        they are equal.
+    """
     (m1, l1, h1), (m2, l2, h2) = _doublings(a.largest), _doublings(b.largest)
-    if math.isfinite(m1) and math.isfinite(m2):  # of two independent intervals (Zou and Donner 2008)
+    if math.isfinite(m1) and math.isfinite(m2):  # difference of two independent estimates (Zou and Donner 2008)
         ends = m1 - m2 - math.hypot(m1 - l1, h2 - m2), m1 - m2 + math.hypot(h1 - m1, m2 - l2)
     else:
         ends = (-math.inf if h2 == math.inf else l1 - h2), (math.inf if h1 == math.inf else h1 - l2)
@@ -75,12 +96,18 @@ def shift(a: Window, b: Window) -> tuple[Interval, float]:
 
 
 def largest_by_seed(cell: pd.DataFrame) -> pd.Series:
-    """The binary logarithm of each seed's largest stable rate, from its trainings alone (lr, failed, seed).
+    """Estimate each seed's largest stable rate from its own trainings.
 
-    Spearman's and Kaerber's estimate (1908, 1931): where two neighbouring rates differ, their middle counts, up where
-    failure begins and down where it ends, so that failure need not grow with the rate. Failures below the lowest rate
-    at which the seed trained, where a training is slow, are left out. A seed that failed at all rates is at the
-    lowest, one that never did at the highest: bounds.
+    This is Spearman's and Kaerber's estimate (1908, 1931). Where two neighbouring rates differ, their middle counts: up
+    where failure begins, down where it ends. So failure need not grow with the rate. Failures below the lowest rate at
+    which the seed trained are left out, because there a training is slow. A seed that failed at all rates gets the
+    lowest rate, a seed that never failed the highest. Both are bounds.
+
+    Args:
+        cell: Columns lr, failed, seed.
+
+    Returns:
+        By seed the binary logarithm of the rate.
     """
     largest = {}
     for seed, rows in cell.sort_values("lr").groupby("seed"):
@@ -94,40 +121,58 @@ def largest_by_seed(cell: pd.DataFrame) -> pd.Series:
 
 
 def p_of_drop(drop: float) -> float:
-    """The p-value of a likelihood-ratio test of one parameter, from the difference of the log-likelihoods."""
+    """Return the p-value of a likelihood-ratio test of one parameter.
+
+    Args:
+        drop: Difference of the log-likelihoods.
+    """
     from scipy import stats
 
     return float(stats.chi2.sf(max(0.0, 2 * drop), 1))
 
 
 def positions(x: np.ndarray, fineness: int = FINENESS) -> np.ndarray:
-    """The places where an end of the window is looked for, so many a doubling, from one doubling below the lowest to
-    one above the highest rate."""
+    """Return the places where an end of the window may lie, as binary logarithms.
+
+    Args:
+        x: Binary logarithms of the rates. The places go from one doubling below the lowest to one above the highest.
+        fineness: Places per doubling.
+    """
     first, last = math.floor(x.min()) - 1, math.ceil(x.max()) + 1
     return np.linspace(first, last, (last - first) * fineness + 1)
 
 
 def failure(x, low, high, k):
-    """P(failed) at the rate 2^x."""
+    """Return P(failed) at the rate 2^x."""
     return 1 - logistic(k * (x - low)) * logistic(k * (high - x))
 
 
 def logistic(z):
+    """Return the logistic function of z."""
     return 1 / (1 + np.exp(-np.clip(z, -30, 30)))
 
 
 def log_likelihood(model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The sum over trainings; `model` maps a position to an array of probabilities, one a candidate."""
+    """Return the sum of log-likelihoods over trainings, one value per candidate.
+
+    Args:
+        model: Maps a position to an array of probabilities, one per candidate.
+        x: Binary logarithms of the rates.
+        y: Outcomes, 0 or 1.
+    """
     total = 0.0
     for place in np.unique(x):
-        here = y[x == place]
+        outcomes = y[x == place]
         p = np.clip(model(place), LUCK, 1 - LUCK)
-        total = total + here.sum() * np.log(p) + (1 - here).sum() * np.log(1 - p)
+        total = total + outcomes.sum() * np.log(p) + (1 - outcomes).sum() * np.log(1 - p)
     return total
 
 
 def as_rate(best: float, inside: np.ndarray, at: np.ndarray, n: int) -> Interval:
-    """A position as a rate; one at the end of the places that were looked at is 0 or infinite."""
+    """Convert a position and its bounds to rates.
+
+    The first of the places counts as rate 0, the last as infinite.
+    """
 
     def rate(position: float) -> float:
         return math.inf if position >= at[-1] else 0.0 if position <= at[0] else float(2**position)
@@ -140,7 +185,7 @@ def _doublings(rate: Interval) -> tuple[float, float, float]:
 
 
 def _plainest(likelihood: np.ndarray, low: np.ndarray, high: np.ndarray) -> int:
-    """Of equally likely windows one without ends where none is needed, else the one in the middle."""
+    """Choose among equally likely windows: one without unneeded ends, otherwise the middle one."""
     good = np.flatnonzero(likelihood >= likelihood.max() - 0.05)
     for end, never in ((low, -NEVER), (high, NEVER)):
         good = good[end[good] == never] if (end[good] == never).any() else good
@@ -149,7 +194,10 @@ def _plainest(likelihood: np.ndarray, low: np.ndarray, high: np.ndarray) -> int:
 
 
 def _deviance_p(x: np.ndarray, y: np.ndarray, best: float) -> float:
-    """Likelihood-ratio test of the window against a share of its own for every rate."""
+    """Return the p-value of the window against a model with one failed share per rate.
+
+    This is a likelihood-ratio test.
+    """
     from scipy import stats
 
     rates = np.unique(x)

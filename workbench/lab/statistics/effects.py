@@ -1,4 +1,7 @@
-"""Arms beside one of them: paired differences over seeds with intervals, Holm within the family, and equivalence."""
+"""Compare arms with one of them: paired differences over seeds with intervals and tests.
+
+Holm's adjustment covers the arms of one study. Another test is for equivalence.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,17 +11,28 @@ from workbench.lab.statistics.intervals import Interval, difference_p, holm, pai
 from workbench.lab.statistics.rates import by_seed
 from workbench.lab.statistics.verdict import Effect
 
-EQUAL = 0.005  # accuracy: differences within half a point count as none
+EQUAL = 0.005  # accuracy: differences within half a point count as equal
 
 
 def effects(
     confirmed: pd.DataFrame, against: str, arms: Iterable[str] | None = None, contrast: str | None = None
 ) -> pd.DataFrame:
-    """One row an arm but `against`: accuracy (test, mean), difference to `against` with low and high (95 %), n, p and
-    p_holm of no difference, and p_equal of a difference beyond half a point.
+    """Compare each arm with `against`.
 
-    Columns of `confirmed`: arm, seed, test_acc. `arms` in their order; None: as they come. The arm that a claim's
-    `contrast` is about is adjusted over the claims, so it is not of the family here, and its p_holm NaN.
+    Args:
+        confirmed: Columns arm, seed, test_acc.
+        against: The arm to compare with.
+        arms: Arms in the order of the rows. None: in the order of `confirmed`.
+        contrast: The arm of the claim's contrast. Its p-value is adjusted over the claims, so it is not part of the
+            family here and its p_holm is NaN.
+
+    Returns:
+        One row per arm except `against`:
+
+        - arm, accuracy (test, mean), n
+        - difference to `against`, with low and high (95 %)
+        - p and p_holm of no difference
+        - p_equal of a difference beyond half a point
     """
     values = by_seed(confirmed)
     wanted = [arm for arm in (arms or dict.fromkeys(confirmed.arm)) if arm != against and arm in values]
@@ -44,7 +58,7 @@ def effects(
     return table.assign(p_holm=holm(table.p.where(table.arm != contrast)))
 
 
-def beside(
+def compare_arms(
     confirmed: pd.DataFrame,
     against: str,
     arms: Iterable[str] | None = None,
@@ -52,8 +66,19 @@ def beside(
     mark: str = "failed",
     contrast: str | None = None,
 ) -> pd.DataFrame:
-    """One row an arm, `against` among them: its settings (columns that are alike in all its trainings), accuracy (test,
-    mean), in how many trainings `mark` is set, n trainings, and what `effects` says of the difference to `against`."""
+    """Compare each arm with `against`, and add the arm's settings and failures.
+
+    Args:
+        confirmed: Columns arm, seed, test_acc, `mark`, and those of `settings`.
+        against: The arm to compare with. It has a row, too.
+        arms: Arms in the order of the rows. None: in the order of `confirmed`.
+        settings: Columns that are the same in all trainings of an arm.
+        mark: A column, 0 or 1. The table has the number of trainings where it is set.
+        contrast: As for `effects`.
+
+    Returns:
+        One row per arm: the settings, accuracy (test, mean), `mark`, n (trainings), and the columns of `effects`.
+    """
     columns = {name: (name, "first") for name in settings} | {"accuracy": ("test_acc", "mean"), mark: (mark, "sum")}
     each = confirmed.groupby("arm", sort=False).agg(**columns, n=("seed", "size"))
     if arms is not None:
@@ -63,10 +88,10 @@ def beside(
 
 
 def details(comparison: pd.DataFrame, *more: str) -> pd.DataFrame:
-    """Select the columns of `beside` that the table of a verdict shows, with differences in points.
+    """Select the columns of `compare_arms` that the table of a verdict shows, in points.
 
     Args:
-        comparison: Rows of `beside`.
+        comparison: Rows of `compare_arms`.
         more: Further columns, placed after `arm`.
     """
     in_points = {name: 100 * comparison[name] for name in ("difference", "low", "high")}
@@ -75,12 +100,15 @@ def details(comparison: pd.DataFrame, *more: str) -> pd.DataFrame:
 
 
 def interval_of(comparison: pd.DataFrame, arm: str) -> Interval:
-    """The difference of one arm, from the rows of `effects`."""
+    """Return the difference of one arm from the rows of `effects`."""
     row = comparison.set_index("arm").loc[arm]
     return Interval(float(row.difference), float(row.low), float(row.high), int(row.n))
 
 
 def effect_of(name: str, confirmed: pd.DataFrame, against: str, arm: str) -> Effect:
-    """Return the difference of one arm to `against`, paired by seed, with its unadjusted p-value."""
+    """Return the difference of one arm to `against`, paired by seed.
+
+    Its p-value is not adjusted.
+    """
     comparison = effects(confirmed, against, [arm])
     return Effect(name, interval_of(comparison, arm), float(comparison.p.iloc[0]), in_points=True)

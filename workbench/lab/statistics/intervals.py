@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # confidence level of every interval
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its two-sided interval and the number of observations; bounds are NaN where n does not allow
-    one."""
+    """An estimate with its two-sided interval.
+
+    Attributes:
+        mean: The estimate.
+        low: Lower bound. NaN if n is too small for an interval.
+        high: Upper bound. NaN if n is too small for an interval.
+        n: Number of observations.
+    """
 
     mean: float
     low: float
@@ -20,7 +26,7 @@ class Interval:
     n: int
 
     def map(self, function: Callable[[float], float]) -> "Interval":
-        """Return the interval on another scale; `function` rises."""
+        """Return the interval on another scale. `function` must be increasing."""
         return Interval(function(self.mean), function(self.low), function(self.high), self.n)
 
     def __format__(self, spec: str) -> str:
@@ -31,13 +37,16 @@ class Interval:
 
 
 def t_bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Return the bounds of `t_interval`, as figures ask for them."""
+    """Return the two bounds of `t_interval`, in the form that figures need."""
     interval = t_interval(values)
     return interval.low, interval.high
 
 
 def points(difference: Interval) -> str:
-    """A difference of accuracies in words: `-1.2 points [-2.0, -0.4]`; with two decimals where all is below a point."""
+    """Write a difference of accuracies: `-1.2 points [-2.0, -0.4]`.
+
+    The numbers have two decimals if all of them are below one point.
+    """
     in_points, spec = difference.map(lambda value: 100 * value), _points_spec(difference)
     if math.isnan(difference.low):
         return f"{in_points.mean:{spec}} points (n = {difference.n}, no interval)"
@@ -68,7 +77,10 @@ def with_ci(value: Interval, unit: str = "", spec: str = ".2f", counted: str = "
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean and Student-t interval of independent observations, such as seeds; one observation has no interval."""
+    """Return the mean and Student-t interval of independent observations, such as seeds.
+
+    A single observation has no interval.
+    """
     from scipy import stats
 
     values = np.asarray(values, dtype=float)
@@ -80,27 +92,42 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def accuracy_interval(values: Sequence[float]) -> Interval:
-    """The t-interval of accuracies from 0 to 1, cut off there: of two seeds it may reach beyond."""
+    """Return the t-interval of accuracies, cut off at 0 and 1.
+
+    With two seeds the uncut interval may reach beyond them.
+    """
     uncut = t_interval(values)
     return Interval(uncut.mean, max(0.0, uncut.low), min(1.0, uncut.high), uncut.n) if uncut.n > 1 else uncut
 
 
 def best_four_of_five(values: Sequence[float]) -> float:
-    """The paper's way to sum up seeds: the mean of the best four of five. Of another number, the worst is left out."""
+    """Return the mean of the best four of five seeds, as the paper does.
+
+    With another number of seeds, the mean leaves out the worst.
+    """
     values = sorted(values)
     return float(np.mean(values[1:] if len(values) > 1 else values))
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """The t-interval of a - b over pairs that share a seed."""
+    """Return the t-interval of a - b over pairs that share a seed.
+
+    Raises:
+        ValueError: If `a` and `b` have different lengths.
+    """
     if len(a) != len(b):
-        raise ValueError(f"pairs need equal lengths, but got {len(a)} and {len(b)}.")
+        raise ValueError(f"`a` and `b` must have equal lengths, got {len(a)} and {len(b)}. Pass pairs of seeds.")
     return t_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
 
 
 def share_interval(successes: int, n: int, method: str = "wilson") -> Interval:
-    """A share and its interval, Wilson's or the one of the exact test (method "exact", Clopper and Pearson 1934);
-    (NaN, 0, 1) without observations."""
+    """Return a share and its interval. Without observations it is (NaN, 0, 1).
+
+    Args:
+        successes: Number of successes.
+        n: Number of observations.
+        method: "wilson", or "exact" for the interval of the exact test (Clopper and Pearson 1934).
+    """
     from scipy import stats
 
     if n == 0:
@@ -110,42 +137,51 @@ def share_interval(successes: int, n: int, method: str = "wilson") -> Interval:
 
 
 def side(difference: Interval) -> bool | None:
-    """True for an interval above zero, False for one below; None where it holds zero, or there is none."""
+    """Return True for an interval above zero, False for one below, otherwise None.
+
+    None also means that there is no interval.
+    """
     return True if difference.low > 0 else False if difference.high < 0 else None
 
 
 def share_p(successes: int, n: int, share: float = 0.5) -> float:
-    """Two-sided p-value of the exact binomial test that a share is `share`; 1 without observations."""
+    """Return the two-sided p-value of the exact binomial test that a share is `share`.
+
+    It is 1 without observations.
+    """
     from scipy import stats
 
     return float(stats.binomtest(int(successes), int(n), share).pvalue) if n else 1.0
 
 
 def difference_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value that the mean of paired differences is 0; NaN for fewer than two."""
+    """Return the two-sided p-value that the mean of paired differences is 0.
+
+    NaN for fewer than two differences.
+    """
     return _t_test_p(differences, 0.0, "two-sided")
 
 
 def below_p(differences: Sequence[float], bound: float) -> float:
-    """p-value of the non-inferiority test: small where the mean of paired differences is shown to lie below `bound`.
+    """Return the p-value of the non-inferiority test.
 
-    NaN for fewer than two.
+    It is small if the mean of paired differences is shown to be below `bound`. NaN for fewer than two differences.
     """
     return _t_test_p(differences, bound, "less")
 
 
 def within_p(differences: Sequence[float], margin: float) -> float:
-    """p-value of the equivalence test (two one-sided tests, Schuirmann 1987).
+    """Return the p-value of the equivalence test (two one-sided tests, Schuirmann 1987).
 
-    Small where the mean of paired differences is shown to lie within +- margin; NaN for fewer than two.
+    It is small if the mean of paired differences is shown to be within +- margin. NaN for fewer than two differences.
     """
     return max(_t_test_p(differences, -margin, "greater"), _t_test_p(differences, margin, "less"))
 
 
 def beyond_p(differences: Sequence[float], margin: float) -> float:
-    """p-value, two-sided, that the mean of paired differences lies outside +- margin.
+    """Return the two-sided p-value that the mean of paired differences is outside +- margin.
 
-    Below 0.05 just where its 95 % t-interval does; NaN for fewer than two.
+    It is below 0.05 exactly if the 95 % t-interval is outside. NaN for fewer than two differences.
     """
     values = np.asarray(differences, dtype=float)
     away = values if values.sum() > 0 else -values
@@ -153,9 +189,9 @@ def beyond_p(differences: Sequence[float], margin: float) -> float:
 
 
 def _t_test_p(values: Sequence[float], mean: float, alternative: str) -> float:
-    """p-value of Student's t-test that the mean is `mean`; NaN for fewer than two values.
+    """Return the p-value of Student's t-test that the mean is `mean`.
 
-    Where all values are alike the t-test has no scale to go by, and the sign test takes its place.
+    If all values are equal, the t-test has no scale. The sign test then decides. NaN for fewer than two values.
     """
     from scipy import stats
 
@@ -170,7 +206,10 @@ def _t_test_p(values: Sequence[float], mean: float, alternative: str) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment over a family of tests, in the given order; NaN stays and counts as no test."""
+    """Return Holm's step-down adjustment over a family of tests, in the given order.
+
+    NaN stays NaN and does not count as a test.
+    """
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     adjusted, largest = [math.nan] * len(p_values), 0.0
     for rank, (p, i) in enumerate(order):

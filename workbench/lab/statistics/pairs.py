@@ -1,5 +1,8 @@
-"""Every two arms of a study side by side, and every arm beside itself under another condition: what is told beyond the
-contrast. Many pairs are looked at, and no p-value is adjusted, so a pair alone decides nothing."""
+"""Compare every two arms of a study, and every arm with itself under another condition.
+
+These comparisons are in addition to the contrast. There are many of them and no p-value is adjusted, so a single pair
+decides nothing.
+"""
 
 from itertools import combinations
 
@@ -8,16 +11,21 @@ import pandas as pd
 from workbench.lab.statistics.intervals import difference_p, paired_interval
 from workbench.lab.statistics.rates import best_rates, by_seed
 
-CONDITIONS = ("batch_size", "micro_batch", "protocol")  # under which an arm trains
+CONDITIONS = ("batch_size", "micro_batch", "protocol")
 
 
 def pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair: `a` and `b`, difference (accuracy of `a` minus that of `b`, paired by seed) with low and high
-    (95 %), n, and p of no difference, not adjusted.
+    """Compare pairs by accuracy, paired by seed.
 
-    Columns of `table`: arm, seed, lr, val_acc, test_acc where it was read, and the conditions. An arm that trained at
-    several rates under one condition stands at its best one, by validation accuracy. Paired are two arms under the
-    same condition, and one arm under two. Empty where a seed trained an arm more than once under a condition.
+    A pair is two arms under the same condition, or one arm under two conditions. An arm with several rates under one
+    condition counts at its best one, by validation accuracy.
+
+    Args:
+        table: Columns arm, seed, lr, val_acc, test_acc if it was read, and the conditions.
+
+    Returns:
+        One row per pair. Columns a, b, difference (accuracy of `a` minus that of `b`) with low and high (95 %), n, and
+        p of no difference, not adjusted. Empty if a seed trained an arm more than once under a condition.
     """
     score = "test_acc" if "test_acc" in table else "val_acc"
     if not {"arm", "seed", "lr", "val_acc"} <= set(table):

@@ -1,4 +1,7 @@
-"""One figure for arms that screening tuned and fresh seeds confirmed: what each is worth, and which rates it stands."""
+"""A figure for arms that screening tuned and fresh seeds confirmed.
+
+It shows what each arm is worth, and which rates it tolerates.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -15,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def effects_and_rates(screened: pd.DataFrame, confirmed: pd.DataFrame, against: str) -> Figure:
-    """Draw what each arm is worth beside one of them, and what screening saw.
+    """Draw what each arm is worth compared with one of them, and what screening measured.
 
-    The left panel has paired differences of test accuracy, the right one every rate of the screening with its accuracy
-    as colour, crossed where a seed failed.
+    The left panel has paired differences of test accuracy. The right panel has every rate of the screening with its
+    accuracy as colour. A cross marks rates with a failed seed.
 
     Args:
         screened: Columns arm, lr, seed, val_acc, failed.
         confirmed: Columns arm, lr, seed, test_acc, failed.
-        against: The arm that the others stand beside.
+        against: The arm to compare with.
     """
     from workbench.lab import plots
 
@@ -42,16 +45,16 @@ def effects_and_rates(screened: pd.DataFrame, confirmed: pd.DataFrame, against: 
 
 
 def draw_differences(ax: "Axes", confirmed: pd.DataFrame, against: str, arms: list[str], mark: str = "failed") -> None:
-    """Draw the paired differences of each arm on a line of its own, and their mean with its 95 % interval.
+    """Draw the paired differences of each arm on one line, and their mean with its interval.
 
-    The margin of equality is shaded.
+    The interval is at 95 %. The margin of equality is shaded.
 
     Args:
-        ax: Where to.
+        ax: The panel.
         confirmed: Columns arm, seed, test_acc and `mark`.
-        against: The arm that the others stand beside.
+        against: The arm to compare with.
         arms: The lines, from the top.
-        mark: A column, 0 or 1; a pair is crossed where it is set for one of both.
+        mark: A column, 0 or 1. A cross marks pairs where it is set for either arm.
     """
     from workbench.lab import plots
 
@@ -71,5 +74,5 @@ def draw_differences(ax: "Axes", confirmed: pd.DataFrame, against: str, arms: li
     ax.axvspan(-100 * EQUAL, 100 * EQUAL, color="0.92", lw=0, zorder=0, label="equal within 0.5 points")
     plots.name_axis(ax.yaxis, arms)
     low, high = ax.get_xlim()
-    within = max(-100, low), min(100, high)  # of two seeds an interval goes beyond all accuracies
+    within = max(-100, low), min(100, high)  # with two seeds an interval exceeds the range of accuracies
     ax.set(xlim=within, xlabel=f"test accuracy minus that of “{against}”, points")

@@ -1,7 +1,7 @@
-"""How evidence is made: every arm tunes its peak learning rate alike, on few seeds of the validation split; then fresh
-seeds train at the rate that was best, and they alone read the test split.
+"""Choose learning rates and thresholds by screening, and prepare the confirmation.
 
-A diverged training counts as guessing, in every arm.
+Every arm tunes its peak learning rate in the same way, on few seeds of the validation split. Fresh seeds then train at
+the best rate, and only they read the test split. A diverged training counts as guessing, in every arm.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from workbench.errors import WorkbenchError
 
 
 def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Find the best rate of every arm, of each of its thresholds apart.
+    """Find the best rate of every arm, and of each of its thresholds.
 
     Args:
-        screened: The trainings that chose; columns arm, lr, val_acc and those of `by`. With a column `clip` each
-            threshold of an arm has a rate of its own.
+        screened: The screening. Columns arm, lr, val_acc and those of `by`. With a column `clip`, each threshold of an
+            arm has a best rate.
         by: Columns of a cell, such as the batch size. Each cell has its own best rate.
 
     Returns:
-        One row per cell, arm and threshold: the rate `lr` of the highest mean validation accuracy, that mean as
-        `val_acc`, and `at_edge`: whether this rate is the lowest or highest that was tried there.
+        One row per cell, arm and threshold. Columns: the rate `lr` of the highest mean validation accuracy, that mean
+        as `val_acc`, and `at_edge`, which marks the lowest or highest rate tried there.
     """
     setting = [*by, "arm", *(["clip"] if "clip" in screened else [])]
     means = screened.groupby([*setting, "lr"], sort=False, dropna=False).val_acc.mean().reset_index()
@@ -46,9 +46,17 @@ def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def at_carried_rate(means: pd.DataFrame, batch: int, score: str, scaled: bool = True) -> pd.DataFrame:
-    """Of these rows (batch_size, lr, and a `score` that larger is better) those of `batch` at the best rate of the
-    smallest batch: in proportion to the batch, as the paper carries it over (section 4.1), or as it is. None where
-    that rate is not on the grid."""
+    """Select the rows of `batch` at the best rate of the smallest batch.
+
+    Args:
+        means: Columns batch_size, lr and `score`.
+        batch: A batch size.
+        score: A column where larger is better.
+        scaled: Whether to scale that rate in proportion to the batch, as the paper does (section 4.1).
+
+    Returns:
+        The rows. Empty if the rate is not on the grid.
+    """
     smallest = means[means.batch_size == means.batch_size.min()]
     first = smallest.loc[smallest[score].idxmax()]
     lr = first.lr * (batch / first.batch_size if scaled else 1)
@@ -56,11 +64,11 @@ def at_carried_rate(means: pd.DataFrame, batch: int, score: str, scaled: bool = 
 
 
 def edges(screened: pd.DataFrame, by: Sequence[str] = ()) -> dict[str, str]:
-    """List what is best at an end of those tried, so that a better one may lie beyond.
+    """List which best values are at an end of those tried. A better value may lie beyond.
 
     Args:
-        screened: The trainings that chose; columns arm, lr, val_acc, those of `by`, and clip where it was tuned.
-        by: Columns of a cell. Each cell has its best rate and threshold.
+        screened: The screening. Columns arm, lr, val_acc, those of `by`, and clip if it was tuned.
+        by: Columns of a cell. Each cell has its own best rate and threshold.
 
     Returns:
         By arm "rate", "threshold" or both, with the cell ("rate at 4"). Other arms are left out.
@@ -79,22 +87,40 @@ def edges(screened: pd.DataFrame, by: Sequence[str] = ()) -> dict[str, str]:
 
 
 def with_edges(table: pd.DataFrame, screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Add the column `at_edge` to a table with a column `arm`: what `edges` lists; empty where it lists nothing."""
+    """Add the column `at_edge`: what `edges` lists for the arm, otherwise empty.
+
+    Args:
+        table: A table with a column `arm`.
+        screened: As for `edges`.
+        by: As for `edges`.
+    """
     return table.assign(at_edge=table.arm.map(edges(screened, by)).fillna(""))
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `test_acc` of a training that diverged, too: guessing."""
+    """Give trainings that diverged a `test_acc`, that of guessing."""
     guessing = table.val_acc.where(table.outcome == "diverged")
     return table.assign(test_acc=table.test_acc.fillna(guessing) if "test_acc" in table else guessing)
 
 
 def refuse_shared(screening: Sequence[int], confirming: Sequence[int]) -> None:
-    """Raises: WorkbenchError for a seed that would both choose and confirm."""
+    """Check that no seed both chooses and confirms.
+
+    Raises:
+        WorkbenchError: If the lists share a seed.
+    """
     if shared := sorted(set(screening) & set(confirming)):
-        raise WorkbenchError(f"seeds {shared} would both choose and confirm: confirm with fresh ones.")
+        raise WorkbenchError(f"Seeds {shared} would both choose and confirm. Confirm with fresh seeds.")
 
 
 def by_seed(confirmed: pd.DataFrame, columns: str = "arm", value: str = "test_acc") -> pd.DataFrame:
-    """The value of each seed (rows) in each arm, or cell: pairs that share a seed."""
+    """Return a table with one row per seed and one column per arm or cell.
+
+    Values in one row form pairs, because they share a seed.
+
+    Args:
+        confirmed: Columns seed, `value`, and those of `columns`.
+        columns: What the columns are.
+        value: What the cells contain.
+    """
     return confirmed.pivot_table(index="seed", columns=columns, values=value)

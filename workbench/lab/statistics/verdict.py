@@ -1,6 +1,7 @@
-"""A verdict: what a study says, computed from its tables, so that a new run cannot leave a stale sentence.
+"""A verdict: the answer of a study, computed from its tables.
 
-The functions that compute verdicts are in workbench.claims, one file per question.
+A new run therefore cannot leave an outdated sentence. The functions that compute verdicts are in workbench.claims, one
+file per question.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ class Effect:
 
     Attributes:
         name: What the number is.
-        value: The estimate and its 95% interval.
-        p: The p-value of the contrast. None where no test decides.
-        in_points: Whether it is a difference of accuracies, which is written in points.
+        value: The estimate and its 95 % interval.
+        p: The p-value of the contrast. None if no test decides.
+        in_points: Whether it is a difference of accuracies. Such a difference is written in points.
     """
 
     name: str
@@ -86,8 +87,8 @@ def fact(name: str, value: Interval | float, **more: object) -> dict:
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """Return the cells as text, for people.
 
-    An estimate and its bounds, which are the columns `low` and `high` (or end so) after it, share a cell. Columns
-    without content are left out.
+    An estimate and its bounds share a cell. The bounds are the columns `low` and `high` after it, or columns with these
+    endings. Columns without content are left out.
     """
     names, columns = list(table), {}
     for i, name in enumerate(names):
