@@ -1,4 +1,4 @@
-"""Claim 8, the ablation. Evidence: the verdict flips with the table; divergences show."""
+"""Claim 8, the ablation. Evidence: the verdict flips with the table, and figures show divergence."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ COSTS = pd.DataFrame({"arm": ARMS, "cost": [1.0, 0.7, 0.9], "low": [1.0, 0.65, 0
 
 
 def tables(time=(0.0, 0.0), steps=(0.0, 0.0)):
-    """Costs, screening and eight fresh seeds; what each part, left out, changes under each protocol."""
+    """Costs, screening and eight fresh seeds. `time` and `steps` are the effects of leaving out each part."""
     rng, rows = np.random.default_rng(1), []
     for protocol, changes in ((claim.TIME, time), (claim.STEPS, steps)):
         for arm, change in zip(ARMS, (0.0, *changes), strict=True):
@@ -38,21 +38,21 @@ def test_a_part_may_be_worth_it_at_equal_steps_only():
     part, other = rows.loc["one 3x3 conv"], rows.loc["ReLU"]
     assert part.p_holm > 0.05 and part.p_holm_equal_steps < 0.05 < other.p_holm_equal_steps
     assert part.points_equal_steps == pytest.approx(-3, abs=0.3) and part.points == pytest.approx(0, abs=0.3)
-    assert (part.cost, part.matched_cost) == (0.7, 1.0)  # as many steps: matched as if they cost the same
+    assert (part.cost, part.matched_cost) == (0.7, 1.0)  # equal numbers of steps match an equal cost
 
 
-def test_the_summary_has_a_row_a_protocol_and_arm_with_its_cost():
+def test_the_summary_has_one_row_per_protocol_and_arm_with_its_cost():
     costs, _, confirmed = tables()
     table = claim.summary(costs, confirmed)
     assert len(table) == 6 and list(table.cost) == [1.0, 0.7, 0.9] * 2
     assert table[table.arm != claim.WHOLE].p_holm.notna().all()
 
 
-def test_the_figure_crosses_divergence_and_not_the_rule_of_the_loss():
-    """Against mixed labels every training may "fail" by its loss."""
+def test_the_figure_marks_divergence_but_not_a_high_loss():
+    """With mixed labels, the loss of every training may count as a failure."""
     costs, screened, confirmed = tables()
-    one = (confirmed.arm == "ReLU") & (confirmed.seed == 3) & (confirmed.protocol == claim.TIME)
-    confirmed.loc[one, "outcome"] = "diverged"
+    diverged = (confirmed.arm == "ReLU") & (confirmed.seed == 3) & (confirmed.protocol == claim.TIME)
+    confirmed.loc[diverged, "outcome"] = "diverged"
     axes = claim.figure(costs, screened, confirmed).axes
     crosses = [sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() == "x") for ax in axes]
     assert crosses == [1, 0, 0] and axes[-1].get_title() == "cost"

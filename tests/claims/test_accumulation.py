@@ -1,5 +1,7 @@
-"""Claim 6. Evidence: the gradients of real networks, against one another and against ghost BatchNorm by hand; the
-verdict flips with the table."""
+"""Claim 6. Evidence: gradients of real networks, compared with each other and with ghost BatchNorm by hand.
+
+The verdict flips with the table.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ ARMS = {
 }
 
 
-def test_only_batchnorm_sees_the_parts():
+def test_only_the_gradient_of_batchnorm_depends_on_the_micro_batch():
     differences = gradient_differences(ARMS, [8, 16], [0, 1], "mnist5k", 32)
     largest = differences.groupby("arm").difference.max()
     assert largest["NF+AGC"] < 1e-12 and largest["GN"] < 1e-12
@@ -27,7 +29,7 @@ def test_only_batchnorm_sees_the_parts():
 
 
 def test_accumulated_batchnorm_is_ghost_batchnorm():
-    """The mean of the losses of parts that are each normalised by themselves, in one backward pass."""
+    """Ghost BatchNorm: one backward pass of the mean loss of parts that are normalised one by one."""
     torch.manual_seed(0)
     model = create_model("resnet_tiny", 4, in_channels=1).double()
     torch.nn.init.normal_(model.linear.weight)
@@ -42,8 +44,8 @@ def test_accumulated_batchnorm_is_ghost_batchnorm():
 def test_equal_within_the_margin_holds_and_a_difference_beyond_it_does_not():
     equal = accumulation.judge(GRADIENTS, trainings(0.0005))
     assert equal.holds is True and equal.effect.p < 0.05
-    apart = accumulation.judge(GRADIENTS, trainings(0.02))
-    assert apart.holds is False and apart.effect.value.mean == pytest.approx(0.02)
+    different = accumulation.judge(GRADIENTS, trainings(0.02))
+    assert different.holds is False and different.effect.value.mean == pytest.approx(0.02)
     noisy = accumulation.judge(GRADIENTS, trainings(0.0, spread=0.02))
     assert noisy.holds is None
     assert equal.effect.value.mean == pytest.approx(0.0005)
@@ -52,7 +54,7 @@ def test_equal_within_the_margin_holds_and_a_difference_beyond_it_does_not():
     assert rows.gradient_difference.to_dict() == {"NF+AGC": 1e-15, "BN": 0.3} and set(rows.micro_batch) == {"16"}
 
 
-def test_an_accumulated_training_that_diverges_is_a_difference_and_not_left_out():
+def test_an_accumulated_training_that_diverges_counts_in_the_difference():
     table = trainings(0.0005).assign(outcome="complete", val_acc=0.5)
     lost = (table.arm == "NF+AGC") & table.micro_batch.notna() & (table.seed < 5)
     table.loc[lost, ["test_acc", "val_acc", "outcome"]] = None, 0.1, "diverged"

@@ -1,4 +1,4 @@
-"""The search for a threshold. Evidence: the table is flipped, and the verdict flips with it."""
+"""The search for a threshold. Evidence: the verdict flips with the table."""
 
 import pytest
 from support.tables import confirmed, trials
@@ -6,7 +6,7 @@ from support.tables import confirmed, trials
 from workbench.claims import clipping_search
 
 
-def test_the_search_follows_the_confirmation():
+def test_the_verdict_follows_the_confirmation():
     above, below, tie = (
         clipping_search.judge(trials(), confirmed(d, n)) for d, n in ((0.1, 0.001), (-0.1, 0.001), (0.0, 0.2))
     )
@@ -18,7 +18,7 @@ def test_the_search_follows_the_confirmation():
     assert agc.accuracy == pytest.approx(0.8) and agc.lr == 1.0
 
 
-def test_a_search_in_which_nothing_clipped_completed_says_so():
+def test_a_search_without_both_arms_is_undecided():
     plain = clipping_search.judge(trials(), confirmed(0.1)[lambda t: t.arm == "NF"])
     assert plain.holds is None and plain.effect.value.n == 0 and list(plain.table.arm) == ["NF"]
     clipped = clipping_search.judge(trials(), confirmed(0.1)[lambda t: t.arm == "NF+AGC"])

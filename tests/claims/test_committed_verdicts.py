@@ -1,4 +1,4 @@
-"""The verdicts of the committed tables. Evidence: the values recorded on 2026-11-30, before verdicts had tables, by
+"""The verdicts of the committed tables. Evidence: the values of 2026-11-30, before verdicts had tables, recorded with
 
 python -c "
 from workbench.claims.judging import judged
@@ -48,13 +48,14 @@ RECORDED = {
     "slow_start": (True, 0.0722125, 0.05931968674795089, 0.0851053132520491, 8, 3.2711104257394372e-06),
 }
 NUMBER = r"[+-]?\d+(?:\.\d+)?"
-SCALES = (lambda v: v, lambda v: 100 * v, lambda v: 2**v)  # as it is, in points or percent, of doublings
+SCALES = (lambda v: v, lambda v: 100 * v, lambda v: 2**v)  # unchanged, in points or percent, from doublings
 HEADLINE = rf"\D*?({NUMBER})[^\d()]* \(95% CI ({NUMBER}) to ({NUMBER}), \d+ (?:seeds|trainings|initialisations)\)\D*\."
 
 
 @pytest.fixture(scope="module")
 def verdicts():
-    return {one.claim.study: one.verdict for one in judged(list(all_claims()), where="docs") if one.verdict is not None}
+    judgements = judged(list(all_claims()), where="docs")
+    return {each.claim.study: each.verdict for each in judgements if each.verdict is not None}
 
 
 def test_every_committed_study_is_recorded(verdicts):
@@ -62,7 +63,7 @@ def test_every_committed_study_is_recorded(verdicts):
 
 
 @pytest.mark.parametrize("study", RECORDED)
-def test_a_verdict_is_what_it_was(verdicts, study):
+def test_a_verdict_has_its_recorded_values(verdicts, study):
     holds, mean, low, high, n, p = RECORDED[study]
     verdict = verdicts[study]
     value = verdict.effect.value
@@ -92,8 +93,8 @@ def test_a_table_has_a_row_per_fact_and_its_first_column_names_it(verdicts, stud
     assert not table.duplicated().any()
 
 
-def test_holms_adjustment_is_the_last_row_where_it_takes_a_verdict_back(verdicts):
-    """The contrast of layer_study has p = 0.046. Three claims with larger or equal p-values are left at its turn."""
+def test_holms_adjustment_is_the_last_row_if_it_makes_a_verdict_undecided(verdicts):
+    """The contrast of layer_study has p = 0.046. Three p-values are at least as large, so Holm multiplies it by 3."""
     verdict = verdicts["layer_study"]
     assert verdict.effect.p < 0.05 and verdict.holds is None
     assert verdict.table.p_holm.iloc[-1] == pytest.approx(3 * verdict.effect.p)

@@ -1,4 +1,4 @@
-"""Claim 2. Evidence: discordant cells counted by hand; rates kept and scaled looked up by hand."""
+"""Claim 2. Evidence: discordant cells, and kept and scaled rates, worked out by hand."""
 
 import pandas as pd
 import pytest
@@ -7,8 +7,8 @@ from support.batches import batch_table
 from workbench.claims import large_batch
 
 
-def test_many_cells_of_a_few_seeds_are_a_few_seeds():
-    """Ten rates, of which clipping saves every one: ten cells a seed, and no more evidence than the seeds."""
+def test_many_cells_of_five_seeds_are_no_more_evidence_than_five_seeds():
+    """Clipping prevents failure at ten rates, so each seed has ten cells. Only the five seeds count."""
     grid = pd.concat([batch_table(5, 0, cells=5).assign(lr=lr) for lr in range(1, 11)])
     verdict = large_batch.judge(grid)
     assert verdict.holds is None and verdict.effect.p == pytest.approx(2 / 2**5)
@@ -28,7 +28,10 @@ def test_large_batch_counts_the_seeds_and_their_cells():
 
 
 def grid():
-    """Five seeds a cell, a point apart; rate 0.4 is best at both batches, and 1.6, scaled with the batch, fails once."""
+    """Five seeds per cell, one point between them.
+
+    Rate 0.4 is best at the smaller batch. Scaled with the batch it is 1.6, where one seed fails.
+    """
     return pd.DataFrame(
         {"arm": arm, "batch_size": batch, "lr": lr, "seed": seed, "val_acc": accuracy + 0.01 * seed,
          "failed": int(batch == 256 and lr == 1.6 and seed == 0)}
@@ -52,7 +55,7 @@ def test_a_rate_is_tuned_kept_and_scaled():
     }
     scaled = rows.loc[("NF", "rate scaled")]
     assert scaled.accuracy == pytest.approx(0.32)
-    assert scaled.best_four_of_five == pytest.approx(0.325)  # of 30 to 34 % the last four
+    assert scaled.best_four_of_five == pytest.approx(0.325)  # the last four of 30 to 34 %
     assert (scaled.n, scaled.failed) == (5, 1)
     assert protocol_table[protocol_table.batch_size == 64].protocol.tolist() == ["tuned"] * 2
 

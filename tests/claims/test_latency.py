@@ -1,4 +1,4 @@
-"""Claim 10. Evidence: times by hand from curves with known crossings; the verdict flips with them."""
+"""Claim 10. Evidence: times by hand from curves with known crossings. The verdict flips with the crossings."""
 
 import pandas as pd
 import pytest
@@ -12,7 +12,7 @@ COSTS = pd.DataFrame(
 
 
 def tables(nf_step, final=0.6, bn_step=60):
-    """BN is at the target, 0.54, at `bn_step` of 100; NF+AGC at `nf_step`, a step later for every other seed."""
+    """BN reaches the target, 0.54, at `bn_step` of 100, NF+AGC at `nf_step`. Every other seed is ten steps later."""
     confirmed, curves = [], []
     for arm, clip, first in (("BN", None, bn_step), ("NF+AGC", 0.16, nf_step)):
         for seed in range(6):
@@ -27,7 +27,7 @@ def tables(nf_step, final=0.6, bn_step=60):
 
 
 def screened(best=0.4):
-    """BN's accuracy over three rates; the highest at `best`."""
+    """BN's accuracy over three rates, highest at `best`."""
     return pd.DataFrame({"arm": "BN", "lr": lr, "val_acc": 0.6 if lr == best else 0.5} for lr in (0.2, 0.4, 0.8))
 
 
@@ -47,16 +47,15 @@ def test_the_verdict_flips_with_the_crossing():
 
 
 def test_a_side_that_depends_on_which_round_measured_the_step_is_not_decided():
-    """As many steps: only the time of a step tells the two apart, and that is between 0.9 and 1.1 of BN's."""
+    """The numbers of steps are equal, so only the step time decides. It is between 0.9 and 1.1 of BN's."""
     at = lambda low, high: COSTS.assign(cost=[1.0, 0.95, 1.0], low=[1.0, low, 1.0], high=[1.0, high, 1.0])
     assert latency.judge(at(0.9, 1.1), screened(), *tables(60)).holds is None
     verdict = latency.judge(at(0.9, 0.97), screened(), *tables(60))
-    assert verdict.holds is True and verdict.effect.p == pytest.approx(
-        2 / 2**6
-    )  # no spread over six seeds: the sign test
+    assert verdict.holds is True
+    assert verdict.effect.p == pytest.approx(2 / 2**6)  # six equal differences, so the sign test
 
 
-def test_a_bn_that_diverges_gives_no_target():
+def test_without_a_trained_bn_there_is_no_verdict():
     confirmed, curves = tables(30)
     lost = (confirmed.arm == "BN") & (confirmed.seed < 5)
     confirmed.loc[lost, ["val_acc", "test_acc", "outcome"]] = 0.1, 0.1, "diverged"
@@ -64,13 +63,11 @@ def test_a_bn_that_diverges_gives_no_target():
     verdict = latency.judge(COSTS, screened(), confirmed, kept)
     assert verdict.holds is None
     rows = verdict.table.set_index("arm")
-    assert rows.target["BN"] == pytest.approx(0.9 * (5 * 0.1 + 0.6) / 6) and (rows.reached["BN"], rows.n["BN"]) == (
-        1,
-        6,
-    )
+    assert rows.target["BN"] == pytest.approx(0.9 * (5 * 0.1 + 0.6) / 6)
+    assert (rows.reached["BN"], rows.n["BN"]) == (1, 6)
 
 
-def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
+def test_a_seed_that_never_reaches_the_target_counts_with_twice_its_training():
     times = latency.times(COSTS, *tables(1000))
     never = times[times.arm == "NF+AGC"]
     assert not never.reached.any() and (never.time == 2 * 100 * 0.8).all()
@@ -78,7 +75,7 @@ def test_a_seed_that_never_gets_there_counts_with_twice_its_training():
     assert (rows.reached["NF+AGC"], rows.n["NF+AGC"]) == (0, 6) and rows.step_time["NF+AGC"] == 0.8
 
 
-def test_the_figure_has_costs_curves_and_what_diverged():
+def test_the_figure_has_costs_curves_and_diverged_trainings():
     confirmed, curves = tables(40)
     confirmed.loc[0, "outcome"] = "diverged"
     figure = latency.figure(COSTS, screened(), confirmed, curves)
@@ -88,13 +85,13 @@ def test_the_figure_has_costs_curves_and_what_diverged():
     assert {"BN", "NF+AGC", "target", "BN: 1 diverged"} <= set(words)
 
 
-def test_a_rate_at_the_end_of_the_grid_is_told():
+def test_the_table_marks_a_best_rate_at_the_end_of_the_grid():
     inside, at_end = (latency.judge(COSTS, screened(best), *tables(90)).table.set_index("arm") for best in (0.4, 0.2))
     assert set(inside.at_edge) == {""}
     assert at_end.at_edge.to_dict() == {"BN": "rate", "NF+AGC": "", "BN again": ""}
 
 
-def test_the_threshold_that_was_confirmed_is_told_and_the_others_edges_are_not():
+def test_the_table_has_the_confirmed_threshold_and_only_its_edges():
     grid = screened().assign(arm="NF+AGC", clip=0.16)
     slow = [{"arm": "NF+AGC", "clip": 0.01, "lr": lr, "val_acc": lr} for lr in (0.2, 0.4)]  # best at its last rate
     all_screened = pd.concat([screened(), grid, pd.DataFrame(slow)])

@@ -1,4 +1,4 @@
-"""BatchNorm out of a user's network. Evidence: the table is flipped, and the verdict flips with it."""
+"""BatchNorm removed from a user's network. Evidence: the verdict flips with the table."""
 
 import math
 
@@ -30,9 +30,10 @@ TRIALS = pd.DataFrame(
 
 @pytest.mark.parametrize(
     ("nf", "bn", "holds"),
-    [([0.90, 0.91, 0.92], [0.901, 0.911, 0.921], True), ([0.90, 0.91, 0.92], [0.93, 0.94, 0.951], False), ([0.9, 0.8, 0.95], [0.9, 0.9, 0.9], None)],
+    [([0.90, 0.91, 0.92], [0.901, 0.911, 0.921], True), ([0.90, 0.91, 0.92], [0.93, 0.94, 0.951], False),
+     ([0.9, 0.8, 0.95], [0.9, 0.9, 0.9], None)],
 )  # fmt: skip
-def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
+def test_the_verdict_is_within_half_a_point_or_beyond_or_undecided(nf, bn, holds):
     verdict = judge(TRIALS, table(nf, bn))
     assert verdict.holds is holds
     assert verdict.effect.value.mean == pytest.approx(sum(nf) / 3 - sum(bn) / 3)
@@ -40,11 +41,11 @@ def test_the_verdict_is_within_half_a_point_or_not_or_not_told(nf, bn, holds):
     assert (good.low, good.high, good.n) == (0.01, 0.04, 2)
 
 
-def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
+def test_the_table_names_a_best_value_at_an_end_of_its_range():
     rates = {"low": 0.1, "high": 10.0, "log": True}  # two decades: the last tenth begins at 10^0.8 = 6.31
     confirmed = table([0.9, 0.91], [0.9, 0.9])
-    of_bn = confirmed.arm == "BN"
-    confirmed["lr"], confirmed["clip"] = of_bn.map({True: 6.4, False: 6.2}), of_bn.map({True: None, False: 0.01})
+    is_bn = confirmed.arm == "BN"
+    confirmed["lr"], confirmed["clip"] = is_bn.map({True: 6.4, False: 6.2}), is_bn.map({True: None, False: 0.01})
     rows = judge(TRIALS, confirmed, ranges={"lr": rates, "clip": 0.01}).table
     (end,) = rows[rows.advice == own_network.FURTHER].itertuples()
     assert "`lr` of BN" in end.fact and (end.value, end.low, end.high) == (6.4, 0.1, 10.0)
@@ -54,7 +55,7 @@ def test_the_verdict_tells_of_a_best_value_at_an_end_of_its_range():
     assert "`clip` of NF+AGC" in end.fact and (end.value, end.low, end.high) == (0.01, 0.01, 0.16)
 
 
-def test_a_training_that_failed_for_being_slow_is_told_from_one_that_diverged():
+def test_the_table_separates_slow_from_diverged_trainings():
     confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
     confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
     slow, diverged = (
@@ -75,9 +76,10 @@ def test_a_verdict_without_a_control_or_without_a_training():
 @pytest.mark.parametrize(
     ("scale", "interval", "advice"),
     [(900.0, (500.0, 2000.0), own_network.LARGER), (900.0, (500.0, math.inf), own_network.LARGER),
-     (20.0, (10.0, 40.0), own_network.ENOUGH), (90.0, (40.0, 200.0), own_network.ABOUT), (90.0, (10.0, math.inf), None)],
+     (20.0, (10.0, 40.0), own_network.ENOUGH), (90.0, (40.0, 200.0), own_network.ABOUT),
+     (90.0, (10.0, math.inf), None)],
 )  # fmt: skip
-def test_the_verdict_says_whether_a_larger_batch_pays(scale, interval, advice):
+def test_the_table_advises_on_larger_batches(scale, interval, advice):
     noise = NoiseScale(noise_scale=scale, grad_sq=1.0, trace=scale, interval=interval, batch=64, batches=8)
     row = judge(TRIALS, table([0.9, 0.9], [0.9, 0.9]), noise).table.iloc[-1]
     assert (row.value, row.low, row.high) == (scale, *interval)

@@ -1,4 +1,4 @@
-"""The two protocols. Evidence: choices and differences by hand, on a table made for them; the quick study runs."""
+"""The two protocols. Evidence: choices and differences by hand, on a table made for them."""
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,11 @@ SEEDS = (1, 2, 3, 4, 5)
 
 
 def screened() -> pd.DataFrame:
-    """At batch 64 all are best at rate 0.2. At batch 256 BN is best where that rate stays, NF+AGC where it is scaled
-    to 0.8, with threshold 0.1 by the mean; with threshold 0.4 a seed fails, and the four others are better."""
+    """A table on which the protocols choose differently.
+
+    At batch 64 all arms are best at rate 0.2. At batch 256 BN is best at the same rate, NF+AGC at the scaled rate 0.8.
+    There threshold 0.1 has the best mean. With threshold 0.4 one seed fails, and the four others are better.
+    """
     means = {
         (64, "BN", np.nan): {0.2: 0.6, 0.8: 0.5}, (64, "NF+AGC", 0.1): {0.2: 0.5, 0.8: 0.4},
         (64, "NF+AGC", 0.4): {0.2: 0.4, 0.8: 0.3}, (256, "BN", np.nan): {0.2: 0.7, 0.8: 0.5, 3.2: 0.1},
@@ -27,8 +30,8 @@ def screened() -> pd.DataFrame:
             "val_acc": mean + 0.01 * (seed - 3),
             "failed": 0,
         }
-        for (batch, arm, clip), of in means.items()
-        for lr, mean in of.items()
+        for (batch, arm, clip), by_rate in means.items()
+        for lr, mean in by_rate.items()
         for seed in SEEDS
     ]
     table = pd.DataFrame(rows)
@@ -38,7 +41,7 @@ def screened() -> pd.DataFrame:
 
 
 def confirmed(lead_paper=0.0, lead_tuned=0.0) -> pd.DataFrame:
-    """Eight fresh seeds, half a point apart; NF+AGC ahead of BN by these."""
+    """Eight fresh seeds, half a point between them. NF+AGC is ahead of BN by the given leads."""
     rows = []
     for row in protocols.largest_batch(screened()).itertuples():
         lead = {"paper's": lead_paper, "tuned": lead_tuned}[row.protocol] if row.arm != "BN" else 0.0
@@ -49,10 +52,13 @@ def confirmed(lead_paper=0.0, lead_tuned=0.0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_what_each_protocol_chooses_by_hand():
-    """Of the scaled rate 0.8 the paper's way takes threshold 0.4: without its failed seed (0.59 + 0.60 + 0.61 + 0.62) / 4;
-    by the mean of all five, which is 0.504, threshold 0.1 is better. BN it holds to the scaled rate, without its worst
-    seed (0.49 + 0.50 + 0.51 + 0.52) / 4."""
+def test_the_choices_of_each_protocol_by_hand():
+    """At the scaled rate 0.8 the paper's protocol takes threshold 0.4.
+
+    Without the failed seed its mean is (0.59 + 0.60 + 0.61 + 0.62) / 4. The mean of all five is 0.504, so threshold 0.1
+    is better by the tuned protocol. The paper's protocol keeps BN at the scaled rate. Without its worst seed, that is
+    (0.49 + 0.50 + 0.51 + 0.52) / 4.
+    """
     chosen = protocols.largest_batch(screened()).set_index(["protocol", "arm"])
     assert chosen.lr.to_dict() == {
         ("paper's", "BN"): 0.8,
@@ -71,11 +77,11 @@ def test_what_each_protocol_chooses_by_hand():
     )
 
 
-def test_the_rates_of_a_batch_are_there_kept_and_scaled():
+def test_every_batch_has_the_kept_and_the_scaled_rates():
     assert protocols.rates([0.15, 0.6], [64, 256]) == {64: [0.15, 0.6], 256: [0.15, 0.6, 2.4]}
 
 
-def test_a_report_is_compared_with_fresh_seeds_on_the_same_split():
+def test_a_reported_accuracy_is_compared_with_fresh_seeds_on_the_same_split():
     summary = protocols.summary(screened(), confirmed()).set_index(["arm", "protocol"])
     assert summary.flattered["NF+AGC", "paper's"] == pytest.approx(0.105)  # 0.605 reported, 0.5 on fresh seeds
     assert summary["clip"]["NF+AGC", "tuned"] == 0.1 and summary.n["BN", "tuned"] == 8
@@ -93,7 +99,7 @@ def test_the_verdict_flips_with_the_table(leads, holds):
     assert (chosen["clip"], chosen.lr, chosen.validation) == (0.4, 0.8, 0.5) and chosen.reported == pytest.approx(0.605)
 
 
-def test_the_figure_crosses_what_failed():
+def test_the_figure_crosses_arms_with_failed_seeds():
     table = confirmed()
     table.loc[table["clip"] == 0.4, "failed"] = 1
     left = protocols.figure(screened(), table).axes[0]

@@ -1,5 +1,7 @@
-"""The race. Evidence: paces and shares of the peak by hand; the verdict needs accuracy and seconds, and flips with
-each; the fast net without BatchNorm keeps its variance."""
+"""The race. Evidence: paces and shares of the peak by hand.
+
+The verdict needs accuracy and seconds, and flips with each. The fast net keeps its variance without BatchNorm.
+"""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ FAST = "studies/fast_resnet.py:build"
 
 
 def tables(ahead=0.0, ratio=1.0, failed=()):
-    """Eight seeds; NF+AGC is `ahead` in accuracy and takes `ratio` times the seconds, but for a little noise."""
+    """Eight seeds with a little noise. NF+AGC is `ahead` in accuracy and takes `ratio` times the seconds."""
     rng, confirmed, paces = np.random.default_rng(0), [], []
     for arm, clip, more, longer in (("BN", np.nan, 0.0, 1.0), ("NF+AGC", 0.04, ahead, ratio)):
         noise = rng.normal(0, 1, 8)
@@ -24,7 +26,7 @@ def tables(ahead=0.0, ratio=1.0, failed=()):
             diverged = arm != "BN" and seed in failed
             outcome = "diverged" if diverged else "complete"
             confirmed.append(
-                {"arm": arm, "clip": clip, "seed": seed, "lr": 0.4, "steps": 100, "failed": int(diverged), 
+                {"arm": arm, "clip": clip, "seed": seed, "lr": 0.4, "steps": 100, "failed": int(diverged),
                  "outcome": outcome, "val_acc": 0.1, "test_acc": 0.1 if diverged else 0.94 + more + 0.001 * luck}
             )  # fmt: skip
             seconds = np.nan if diverged else 10 * longer * 1.01**luck
@@ -38,25 +40,25 @@ def tables(ahead=0.0, ratio=1.0, failed=()):
 
 
 @pytest.mark.parametrize(
-    ("how", "holds"),
+    ("changes", "holds"),
     [
         ({}, True),
-        ({"ahead": 0.02}, True),  # above is not outside
+        ({"ahead": 0.02}, True),  # more accurate is not outside the margin
         ({"ratio": 1.2}, True),
         ({"ratio": 1.4}, False),
         ({"ahead": -0.01}, False),
         ({"ahead": -0.003}, None),  # at the margin
         ({"ratio": 1.3}, None),
-        ({"ahead": 0.02, "ratio": 2.0}, False),  # accuracy does not buy seconds
+        ({"ahead": 0.02, "ratio": 2.0}, False),  # more accuracy does not compensate for time
     ],
 )
-def test_accuracy_and_seconds_must_both_be_shown(how, holds):
-    verdict = race.judge(*tables(**how))
+def test_accuracy_and_seconds_must_both_be_shown(changes, holds):
+    verdict = race.judge(*tables(**changes))
     assert verdict.holds is holds
     assert (verdict.effect.p < 0.05) == (holds is True)
 
 
-def test_the_table_has_what_each_took():
+def test_the_table_has_accuracy_and_costs_of_each_arm():
     verdict = race.judge(*tables(ahead=0.001, ratio=1.2))
     assert verdict.effect.value.mean == pytest.approx(0.001)
     rows = verdict.table.set_index("arm")
@@ -66,7 +68,7 @@ def test_the_table_has_what_each_took():
     assert (bn.steps, bn.device) == (100, "GPU") and bn.peak_share == pytest.approx(0.3)
 
 
-def test_what_diverged_counts_as_guessing_and_has_no_pace():
+def test_a_diverged_training_counts_as_guessing_and_has_no_pace():
     screened, confirmed, paces = tables(failed=(0, 1))
     verdict = race.judge(screened, confirmed, paces)
     assert verdict.holds is not True and verdict.effect.value.mean == pytest.approx(-0.84 * 2 / 8, abs=0.002)
@@ -81,14 +83,14 @@ def _legend(axes):
 
 
 class Histories:
-    """A store of one history: 100 images from step 10 to 20 a second, after a start of five."""
+    """A store of one history: 100 images per second after a start of five seconds."""
 
     def read_table(self, run, name):
         steps = np.array([10, 20, 30])
         return pd.DataFrame({"step": steps, "samples_seen": 10 * steps, "seconds": 5 + steps / 10})
 
 
-def test_the_pace_leaves_the_start_out_and_the_share_is_of_the_devices_peak():
+def test_the_pace_excludes_the_start_and_its_share_is_of_the_devices_peak():
     rows = [
         {"arm": "BN", "seed": s, "device": device, "steps": 30, "batch_size": 10, "run_id": "r", "outcome": outcome}
         for s, (device, outcome) in enumerate(
@@ -102,8 +104,8 @@ def test_the_pace_leaves_the_start_out_and_the_share_is_of_the_devices_peak():
     assert race.peak_of("NVIDIA H100 PCIe") < race.peak_of("NVIDIA H200")
 
 
-def test_operations_are_six_times_the_multiply_accumulates_but_for_the_images_gradient():
-    """Forward is two operations a multiply-accumulate, backward four, but the images need no gradient."""
+def test_operations_are_six_per_multiply_accumulate_except_in_the_stem():
+    """Forward needs two operations per multiply-accumulate, backward four. The images need no gradient."""
     config = TrainConfig(model=FAST, model_args={"arguments": {"width": 4}}, steps=1)
     n, w = 28, 4
     stem = n * n * 9 * w

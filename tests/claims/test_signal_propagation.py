@@ -1,4 +1,4 @@
-"""Claim 1. Evidence: the table is flipped, and the verdict flips with it."""
+"""Claim 1. Evidence: the verdict flips with the table."""
 
 import pandas as pd
 import pytest
@@ -17,7 +17,7 @@ def test_signal_propagation_holds_inside_the_tolerance_and_not_outside():
     assert values["BN: variance gained per block"] == pytest.approx(0.87, abs=0.1)
 
 
-def test_images_are_told_but_decide_nothing():
+def test_images_are_in_the_table_but_do_not_decide():
     table = signal_table(1.02)
     images = table.assign(input="images", var=0.3, expected_var=0.1)
     verdict = signal_propagation.judge(pd.concat([table, images], ignore_index=True))
@@ -36,7 +36,7 @@ def test_a_network_without_a_theory_is_judged_by_the_rules():
     assert shares["share that grows"] == 1 and shares["variance after 4 blocks"] == 16
 
 
-def test_a_wide_interval_decides_nothing():
+def test_a_wide_interval_is_undecided():
     table = signal_table(1.0)
     table.loc[(table.seed == 2) & (table.arm == "NF"), "var"] *= 1.25
     assert signal_propagation.judge(table).holds is None

@@ -1,4 +1,4 @@
-"""Claim 5, small batches. Evidence: the verdict flips with the table; failures show; the grid is per image."""
+"""Claim 5, small batches. Evidence: the verdict flips with the table, figures show failures, the grid is per image."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from workbench.lab.statistics.rates import best_rates
 
 
 def tables(**loss):
-    """Eight seeds at batches 4, 32 and 128; each arm loses so much at batch 4, and half at 32."""
+    """Eight seeds at batches 4, 32 and 128. Each arm loses `loss` at batch 4, and half of it at 32."""
     rng, rows = np.random.default_rng(0), []
     names = {"bn": "BN", "recomputed": "BN recomputed", "gn": "GN", "nf": "NF", "agc": "NF+AGC"}
     for short, arm in names.items():
@@ -24,7 +24,7 @@ def tables(**loss):
     return confirmed.drop(columns="test_acc"), confirmed
 
 
-def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
+def test_the_verdict_flips_with_the_loss_of_batchnorm():
     lost = claim.judge(*tables(bn=0.1, recomputed=0.1))
     assert lost.holds is True and lost.effect.value.mean == pytest.approx(0.1, abs=0.005) and lost.effect.p < 1e-4
     kept = claim.judge(*tables(agc=0.1))
@@ -32,26 +32,26 @@ def test_batchnorm_that_loses_more_holds_one_that_loses_less_does_not():
     assert claim.judge(*tables(bn=0.1, recomputed=0.1, agc=0.1)).holds is None
 
 
-def test_whether_the_clipped_net_itself_keeps_its_accuracy_is_tested():
+def test_the_table_tests_whether_the_clipped_net_keeps_its_accuracy():
     kept, lost = (claim.judge(*tables(bn=0.1, agc=agc)).table.set_index("arm").loc["NF+AGC"] for agc in (0.0, 0.02))
     assert kept.p_kept < 0.05 < lost.p_kept and lost.points == pytest.approx(-2, abs=0.5)
 
 
-def test_statistics_taken_anew_are_reported_beside():
+def test_recomputed_statistics_have_a_separate_row():
     rows = claim.judge(*tables(bn=0.1)).table.set_index("arm")
-    assert abs(rows.agc_keeps["BN recomputed"]) < 0.6  # points: those lost nothing
+    assert abs(rows.agc_keeps["BN recomputed"]) < 0.6  # points: with recomputed statistics nothing is lost
     assert rows.agc_keeps["BN"] == pytest.approx(10, abs=0.6) and np.isnan(rows.agc_keeps["NF+AGC"])
     assert set(rows.failed) == {0} and rows.clips["NF+AGC"] == "0.16 at 4, 0.04 at 32, 0.04 at 128"
 
 
-def test_changes_are_paired_with_the_largest_batch_and_holm_skips_it():
+def test_changes_are_paired_with_the_largest_batch_and_holm_leaves_it_out():
     table = claim.changes(tables(bn=0.1)[1]).set_index(["arm", "batch_size"])
     assert table.change["BN", 4] == pytest.approx(-0.1, abs=0.005)
     assert table.change["BN", 128] == 0 and np.isnan(table.p_holm["BN", 128])
-    assert table.p_holm["BN", 4] == pytest.approx(table.p.min() * 10)  # ten tests, and the smallest p
+    assert table.p_holm["BN", 4] == pytest.approx(table.p.min() * 10)  # the smallest of ten p-values
 
 
-def test_the_best_rate_is_of_the_grid_per_image():
+def test_the_best_rate_is_from_the_grid_of_rates_per_image():
     rows = [
         {"arm": "NF", "batch_size": b, "base_lr": base, "lr": base * b / 256, "val_acc": 0.3 + (base == 0.8) * 0.1}
         for b in (4, 128)
@@ -61,7 +61,7 @@ def test_the_best_rate_is_of_the_grid_per_image():
     assert list(best.lr) == [0.8, 0.8] and not best.at_edge.any()
 
 
-def test_the_figure_crosses_what_failed():
+def test_the_figure_crosses_failed_seeds():
     screened, confirmed = tables(bn=0.1)
     confirmed.loc[(confirmed.arm == "NF") & (confirmed.batch_size == 4), "failed"] = 1
     axes = claim.figure(screened, confirmed).axes

@@ -1,5 +1,7 @@
-"""Claim 3. Evidence: tables with a known answer go in, the answer and its interval come out; the verdict flips with
-the table."""
+"""Claim 3. Evidence: tables with a known answer give that answer and its interval.
+
+The verdict flips with the table.
+"""
 
 from itertools import product
 
@@ -15,12 +17,12 @@ def facts(table):
     return threshold_scaling.judge(table).table.set_index("fact")
 
 
-def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero():
+def test_the_exponent_is_one_for_a_boundary_of_the_product_and_zero_for_one_of_the_rate():
     fit = threshold_scaling.collapse(outcomes(by_product))
     assert fit.exponent.mean == pytest.approx(1, abs=0.1) and fit.exponent.low < 1 < fit.exponent.high
     assert fit.product[128] == pytest.approx(0.1, rel=0.25) and fit.unclipped[512] == pytest.approx(1, rel=0.3)
     assert fit.p_rate_alone < 1e-3 and fit.p_no_shift > 0.05 and abs(fit.shift.mean) < 0.3
-    fits = fit.fits  # those of 95 %, of both batches, span the interval and hold the best
+    fits = fit.fits  # the fits within 95 %, of both batches, span the interval and contain the best fit
     assert (fits.exponent.min(), fits.exponent.max()) == (fit.exponent.low, fit.exponent.high)
     for batch, batch_fits in fits.groupby("batch_size"):
         assert batch_fits["product"].min() <= fit.product[batch] <= batch_fits["product"].max()
@@ -28,23 +30,23 @@ def test_a_boundary_of_the_product_gives_exponent_one_and_one_of_the_rate_zero()
     assert rate.p_rate_alone > 0.05
 
 
-def test_a_batch_that_moves_the_boundary_is_seen():
+def test_a_shift_of_the_boundary_with_the_batch_is_detected():
     fit = threshold_scaling.collapse(outcomes(lambda b, c: by_product(b, c) * (4 if b == 512 else 1)))
     assert fit.shift.mean == pytest.approx(2, abs=0.5)  # rates are a doubling apart
     assert 0.5 < fit.shift.low < 2 < fit.shift.high and fit.p_no_shift < 0.01
 
 
-def test_batches_with_exponents_of_their_own_are_told():
+def test_the_table_shows_different_exponents_of_the_batches():
     def bound(batch, clip):
         return 1.0 if clip is None else max(1.0, (0.1 / clip) ** (1.5 if batch == 512 else 0.5) * 2)
 
-    apart, alike = (facts(outcomes(b, seeds=3)) for b in (bound, by_product))
+    different, equal = (facts(outcomes(b, seeds=3)) for b in (bound, by_product))
     small, large = "exponent k, batch 128 alone", "exponent k, batch 512 alone"
-    assert apart.high[small] < apart.low[large]  # one exponent fits neither
-    assert alike.value[small] == pytest.approx(1) and alike.high[small] > alike.low[large]
+    assert different.high[small] < different.low[large]  # no single exponent fits both
+    assert equal.value[small] == pytest.approx(1) and equal.high[small] > equal.low[large]
 
 
-def test_seeds_that_do_not_agree_on_the_exponent_are_told():
+def test_the_table_has_the_range_of_the_exponent_over_seeds():
     bounds = (lambda b, c: 1.0 if c is None else max(1.0, 2 * (0.1 / c) ** 0.5)), by_product
     tables = [outcomes(bound, seeds=1, spread=0.0).assign(seed=seed) for seed, bound in enumerate(bounds)]
     both = pd.concat(tables)
@@ -64,18 +66,19 @@ def test_the_verdict_on_the_product_flips_with_the_exponent():
     assert holds.table.set_index("fact").p["doublings from batch 128 to 512; p of 0"] > 0.05
 
 
-def test_divergence_is_read_beside_and_apart_from_high_losses():
-    """Half of the rate that makes a training diverge already leaves its loss too high, at the small batch alone."""
+def test_the_table_also_has_the_shift_of_divergence_without_high_losses():
+    """Only at the small batch, half of the rate of divergence already leaves a high loss."""
     table = outcomes(lambda b, c: by_product(b, c) / (2 if b == 128 else 1), seeds=6)
     diverged = outcomes(by_product, seeds=6).failed.astype(bool)
     rows = facts(table.assign(outcome=np.where(diverged, "diverged", "complete")))
-    moved, unmoved = (rows.loc[f"doublings from batch 128 to 512{of}; p of 0"] for of in ("", ", divergence alone"))
+    names = (f"doublings from batch 128 to 512{failures}; p of 0" for failures in ("", ", divergence alone"))
+    moved, unmoved = (rows.loc[name] for name in names)
     assert moved.value == pytest.approx(1, abs=0.1) and moved.p < 0.05 < unmoved.p
     assert unmoved.value == pytest.approx(0, abs=0.1)
     assert rows.value["exponent k, divergence alone; p of 1, the product"] == pytest.approx(1)
 
 
-def test_trainings_that_fail_for_being_slow_are_left_out_of_the_upper_boundary():
+def test_the_upper_boundary_leaves_out_trainings_that_fail_because_they_are_slow():
     table = outcomes(by_product)
     slow = (table.batch_size == 128) & (table.lr < 0.3)
     table.loc[slow, ["failed", "val_acc"]] = [1, 0.12]
@@ -94,7 +97,7 @@ def test_the_figures_show_failures(claim):
     assert all(ax.get_xlabel() for ax in figure.axes if ax.get_label() != "<colorbar>")
 
 
-def test_the_best_thresholds_over_the_rates_are_told_in_ranges_and_without_failures():
+def test_the_best_thresholds_are_listed_as_ranges_of_rates_without_failures():
     accuracy = {
         (0.2, 0.1): 0.5,
         (0.2, 0.01): 0.4,
@@ -110,8 +113,8 @@ def test_the_best_thresholds_over_the_rates_are_told_in_ranges_and_without_failu
     assert threshold_scaling.best_thresholds(pd.DataFrame(rows)) == {64: "0.1 at 0.2 to 0.4, 0.01 at 0.8"}
 
 
-def test_a_threshold_that_is_best_below_its_own_best_rate_counts_there():
-    """Threshold 0.1 is best at 0.8 and not of the fit below; at 0.2 it is the best there all the same."""
+def test_a_threshold_can_be_best_at_a_rate_below_its_own_best_rate():
+    """Threshold 0.1 has its best rate at 0.8. The fit leaves out lower rates, but at 0.2 it is still the best."""
     accuracy = {(0.2, 0.1): 0.6, (0.2, 0.01): 0.4, (0.8, 0.1): 0.7, (0.8, 0.01): 0.3, (3.2, 0.1): 0.1, (3.2, 0.01): 0.2}
     rows = [
         {"batch_size": 64, "lr": lr, "clip": clip, "seed": seed, "val_acc": a, "failed": int(lr == 3.2),
@@ -123,7 +126,7 @@ def test_a_threshold_that_is_best_below_its_own_best_rate_counts_there():
 
 
 def test_the_best_threshold_by_both_protocols():
-    """At batch 512 0.1 is best at the kept rate 0.2, as at batch 128; scaled to 0.8 only 0.01 is left."""
+    """Threshold 0.1 is best at rate 0.2, at both batches. At the scaled rate 0.8, threshold 0.01 is best."""
     best = {(128, 0.2): 0.1, (128, 0.8): 0.01, (512, 0.2): 0.1, (512, 0.8): 0.01}
     rows = [
         {"batch_size": batch, "lr": lr, "clip": clip, "seed": seed,

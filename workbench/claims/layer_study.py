@@ -29,7 +29,7 @@ from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
-    "Never clip the classifier (the lab book has the stages and the first convolution)",
+    "Never clip the classifier (stages and first convolution: see the lab book)",
     number=4,
     tables=("screened", "confirmed"),
 )

@@ -20,7 +20,7 @@ from workbench.lab.statistics.intervals import Interval, difference_p, share_int
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.probes.rules import broken_rules
 
-CLAIM = Claim("Scaled weight standardisation keeps the variance of the trunk as theory says", number=1)
+CLAIM = Claim("Scaled weight standardisation keeps the variance of the trunk as the theory predicts", number=1)
 
 TOLERANCE = 0.15  # of the expected variance
 
@@ -48,7 +48,7 @@ def judge(table: pd.DataFrame) -> Verdict:
     holds = True if worst.high <= TOLERANCE else False if worst.low > TOLERANCE else None
     relation = {True: "follows", False: "does not follow", None: "is not shown to follow"}[holds]
     deviation = with_ci(worst.map(lambda value: 100 * value), "%", ".1f", "initialisation")
-    headline = f"The variance of {subject} {relation} the theory: the largest deviation is {deviation}."
+    headline = f"The variance of {subject} {relation} the theory: largest deviation {deviation}."
     return Verdict(holds, effect, headline, _details(table, blocks, subject, worst))
 
 

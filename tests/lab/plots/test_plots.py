@@ -1,4 +1,4 @@
-"""Figures. Evidence: what a reader of the figure can count on: every arm drawn, failures marked, axes named."""
+"""Figures. Evidence: every arm is drawn, failures are marked, and axes have names."""
 
 import numpy as np
 import pandas as pd
@@ -33,15 +33,15 @@ def test_signal_figure_has_four_named_panels_and_a_line_for_the_theory():
     assert np.allclose(dashed[0].get_ydata(), [1, 1.04, 1.08, 1.12, 1.16])
 
 
-def test_effects_are_a_column_a_factor_and_a_line_a_value():
-    one = signal_table(1.0)[lambda t: t.arm == "NF"]
-    arms = [one.assign(factor=f, arm=v) for f, v in (("width", "1"), ("width", "2"), ("alpha", "0.2"))]
+def test_the_effects_figure_has_one_column_per_factor_and_one_line_per_value():
+    nf = signal_table(1.0)[lambda t: t.arm == "NF"]
+    arms = [nf.assign(factor=f, arm=v) for f, v in (("width", "1"), ("width", "2"), ("alpha", "0.2"))]
     figure = signal_propagation.effects_figure(pd.concat(arms))
     assert [ax.get_title() for ax in figure.axes[:4]] == ["width", "alpha", "", ""]
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["1", "2"]
 
 
-def test_inputs_stand_side_by_side_with_what_is_expected_of_each():
+def test_the_inputs_figure_has_both_inputs_with_their_expected_values():
     noise = signal_table(1.0)[lambda t: t.arm == "NF"].assign(arm="nf_resnet26_cifar")
     figure = signal_propagation.inputs_figure(pd.concat([noise, noise.assign(input="images", expected_var=0.3)]))
     (ax,) = figure.axes
@@ -49,7 +49,7 @@ def test_inputs_stand_side_by_side_with_what_is_expected_of_each():
     assert dashed == [1.0, 0.3] and ax.get_title() == "nf_resnet26_cifar"
 
 
-def test_a_check_marks_its_faults():
+def test_the_check_figure_marks_faults():
     table = signal_table(1.0)[lambda t: (t.arm == "NF") & (t.seed == 0)].assign(verdict="sound")
     table.loc[table.block == 3, "verdict"] = "grows"
     var = plots.check_figure(table).axes[0]
@@ -57,7 +57,7 @@ def test_a_check_marks_its_faults():
     assert marks["fault"] == [3] and marks["measured"] == [0, 1, 2, 3, 4] and "theory, of noise" in marks
 
 
-def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_stays_gray():
+def test_signals_over_time_have_one_cell_per_block_and_step_gray_without_a_number():
     rows = [
         {"step": s, "block": b, "var": 10.0 ** (b + s), "mean_sq": 0.0, "residual_var": np.nan, "grad_var": np.inf}
         for s in (0, 5)
@@ -70,7 +70,7 @@ def test_signals_over_time_are_a_cell_a_block_and_step_and_what_is_no_number_sta
     assert all(np.ma.getmaskarray(ax.collections[0].get_array()).all() for ax in (shift, branch, gradient))
 
 
-def test_curvature_figure_shows_the_limit_and_leaves_out_what_is_infinite():
+def test_curvature_figure_shows_the_limit_and_leaves_out_infinite_values():
     row = {"step": 0, "sharpness": 5.0, "lr_x_sharpness": 1.0, "limit": 3.8, "noise_scale": 64.0}
     rows = [{**row, "noise_low": 32.0, "noise_high": np.inf}, {**row, "step": 5, "noise_scale": np.inf}]
     sharpness, product, noise = plots.curvature_figure(pd.DataFrame(rows)).axes
@@ -86,19 +86,19 @@ def test_search_figure_shows_diverged_trials_and_every_seed():
     assert seeds == 8
 
 
-def test_search_figure_has_a_slice_a_parameter_with_every_trial():
+def test_search_figure_has_one_slice_per_parameter_with_every_trial():
     shown = trials()
     figure = clipping_search.figure(shown, confirmed(0.1), {})
     for ax, rows, column in ((figure.axes[1], shown[shown.arm == "NF+AGC"], "clip"), (figure.axes[2], shown, "lr")):
         assert sorted(x for x, _ in points(ax)) == sorted(rows[column].tolist())
 
 
-def test_search_figure_without_importance_says_so():
+def test_search_figure_explains_missing_importance():
     figure = clipping_search.figure(trials(), confirmed(0.1), {})
     assert any("too few trials" in t.get_text() for t in figure.axes[3].texts)
 
 
-def test_batch_figure_marks_failures_and_has_a_column_a_batch():
+def test_batch_figure_marks_failures_and_has_one_column_per_batch():
     rows = [
         {"arm": arm, "batch_size": b, "lr": lr, "seed": s, "val_acc": 0.5, "failed": int(arm == "NF" and lr > 1)}
         for arm in ("BN", "NF", "NF+AGC") for b in (64, 256) for lr in (0.4, 1.6) for s in (0, 1)
@@ -116,23 +116,23 @@ def test_no_two_looks_share_a_colour_or_a_glyph():
         assert len(set(map(tuple, colours))) == len(set(glyphs)) == len(looks)
 
 
-def test_a_known_arm_keeps_its_look_and_a_name_of_your_own_takes_one_that_is_left():
+def test_a_known_arm_keeps_its_look_and_a_new_name_takes_a_remaining_one():
     looks = plots.looks(["mine", "BN", "yours"])
     assert looks["BN"] == plots.ARM_LOOKS["BN"] and len(set(looks.values())) == 3
     assert plots.in_order(["mine", "BN", "NF+AGC", "BN"]) == ["NF+AGC", "BN", "mine"]
 
 
-def test_an_interval_has_its_bounds_and_one_seed_has_none():
+def test_an_interval_shows_its_bounds_and_one_seed_has_none():
     _, (ax,) = plots.panels(1, 1, (3, 3))
     plots.intervals(ax, [1, 2], [0.5, 0.7], [0.4, np.nan], [0.8, np.nan], plots.LOOKS[0])
     ((bars,),) = (line for *_, line in ax.containers)
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.4, 0.8], [0.7, 0.7]]
 
 
-def test_how_a_training_ended_shows_in_its_glyph():
+def test_the_glyph_shows_how_a_training_ended():
     _, (ax,) = plots.panels(1, 1, (3, 3))
     x = pd.Series([1.0, 2.0, 3.0, 4.0])
-    ended = {"pruned": x.isin([2.0, 4.0]), "failed": x > 2.5}  # the last is pruned for its failure
+    ended = {"pruned": x.isin([2.0, 4.0]), "failed": x > 2.5}  # the last one is pruned because it failed
     plots.trials(ax, x, x, plots.ARM_LOOKS["BN"], "BN", **ended)
     assert {line.get_label(): line.get_xdata().tolist() for line in ax.lines} == {
         "BN": [1.0], "BN, pruned": [2.0], "BN, failed": [3.0, 4.0],
@@ -141,7 +141,7 @@ def test_how_a_training_ended_shows_in_its_glyph():
     assert hollow.get_markerfacecolor() == "none" and points(ax, "x") == [(3.0, 3.0), (4.0, 4.0)]
 
 
-def test_a_cell_in_which_some_seeds_failed_has_its_accuracy_and_a_cross():
+def test_a_cell_with_some_failed_seeds_shows_its_accuracy_and_a_cross():
     _, (ax,) = plots.panels(1, 1, (3, 3))
     x = pd.Series([1.0, 2.0, 3.0])
     plots.accuracy_map(ax, x, x, x / 10, failed=[0.0, 0.5, 1.0])
@@ -178,10 +178,10 @@ def test_a_legend_outside_names_each_label_once():
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
     figure.draw_without_rendering()
     top = legend.get_window_extent().y1
-    assert all(top <= ax.get_tightbbox().y0 for ax in (left, right)), "it lies over no panel"
+    assert all(top <= ax.get_tightbbox().y0 for ax in (left, right)), "the legend covers a panel"
 
 
 def points(ax, marker=None):
-    """The points that lines without a dash draw, with this marker or with any."""
+    """Return the points that lines without a stroke draw, with this marker or with any."""
     drawn = [line for line in ax.lines if line.get_linestyle() == "None" and marker in (None, line.get_marker())]
     return [point for line in drawn for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]

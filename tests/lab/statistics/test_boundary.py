@@ -1,4 +1,4 @@
-"""Boundaries of stability. Evidence: outcomes with a known rate between those that train and those that fail; coverage."""
+"""Boundaries of stability. Evidence: outcomes with a known boundary, and coverage of the intervals."""
 
 import math
 
@@ -25,14 +25,14 @@ def test_the_interval_of_a_boundary_is_as_fine_as_the_rates():
     assert rates[3] < largest.mean < rates[4] and largest.low < largest.mean < largest.high
 
 
-def test_failure_at_both_ends_is_a_window_and_failure_in_the_middle_is_none():
+def test_a_window_fits_failure_at_both_ends_but_not_in_the_middle():
     both = stable_window(LRS * 3, [1, 1, 0, 0, 0, 0, 1, 1] * 3)
     assert 0.4 < both.smallest.mean < 0.8 and 6.4 < both.largest.mean < 12.8
     middle = stable_window(LRS * 3, [0, 0, 0, 1, 1, 0, 0, 0] * 3)
     assert middle.deviance_p < 0.01 < both.deviance_p
 
 
-def test_a_boundary_beyond_the_rates_is_open_and_all_failed_says_nothing():
+def test_a_boundary_beyond_the_rates_is_open():
     never = stable_window(LRS, [0] * 8)
     assert math.isinf(never.largest.mean) and math.isfinite(never.largest.low) and never.largest.low > 6.4
     always = stable_window(LRS, [1] * 8)
@@ -40,17 +40,17 @@ def test_a_boundary_beyond_the_rates_is_open_and_all_failed_says_nothing():
 
 
 def test_the_interval_of_the_boundary_covers_it():
-    """Logistic outcomes with a known boundary: at least nine of ten intervals hold it (95 % are asked for)."""
-    rng, held = np.random.default_rng(1), 0
+    """Of logistic outcomes with a known boundary, at least nine of ten 95 % intervals contain it."""
+    rng, covered = np.random.default_rng(1), 0
     x = np.log2(np.repeat(LRS, 4))
     for _ in range(40):
         failed = rng.random(len(x)) < 1 / (1 + np.exp(-2.0 * (x - 1.1)))
         largest = stable_window(2**x, failed).largest
-        held += largest.low <= 2**1.1 <= largest.high
-    assert held >= 36
+        covered += largest.low <= 2**1.1 <= largest.high
+    assert covered >= 36
 
 
-def test_a_shift_of_two_doublings_is_found_and_none_is_not():
+def test_a_shift_of_two_doublings_is_significant_and_no_shift_is_not():
     low = stable_window(LRS * 4, [0, 0, 0, 1, 1, 1, 1, 1] * 4)
     high = stable_window(LRS * 4, [0, 0, 0, 0, 0, 1, 1, 1] * 4)
     between, p = shift(high, low)
@@ -62,8 +62,11 @@ def test_a_shift_of_two_doublings_is_found_and_none_is_not():
 
 
 def test_the_largest_rate_of_each_seed_by_hand():
-    """Rates 1, 2, 4, 8 have the logarithms 0 to 3. A seed that fails from 4 on is at 1.5; one that fails at 2 and
-    trains at 4 is at 0.5 - 1.5 + 2.5; a failure below its lowest sound rate says nothing; the ends are bounds."""
+    """Rates 1, 2, 4, 8 have the logarithms 0 to 3.
+
+    A seed that fails from 4 on is at 1.5. A seed that fails at 2 and trains at 4 is at 0.5 - 1.5 + 2.5. A failure below
+    the lowest rate that trains does not count. The ends are bounds.
+    """
     seeds = {0: [0, 0, 1, 1], 1: [0, 1, 0, 1], 2: [1, 0, 0, 1], 3: [1, 1, 1, 1], 4: [0, 0, 0, 0]}
     cell = pd.DataFrame(
         [{"lr": 2.0**i, "failed": f, "seed": seed} for seed, failed in seeds.items() for i, f in enumerate(failed)]

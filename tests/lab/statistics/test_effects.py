@@ -1,4 +1,4 @@
-"""Paired effects and second readings. Evidence: differences worked out by hand, scipy's own tests, and rows counted."""
+"""Paired effects and second readings. Evidence: differences by hand, scipy's tests, and counted rows."""
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,13 @@ from workbench.lab.statistics.panels import draw_differences
 def confirmed(**values):
     rows = [
         {"arm": arm, "seed": seed, "test_acc": value, "failed": 0}
-        for arm, of in values.items()
-        for seed, value in enumerate(of)
+        for arm, accuracies in values.items()
+        for seed, value in enumerate(accuracies)
     ]
     return pd.DataFrame(rows)
 
 
-def test_a_difference_is_found_whatever_the_seeds_do():
+def test_a_paired_difference_does_not_depend_on_the_spread_of_seeds():
     table = effects(confirmed(a=[0.1, 0.5, 0.9], b=[0.12, 0.53, 0.91]), "a")
     assert list(table.arm) == ["b"] and table.n[0] == 3
     half = 4.3027 * 0.01 / 3**0.5  # Student's t with two degrees of freedom, deviation 0.01
@@ -38,7 +38,7 @@ def test_p_values_are_those_of_the_paired_tests_and_holm_multiplies_the_smallest
     assert table.p_equal["c"] == pytest.approx(max(higher, lower))
 
 
-def test_only_pairs_of_one_seed_count():
+def test_only_seeds_in_both_arms_count():
     table = effects(confirmed(a=[0.1, 0.2, 0.9], b=[0.2, 0.4]), "a")
     assert table.n[0] == 2 and table.difference[0] == pytest.approx(0.15)
 
@@ -68,13 +68,13 @@ def trainings():
     )
 
 
-def test_a_second_reading_adds_rows_of_its_own_metrics_and_a_diverged_one_guesses():
+def test_a_second_reading_adds_rows_with_its_metrics_and_guesses_after_divergence():
     read = with_second(trainings(), SECOND, "ema_")
     assert len(read) == 5 and list(read[read.arm == "EMA"].val_acc) == [0.6, 0.1]
     assert list(read[read.arm == "plain"].val_acc) == [0.5, 0.1] and "test_acc" not in read
 
 
-def test_arms_that_share_a_rate_are_trained_once_and_read_at_their_own_rate():
+def test_arms_that_share_a_rate_train_once_and_each_is_read_at_its_best_rate():
     same = pd.DataFrame({"arm": ["plain", "EMA"], "lr": [1.0, 1.0]})
     assert to_train(same, SECOND)[["arm", "lr"]].values.tolist() == [["plain", 1.0]]
     other = pd.DataFrame({"arm": ["plain", "EMA"], "lr": [1.0, 2.0]})

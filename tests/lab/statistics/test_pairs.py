@@ -1,4 +1,4 @@
-"""Pairs of arms. Evidence: differences by hand; the best rate stands for an arm; what cannot be paired is left."""
+"""Pairs of arms. Evidence: differences by hand. Each arm counts at its best rate, and unpaired rows are left out."""
 
 import pandas as pd
 import pytest
@@ -18,8 +18,10 @@ def rows(arm, batch, lr, accuracies, score="test_acc", **more):
 
 def test_two_arms_and_two_batches_by_hand():
     table = pd.DataFrame(
-        rows("BN", 4, 0.1, [0.4, 0.5, 0.6]) + rows("NF", 4, 0.1, [0.3, 0.5, 0.4]) + rows("BN", 128, 0.1, [0.6, 0.6, 0.6])
-    )  # fmt: skip
+        rows("BN", 4, 0.1, [0.4, 0.5, 0.6])
+        + rows("NF", 4, 0.1, [0.3, 0.5, 0.4])
+        + rows("BN", 128, 0.1, [0.6, 0.6, 0.6])
+    )
     differences = pairs(table).set_index(["a", "b"])
     assert list(differences.index) == [("BN, batch 4", "NF, batch 4"), ("BN, batch 4", "BN, batch 128")]
     expected = t_interval([0.1, 0.0, 0.2])
@@ -28,7 +30,7 @@ def test_two_arms_and_two_batches_by_hand():
     assert row.p == pytest.approx(0.2254, abs=1e-4)  # t = 0.1 / (0.1 / sqrt 3) = 1.732 with two degrees of freedom
 
 
-def test_an_arm_of_several_rates_stands_at_its_best_and_only_common_seeds_pair():
+def test_an_arm_with_several_rates_counts_at_its_best_and_only_common_seeds_pair():
     table = pd.DataFrame(
         rows("BN", 64, 0.1, [0.2, 0.3]) + rows("BN", 64, 0.4, [0.5, 0.7]) + rows("NF", 64, 0.4, [0.4, 0.4, 0.9])
     )  # fmt: skip
@@ -36,10 +38,11 @@ def test_an_arm_of_several_rates_stands_at_its_best_and_only_common_seeds_pair()
     assert (row.a, row.b, row.n) == ("BN", "NF", 2) and row.difference == pytest.approx(0.2)
 
 
-def test_parts_and_protocols_are_named_and_validation_stands_in_for_a_missing_test():
+def test_pairs_name_micro_batches_and_protocols_and_use_validation_without_a_test():
     parts = pd.DataFrame(
-        rows("NF", 256, 0.4, [0.4, 0.5], "val_acc", micro_batch=None) + rows("NF", 256, 0.4, [0.4, 0.6], "val_acc", micro_batch=16.0)
-    )  # fmt: skip
+        rows("NF", 256, 0.4, [0.4, 0.5], "val_acc", micro_batch=None)
+        + rows("NF", 256, 0.4, [0.4, 0.6], "val_acc", micro_batch=16.0)
+    )
     (row,) = pairs(parts).itertuples()
     assert (row.a, row.b) == ("NF, micro-batch whole", "NF, micro-batch 16") and row.difference == pytest.approx(-0.05)
     ways = pd.DataFrame(
@@ -48,14 +51,14 @@ def test_parts_and_protocols_are_named_and_validation_stands_in_for_a_missing_te
     assert pairs(ways).a.item() == "NF, tuned protocol"
 
 
-def test_tables_without_arms_and_seeds_that_trained_twice_give_no_pairs():
+def test_no_pairs_without_arms_or_with_seeds_that_trained_twice():
     assert pairs(pd.DataFrame({"block": [1], "variance": [1.0]})).empty
     assert pairs(pd.DataFrame(rows("NF", 64, 0.4, [0.4, 0.5]) * 2 + rows("BN", 64, 0.4, [0.4, 0.5]))).empty
 
 
-def test_the_command_prints_them_below_the_verdict():
+def test_the_claims_command_prints_pairs_below_the_verdict():
     text = CliRunner().invoke(app, ["claims", "small_batch", "accumulation", "--from", "docs", "--pairs"]).output
-    assert "a minus b [95 %]" in text and "+0.5 points [-0.5, +1.5]" in text  # BN beside NF+AGC at batch 4: see LOG.md
+    assert "a minus b [95 %]" in text and "+0.5 points [-0.5, +1.5]" in text  # BN minus NF+AGC at batch 4: see LOG.md
     assert "micro-batch whole" in text
     none = CliRunner().invoke(app, ["claims", "signal_propagation", "--from", "docs", "--pairs"]).output
     assert "no arms to set side by side" in none

@@ -1,4 +1,4 @@
-"""Verdicts. Evidence: cells and metrics of small verdicts, worked out by hand."""
+"""Verdicts. Evidence: cells and metrics of small verdicts by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from workbench.lab.statistics.verdict import Effect, Verdict, as_text, fact
 SHARE = Interval(1.0, 0.6, 1.0, 6)
 
 
-def test_stamp_answer_headline_effect_and_table_stand_in_this_order():
+def test_a_verdict_prints_stamp_answer_headline_effect_and_table_in_this_order():
     table = pd.DataFrame({"arm": ["NF", "a|b"], "failed": [6, 0]})
     verdict = Verdict(True, Effect("share", SHARE, p=0.03), "Six of six.", table).stamped("DEMO")
     answer, effect, rows = str(verdict).split("\n\n")
@@ -30,7 +30,8 @@ def test_metrics_are_the_numbers_of_the_effect_and_the_answer():
 @pytest.mark.parametrize(
     ("effect", "text"),
     [
-        (Effect("gain", Interval(0.0721, 0.06, 0.085, 8), 3.3e-6, in_points=True), "gain = +7.2 points [+6.0, +8.5], n = 8, p = 3.3e-06"),
+        (Effect("gain", Interval(0.0721, 0.06, 0.085, 8), 3.3e-6, in_points=True),
+         "gain = +7.2 points [+6.0, +8.5], n = 8, p = 3.3e-06"),
         (Effect("k", Interval(0.6, 0.55, 0.65, 232)), "k = 0.6 [0.55, 0.65], n = 232"),
     ],
 )  # fmt: skip
