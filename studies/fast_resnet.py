@@ -1,7 +1,8 @@
-"""The race's BatchNorm net: a shallow, wide ResNet of eight convolutions for small images, which keeps a GPU busy.
+"""The BatchNorm net of the race: a shallow, wide ResNet of eight convolutions.
 
-Source: the ResNet-9 of David Page, "How to train your ResNet", 2018. Here with an activation behind each convolution
-but a residual branch's last, so that a branch may subtract from the trunk, too, as in all ResNets of this library.
+It is for small images and keeps a GPU busy. Source: the ResNet-9 of David Page, "How to train your ResNet", 2018. Each
+convolution has an activation behind it, except the last one of a residual branch. A branch can therefore also subtract
+from the trunk, as in all ResNets of this library.
 """
 
 import torch
@@ -10,23 +11,28 @@ from torch import Tensor, nn
 
 
 def conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Make a 3x3 convolution with BatchNorm."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class Residual(nn.Module):
-    """h + f(h), two convolutions, activated before each."""
+    """A residual block h + f(h), where f has two convolutions."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv0, self.conv1 = conv_norm(channels, channels), conv_norm(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
         return h + self.conv1(F.relu(self.conv0(h)))
 
 
 class FastResNet(nn.Module):
-    """Four stages, each a quarter of the positions of the one before and twice its channels; a residual block in the
-    second and the fourth."""
+    """A ResNet of four stages.
+
+    Each stage has a quarter of the positions of the stage before, and twice its channels. The second and the fourth
+    stage have a residual block.
+    """
 
     def __init__(self, num_classes: int, in_channels: int, width: int):
         super().__init__()
@@ -37,12 +43,14 @@ class FastResNet(nn.Module):
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.stem(x))  # (N, C, H, W)
+        """Map images (N, C, H, W) to logits (N, classes)."""
+        h = F.relu(self.stem(x))
         h = self.block1(F.max_pool2d(F.relu(self.conv1(h)), 2))
         h = F.max_pool2d(F.relu(self.conv2(h)), 2)
         h = self.block3(F.max_pool2d(F.relu(self.conv3(h)), 2))
-        return self.linear(torch.amax(F.relu(h), (2, 3)))  # (N, classes)
+        return self.linear(torch.amax(F.relu(h), (2, 3)))
 
 
 def build(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """Build the network. `width` is the number of channels of the stem."""
     return FastResNet(num_classes, in_channels, width)
