@@ -103,7 +103,7 @@ def judge(
     """
     if confirmed.empty or NF not in set(confirmed.arm):
         effect = Effect("accuracy", t_interval([]))
-        headline = "No trial without BatchNorm completed. Lower the learning rates (`lr`) or train for more steps."
+        headline = "No trial without BatchNorm completed: lower the learning rates (`lr`) or train for more steps."
         return Verdict(None, effect, headline, pd.DataFrame([fact(*_good_thresholds(trials))]))
     values = confirmed.pivot_table(index="seed", columns="arm", values="test_acc")
     if BN in values:
@@ -115,7 +115,7 @@ def judge(
     else:
         effect, holds = Effect("test accuracy without BatchNorm", t_interval(values[NF])), None
         accuracy = with_ci(effect.value.map(lambda value: 100 * value), "% of the test images", ".1f")
-        headline = f"Without BatchNorm your network gets {accuracy}. There is no control for comparison."
+        headline = f"Your network without BatchNorm gets {accuracy}, but there is no control for comparison."
     rows = [*_accuracies(confirmed), fact(*_good_thresholds(trials)), *_values_at_an_end(confirmed, ranges or {})]
     rows += [] if noise is None else [_noise_fact(noise, int(confirmed.batch_size.iloc[0]))]
     return Verdict(holds, effect, headline, pd.DataFrame(rows).fillna({"started_from": "", "advice": ""}))

@@ -79,7 +79,7 @@ def _rules_verdict(table: pd.DataFrame, subject: str) -> Verdict:
     sound = share_interval(sum(not broken for broken in broken_by_seed), n)
     effect = Effect("share of initialisations without a fault", sound)
     share = with_ci(sound.map(lambda value: 100 * value), "% of cases", ".0f", "initialisation")
-    headline = f"There is no theory for {subject}. It breaks no rule of signal propagation in {share}."
+    headline = f"Without a theory, {subject} breaks no rule of signal propagation in {share}."
     ends = table[table.block == table.block.max()]
     rows = [fact(f"variance after {table.block.max()} blocks", t_interval(ends["var"]))]
     for rule in sorted(set().union(*broken_by_seed)):
