@@ -49,7 +49,7 @@ def main() -> None:
         code = 2
     if code == INTERRUPTED:  # Typer itself turns Ctrl-C into this code
         print(
-            "workbench: Interrupted. Finished trainings and studies are kept; run the same command again to continue.",
+            "workbench: The command was interrupted. Finished work is kept; run the same command again to continue.",
             file=sys.stderr,
         )
     sys.exit(code)
