@@ -1,4 +1,4 @@
-"""AGC. Evidence: 3-4-5 arithmetic, a slow loop over units, properties, refusals."""
+"""Tests of AGC. Evidence: 3-4-5 arithmetic, a slow loop over units, properties and errors."""
 
 import io
 import math
@@ -18,7 +18,7 @@ def param(weight, grad):
 
 
 def slow_agc(p, clip, eps):
-    """The rule, unit by unit, in Python floats."""
+    """Apply the rule unit by unit, in Python floats."""
     g = p.grad.clone()
     vector = p.squeeze().ndim <= 1
     units = [(p.detach(), g)] if vector else [(p.detach()[i], g[i]) for i in range(p.shape[0])]
@@ -30,8 +30,8 @@ def slow_agc(p, clip, eps):
     return g
 
 
-def test_by_hand_one_row_clipped_and_one_not():
-    # |W| = 5 in both rows, clip 0.5: the limit is 2.5. Row 0 has |G| = 25, row 1 has |G| = 2.5, which is not above it.
+def test_rows_above_the_limit_are_clipped_and_rows_at_the_limit_are_not():
+    # |W| = 5 in both rows and clip 0.5 give a limit of 2.5. Row 0 has |G| = 25, row 1 has |G| = 2.5.
     p = param([[3.0, 4.0], [3.0, 4.0]], [[7.0, 24.0], [1.5, 2.0]])
     stats = clip_grad_agc_(p, clip=0.5)
     torch.testing.assert_close(p.grad, torch.tensor([[0.7, 2.4], [1.5, 2.0]], dtype=torch.float64))
@@ -62,7 +62,7 @@ def test_a_zero_parameter_can_move_by_clip_times_eps():
     "shape", [(), (5,), (4, 3), (1, 6), (6, 1), (4, 3, 5), (4, 3, 3, 3), (3, 1, 1, 1), (1, 1, 1, 3), (3, 2, 2, 2, 2)]
 )
 @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 100.0])
-def test_equals_a_slow_loop_over_units_at_any_rank(shape, scale):
+def test_clipping_equals_a_slow_loop_over_units_at_any_rank(shape, scale):
     p = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     p.grad = scale * torch.randn(shape, dtype=torch.float64)
     expected = slow_agc(p, 0.02, 1e-3)
@@ -70,7 +70,7 @@ def test_equals_a_slow_loop_over_units_at_any_rank(shape, scale):
     torch.testing.assert_close(p.grad, expected, rtol=1e-12, atol=0)
 
 
-def test_a_linear_units_are_its_rows():
+def test_the_units_of_a_linear_are_its_rows():
     assert unitwise_norm(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).tolist() == [[5.0], [2.0]]
 
 
@@ -81,7 +81,7 @@ def test_norms_of_half_precision_do_not_overflow():
     torch.testing.assert_close(p.grad, torch.full_like(p, 30.0), rtol=1e-3, atol=0)
 
 
-def test_an_infinite_threshold_changes_nothing_and_twice_is_once():
+def test_an_infinite_threshold_changes_nothing_and_clipping_twice_equals_clipping_once():
     p = nn.Parameter(torch.randn(8, 9))
     p.grad = torch.randn(8, 9)
     before = p.grad.clone()
@@ -93,7 +93,7 @@ def test_an_infinite_threshold_changes_nothing_and_twice_is_once():
     torch.testing.assert_close(p.grad, once, rtol=1e-6, atol=0)
 
 
-def test_channels_last_gives_the_same():
+def test_channels_last_gives_the_same_gradients():
     p, q = (nn.Parameter(torch.arange(96.0).view(4, 2, 3, 4)) for _ in range(2))
     q.data = q.data.to(memory_format=torch.channels_last)
     grad = torch.randn(4, 2, 3, 4)
@@ -102,7 +102,7 @@ def test_channels_last_gives_the_same():
     torch.testing.assert_close(p.grad, q.grad.contiguous())
 
 
-def test_parameters_without_gradient_are_passed_over_and_shared_ones_clipped_once():
+def test_parameters_without_gradient_are_skipped_and_shared_parameters_are_clipped_once():
     frozen = nn.Parameter(torch.ones(3))
     shared = param([3.0, 4.0], [30.0, 40.0])
     stats = clip_grad_agc_([frozen, shared, shared], clip=1.0)
@@ -111,18 +111,18 @@ def test_parameters_without_gradient_are_passed_over_and_shared_ones_clipped_onc
     assert shared.grad.norm().item() == pytest.approx(5.0)
 
 
-def test_nothing_to_clip_is_fine():
+def test_an_empty_list_of_parameters_gives_empty_stats():
     stats = clip_grad_agc_([])
     assert (stats.clipped_share(), stats.ratio_quantile(0.99)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])
 def test_a_threshold_must_be_positive(bad):
-    with pytest.raises(WorkbenchError, match="must be above 0"):
+    with pytest.raises(WorkbenchError, match=rf"`clip`.*0.*{bad}"):
         clip_grad_agc_(param([1.0], [1.0]), clip=bad)
 
 
-def test_sparse_and_complex_gradients_are_refused_with_the_cure():
+def test_the_errors_for_sparse_and_complex_gradients_name_the_solution():
     embedding = nn.Embedding(4, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(WorkbenchError, match="sparse=False"):
@@ -133,11 +133,11 @@ def test_sparse_and_complex_gradients_are_refused_with_the_cure():
         clip_grad_agc_(wave)
 
 
-# ---- what it saw
+# ---- telemetry
 
 
-def test_telemetry_by_hand():
-    # ratios |G| / |W|: rows 5 and 0.5; the vector 2
+def test_the_table_equals_a_calculation_by_hand():
+    # ratios |G| / |W|: 5 and 0.5 in the rows, 2 in the vector
     rows = param([[3.0, 4.0], [3.0, 4.0]], [[7.0, 24.0], [1.5, 2.0]])
     vector = param([3.0, 4.0], [6.0, 8.0])
     stats = clip_grad_agc_([rows, vector], clip=1.0)
@@ -148,18 +148,18 @@ def test_telemetry_by_hand():
     assert stats.clipped_share() == stats.would_clip(1.0)
 
 
-def test_what_a_threshold_would_have_clipped_is_what_it_clips():
+def test_would_clip_equals_the_share_that_the_threshold_clips():
     torch.manual_seed(3)
     weights, grads = torch.randn(50, 7), torch.randn(50, 7) * torch.logspace(-3, 1, 50)[:, None]
     p = nn.Parameter(weights.clone())
     p.grad = grads.clone()
-    seen = clip_grad_agc_(p, clip=0.02)
+    stats = clip_grad_agc_(p, clip=0.02)
     for other in (0.005, 0.02, 0.1, 1.0):
         p.grad = grads.clone()
-        assert clip_grad_agc_(p, clip=other).clipped_share() == seen.would_clip(other)
+        assert clip_grad_agc_(p, clip=other).clipped_share() == stats.would_clip(other)
 
 
-def test_telemetry_takes_parameters_by_their_names():
+def test_the_table_names_the_parameters():
     model = tiny()
     optimizer = torch.optim.SGD(param_groups(model, clip=0.02), lr=0.1)
     agc = AGC(optimizer)
@@ -172,7 +172,7 @@ def test_telemetry_takes_parameters_by_their_names():
     assert other.stats.table().parameter.tolist() == [name for name, _ in model.named_parameters()]
 
 
-def test_nothing_waits_for_the_device_until_asked(monkeypatch):
+def test_clipping_reads_no_value_from_the_device(monkeypatch):
     p = nn.Parameter(torch.randn(5, 3))
     p.grad = torch.randn(5, 3)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__"):
@@ -209,7 +209,7 @@ def test_agc_clips_the_raw_gradient_before_decay_and_momentum():
     torch.testing.assert_close(p.detach(), torch.stack([w, w]))
 
 
-def test_the_groups_threshold_is_read_and_none_exempts():
+def test_a_groups_clip_is_its_threshold_and_none_exempts_it():
     model = tiny()
     optimizer = torch.optim.SGD(
         [{"params": model[0].parameters(), "clip": 0.02}, {"params": model[2].parameters(), "clip": None}],
@@ -228,7 +228,7 @@ def test_the_groups_threshold_is_read_and_none_exempts():
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
-def test_works_with_ordinary_optimizers_and_can_be_removed(optimizer):
+def test_agc_works_with_ordinary_optimizers_and_can_be_removed(optimizer):
     model = tiny()
     opt = optimizer(model.parameters(), lr=0.01)
     agc = AGC(opt, clip=0.01)
@@ -273,7 +273,7 @@ def test_the_readmes_five_lines_train_a_foreign_model():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_thresholds_and_floors_by_group_and_a_schedule():
+def test_groups_set_thresholds_lower_bounds_and_schedules():
     model = tiny()
     groups = [
         {"params": model[0].parameters(), "clip": 0.5, "clip_eps": 100.0},
@@ -298,7 +298,7 @@ def two_groups(**settings):
     return torch.optim.SGD([*groups, {"params": [param([3.0, 4.0], [30.0, 40.0])]}], lr=0.0)
 
 
-def test_an_argument_is_for_groups_without_that_key():
+def test_an_argument_applies_to_groups_without_that_key():
     optimizer = two_groups(clip=0.5, clip_eps=20.0)
     AGC(optimizer, clip=0.5, eps=20.0)
     optimizer.step()
@@ -315,7 +315,7 @@ def test_an_argument_is_for_groups_without_that_key():
         ("eps", {"clip_eps": 0.25}, 0.5),
     ],
 )
-def test_two_values_for_one_group_are_refused_and_leave_the_optimizer_without_clipping(argument, in_group, given):
+def test_contradicting_values_are_refused_and_leave_the_optimizer_without_clipping(argument, in_group, given):
     optimizer = two_groups(**in_group)
     (value,) = in_group.values()
     with pytest.raises(WorkbenchError) as caught:
@@ -325,8 +325,8 @@ def test_two_values_for_one_group_are_refused_and_leave_the_optimizer_without_cl
     assert optimizer.param_groups[2]["params"][0].grad.tolist() == [30.0, 40.0]
 
 
-def test_a_loaded_state_brings_its_threshold():
-    """Whatever the code has, and whether AGC was called with it or not."""
+def test_a_loaded_state_sets_the_threshold():
+    """The state wins over the groups' thresholds, with and without arguments of AGC."""
     saved = two_groups(clip=0.25, clip_eps=2.0).state_dict()
     for arguments in ({}, {"clip": 0.5, "eps": 1.0}):
         optimizer = two_groups(clip=0.5, clip_eps=1.0)
@@ -339,7 +339,7 @@ def test_a_loaded_state_brings_its_threshold():
         torch.testing.assert_close(unitwise_norm(weight.grad), 0.25 * unitwise_norm(weight).clamp_min(2.0))
 
 
-def test_states_round_trip_as_data_and_never_lose_an_exemption():
+def test_states_round_trip_as_data_and_keep_exemptions():
     model = tiny()
     optimizer = torch.optim.SGD(param_groups(model, clip=schedule), lr=0.1)
     agc = AGC(optimizer)
@@ -356,11 +356,11 @@ def test_states_round_trip_as_data_and_never_lose_an_exemption():
     assert [g["clip"] for g in optimizer.param_groups] == [schedule, schedule, None] and agc.steps == 1
 
     bare = torch.optim.SGD([{"params": g["params"]} for g in optimizer.param_groups], lr=0.1).state_dict()
-    optimizer.load_state_dict(bare)  # saved before clipping was added: the classifier stays exempt
+    optimizer.load_state_dict(bare)  # a state from before clipping was added
     assert [g["clip"] for g in optimizer.param_groups] == [schedule, schedule, None]
 
 
-def test_schedulers_and_accumulation_go_on_as_without():
+def test_schedulers_and_gradient_accumulation_work_with_agc():
     model, whole = tiny(), tiny()
     x, y = torch.randn(12, 4), torch.randn(12, 2)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, whole)]
@@ -379,7 +379,7 @@ def test_schedulers_and_accumulation_go_on_as_without():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_compiled_step_gives_the_same():
+def test_a_compiled_step_gives_the_same_parameters():
     results = []
     for compiled in (False, True):
         model = tiny()
@@ -397,7 +397,7 @@ def test_a_compiled_step_gives_the_same():
     torch._dynamo.reset()
 
 
-def test_a_scaler_is_unscaled_first():
+def test_unscaled_gradients_of_a_grad_scaler_are_clipped():
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     AGC(optimizer, clip=0.01)
@@ -413,12 +413,12 @@ def test_a_scaler_is_unscaled_first():
     ("module", "units"),
     [(nn.Conv1d(4, 6, 3), 6), (nn.Conv3d(2, 5, 3), 5), (nn.Embedding(7, 3), 7), (nn.Linear(8, 24), 24)],
 )
-def test_units_of_every_layer(module, units):
+def test_layers_have_the_expected_number_of_units(module, units):
     assert unitwise_norm(module.weight).numel() == units
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_every_precision_follows_the_slow_loop(dtype):
+def test_clipping_equals_the_slow_loop_in_every_precision(dtype):
     p = nn.Parameter(torch.randn(6, 5).to(dtype))
     p.grad = (10 * torch.randn(6, 5)).to(dtype)
     expected = slow_agc(p, 0.05, 1e-3)
@@ -427,15 +427,15 @@ def test_every_precision_follows_the_slow_loop(dtype):
     torch.testing.assert_close(p.grad, expected, rtol={2: 2e-2, 4: 1e-5, 8: 1e-12}[dtype.itemsize], atol=1e-6)
 
 
-def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(WorkbenchError, match="AGC takes an optimizer"):
+def test_a_module_instead_of_an_optimizer_is_refused():
+    with pytest.raises(WorkbenchError, match=r"`optimizer`.*Linear"):
         AGC(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.8])
 @pytest.mark.parametrize("layout", ["matrix", "channels_last"])
-def test_large_gradients_of_which_few_rows_are_touched(share, layout):
-    """Only the clipped rows are rewritten where they are few: the same as a loop over all of them."""
+def test_large_gradients_with_few_clipped_rows_equal_a_loop_over_all_rows(share, layout):
+    """If few rows are clipped, AGC rewrites only those."""
     torch.manual_seed(0)
     shape = (200, 400) if layout == "matrix" else (200, 50, 3, 3)
     weight, grad = torch.randn(shape), torch.randn(shape)

@@ -1,4 +1,4 @@
-"""EMA. Evidence: the published warm-up by hand, a closed form, states that round-trip."""
+"""Tests of EMA. Evidence: the published warm-up by hand, a closed form, states that round-trip."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def scalar(value=0.0):
     return model
 
 
-def test_it_starts_as_a_copy_and_warms_up_as_published():
+def test_the_average_starts_as_a_copy_and_warms_up_as_published():
     model = scalar(2.0)
     ema = EMA(model, decay=0.99999)
     assert ema.model.weight.item() == 2.0
@@ -30,7 +30,7 @@ def test_it_starts_as_a_copy_and_warms_up_as_published():
         assert ema.model.weight.item() == pytest.approx(average, rel=1e-12)
 
 
-def test_a_constant_decay_is_a_geometric_mean_of_the_past():
+def test_a_constant_decay_forgets_geometrically():
     model = scalar(1.0)
     ema = EMA(model, decay=0.9, warmup=False)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_a_constant_decay_is_a_geometric_mean_of_the_past():
     assert ema.model.weight.item() == pytest.approx(0.9**5)
 
 
-def test_batchnorms_statistics_are_averaged_and_its_counter_copied():
+def test_batchnorm_statistics_are_averaged_and_counters_are_copied():
     model = nn.BatchNorm1d(2)
     ema = EMA(model, decay=0.5, warmup=False)
     model(torch.tensor([[0.0, 10.0], [2.0, 10.0]]))
@@ -50,7 +50,7 @@ def test_batchnorms_statistics_are_averaged_and_its_counter_copied():
     assert not ema.model.training and not any(p.requires_grad for p in ema.model.parameters())
 
 
-def test_the_state_goes_on_where_it_was():
+def test_a_loaded_state_continues_the_average():
     model = scalar(1.0)
     ema = EMA(model)
     ema.update()
@@ -64,6 +64,6 @@ def test_the_state_goes_on_where_it_was():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_the_decay_must_be_a_share(decay):
-    with pytest.raises(WorkbenchError, match="at least 0 and below 1"):
+def test_a_decay_outside_0_to_1_is_refused(decay):
+    with pytest.raises(WorkbenchError, match=rf"`decay`.*got {decay}\."):
         EMA(scalar(), decay=decay)

@@ -1,5 +1,4 @@
-"""Who is decayed and who is clipped. Evidence: the authors' three groups, counted by hand, on our model and on
-foreign ones."""
+"""Tests of the parameter groups. Evidence: the authors' three groups by hand, on our models and on foreign ones."""
 
 import pytest
 import torch
@@ -36,7 +35,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_foreign_models_by_rule():
+def test_the_rule_finds_the_groups_of_foreign_models():
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
     named = nn.ModuleDict({"fc": nn.Linear(8, 3), "encoder": encoder})
     assert classifier_weight(named) == "fc.weight"
@@ -47,19 +46,19 @@ def test_foreign_models_by_rule():
     assert norm["gains_biases"]["names"] == ["0.bias", "1.weight", "1.bias", "2.bias"]
 
 
-def test_the_groups_make_an_optimizer_whose_state_round_trips():
+def test_the_state_of_an_optimizer_on_the_groups_round_trips():
     model = create_model("nf_resnet_tiny", 10)
     optimizer = torch.optim.SGD(param_groups(model), lr=0.1)
     optimizer.load_state_dict(optimizer.state_dict())
     assert [g["clip"] for g in optimizer.param_groups] == [0.01, 0.01, None]
 
 
-def test_negative_decay_is_refused():
-    with pytest.raises(WorkbenchError, match="weight_decay"):
+def test_a_negative_decay_is_refused():
+    with pytest.raises(WorkbenchError, match=r"`weight_decay`.*-1"):
         param_groups(nn.Linear(2, 2), weight_decay=-1)
 
 
-def test_the_papers_layer_study_is_one_argument():
+def test_overrides_express_the_papers_layer_study():
     model = create_model("nfnet_micro", 10)
     groups = param_groups(model, clip=0.01, overrides={"stage4": {"clip": None}, "first_conv": {"clip": None}})
     exempt = {name for g in groups if g["clip"] is None for name in g["names"]}
@@ -69,31 +68,31 @@ def test_the_papers_layer_study_is_one_argument():
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 
 
-def test_overrides_by_pattern_and_the_last_wins():
+def test_the_last_override_that_matches_wins():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 3), nn.Linear(3, 2))
     groups = param_groups(
         model, overrides={"*.weight": {"clip": 0.5}, "1.*": {"clip": 0.1, "lr": 0.7, "weight_decay": 0.3}}
     )
     clips = {name: (g["clip"], g.get("lr"), g["weight_decay"]) for g in groups for name in g["names"]}
     assert clips["0.weight"] == (0.5, None, 2e-5) and clips["1.weight"] == clips["1.bias"] == (0.1, 0.7, 0.3)
-    assert clips["2.weight"] == (0.5, None, 2e-5)  # asked for by name, the classifier is clipped
+    assert clips["2.weight"] == (0.5, None, 2e-5)  # the override names the classifier, so it is clipped
     assert clips["0.bias"] == (0.01, None, 0.0)
     torch.optim.SGD(groups, lr=0.1).step()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "words"),
     [
-        ({"stage9": {"clip": None}}, "unknown parameter pattern 'stage9': did you mean 'stage"),
-        ({"stage1": {"clp": None}}, "did you mean 'clip'"),
+        ({"stage9": {"clip": None}}, r"parameter pattern 'stage9'.*'stage\d'"),
+        ({"stage1": {"clp": None}}, r"'stage1'.*'clp'.*'clip'"),
     ],
 )
-def test_overrides_that_match_nothing_are_refused(overrides, message):
-    with pytest.raises(WorkbenchError, match=message):
+def test_overrides_that_match_nothing_are_refused(overrides, words):
+    with pytest.raises(WorkbenchError, match=words):
         param_groups(create_model("nfnet_micro", 10), overrides=overrides)
 
 
-def test_the_table_shows_who_is_what():
+def test_the_table_shows_the_group_of_each_parameter():
     model = create_model("nf_resnet_tiny", 10)
     groups = param_groups(model, weight_decay=1e-4, clip=0.02)
     for source in (groups, torch.optim.SGD(groups, lr=0.1)):
@@ -103,7 +102,7 @@ def test_the_table_shows_who_is_what():
     assert set(groups_table(torch.optim.SGD(model.parameters(), lr=0.1))["clip"]) == {"AGC's"}
 
 
-def test_vectors_are_gains_and_biases():
+def test_the_pattern_vectors_matches_gains_and_biases():
     groups = by_name(param_groups(create_model("nfnet_micro", 10), overrides={"vectors": {"clip": None}}))
     assert groups["gains_biases, clip None"]["clip"] is None and "gains_biases" not in groups
     assert groups["weights"]["clip"] == 0.01

@@ -1,4 +1,4 @@
-"""SAM. Evidence: a step worked out by hand, parameters put back bit for bit, refusals."""
+"""Tests of SAM. Evidence: a step by hand, parameters restored bit for bit, errors."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from workbench.optim import SAM
 from workbench.optim.sam import sub_batch
 
 
-def test_one_step_by_hand():
+def test_one_step_equals_a_calculation_by_hand():
     w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
     b = nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
     sam = SAM([w, b], rho=0.5)
@@ -24,7 +24,7 @@ def test_one_step_by_hand():
     torch.testing.assert_close(w.grad, torch.tensor([3 + 1.5 / 13, 4 + 2 / 13], dtype=torch.float64))
 
 
-def test_parameters_come_back_bit_for_bit():
+def test_parameters_are_restored_bit_for_bit():
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(torch.bfloat16)
     before = [p.detach().clone() for p in model.parameters()]
     sam = SAM(model.parameters())
@@ -43,20 +43,20 @@ def test_a_zero_gradient_moves_nothing_and_frozen_parameters_stay():
     assert w.tolist() == [1.0, 1.0] and frozen.tolist() == [1.0, 1.0]
 
 
-def test_the_order_of_calls_is_kept():
+def test_calls_in_the_wrong_order_are_refused():
     w = nn.Parameter(torch.ones(2))
     sam = SAM([w])
-    with pytest.raises(WorkbenchError, match="call ascend"):
+    with pytest.raises(WorkbenchError, match=r"ascend\(\)"):
         sam.descend()
-    with pytest.raises(WorkbenchError, match="no gradient to climb"):
+    with pytest.raises(WorkbenchError, match=r"no gradient.*backward\(\)"):
         sam.ascend()
     w.sum().backward()
     sam.ascend()
-    with pytest.raises(WorkbenchError, match="uphill already"):
+    with pytest.raises(WorkbenchError, match=r"descend\(\)"):
         sam.ascend()
-    with pytest.raises(WorkbenchError, match="rho"):
+    with pytest.raises(WorkbenchError, match=r"`rho`.*0\.0"):
         SAM([w], rho=0.0)
 
 
-def test_the_ascent_takes_a_fifth_of_the_batch():
+def test_the_ascent_uses_a_fifth_of_the_batch():
     assert [sub_batch(n) for n in (4096, 64, 7, 2, 1)] == [819, 13, 1, 1, 1]

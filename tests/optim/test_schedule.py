@@ -1,4 +1,4 @@
-"""The learning rate. Evidence: the paper's values, hand arithmetic."""
+"""Tests of the learning rate. Evidence: the paper's values, hand arithmetic."""
 
 import math
 
@@ -31,20 +31,20 @@ def test_warmup_is_linear_from_zero_and_the_cosine_ends_at_zero():
     assert lr_by_step[12] == pytest.approx(0, abs=1e-12)
 
 
-def test_a_fraction_of_a_step_is_kept():
-    # 5 epochs of 1,281,167 images at batch 4096 are 1563.9 steps; here 2.5 of 10
+def test_a_warmup_may_end_between_two_steps():
+    # 5 epochs of 1,281,167 images at batch size 4096 are 1563.9 steps. Here the warm-up has 2.5 of 10 steps.
     lr_by_step = rates(1.0, 2.5, 10)
     assert lr_by_step[2] == pytest.approx(2 / 2.5)
     assert lr_by_step[3] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5 / 7.5)))
 
 
-def test_without_warmup_it_starts_at_the_peak():
+def test_a_schedule_without_warmup_starts_at_the_peak():
     assert rates(2.0, 0, 4)[0] == 2.0
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(-1, 10), (11, 10), (0, 0)])
 def test_impossible_lengths_are_refused(warmup, total):
-    with pytest.raises(WorkbenchError, match="warmup_steps"):
+    with pytest.raises(WorkbenchError, match=rf"`warmup_steps`.*`total_steps` \(={total}\).*got {warmup}\."):
         rates(1.0, warmup, total)
 
 
@@ -58,5 +58,5 @@ def test_the_cosine_may_end_above_zero():
         schedule.step()
     assert lr_by_step[:3] == pytest.approx([0.0, 0.2, 0.4])
     assert lr_by_step[6] == pytest.approx((0.4 + 0.001) / 2) and lr_by_step[10] == pytest.approx(0.001)
-    with pytest.raises(WorkbenchError, match="final_share"):
+    with pytest.raises(WorkbenchError, match=r"`final_share`.*2\.0"):
         warmup_cosine(optimizer, 2, 10, final_share=2.0)

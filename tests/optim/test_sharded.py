@@ -1,6 +1,6 @@
-"""AGC over several processes. Evidence: two gloo processes beside one process that holds everything.
+"""Tests of AGC over several processes. Evidence: two gloo processes against one process that holds everything.
 
-Each check below runs in both processes (`python tests/test_sharded.py CHECK PORT`) and says what it found on rank 0.
+Each check below runs in both processes (`python tests/optim/test_sharded.py CHECK`) and prints its result as JSON.
 """
 
 import json
@@ -21,7 +21,7 @@ PROCESSES = 2
 
 
 class Odd(nn.Module):
-    """Shapes that do not divide by two: rows 5 and 3, vectors, a scalar-like gain that one process holds alone."""
+    """A network with 5 and 3 rows, which two processes cannot share evenly, and a gain that one process holds alone."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ def data():
 
 
 def steps(model, x, y, n=3):
-    """n steps of the whole recipe; what AGC saw in the last."""
+    """Train n steps with the whole recipe. Return the AGC."""
     optimizer = torch.optim.SGD(param_groups(model, weight_decay=1e-2, clip=0.15), lr=0.1, momentum=0.9, nesterov=True)
     agc = AGC(optimizer)
     for _ in range(n):
@@ -55,7 +55,7 @@ def steps(model, x, y, n=3):
     return agc
 
 
-def alone():
+def by_one_process():
     model = made()
     agc = steps(model, *data())
     assert 0 < agc.stats.clipped_share() < 1  # some units are clipped, some are not
@@ -63,12 +63,12 @@ def alone():
 
 
 def distance(parameters):
-    return max(
-        ((p - q).abs().max() / q.abs().max()).item() for p, q in ((parameters[k], v) for k, v in alone().items())
-    )
+    """The largest difference to the parameters of one process, relative to the largest value of each parameter."""
+    expected = by_one_process()
+    return max(((parameters[k] - v).abs().max() / v.abs().max()).item() for k, v in expected.items())
 
 
-# ---- what runs in each process
+# ---- checks that run in each process
 
 
 def check_fully_shard(rank):
@@ -90,7 +90,7 @@ def check_ddp(rank):
 
 
 def check_communication(rank):
-    """One all-reduce a step for all vectors together, none for matrices."""
+    """All vectors together need one all-reduce per step, and matrices need none."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -127,7 +127,7 @@ def check_communication(rank):
 
 
 def check_train(rank):
-    """A training by torchrun's environment; the first process logs."""
+    """Train with torchrun's environment. Only the first process logs."""
     from workbench.training import TrainConfig, train
 
     rows = []
@@ -142,15 +142,15 @@ def check_train(rank):
 
 
 def check_stop(rank):
-    """The first process alone is told to stop, after the second step: at which step each ends."""
+    """Stop the first process after the second step. The result says whether this process stops, too."""
     from workbench.training import TrainConfig, train
 
-    asked, config = [], TrainConfig(batch_size=16, steps=4, train_size=32, device="cpu", progress=False)
-    stop = (lambda: asked.append(1) or len(asked) == 2) if rank == 0 else None
+    calls, config = [], TrainConfig(batch_size=16, steps=4, train_size=32, device="cpu", progress=False)
+    stop = (lambda: calls.append(1) or len(calls) == 2) if rank == 0 else None
     try:
         train(config, stop=stop)
     except KeyboardInterrupt:
-        return {"stopped": True, "asked": len(asked)}
+        return {"stopped": True, "calls": len(calls)}
     return {"stopped": False}
 
 
@@ -176,61 +176,63 @@ def run(check):
 
 
 @pytest.mark.slow
-def test_shards_of_uneven_size_give_what_one_process_gives():
+def test_shards_of_uneven_size_give_the_parameters_of_one_process():
     first, second = run("fully_shard")
     assert first["distance"] < 1e-12 and second["distance"] < 1e-12
-    assert second["empty on some"]  # the second process holds nothing of the gain
+    assert second["empty on some"]  # the second process holds no part of the gain
 
 
 def test_two_processes_with_ddp_equal_one_on_the_joined_batch():
     assert all(result["distance"] < 1e-12 for result in run("ddp"))
 
 
-def test_only_split_vectors_are_communicated_and_other_placements_are_refused():
+def test_only_split_vectors_are_communicated_and_unknown_placements_are_refused():
     for result in run("communication"):
         assert result["matrices"] == [] and result["whole"] == []
-        assert result["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors, at once
+        assert result["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors in one call
         assert result["same"] < 1e-6
-        assert "sharded over dimension 0" in result["refused"] and "Shard(dim=1)" in result["refused"]
+        assert all(word in result["refused"] for word in ("dimension 0", "fully_shard", "Shard(dim=1)"))
 
 
 @pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5, "sam_rho": 0.5}], ids=["plain", "recipe"])
-def test_a_training_by_two_processes_is_that_of_one_with_two_micro_batches(extra, monkeypatch):
+def test_two_processes_train_like_one_process_with_two_micro_batches(extra, monkeypatch):
     from workbench.training import TrainConfig, train
 
     args = {"skip_gain": 1.0, "dropout": 0.1, "stochastic_depth": 0.1}
-    config = TrainConfig(model_args=args, batch_size=32, base_lr=0.8, steps=6, eval_every=3, train_size=96, device="cpu", progress=False, **extra)  # fmt: skip
-    one = train(config.replace(micro_batch=16))
+    sizes = {"batch_size": 32, "steps": 6, "eval_every": 3, "train_size": 96}
+    config = TrainConfig(model_args=args, base_lr=0.8, device="cpu", progress=False, **sizes, **extra)
+    expected = train(config.replace(micro_batch=16))
     monkeypatch.setenv("CONFIG", json.dumps(config.to_dict()))
     first, second = run("train")
     assert (first["rows"], second["rows"]) == (2, 0)
     assert first["outcome"] == second["outcome"] == "complete"
     for result in (first, second):
-        for mine, theirs in zip(result["history"], one.history, strict=True):
+        for row, expected_row in zip(result["history"], expected.history, strict=True):
             for name in ("train_loss", "val_loss", "clipped_share"):
-                assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+                assert row[name] == pytest.approx(expected_row[name], rel=1e-4), name
 
 
 @pytest.mark.slow
-def test_a_divergence_ends_all_processes_at_one_step_with_one_cause(monkeypatch):
+def test_a_divergence_ends_all_processes_at_the_same_step_with_the_same_cause(monkeypatch):
     from workbench.training import TrainConfig, train
 
-    config = TrainConfig(batch_size=16, base_lr=600.0, clip=None, warmup=0.2, steps=14, train_size=96, device="cpu", progress=False)  # fmt: skip
-    one = train(config.replace(micro_batch=8))
+    sizes = {"batch_size": 16, "steps": 14, "train_size": 96}
+    config = TrainConfig(base_lr=600.0, clip=None, warmup=0.2, device="cpu", progress=False, **sizes)
+    expected = train(config.replace(micro_batch=8))
     monkeypatch.setenv("CONFIG", json.dumps(config.to_dict()))
     first, second = run("train")
-    assert first["outcome"] == second["outcome"] == one.outcome == "diverged"
+    assert first["outcome"] == second["outcome"] == expected.outcome == "diverged"
     assert first["cause"] == second["cause"]
     steps = {result["metrics"]["failed_at_step"] for result in (first, second)}
-    assert steps == {one.metrics["failed_at_step"]}
+    assert steps == {expected.metrics["failed_at_step"]}
 
 
-def test_when_the_first_process_is_told_to_stop_all_do():
-    assert run("stop") == [{"stopped": True, "asked": 2}, {"stopped": True, "asked": 0}]
+def test_stopping_the_first_process_stops_all():
+    assert run("stop") == [{"stopped": True, "calls": 2}, {"stopped": True, "calls": 0}]
 
 
 @pytest.mark.parametrize("bad", ["sparse", "complex"])
-def test_a_gradient_without_a_rule_names_its_parameter(bad):
+def test_the_error_for_a_gradient_without_a_rule_names_its_parameter(bad):
     model = nn.ModuleDict({"table": nn.Embedding(4, 3, sparse=True)})
     if bad == "complex":
         model = nn.ParameterDict({"table": nn.Parameter(torch.ones(3, dtype=torch.complex64))})
@@ -239,7 +241,7 @@ def test_a_gradient_without_a_rule_names_its_parameter(bad):
         model["table"](torch.tensor([1])).sum().backward()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
     AGC(optimizer)
-    with pytest.raises(WorkbenchError, match="that of table"):
+    with pytest.raises(WorkbenchError, match=rf"\btable\b.*\b{bad}"):
         optimizer.step()
 
 
@@ -247,5 +249,5 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     print(json.dumps(globals()[f"check_{sys.argv[1]}"](rank)))
-    torch.distributed.barrier()  # who leaves first would cut off another's last message
+    torch.distributed.barrier()  # a process that leaves early would cut off the last message of the other
     torch.distributed.destroy_process_group()

@@ -1,5 +1,7 @@
-"""A suggested threshold. Evidence: ratios, gains and divergences that a person works out, the originals bit for bit,
-equal answers to equal calls, and a training that fails without the threshold and learns with it.
+"""Tests of the suggested threshold.
+
+Evidence: ratios, gains and divergences by hand, originals that do not change by a bit, and equal answers to equal calls.
+A training fails without the threshold and learns with it.
 """
 
 import copy
@@ -36,7 +38,7 @@ def quiet(*args, **more):
 
 
 def digits(n: int = 20, size: int = 16) -> list:
-    """Batches that a perceptron learns: the class is the largest of three sums."""
+    """Make batches that a perceptron learns. The class is the largest of three sums."""
     generator = torch.Generator().manual_seed(1)
     xs = [torch.randn(size, 6, generator=generator) for _ in range(n)]
     return [(x, x.view(-1, 3, 2).sum(2).argmax(1)) for x in xs]
@@ -46,12 +48,14 @@ def perceptron() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
 
 
-# ---- what a person works out
+# ---- results by hand
 
 
 class Linear(nn.Module):
-    """The loss is the sum of w * x, so the gradient is x. Every unit of w has length 1; w * x = 0 at the start, where
-    only the first column of w is not 0, and of x the second."""
+    """A model whose loss is the sum of w * x, so the gradient is x.
+
+    Every unit of w has length 1. At the start w * x = 0: only the first column of w is not 0, and only the second of x.
+    """
 
     def __init__(self, units: int = 4):
         super().__init__()
@@ -62,65 +66,67 @@ class Linear(nn.Module):
 
 
 def gradients(level: float, spike: float, at: dict[int, int], steps: int = 60) -> list:
-    """Batches whose ratio is `level`, and `spike` in the first n units at step s, for {s: n}."""
-    made = []
+    """Make batches whose ratio is `level`, and `spike` in the first n units of step s, for `at` = {s: n}."""
+    batches = []
     for step in range(1, steps + 1):
         x = torch.tensor([[0.0, level]]).repeat(4, 1)
         x[: at.get(step, 0), 1] = spike
-        made.append((x, None))
-    return made
+        batches.append((x, None))
+    return batches
 
 
-def its_own(value, _):
+def output_as_loss(value, _):
     return value
 
 
-def test_sgd_gets_the_threshold_at_which_a_unit_moves_by_its_share():
-    """Rate 0.016 and momentum 0.9 move by 0.16 of a gradient; 0.16 of the length is a threshold of 1, which lies
-    between the level, 0.02, and the spikes, 50."""
+def test_sgd_gets_the_threshold_at_which_a_unit_moves_by_16_percent_of_its_length():
+    """Rate 0.016 and momentum 0.9 move by 0.16 of a gradient, so a threshold of 1 moves by 0.16 of the length.
+
+    This threshold is between the level, 0.02, and the spikes, 50.
+    """
     model = Linear()
     sgd = torch.optim.SGD(model.parameters(), lr=0.016, momentum=0.9)
-    suggestion = quiet(model, gradients(0.02, 50.0, {60: 4}), sgd, loss=its_own)
+    suggestion = quiet(model, gradients(0.02, 50.0, {60: 4}), sgd, loss=output_as_loss)
     assert (suggestion.clip, suggestion.low, suggestion.high, suggestion.confidence) == (1.0, 0.25, 4.0, "high")
-    assert "16% of its length" in suggestion.why and suggestion.steps == 60 and suggestion.diverged_at is None
+    assert "16%" in suggestion.why and suggestion.steps == 60 and suggestion.diverged_at is None
 
 
-def test_at_a_small_rate_only_the_rarest_spikes_are_taken():
-    """One unit in one of 30 steps of 4 units is less than a hundredth."""
+def test_at_a_small_rate_only_the_rarest_spikes_are_clipped():
+    """One unit in one of 30 steps with 4 units is less than a hundredth of the units."""
     model = Linear()
     sgd = torch.optim.SGD(model.parameters(), lr=1e-4)
-    suggestion = quiet(model, gradients(0.015, 50.0, {45: 1}), sgd, loss=its_own)
+    suggestion = quiet(model, gradients(0.015, 50.0, {45: 1}), sgd, loss=output_as_loss)
     assert suggestion.clip == pytest.approx(0.015, rel=1e-3)
     assert suggestion.ladder[0.01] == 1.0 and suggestion.ladder[0.02] == pytest.approx(1 / 120)
-    assert "less than 1.5e-06 of their length a step: no threshold matters much" in suggestion.why
+    assert "1.5e-06" in suggestion.why and "99%" in suggestion.why
 
 
 @pytest.mark.parametrize("build", [torch.optim.AdamW, Lion])
-def test_where_the_step_does_not_grow_the_threshold_lies_at_the_level_and_below_the_spikes(build):
+def test_if_the_step_does_not_grow_the_threshold_is_the_level_and_below_the_spikes(build):
     model = Linear()
     suggestion = quiet(
-        model, gradients(0.02, 5.0, {40: 4, 50: 4}), build(model.parameters(), lr=1e-6), loss=its_own, seed=3
+        model, gradients(0.02, 5.0, {40: 4, 50: 4}), build(model.parameters(), lr=1e-6), loss=output_as_loss, seed=3
     )
     assert suggestion.clip == pytest.approx(0.02, rel=1e-3) and suggestion.clip < suggestion.high < 5.0
     assert suggestion.confidence == "medium" and "does not grow with the gradient" in suggestion.why
     assert suggestion.ladder[0.32] == pytest.approx(8 / 120)
 
 
-def test_gains_by_hand():
-    """lr (1 - dampening) / (1 - momentum); Nesterov's is the same in the end."""
+def test_gains_equal_a_calculation_by_hand():
+    """The gain is lr (1 - dampening) / (1 - momentum), with and without Nesterov."""
 
-    def of(build, **more):
+    def gain(build, **more):
         w = nn.Parameter(torch.ones(3))
         return _gain(build([w], **more), [more["lr"]])
 
     sgd = torch.optim.SGD
     for lr in (1e-7, 1e-3, 0.1, 1e3):
-        assert of(sgd, lr=lr) == pytest.approx(lr, rel=2e-3)
-    assert of(sgd, lr=0.1, momentum=0.9, weight_decay=0.5) == pytest.approx(1.0, rel=1e-4)
-    assert of(sgd, lr=0.1, momentum=0.9, nesterov=True) == pytest.approx(1.0, rel=1e-4)
-    assert of(sgd, lr=0.1, momentum=0.9, dampening=0.5) == pytest.approx(0.5, rel=1e-4)
+        assert gain(sgd, lr=lr) == pytest.approx(lr, rel=2e-3)
+    assert gain(sgd, lr=0.1, momentum=0.9, weight_decay=0.5) == pytest.approx(1.0, rel=1e-4)
+    assert gain(sgd, lr=0.1, momentum=0.9, nesterov=True) == pytest.approx(1.0, rel=1e-4)
+    assert gain(sgd, lr=0.1, momentum=0.9, dampening=0.5) == pytest.approx(0.5, rel=1e-4)
     for build in (torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam, Lion):
-        assert of(build, lr=0.1) is None
+        assert gain(build, lr=0.1) is None
 
 
 def test_the_rate_of_an_exempt_group_does_not_count():
@@ -130,7 +136,7 @@ def test_the_rate_of_an_exempt_group_does_not_count():
 
 
 class Quadratic(nn.Module):
-    """The loss is 5 |w|^2, so every ratio is 10, whatever w."""
+    """A model whose loss is 5 |w|^2, so every ratio is 10 for any w."""
 
     def __init__(self):
         super().__init__()
@@ -140,12 +146,14 @@ class Quadratic(nn.Module):
         return 5 * self.w.square().sum()
 
 
-def test_a_divergence_by_hand_and_a_threshold_that_stops_it():
-    """At half the rate w becomes -4 w and the loss 16 times as large, at the whole rate another 81 times: more than 20.
-    Clipped at 0.16 and rate 1, w loses 16 % a step."""
+def test_the_suggested_threshold_stops_a_divergence():
+    """At half the rate w becomes -4 w and the loss grows 16 times. At the full rate it grows another 81 times.
+
+    The bound is 20 times. With clipping at 0.16 and rate 1, w loses 16 % per step.
+    """
     model, batches = Quadratic(), [(torch.zeros(1), None)]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    suggestion = quiet(model, batches, sgd, loss=its_own, steps=8)
+    suggestion = quiet(model, batches, sgd, loss=output_as_loss, steps=8)
     assert suggestion.diverged_at == 3 and suggestion.steps == 3 + 8
     assert (suggestion.clip, suggestion.confidence) == (0.16, "medium")
     assert suggestion.ladder[0.32] == 1.0
@@ -157,19 +165,19 @@ def test_a_divergence_by_hand_and_a_threshold_that_stops_it():
     assert model.w[0].norm().item() == pytest.approx(5 * 0.84**10, rel=1e-4)
 
 
-def test_a_threshold_that_diverges_is_quartered_and_where_none_helps_the_rate_is_named():
+def test_a_threshold_that_diverges_is_quartered_and_the_last_advice_is_a_lower_rate():
     model, batches = Quadratic(), [(torch.zeros(1), None)]
     adam = torch.optim.Adam(model.parameters(), lr=1e3)
-    suggestion = quiet(model, batches, adam, loss=its_own, steps=16)
-    assert suggestion.confidence == "low" and "lower the learning rate" in suggestion.why
+    suggestion = quiet(model, batches, adam, loss=output_as_loss, steps=16)
+    assert suggestion.confidence == "low" and "learning rate" in suggestion.why
     assert suggestion.steps <= 32 and suggestion.diverged_at is not None
     assert suggestion.clip < 10 / 4**2  # every ratio is 10
     assert suggestion.clip / suggestion.low == pytest.approx(4, rel=0.05)
     assert suggestion.high / suggestion.clip == pytest.approx(4, rel=0.05)
 
 
-def test_a_run_that_learns_nothing_is_run_again_and_not_trusted():
-    """The loss falls by less than 2 % of 100 at this rate, with clipping and without."""
+def test_a_run_that_learns_nothing_is_repeated_with_clipping_and_gives_low_confidence():
+    """At this rate the loss falls by less than 2 % of 100, with clipping and without."""
     model = Linear()
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
     suggestion = quiet(model, gradients(0.02, 0.0, {}), sgd, loss=lambda out, y: 100 + out)
@@ -179,22 +187,22 @@ def test_a_run_that_learns_nothing_is_run_again_and_not_trusted():
         160.0,
         None,
     )
-    assert "learnt nothing" in suggestion.why and "give it more steps" in suggestion.why
+    assert "learnt nothing" in suggestion.why and "more steps" in suggestion.why
 
 
 def test_dead_units_do_not_make_the_threshold_zero():
-    """Two of four units never have a gradient: a twentieth of what the others have."""
+    """Two of four units never have a gradient. The threshold is a twentieth of the ratio of the others."""
     model = Linear()
     batches = [(torch.tensor([[0.0, 0.02], [0.0, 0.02], [0.0, 0.0], [0.0, 0.0]]), None)]
-    suggestion = quiet(model, batches, torch.optim.Adam(model.parameters(), lr=1e-6), loss=its_own)
+    suggestion = quiet(model, batches, torch.optim.Adam(model.parameters(), lr=1e-6), loss=output_as_loss)
     assert suggestion.clip == pytest.approx(0.001, rel=1e-3) and suggestion.ladder[0.01] == 0.5
 
 
-# ---- the originals
+# ---- the originals do not change
 
 
 def bits(value):
-    """What can be compared with ==, of nested states."""
+    """Turn a nested state into values that == compares."""
     if isinstance(value, torch.Tensor):
         return value.detach().numpy().tobytes()
     if isinstance(value, dict):
@@ -203,11 +211,12 @@ def bits(value):
 
 
 def picture(model, optimizer, loader) -> dict:
+    """Collect everything about the originals that a suggestion must not change."""
     hooks = [v for k, v in vars(optimizer).items() if k.endswith("_hooks")]
     return {
         "weights": bits(model.state_dict()),
         "grads": [None if p.grad is None else (id(p.grad), bits(p.grad)) for p in model.parameters()],
-        "asked": [p.requires_grad for p in model.parameters()],
+        "trainable": [p.requires_grad for p in model.parameters()],
         "modes": [m.training for m in model.modules()],
         "module hooks": [list(m._forward_hooks) + list(m._forward_pre_hooks) for m in model.modules()],
         "optimizer": bits(optimizer.state_dict()),
@@ -227,8 +236,8 @@ def step(model, optimizer, x, y):
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_the_originals_are_left_bit_for_bit(name):
-    """In the middle of a training, with an AGC and a schedule; and the training goes on as if nothing had been."""
+def test_the_originals_do_not_change_by_a_bit(name):
+    """The suggestion comes in the middle of a training with AGC and a schedule, and the training continues after it."""
     x, y = (torch.cat(part) for part in zip(*digits(), strict=True))
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True, generator=torch.Generator())
     model = perceptron()
@@ -252,7 +261,7 @@ def test_the_originals_are_left_bit_for_bit(name):
     )
 
 
-def test_draws_of_the_loader_are_seeded_and_taken_back():
+def test_random_draws_of_the_loader_are_seeded_and_every_state_is_restored():
     class Noisy:
         def __iter__(self):
             for x, y in digits():
@@ -269,7 +278,7 @@ def test_draws_of_the_loader_are_seeded_and_taken_back():
     assert quiet(model, loader, optimizer) == first
 
 
-def test_the_copy_trains_but_for_what_was_put_into_evaluation_mode():
+def test_the_copy_trains_except_for_modules_in_evaluation_mode():
     model, seen = perceptron(), set()
     for i, module in enumerate(model):
         module.register_forward_pre_hook(lambda m, args, i=i: seen.add((i, m.training)))
@@ -281,7 +290,7 @@ def test_the_copy_trains_but_for_what_was_put_into_evaluation_mode():
     assert seen == {(i, True) for i in range(5)} and not model.training
 
 
-def test_an_agc_of_its_own_changes_nothing():
+def test_an_existing_agc_does_not_change_the_suggestion():
     model = perceptron()
     plain = quiet(model, digits(), BUILD["sgd"](model.parameters()))
     optimizer = BUILD["sgd"](model.parameters())
@@ -303,21 +312,21 @@ def test_exempt_groups_and_frozen_parameters_are_not_counted():
         {"params": model.a.parameters()},
         {"params": [*model.b.parameters(), *model.frozen.parameters()], "clip": None},
     ]
-    suggestion = quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=its_own)
+    suggestion = quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=output_as_loss)
     assert suggestion.ladder[0.01] == 1.0 and suggestion.ladder[0.04] == 0.0
     del groups[1]["clip"]
-    assert quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=its_own).ladder[0.04] == 0.5
+    assert quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=output_as_loss).ladder[0.04] == 0.5
 
 
-def test_the_floor_of_the_weights_is_the_groups_own():
+def test_clip_eps_of_a_group_wins_over_the_argument():
     model, batches = Linear(), gradients(0.02, 0.0, {})
     groups = [{"params": list(model.parameters()), "clip_eps": 10.0}]
-    assert quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=its_own).clip == pytest.approx(0.002)
+    assert quiet(model, batches, torch.optim.Adam(groups, lr=1e-6), loss=output_as_loss).clip == pytest.approx(0.002)
     adam = torch.optim.Adam(model.parameters(), lr=1e-6)
-    assert quiet(model, batches, adam, loss=its_own, eps=4.0).clip == pytest.approx(0.005)
+    assert quiet(model, batches, adam, loss=output_as_loss, eps=4.0).clip == pytest.approx(0.005)
 
 
-# ---- what a user meets
+# ---- use
 
 
 @pytest.mark.parametrize("name", BUILD)
@@ -332,8 +341,8 @@ def test_equal_calls_give_equal_answers(name):
     assert quiet(model, loader, optimizer, seed=1).ladder != first.ladder
 
 
-def test_the_peak_rate_is_found_behind_a_schedule_and_can_be_said():
-    """Warm-up starts at 0, OneCycleLR at a 25th; 0.16 * (1 - 0.9) / rate."""
+def test_the_peak_rate_is_read_from_a_schedule_or_given():
+    """Warm-up starts at 0, and OneCycleLR starts at a 25th of the peak. The threshold is 0.16 * (1 - 0.9) / rate."""
     model, batches = Linear(), gradients(0.02, 50.0, {60: 4})
 
     def sgd(lr):
@@ -344,10 +353,10 @@ def test_the_peak_rate_is_found_behind_a_schedule_and_can_be_said():
     torch.optim.lr_scheduler.OneCycleLR(cycle, max_lr=0.016, total_steps=100, cycle_momentum=False)
     assert warm.param_groups[0]["lr"] == 0.0
     for optimizer, lr in ((warm, None), (cycle, None), (sgd(0.0), 0.016), (sgd(3.0), 0.016)):
-        assert quiet(model, batches, optimizer, loss=its_own, lr=lr).clip == 1.0
+        assert quiet(model, batches, optimizer, loss=output_as_loss, lr=lr).clip == 1.0
 
 
-def test_a_users_own_attributes_go_along():
+def test_attributes_of_a_users_optimizer_are_copied():
     class CountingSGD(torch.optim.SGD):
         def __init__(self, params, lr):
             super().__init__(params, lr)
@@ -364,7 +373,7 @@ def test_a_users_own_attributes_go_along():
     assert optimizer.seen == {"steps": 0}
 
 
-def test_a_loss_with_parameters_is_copied_too():
+def test_a_loss_with_parameters_is_copied():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -379,52 +388,52 @@ def test_a_loss_with_parameters_is_copied_too():
     assert loss.scale.item() == 1.0 and loss.scale.grad is None
 
 
-def test_it_reads_well():
+def test_the_printed_suggestion_shows_threshold_range_and_shares():
     model = Linear()
     suggestion = quiet(
-        model, gradients(0.02, 50.0, {60: 4}), torch.optim.SGD(model.parameters(), lr=0.16), loss=its_own
+        model, gradients(0.02, 50.0, {60: 4}), torch.optim.SGD(model.parameters(), lr=0.16), loss=output_as_loss
     )
     first, *_, ladder, steps = str(suggestion).splitlines()
-    assert first == "clip=1, search 0.25 to 4; confidence high"
-    assert "0.01: 100%" in ladder and "0.02: 3%" in ladder and steps.strip() == "60 steps of a copy"
+    assert all(word in first for word in ("clip=1,", "0.25 to 4", "high"))
+    assert "0.01: 100%" in ladder and "0.02: 3%" in ladder and "60 steps" in steps
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "words"),
     [
-        ({"steps": 0}, r"`steps` \(=0\) must be at least 8"),
-        ({"lr": -1.0}, r"`lr` \(=-1.0\) must be above 0"),
-        ({"loader": []}, "`loader` is empty"),
-        ({"loader": iter(digits(3))}, "ended after 3 batches and cannot start again: give a list or a DataLoader"),
-        ({"loader": [torch.zeros(2, 6)]}, r"must give pairs \(x, y\), not Tensor"),
-        ({"loader": [(torch.full((2, 6), math.nan), torch.zeros(2).long())]}, r"the first loss \(=nan\)"),
-        ({"loss": lambda out, y: 0 * out.sum()}, "not all 0"),
-        ({"loss": lambda out, y: torch.ones((), requires_grad=True)}, "gave no gradient to any parameter"),
+        ({"steps": 0}, r"`steps`.*\b8\b.*\b0\b"),
+        ({"lr": -1.0}, r"`lr`.*-1\.0"),
+        ({"loader": []}, r"`loader`.*\b0\b"),
+        ({"loader": iter(digits(3))}, r"`loader`.*\b3\b.*DataLoader"),
+        ({"loader": [torch.zeros(2, 6)]}, r"`loader`.*\(x, y\).*Tensor"),
+        ({"loader": [(torch.full((2, 6), math.nan), torch.zeros(2).long())]}, r"first loss.*\bnan\b"),
+        ({"loss": lambda out, y: 0 * out.sum()}, r"first loss.*\b0\b"),
+        ({"loss": lambda out, y: torch.ones((), requires_grad=True)}, "`loss`.*no gradient"),
     ],
 )
-def test_mistakes_are_refused(more, message):
+def test_invalid_arguments_are_refused(more, words):
     model = perceptron()
     arguments = {"loader": digits(), "optimizer": BUILD["sgd"](model.parameters()), **more}
-    with pytest.raises(WorkbenchError, match=message):
+    with pytest.raises(WorkbenchError, match=words):
         quiet(model, **arguments)
 
 
-def test_nothing_to_clip_is_refused():
+def test_an_optimizer_without_anything_to_clip_is_refused():
     model, other = perceptron(), perceptron()
     exempt = [{"params": list(model.parameters()), "clip": None}]
     for optimizer in (BUILD["sgd"](exempt), BUILD["sgd"](other.parameters())):
-        with pytest.raises(WorkbenchError, match="there is nothing to clip"):
+        with pytest.raises(WorkbenchError, match=r"`optimizer`.*`model`.*clip=None"):
             quiet(model, digits(), optimizer)
-    with pytest.raises(WorkbenchError, match="the learning rate of `optimizer` is 0: give the peak rate"):
+    with pytest.raises(WorkbenchError, match=r"learning rate of `optimizer`.*\b0\b.*`lr`"):
         quiet(model, digits(), torch.optim.SGD(model.parameters(), lr=0.0))
-    with pytest.raises(WorkbenchError, match="built on `model`, not AGC"):
+    with pytest.raises(WorkbenchError, match=r"`optimizer`.*AGC"):
         quiet(model, digits(), AGC(BUILD["sgd"](model.parameters())))
 
 
-# ---- the program beside it
+# ---- the program benchmarks/suggest_clip.py
 
 
-def test_what_the_program_compares_by_hand():
+def test_the_programs_comparison_equals_a_calculation_by_hand():
     search = [(0.01, 0.7), (0.01, 0.9), (0.02, 0.8), (0.02, 0.9), (math.inf, 0.1), (math.inf, 0.1)]
     rows = [{"role": "search", "clip": c, "val_acc": a, "steps": 100} for c, a in search]
     rows += [{"role": "suggested", "clip": 0.015, "val_acc": a, "steps": 100} for a in (0.7, 0.8)]
@@ -436,9 +445,11 @@ def test_what_the_program_compares_by_hand():
     assert scores["within"] == "pooled" and scores["as good"] == 2
 
 
-def test_lion_by_hand():
-    """From m = 0 the first step is the sign of the gradient; m is then 0.01 of it, and -0.001 of one against it wins
-    against 0.9 * 0.01 only when it is larger."""
+def test_two_steps_of_lion_equal_a_calculation_by_hand():
+    """The first step is the sign of the gradient, since m = 0. Then m is 0.01 of the gradient.
+
+    The second step is the sign of 0.9 m + 0.1 g.
+    """
     w = nn.Parameter(torch.tensor([1.0, 1.0]))
     lion = Lion([w], lr=0.1, weight_decay=0.5)
     w.grad = torch.tensor([2.0, -3.0])
@@ -450,12 +461,12 @@ def test_lion_by_hand():
 
 
 @pytest.mark.slow
-def test_a_network_that_fails_without_learns_with_the_suggestion():
+def test_a_network_that_fails_without_clipping_learns_with_the_suggestion():
     problem = program.Problem("nf_resnet", "sgd", "mnist5k", 1.6)
     model, optimizer, batches = program.start(problem, 7)
     suggestion = quiet(model, batches, optimizer)
-    # whether it diverges or only learns nothing is chaos, and differs from one kind of processor to the next
-    assert suggestion.confidence == "medium" and suggestion.why.startswith("the run without clipping ")
+    # whether it diverges or only learns nothing is chaotic, and differs between kinds of processors
+    assert suggestion.confidence == "medium"
     assert "learnt nothing" in suggestion.why or "diverged at step" in suggestion.why
     assert (
         program.train(problem, math.inf, 7)["val_acc"]

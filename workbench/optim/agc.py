@@ -1,12 +1,12 @@
-"""Adaptive gradient clipping: no unit's gradient may exceed `clip` times the norm of its weights.
+"""Adaptive gradient clipping: a unit's gradient norm is at most `clip` times its weights'.
 
-Source: NFNet paper, section 3 (equation 4), and the authors' code:  for every unit i of a parameter W with gradient G,
+Source: NFNet paper, section 3 (equation 4), and the authors' code. For every unit i of a parameter W with gradient G:
 
     G_i <- clip * max(|W_i|, eps) / |G_i| * G_i    if    |G_i| > clip * max(|W_i|, eps)
 
-A unit is one index of dimension 0 (a row of a Linear, a filter of a Conv1d to Conv3d, a row of an Embedding or of a
-fused qkv); what is a scalar or a vector after removing its size-1 axes is one unit (a bias, a gain, a skip gain), as
-the authors have it.
+A unit is one index of dimension 0: a row of a Linear, an Embedding or a fused qkv, or a filter of a Conv1d to Conv3d.
+A parameter that is a scalar or a vector after removing its size-1 axes is one unit, as in the authors' code. Examples
+are a bias, a gain and a skip gain.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,8 +24,14 @@ Clip = float | Callable[[int], float]  # a number, or a function of the step, co
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
-    """The norm of every unit of `x`, in at least float32: shape () for one unit, (O, 1, ..., 1) otherwise, so it
-    broadcasts."""
+    """Compute the norm of every unit of `x`, in at least float32.
+
+    Args:
+        x: A tensor of any rank, (O, ...).
+
+    Returns:
+        Shape () if `x` is one unit, else (O, 1, ..., 1), which broadcasts against `x`.
+    """
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if is_one_unit(x):
         return torch.linalg.vector_norm(x)
@@ -33,20 +39,26 @@ def unitwise_norm(x: Tensor) -> Tensor:
 
 
 def clip_grad_agc_(params: Tensor | Iterable[Tensor], clip: float = 0.01, eps: float = 1e-3) -> AGCStats:
-    """Clips the gradients of `params` in place, unit by unit; parameters without a gradient are passed over.
+    """Clip gradients in place, unit by unit.
 
-    Args: `params` of any rank; DTensors as `fully_shard` makes them; `clip` the paper's lambda; `eps` the floor of
-    |W_i|, which lets zero-initialised ones move.
-    Returns: the norms it has seen, as AGCStats.
-    Raises: WorkbenchError for a clip or eps that is not positive, for sparse and complex gradients, and for DTensors
-    that are placed in another way.
+    Args:
+        params: Parameters of any rank, or DTensors as `fully_shard` makes them. Those without a gradient are skipped.
+        clip: The paper's lambda.
+        eps: Lower bound on |W_i|, so that zero-initialised units can move.
+
+    Returns:
+        The norms of this call.
+
+    Raises:
+        WorkbenchError: If `clip` or `eps` is not positive, a gradient is sparse or complex, or a DTensor is placed in
+            another way.
     """
     params = [params] if isinstance(params, Tensor) else list(params)
     return _clip([_Clipped(p, str(i), clip, eps) for i, p in enumerate(params)])
 
 
 class _Clipped(NamedTuple):
-    """A parameter, what it is called, and its rule."""
+    """A parameter, its name, and its clipping rule."""
 
     p: Tensor
     name: str
@@ -54,20 +66,20 @@ class _Clipped(NamedTuple):
     eps: float
 
 
-LARGE = 2**16  # elements of a gradient of which only the clipped rows are touched, where looking costs nothing
+LARGE = 2**16  # elements of a gradient, above which the CPU rewrites only the clipped rows
 
 
 @torch.no_grad()
 def _clip(parts: list[_Clipped]) -> AGCStats:
-    """The rule, in few operations over many parameters of one device and precision."""
+    """Apply the rule in few operations over all parameters of one device and precision."""
     for clip, eps in {(part.clip, part.eps) for part in parts}:
         _check_positive("clip", clip)
         _check_positive("eps", eps)
     refuse_open([part.p for part in parts], "AGC cannot clip")
     kinds: dict[tuple, list[tuple[_Clipped, Local]]] = {}
-    seen = set()
+    seen = set()  # a shared parameter is clipped once
     for part in parts:
-        if part.p.grad is None or id(part.p) in seen or part.p.numel() == 0:  # a shared parameter is clipped once
+        if part.p.grad is None or id(part.p) in seen or part.p.numel() == 0:
             continue
         seen.add(id(part.p))
         local = local_part(part.p, part.name)
@@ -79,8 +91,8 @@ def _clip(parts: list[_Clipped]) -> AGCStats:
 
 
 def _clip_together(members: list[tuple[_Clipped, Local]], stats: AGCStats) -> None:
-    members = sorted(members, key=lambda member: member[1].one_unit)  # rows first, then what is one unit
-    parts, locals_ = zip(*members, strict=True)
+    members = sorted(members, key=lambda member: member[1].one_unit)  # matrices first, then parameters of one unit
+    parts, locals_ = [part for part, _ in members], [local for _, local in members]
     rows = sum(not local.one_unit for local in locals_)
     grads, weights = [local.grad for local in locals_], [local.weight for local in locals_]
     g_norms, w_norms = _norms(grads, rows), _norms(weights, rows)
@@ -95,15 +107,15 @@ def _clip_together(members: list[tuple[_Clipped, Local]], stats: AGCStats) -> No
         _scale_rows(grad, f)
     whole, factors = grads[rows:], factor[units:].unbind()
     if whole and whole[0].dtype == factor.dtype:
-        torch._foreach_mul_(whole, factors)
-    else:  # half precision, which a factor of its own precision would round twice
+        torch._foreach_mul_(whole, factors)  # pyright: ignore[reportPrivateImportUsage]: torch does not export it
+    else:  # half precision: a factor of the gradient's precision would round twice
         for grad, f in zip(whole, factors, strict=True):
             grad.mul_(f)
     stats.add([part.name for part in parts], sizes, g_norm, w_norm, max_norm)
 
 
 def _scale_rows(grad: Tensor, factor: Tensor) -> None:
-    """grad (O, ...) by factor (O,), in place."""
+    """Multiply grad (O, ...) by factor (O,) in place."""
     shape = (-1, *[1] * (grad.ndim - 1))
     if grad.numel() > LARGE and grad.device.type == "cpu" and not torch.compiler.is_compiling():
         (clipped,) = (factor < 1).nonzero(as_tuple=True)
@@ -115,12 +127,16 @@ def _scale_rows(grad: Tensor, factor: Tensor) -> None:
 
 
 def _norms(tensors: list[Tensor], rows: int) -> list[Tensor]:
-    """Norms of the rows (O,) of the first `rows` tensors, and of each of the others as one unit (), in at least
-    float32."""
+    """Compute unit norms in at least float32.
+
+    The first `rows` tensors give (O,), one norm per row. Each of the others is one unit and gives ().
+    """
     if tensors[0].dtype not in (torch.float32, torch.float64):
         tensors = [x.float() for x in tensors]
     norms = [torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) for x in tensors[:rows]]
-    return norms + list(torch._foreach_norm(tensors[rows:])) if rows < len(tensors) else norms
+    if rows == len(tensors):
+        return norms
+    return norms + list(torch._foreach_norm(tensors[rows:]))  # pyright: ignore[reportPrivateImportUsage]: see above
 
 
 def _flat(norms: list[Tensor], rows: int) -> Tensor:
@@ -128,7 +144,7 @@ def _flat(norms: list[Tensor], rows: int) -> Tensor:
 
 
 def _spread(values: list[float], sizes: list[int], like: Tensor) -> float | Tensor:
-    """One value for all units, or (units,) where parameters differ."""
+    """Return one value for all units, or (units,) if the parameters differ."""
     if len(set(values)) == 1:
         return values[0]
     return torch.cat([like.new_full((n,), value) for value, n in zip(values, sizes, strict=True)])
@@ -140,19 +156,21 @@ def _at_least(norm: Tensor, floors: list[float], sizes: list[int]) -> Tensor:
 
 
 class AGC:
-    """Clip before every step of an optimizer: ``AGC(torch.optim.SGD(param_groups(model, clip=0.01), lr=0.1))``.
+    """Clip the gradients before every step of an optimizer.
 
-    The threshold of a parameter group is its "clip" (None: exempt), its floor of |W_i| is its "clip_eps", and
-    `param_groups` writes both. The arguments here are for groups without these keys.
+    Example: ``AGC(torch.optim.SGD(param_groups(model, clip=0.01), lr=0.1))``.
 
-    Gradients must be final when ``step`` is called: all-reduced, accumulated, and unscaled where a GradScaler is used.
-    The optimizer's ``state_dict`` keeps the groups' numbers. Functions and keys that a loaded state lacks stay as they
-    are. The ``state_dict`` of AGC is its step count.
+    The "clip" of a parameter group is its threshold, and None exempts the group. Its "clip_eps" is the lower bound on
+    |W_i|. `param_groups` writes both. The arguments of AGC apply to groups without these keys.
+
+    Gradients must be final when ``step`` is called: all-reduced, accumulated, and unscaled if you use a GradScaler.
+    The optimizer's ``state_dict`` keeps the numbers of the groups, but no functions. Functions and keys that a loaded
+    state lacks stay unchanged. The ``state_dict`` of AGC is its step count.
 
     Args:
         optimizer: An optimizer that steps once on dense gradients.
-        clip: The threshold of groups without "clip", 0.01 by default; a number or a function of the step from 0.
-        eps: The floor of |W_i| of groups without "clip_eps", 1e-3 by default.
+        clip: The threshold of groups without "clip", 0.01 by default. A number, or a function of the step from 0.
+        eps: The lower bound on |W_i| of groups without "clip_eps", 1e-3 by default.
 
     Attributes:
         stats: The AGCStats of the last step.
@@ -165,12 +183,13 @@ class AGC:
     def __init__(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None, eps: float | None = None):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise WorkbenchError(
-                f"AGC takes an optimizer, as AGC(torch.optim.SGD(...)), not {type(optimizer).__name__}."
+                f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
+                "Wrap the optimizer: AGC(torch.optim.SGD(...))."
             )
         if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise WorkbenchError(
-                "AGC needs an optimizer that steps once on dense gradients, "
-                f"but got {type(optimizer).__name__}: use SGD or AdamW."
+                f"AGC needs an optimizer that steps once on dense gradients, got {type(optimizer).__name__}. "
+                "Use SGD or AdamW."
             )
         _refuse_second_value(optimizer, "clip", "clip", clip)
         _refuse_second_value(optimizer, "eps", "clip_eps", eps)
@@ -192,12 +211,13 @@ class AGC:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if kwargs.get("closure") is not None or any(a is not None for a in args[1:]):
             raise WorkbenchError(
-                "AGC clips before `step`, so a closure would compute gradients after it: "
-                "call backward() yourself, then step()."
+                "AGC clips before `step`, so the gradients of a closure would not be clipped. "
+                "Call backward() yourself, then step() without a closure."
             )
         if getattr(optimizer, "grad_scale", None) is not None:
             raise WorkbenchError(
-                "AGC needs unscaled gradients: call scaler.unscale_(optimizer) before scaler.step(optimizer)."
+                "AGC needs unscaled gradients, but a GradScaler has scaled them. "
+                "Call scaler.unscale_(optimizer) before scaler.step(optimizer)."
             )
         self.stats = _clip(self._parts())
         self.steps += 1
@@ -205,10 +225,10 @@ class AGC:
     def _parts(self) -> list[_Clipped]:
         parts = []
         for i, group in enumerate(self.optimizer.param_groups):
-            clip = group.get("clip", self.clip)
-            if clip is None:
+            setting: Clip | None = group.get("clip", self.clip)
+            if setting is None:
                 continue
-            clip = clip(self.steps) if callable(clip) else clip
+            clip = setting(self.steps) if callable(setting) else setting
             numbers = [f"group {i}, {j}" for j in range(len(group["params"]))]
             names = group.get("names") or group.get("param_names") or numbers
             eps = group.get("clip_eps", self.eps)
@@ -224,24 +244,26 @@ class AGC:
                 group.setdefault(key, value)
 
     def state_dict(self) -> dict:
+        """Return the step count, which schedules of the threshold read."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict) -> None:
+        """Set the step count from a `state_dict`."""
         self.steps = state["steps"]
 
     def remove(self) -> None:
-        """Leaves the optimizer as it was."""
+        """Stop clipping and restore the optimizer."""
         for hook in self._hooks:
             hook.remove()
 
 
 def _refuse_second_value(optimizer: torch.optim.Optimizer, argument: str, key: str, value: Clip | None) -> None:
-    """An argument that a group contradicts; a group that is exempt (None) contradicts nothing."""
+    """Refuse an argument that differs from the value of a group that is not exempt (None)."""
     for i, group in enumerate(optimizer.param_groups):
-        of_group = group.get(key)
-        if value is None or of_group is None or of_group == value:
+        group_value = group.get(key)
+        if value is None or group_value is None or group_value == value:
             continue
-        values = " and ".join(str(getattr(v, "__name__", v)) for v in (value, of_group))
+        values = " and ".join(str(getattr(v, "__name__", v)) for v in (value, group_value))
         raise WorkbenchError(
             f"`{argument}` of AGC must equal \"{key}\" of parameter group '{group.get('name', i)}', got {values}. "
             f"Set it in the groups, as param_groups does, and leave `{argument}` out of AGC."
@@ -249,7 +271,7 @@ def _refuse_second_value(optimizer: torch.optim.Optimizer, argument: str, key: s
 
 
 def _without_functions(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A schedule of the threshold is code, and a saved state is data."""
+    """Drop threshold schedules from a saved state: they are code, and a saved state is data."""
     groups = [{k: v for k, v in g.items() if not (k == "clip" and callable(v))} for g in state["param_groups"]]
     return {**state, "param_groups": groups}
 
@@ -257,5 +279,5 @@ def _without_functions(optimizer: torch.optim.Optimizer, state: dict) -> dict:
 def _check_positive(name: str, value: float) -> None:
     if not value > 0:
         raise WorkbenchError(
-            f"`{name}` (={value}) must be above 0; to clip nothing, leave AGC out or exempt the group with clip=None."
+            f"`{name}` must be above 0, got {value}. To clip nothing, leave AGC out or exempt the group with clip=None."
         )

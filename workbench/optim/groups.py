@@ -1,7 +1,10 @@
-"""Who is decayed and who is clipped: the parameter groups of the authors.
+"""The parameter groups of the authors: which parameters are decayed, and which are clipped.
 
-Source: the authors' experiment code.  weights: decayed and clipped;  gains and biases: clipped, not decayed;  the
-classifier's weight: decayed, never clipped (its bias is in gains and biases).
+Source: the authors' experiment code.
+
+    weights                   decayed and clipped
+    gains and biases          clipped, not decayed
+    the classifier's weight   decayed, not clipped (its bias is in gains and biases)
 """
 
 import fnmatch
@@ -27,30 +30,37 @@ def param_groups(
     clip=0.01,
     overrides: Mapping[str, Mapping] | None = None,
 ) -> list[dict]:
-    """Make three parameter groups for any torch.optim optimizer; `AGC(optimizer)` reads their "clip".
+    """Make three parameter groups for any torch.optim optimizer.
 
-    The rule, for our models and foreign ones alike: what is a scalar or vector after removing its size-1 axes is a
-    gain or bias; the classifier's weight is that of the last nn.Linear with a name that ends in linear, fc, head or
-    classifier, else of the last nn.Linear; everything else is a weight. Parameters that do not require a gradient are
-    left out. Each group says what it holds under "name" and "names", and `groups_table` shows the choice.
+    `AGC(optimizer)` reads their "clip".
+
+    The rule holds for our models and for foreign ones:
+
+    - A parameter that is a scalar or vector after removing its size-1 axes is a gain or bias.
+    - The classifier's weight is that of the last nn.Linear whose name ends in linear, fc, head or classifier. Without
+      such a name it is that of the last nn.Linear.
+    - Every other parameter is a weight.
+
+    Parameters that do not require a gradient are left out. The keys "name" and "names" of a group say what it holds,
+    and `groups_table` shows the choice.
 
     Args:
         model: Any nn.Module.
-        weight_decay: Of weights and the classifier.
+        weight_decay: Decay of weights and the classifier.
         clip: The threshold of weights, gains and biases: a number, a function of the step from 0, or None (exempt).
-        overrides: Settings by parameter name, as ``{"stage4": {"clip": None}}``; the last pattern that matches wins. A
-            pattern is a shell pattern (``blocks.3.*``), or ``vectors`` for gains and biases. In our models ``stage4``
-            and ``first_conv`` are patterns too, for the paper's study of which layers to clip. The settings are
-            clip, clip_eps, weight_decay and lr.
+        overrides: Settings by parameter name, such as ``{"stage4": {"clip": None}}``. The last pattern that matches
+            wins. A pattern is a shell pattern (``blocks.3.*``), or ``vectors`` for gains and biases. In our models
+            ``stage4`` and ``first_conv`` are patterns too, for the paper's study of which layers to clip. The settings
+            are clip, clip_eps, weight_decay and lr.
 
     Returns:
-        The groups that are not empty: weights, gains and biases, classifier, each split where overrides differ.
+        The groups that are not empty: weights, gains and biases, classifier. A group is split if overrides differ.
 
     Raises:
         WorkbenchError: For a negative decay, a pattern that matches nothing, or an unknown setting.
     """
     if weight_decay < 0:
-        raise WorkbenchError(f"`weight_decay` (={weight_decay}) must be at least 0.")
+        raise WorkbenchError(f"`weight_decay` must be at least 0, got {weight_decay}. Use 0 for no decay.")
     kinds = {
         "weights": {"weight_decay": weight_decay, "clip": clip},
         "gains_biases": {"weight_decay": 0.0, "clip": clip},
@@ -78,7 +88,14 @@ def param_groups(
 
 
 def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame:
-    """One row a parameter of these groups, or of an optimizer's: parameter, shape, group, weight_decay, clip."""
+    """Tabulate the parameters of groups or of an optimizer.
+
+    Args:
+        groups: Parameter groups, or an optimizer that has them.
+
+    Returns:
+        One row per parameter with the columns parameter, shape, group, weight_decay and clip.
+    """
     if isinstance(groups, torch.optim.Optimizer):
         groups = groups.param_groups
     rows = [
@@ -96,21 +113,22 @@ def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame
 
 
 def classifier_weight(model: nn.Module) -> str | None:
-    """The name of the classifier's weight, or None where there is no nn.Linear."""
+    """Return the name of the classifier's weight, or None if the model has no nn.Linear."""
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    named = [name for name in linears if name.rpartition(".")[2] in HEADS]
-    chosen = (named or linears or [None])[-1]
+    heads = [name for name in linears if name.rpartition(".")[2] in HEADS]
+    chosen = (heads or linears or [None])[-1]
     return None if chosen is None else f"{chosen}.weight".lstrip(".")
 
 
 def _aliases(model: nn.Module) -> dict[str, set[str]]:
-    """{parameter: its name, and the words of the paper for where it is: stage1 ..., first_conv; vectors}."""
+    """Map each parameter to its name and its aliases: stage1 ..., first_conv and vectors."""
     names = {name: {name, "vectors"} if is_one_unit(p) else {name} for name, p in model.named_parameters()}
     first = next((name for name, p in model.named_parameters() if p.ndim >= 3), None)
     for path, module in model.named_modules():
-        if isinstance(getattr(module, "stage", None), int):
+        stage = getattr(module, "stage", None)
+        if isinstance(stage, int):
             for name, _ in module.named_parameters(prefix=path):
-                names[name].add(f"stage{module.stage + 1}")
+                names[name].add(f"stage{stage + 1}")
     if first is not None:
         home = first.rpartition(".")[0]
         for name, words in names.items():

@@ -1,4 +1,4 @@
-"""A short training of a copy, clipped or not, that writes down what AGC looks at; the originals are left as found."""
+"""A short training of a copy, clipped or not, that records the ratios that AGC compares."""
 
 import contextlib
 import copy
@@ -14,15 +14,19 @@ from torch.optim import Optimizer
 from workbench.errors import WorkbenchError
 from workbench.optim.agc import AGC
 
-FAR = 20.0  # times the first loss is a divergence
-FALL = 0.02  # of the first losses is learning
+FAR = 20.0  # a loss above this many times the first is a divergence
+FALL = 0.02  # a run has learnt if its loss falls by at least this share of the first losses
 
 
 @dataclass
 class Rehearsal:
-    """The loss of each step, and the ratios |G_i| / max(|W_i|, eps) of all clipped units, one tensor (units,) a step.
+    """The record of a short training.
 
-    `diverged_at` is the step, counted from 1, at which the loss was not finite or above 20 times the first.
+    Attributes:
+        losses: The loss of each step.
+        seen: The ratios |G_i| / max(|W_i|, eps) of all clipped units, one tensor (units,) per step.
+        diverged_at: The step, counted from 1, at which the loss was not finite or above 20 times the first. None if
+            no step was.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -31,6 +35,7 @@ class Rehearsal:
 
     @property
     def steps(self) -> int:
+        """The number of steps that have a loss."""
         return len(self.losses)
 
     @property
@@ -41,8 +46,13 @@ class Rehearsal:
         return self.diverged_at is None and bool(last < first - FALL * abs(first))
 
     def ratios(self) -> Tensor:
-        """Of the second half, when the rate is at its peak; of the first, before it went wrong, where nothing was
-        learnt."""
+        """Return the finite ratios of the second half, when the rate is at its peak.
+
+        A run that learnt nothing returns those of its first half instead, from before it went wrong.
+
+        Returns:
+            Shape (units of all steps,).
+        """
         half = (len(self.seen) + 1) // 2
         ratios = torch.cat(self.seen[-half:] if self.learnt else self.seen[:half])
         return ratios[ratios.isfinite()]
@@ -61,15 +71,34 @@ def rehearse(
     seed: int,
     each_step: Callable[[], object],
 ) -> Rehearsal:
-    """Trains a copy until it ends or diverges; a quarter of the steps leads up to `peaks`, the rate of each group.
+    """Train a copy until it ends or diverges.
 
-    Groups whose "clip" is None are exempt, all others get `clip` (inf: none), whatever theirs is.
+    The learning rates warm up linearly over the first quarter of the steps.
+
+    Args:
+        model: The network to copy.
+        loader: Gives batches (x, y).
+        optimizer: Built on `model`. Groups whose "clip" is None are exempt.
+        loss: `loss(model(x), y)` is differentiated.
+        peaks: The peak learning rate of each parameter group.
+        clip: The threshold of all groups that are not exempt, instead of their own. Infinity clips nothing.
+        eps: Lower bound on |W_i| for groups without "clip_eps".
+        steps: The number of steps.
+        seed: Seed of all random draws.
+        each_step: Called after each loss.
+
+    Returns:
+        The losses and the ratios of the run.
+
+    Raises:
+        WorkbenchError: If the first loss or its gradients are not finite or all 0, or if no clipped parameter has a
+            gradient.
     """
     memo: dict = {}
     with seeded(seed, model, loader):
         model, loss = copy.deepcopy((model, loss), memo)
         optimizer = twin(optimizer, memo)
-        if not model.training:  # where it is, a part of it may be in evaluation mode on purpose
+        if not model.training:  # in a model that trains, parts may be in evaluation mode on purpose
             model.train()
         for group in optimizer.param_groups:
             if is_clipped(group):
@@ -82,7 +111,7 @@ def rehearse(
             value = loss(model(_to(x, device)), _to(y, device))
             run.losses.append(value.item())
             each_step()
-            if not run.losses[-1] <= FAR * abs(run.losses[0]):  # NaN, too
+            if not run.losses[-1] <= FAR * abs(run.losses[0]):  # also true for NaN
                 run.diverged_at = step
                 break
             optimizer.zero_grad()
@@ -92,8 +121,8 @@ def rehearse(
             _refuse_no_gradient(run.seen[-1])
     if not run.seen or not run.ratios().any():
         raise WorkbenchError(
-            f"the first loss (={run.losses[0]:g}) and its gradients must be finite, and not all 0: look at the data "
-            "and the weights."
+            f"The first loss and its gradients must be finite and not all 0, got a first loss of {run.losses[0]:g}. "
+            "Check the data and the weights."
         )
     return run
 
@@ -101,56 +130,68 @@ def rehearse(
 def _refuse_no_gradient(ratios: Tensor) -> None:
     if len(ratios) == 0:
         raise WorkbenchError(
-            "`loss` gave no gradient to any parameter that is clipped: build `optimizer` on the parameters of "
+            "`loss` gave no gradient to any parameter that is clipped. Build `optimizer` on the parameters of "
             "`model`, and let `loss` depend on them."
         )
 
 
 def twin(optimizer: Optimizer, memo: dict) -> Optimizer:
-    """A copy on the parameters that `memo` has, without hooks: torch copies state and groups, and forgets the rest."""
-    made = copy.deepcopy(optimizer, memo)
+    """Copy an optimizer onto the copied parameters in `memo`, without hooks.
+
+    Args:
+        optimizer: The original.
+        memo: The memo of the `copy.deepcopy` that copied the parameters.
+
+    Returns:
+        The copy, with the attributes that torch's own copy leaves out.
+    """
+    copied = copy.deepcopy(optimizer, memo)
     for name, value in vars(optimizer).items():
-        if name not in vars(made) and not callable(value):  # a scheduler puts its own `step` there
-            setattr(made, name, copy.deepcopy(value, memo))
-    return made
+        if name not in vars(copied) and not callable(value):  # a scheduler overwrites the attribute `step`
+            setattr(copied, name, copy.deepcopy(value, memo))
+    return copied
 
 
 def is_clipped(group: dict) -> bool:
-    """Whether AGC clips this parameter group: "clip" None exempts it."""
+    """Return whether AGC clips this parameter group. A "clip" of None exempts it."""
     return group.get("clip", True) is not None
 
 
 def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
-    """Sets the learning rate of each group."""
+    """Set the learning rate of each group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
 def batches(loader: Iterable) -> Iterator:
-    """Pairs (x, y) without end.
+    """Yield pairs (x, y) without end. The loader starts again when it ends.
 
-    Raises: WorkbenchError for a loader that is empty, that cannot start again, or that gives something else.
+    Raises:
+        WorkbenchError: If the loader is empty, cannot start again, or gives something else.
     """
     given = 0
     while True:
         before = given
         for batch in loader:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise WorkbenchError(f"`loader` must give pairs (x, y), not {type(batch).__name__}: wrap it.")
+                raise WorkbenchError(f"`loader` must give pairs (x, y), got {type(batch).__name__}. Wrap the loader.")
             given += 1
             yield batch
         if given == 0:
-            raise WorkbenchError("`loader` is empty: give one with at least one batch.")
+            raise WorkbenchError("`loader` must give at least one batch, got 0. Check its data.")
         if given == before:
             raise WorkbenchError(
-                f"`loader` ended after {given} batches and cannot start again: give a list or a DataLoader, "
-                "not an iterator."
+                f"`loader` ended after {given} batches and cannot start again. Use a list or a DataLoader instead of "
+                "an iterator."
             )
 
 
 @contextlib.contextmanager
 def seeded(seed: int, model: nn.Module, loader: Iterable) -> Iterator[None]:
-    """Every draw inside comes from `seed`, or from the loader's own generator, and is taken back."""
+    """Seed all random draws inside, and restore every random state afterwards.
+
+    A loader with a generator draws from that generator, whose state is restored, too.
+    """
     device = next(model.parameters()).device
     generators = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
     before = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]

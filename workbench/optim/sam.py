@@ -1,8 +1,8 @@
-"""Sharpness-aware minimisation as the paper uses it: a step uphill on a fifth of the batch, then the gradient there.
+"""Sharpness-aware minimisation: a step uphill on a fifth of the batch, then the gradient.
 
-Source: Foret et al. 2021; NFNet paper, section 4.1 and appendix: the ascent gradient is that of 20 % of the *same*
-batch, and is not synchronised over devices. AGC acts once, on the descent gradient (the natural reading; the paper does
-not say).
+Sources: Foret et al. 2021. NFNet paper, section 4.1 and appendix: the ascent gradient is that of 20 % of the *same*
+batch, and is not synchronised over devices. The paper does not say which gradient AGC clips. Here AGC clips the descent
+gradient alone.
 
     sam = SAM(model.parameters(), rho=0.05)
     loss(model(x[: len(x) // 5]), ...).backward()      # under DDP inside model.no_sync()
@@ -24,37 +24,57 @@ SHARE = 0.2  # of the batch, for the ascent
 
 
 class SAM:
-    """Moves parameters uphill and back. |g| is the norm of the whole gradient, over all parameters."""
+    """Move parameters uphill and back.
+
+    |g| is the norm of the whole gradient, over all parameters.
+
+    Args:
+        params: Parameters of the network. Those that do not require a gradient are left out.
+        rho: Length of the step uphill.
+
+    Raises:
+        WorkbenchError: If `rho` is not positive.
+    """
 
     def __init__(self, params: Iterable[Tensor], rho: float = 0.05):
         if not rho > 0:
-            raise WorkbenchError(f"`rho` (={rho}) must be above 0; to do without, leave SAM out.")
+            raise WorkbenchError(f"`rho` must be above 0, got {rho}. To train without SAM, leave it out.")
         self.params, self.rho = [p for p in params if p.requires_grad], rho
         self._before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def ascend(self) -> None:
-        """w <- w + rho * g / |g|, and the gradients are cleared. A gradient of zero moves nothing."""
+        """Set w <- w + rho * g / |g| and clear the gradients. A gradient of zero moves nothing.
+
+        Raises:
+            WorkbenchError: If the parameters are uphill already, or no parameter has a gradient.
+        """
         if self._before:
-            raise WorkbenchError("SAM is uphill already: call descend() before the next ascend().")
+            raise WorkbenchError("SAM is uphill already. Call descend() before the next ascend().")
         refuse_open(self.params, "SAM cannot climb")
         moved = [p for p in self.params if p.grad is not None]
         if not moved:
             raise WorkbenchError(
-                "SAM has no gradient to climb: call backward() on the loss of a part of the batch first."
+                "SAM has no gradient to climb. Call backward() on the loss of a part of the batch first."
             )
         self._before = [(p, p.detach().clone()) for p in moved]
-        norms = torch.stack([torch.linalg.vector_norm(p.grad.float()).to(moved[0].device) for p in moved])
+        grads = (p.grad for p in moved if p.grad is not None)
+        norms = torch.stack([torch.linalg.vector_norm(grad.float()).to(moved[0].device) for grad in grads])
         factor = self.rho / torch.linalg.vector_norm(norms).clamp_min(1e-12)
         for p in moved:
+            assert p.grad is not None
             p.add_(p.grad * factor.to(device=p.device, dtype=p.dtype))
             p.grad = None
 
     @torch.no_grad()
     def descend(self) -> None:
-        """Puts every parameter back where it was, bit for bit; gradients stay."""
+        """Restore every parameter bit for bit. Gradients stay.
+
+        Raises:
+            WorkbenchError: If the parameters are not uphill.
+        """
         if not self._before:
-            raise WorkbenchError("SAM is not uphill: call ascend() first.")
+            raise WorkbenchError("SAM is not uphill. Call ascend() before descend().")
         refuse_open(self.params, "SAM cannot go back")
         for p, before in self._before:
             p.copy_(before)
@@ -62,5 +82,5 @@ class SAM:
 
 
 def sub_batch(n: int, share: float = SHARE) -> int:
-    """How many of n samples the ascent uses: their share, at least one."""
+    """Return how many of n samples the ascent uses, at least one."""
     return max(1, round(n * share))

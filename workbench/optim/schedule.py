@@ -1,4 +1,4 @@
-"""The learning rate of the paper: proportional to the batch, warmed up linearly, then a cosine to zero."""
+"""The paper's learning rate: proportional to the batch size, linear warm-up, cosine to zero."""
 
 import math
 
@@ -9,24 +9,38 @@ from workbench.errors import WorkbenchError
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:
-    """The peak learning rate by linear scaling, base_lr * batch_size / 256 (NFNet paper: 0.1 at 256, so 1.6 at
-    4096)."""
+    """Return the peak learning rate by linear scaling, base_lr * batch_size / 256.
+
+    NFNet paper: 0.1 at 256, so 1.6 at 4096.
+    """
     return base_lr * batch_size / 256
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: float, total_steps: int, final_share: float = 0.0) -> LambdaLR:
-    """A scheduler to step once per optimizer step: 0 at step 0, linear to the peak at `warmup_steps`, cosine to
-    `final_share` of the peak at `total_steps`.
+    """Make a scheduler that warms up linearly from 0 and then falls as a cosine.
 
-    `warmup_steps` may be a fraction (the authors' 5 epochs are 1563.9 steps). The optimizer's own rate is the peak.
+    Step it once per optimizer step.
+
+    Args:
+        optimizer: Its learning rate is the peak.
+        warmup_steps: The step of the peak. It may be a fraction (the authors' 5 epochs are 1563.9 steps).
+        total_steps: The step at which the cosine ends.
+        final_share: The final rate, as a share of the peak from 0 to 1.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        WorkbenchError: If `total_steps` is not positive, `warmup_steps` is not between 0 and `total_steps`, or
+            `final_share` is not between 0 and 1.
     """
     if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
         raise WorkbenchError(
-            f"`warmup_steps` (={warmup_steps}) must lie between 0 and `total_steps` (={total_steps}), "
-            "which must be positive."
+            f"`warmup_steps` must be from 0 to `total_steps` (={total_steps}), got {warmup_steps}. "
+            "`total_steps` must be at least 1."
         )
     if not 0 <= final_share <= 1:
-        raise WorkbenchError(f"`final_share` (={final_share}) of the peak rate must lie between 0 and 1.")
+        raise WorkbenchError(f"`final_share` must be from 0 to 1, got {final_share}. It is a share of the peak rate.")
     return LambdaLR(optimizer, lambda step: _share_of_peak(step, warmup_steps, total_steps, final_share))
 
 

@@ -1,4 +1,7 @@
-"""Parameters that must not change for a while say so by an attribute, `in_scope_of`, with the scope's name."""
+"""Refusal to change parameters inside an open scope.
+
+An open scope marks its parameters with the attribute `in_scope_of`, which holds the scope's name.
+"""
 
 from collections.abc import Iterable
 
@@ -8,11 +11,19 @@ from workbench.errors import WorkbenchError
 
 
 def refuse_open(params: Iterable[Tensor], what: str) -> None:
-    """Raises: WorkbenchError where one of the parameters is in an open scope, in which `what` would go wrong."""
+    """Refuse parameters that are in an open scope.
+
+    Args:
+        params: The parameters to use.
+        what: What would go wrong in a scope, such as "AGC cannot clip".
+
+    Raises:
+        WorkbenchError: If one of the parameters is in an open scope.
+    """
     for p in params:
         scope = getattr(p, "in_scope_of", None)
         if scope is not None:
             raise WorkbenchError(
-                f"{what} inside a scope of {scope}: gradients are not complete there, and weights must not change; "
-                "close the scope first."
+                f"{what} inside a scope of {scope}, where gradients are incomplete and weights must not change. "
+                "Close the scope first."
             )

@@ -1,7 +1,7 @@
-"""What of a sharded parameter lies in this process, and whether its units are whole here.
+"""The local part of a sharded parameter, and norms of units that are split over processes.
 
-Source: our own; the paper's TPUs held whole parameters. A DTensor sharded over dimension 0 keeps rows together, and
-rows are units, so their norms need no communication. A vector is one unit and is split: its squares are summed over the
+The method is ours: the paper's TPUs held whole parameters. A DTensor sharded over dimension 0 keeps rows together. Rows
+are units, so their norms need no communication. A vector is one unit and is split, so its squares are summed over the
 mesh.
 """
 
@@ -16,7 +16,14 @@ from workbench.errors import WorkbenchError
 
 
 class Local(NamedTuple):
-    """This process's part of a parameter and its gradient; `one_unit` by the global shape; `group` sums its squares."""
+    """This process's part of a parameter.
+
+    Attributes:
+        weight: The local part of the parameter.
+        grad: The local part of its gradient.
+        one_unit: Whether the whole parameter is one unit, by its global shape.
+        group: The processes that hold parts of one unit. None if each unit is whole in one process.
+    """
 
     weight: Tensor
     grad: Tensor
@@ -25,7 +32,10 @@ class Local(NamedTuple):
 
 
 def is_one_unit(p: Tensor) -> bool:
-    """Whether `p` is a scalar or vector after removing its size-1 axes, by its global shape where it is sharded."""
+    """Return whether `p` is a scalar or vector after removing its size-1 axes.
+
+    A DTensor counts by its global shape.
+    """
     return _is_one_unit(p.shape)
 
 
@@ -35,31 +45,39 @@ def _is_one_unit(shape: torch.Size) -> bool:
 
 
 def local_part(p: Tensor, name: str) -> Local:
-    """The part in this process; the parameter itself where it is not sharded.
+    """Return the part in this process, or the parameter itself if it is not sharded.
 
-    Raises: WorkbenchError for gradients that AGC has no rule for, naming the parameter and the cure.
+    Args:
+        p: A parameter that has a gradient.
+        name: The parameter's name, for error messages.
+
+    Raises:
+        WorkbenchError: If AGC has no rule for the gradient: it is sparse, complex, or placed in another way.
     """
     grad, one_unit = p.grad, is_one_unit(p)
+    assert grad is not None
     if grad.layout != torch.strided:
         raise WorkbenchError(
-            f"AGC needs dense gradients, but that of {name} is sparse: build the Embedding with sparse=False."
+            f"AGC needs dense gradients, but the gradient of {name} is sparse. Build the Embedding with sparse=False."
         )
     if grad.is_complex():
         raise WorkbenchError(
-            f"AGC needs real gradients, but that of {name} is {grad.dtype}: "
-            "view the parameter as real with torch.view_as_real."
+            f"AGC needs real gradients, but the gradient of {name} is {grad.dtype}. "
+            "View the parameter as real with torch.view_as_real."
         )
     if not _is_dtensor(grad):
         return Local(p, grad, one_unit)
-    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
+    assert isinstance(grad, DTensor) and isinstance(p, DTensor)
     placements = grad.placements
     sharded = [i for i, placement in enumerate(placements) if type(placement) is Shard and placement.dim == 0]
     known = len(sharded) <= 1 and all(i in sharded or isinstance(q, Replicate) for i, q in enumerate(placements))
     if not known or p.placements != placements:
         raise WorkbenchError(
-            f"AGC knows gradients that are replicated, or sharded over dimension 0 as fully_shard does it, but that of "
-            f"{name} is {', '.join(map(repr, placements))}: redistribute it, or exempt the parameter with clip=None."
+            "AGC needs gradients that are replicated, or sharded over dimension 0 as fully_shard does it, but the "
+            f"gradient of {name} is {', '.join(map(repr, placements))}. Redistribute it, or exempt the parameter with "
+            "clip=None."
         )
     group = grad.device_mesh.get_group(sharded[0]) if sharded and one_unit else None
     return Local(p.to_local(), grad.to_local(), one_unit, group)
@@ -70,7 +88,14 @@ def _is_dtensor(x: Tensor) -> bool:
 
 
 def sum_over_shards(parts: list[Local], norms: list[list[Tensor]]) -> None:
-    """Completes, in place in the lists, the norms of split vectors: one all-reduce for each process group."""
+    """Replace the local norms of split vectors by their global norms.
+
+    This takes one all-reduce for each process group.
+
+    Args:
+        parts: The parameters.
+        norms: Lists of norms, each with one entry per parameter. The lists are changed in place.
+    """
     groups: dict = {}
     for i, part in enumerate(parts):
         if part.group is not None:

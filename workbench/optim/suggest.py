@@ -1,13 +1,16 @@
 """A threshold for AGC from one short run of a copy, for any optimizer.
 
-Sources: NFNet paper, section 3 and its recipe; Seetharaman et al. 2020 (AutoClip) for a quantile of what was seen.
+Sources: NFNet paper, section 3 and its recipe. Seetharaman et al. 2020 (AutoClip) for a quantile of the ratios.
 
-Where the step grows with the gradient, as in SGD, a clipped unit moves by at most `rate / (1 - momentum) * clip` of its
-length a step. The paper's recipe, 0.01 at rate 1.6 and momentum 0.9, makes that 0.16, and so does this. Where it does
-not, as in Adam and Lion, clipping cannot bound the step; it only says how much more a step with a large gradient counts
-than one with a small gradient. A low quantile of |G_i| / max(|W_i|, eps) lets them count alike.
+There are two kinds of optimizer:
 
-Which of the two an optimizer is, and its rate / (1 - momentum), is found by handing it a constant gradient.
+- The step of SGD grows with the gradient. A clipped unit moves by at most `rate / (1 - momentum) * clip` of its length
+  per step. The paper's recipe, 0.01 at rate 1.6 and momentum 0.9, makes that 0.16. This module aims at the same value.
+- The step of Adam and Lion does not grow with the gradient, so clipping cannot bound it. It only sets how much more a
+  step with a large gradient counts than a step with a small one. A threshold at a low quantile of
+  |G_i| / max(|W_i|, eps) lets all steps count alike.
+
+A constant gradient shows which kind an optimizer is, and its rate / (1 - momentum).
 """
 
 import math
@@ -25,19 +28,25 @@ from workbench.errors import WorkbenchError
 from workbench.optim.rehearsal import Rehearsal, is_clipped, rehearse, seeded, set_rates, twin
 from workbench.optim.telemetry import LADDER, _quantile
 
-MOVE = 0.16  # of its length, that a unit may move in a step where the step grows with the gradient
-EVEN = 0.1  # the quantile of the ratios where it does not
+MOVE = 0.16  # share of its length that a unit may move per step, if the step grows with the gradient
+EVEN = 0.1  # quantile of the ratios that is the threshold, if the step does not grow
 LEAST_STEPS = 8
 
 
 @dataclass(frozen=True)
 class ClipSuggestion:
-    """A threshold, and the range to search where there is time for more.
+    """A threshold, and the range to search if there is time.
 
-    `confidence` is high, medium or low, and `why` says what it rests on. `ladder` {threshold: share of the units that
-    it would have clipped, from 0 to 1} is of the second half of the run without clipping (of its first half where that
-    learnt nothing). `steps` counts all runs; `diverged_at` is the step, counted from 1, at which the run without
-    clipping diverged, None where it did not.
+    Attributes:
+        clip: The suggested threshold.
+        low: The lower end of the range.
+        high: The upper end of the range.
+        confidence: "high", "medium" or "low".
+        why: The reason for the threshold and the confidence.
+        ladder: {threshold: share of the units that it would have clipped, from 0 to 1}. It describes the second half
+            of the run without clipping, or its first half if that run learnt nothing.
+        steps: The number of steps of all runs.
+        diverged_at: The step, counted from 1, at which the run without clipping diverged. None if it did not.
     """
 
     clip: float
@@ -71,19 +80,34 @@ def suggest_clip(
     seed: int = 0,
     progress: bool = True,
 ) -> ClipSuggestion:
-    """Trains a copy of `model` and `optimizer` without clipping and reads a threshold off what it saw.
+    """Suggest a clipping threshold from a short training of a copy.
 
-    Only where that run diverges or learns nothing, a second one clips at the threshold found, and a third at a quarter
-    of it where that diverges, and so on; all runs together take at most 2 * `steps` steps.
+    The first run does not clip, and its ratios give the threshold. If that run diverges or learns nothing, a second run
+    clips at this threshold. Each further run clips at a quarter of the last threshold, until one does not diverge. All
+    runs together take at most 2 * `steps` steps.
 
-    Args: `loader` gives batches (x, y), from the start again when it ends; `optimizer` is any that AGC takes, built on
-    `model`, with or without an AGC of its own; groups whose "clip" is None are exempt, "clip_eps" wins over `eps`.
-    `loss(model(x), y)` is differentiated; hooks of modules run in the copy, too. `lr` is the peak rate of the largest
-    group, by default the largest of the group's lr, initial_lr and max_lr; a quarter of the steps leads up to it.
-    The model, the optimizer, the random state and a DataLoader's generator are left as found; on a CPU equal calls give
-    equal answers.
-    Raises: WorkbenchError for an empty loader, one that cannot start again, a rate of 0, fewer than 8 steps, and where
-    there is nothing to clip.
+    The model, the optimizer, the random state and a DataLoader's generator do not change. On a CPU equal calls give
+    equal answers. Hooks of modules run in the copy, too.
+
+    Args:
+        model: The network.
+        loader: Gives batches (x, y). It must be able to start again.
+        optimizer: Any optimizer that AGC takes, built on `model`, with or without AGC. Groups whose "clip" is None are
+            exempt.
+        loss: `loss(model(x), y)` is differentiated.
+        lr: The peak rate of the group with the largest rate. By default a group's peak is the largest of its lr,
+            initial_lr and max_lr. A quarter of the steps leads up to the peak.
+        steps: The length of a run, at least 8.
+        eps: Lower bound on |W_i|. A group's "clip_eps" wins.
+        seed: Seed of all random draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The threshold, a range, and the reasons.
+
+    Raises:
+        WorkbenchError: If the loader is empty or cannot start again, the rate is 0, `steps` is below 8, or there is
+            nothing to clip.
     """
     _check(model, optimizer, lr, steps)
     peaks = _peak_rates(optimizer, lr)
@@ -115,21 +139,31 @@ def suggest_clip(
 
 
 def _threshold(trial: Rehearsal, gain: float | None) -> tuple[float, float, float]:
-    """(threshold, low, high)."""
+    """Return (threshold, low, high)."""
     ratios = trial.ratios()
     live = ratios[ratios > 0]  # dead units have no gradient
     if gain is None:
-        clip = max(_quantile(ratios, EVEN), _quantile(live, 0.5) / 20)  # more than a tenth may be dead
+        # if more than a tenth of the units are dead, the quantile is 0
+        clip = max(_quantile(ratios, EVEN), _quantile(live, 0.5) / 20)
         return clip, clip / 4, max(4 * clip, _quantile(ratios, 0.9))
     clip = MOVE / gain
-    if trial.learnt:  # at a small rate that is above every ratio: take the rarest spikes, which is harmless
+    if trial.learnt:  # at a small rate this is above every ratio, so take only the rarest spikes, which is harmless
         clip = min(clip, _quantile(live, 0.99))
     return clip, clip / 4, 4 * clip
 
 
 def _gain(optimizer: Optimizer, peaks: list[float]) -> float | None:
-    """What a constant gradient of 1 moves a weight by, a step, in the end: lr / (1 - momentum) for SGD, of the clipped
-    group in which it is largest. None where a gradient of 2 moves it no further."""
+    """Measure by how much a constant gradient of 1 finally moves a weight per step.
+
+    For SGD this is lr / (1 - momentum).
+
+    Args:
+        optimizer: The optimizer. It is copied.
+        peaks: The learning rate of each group.
+
+    Returns:
+        The largest value of the clipped groups. None if a gradient of 2 moves no weight further than 1 does.
+    """
 
     def pace(size: float) -> Tensor:
         toys = [nn.Parameter(torch.empty(2, 2, device=g["params"][0].device)) for g in optimizer.param_groups]
@@ -142,7 +176,7 @@ def _gain(optimizer: Optimizer, peaks: list[float]) -> float | None:
         set_rates(copied, peaks)
         for _ in range(300):
             for toy in toys:
-                toy.data.fill_(1e-3)  # small, for the digits of a small step; not 0, where some rules change
+                toy.data.fill_(1e-3)  # small, to keep the digits of a small step, but not 0, where some rules change
                 toy.grad = torch.full_like(toy, size)
             copied.step()
         clipped = [toy for toy, group in zip(toys, optimizer.param_groups, strict=True) if is_clipped(group)]
@@ -156,27 +190,28 @@ def _gain(optimizer: Optimizer, peaks: list[float]) -> float | None:
 def _verdict(
     trial: Rehearsal, again: list[Rehearsal], gain: float | None, clip: float, share: float
 ) -> tuple[str, str]:
-    """(confidence, why)."""
-    bound = f"it lets no unit move by more than {MOVE:.0%} of its length a step"
+    """Return (confidence, why)."""
+    bound = f"This threshold lets no unit move by more than {MOVE:.0%} of its length per step"
     if trial.learnt and gain is None:
         return "medium", (
-            "this optimizer's step does not grow with the gradient, so the threshold matters little; this one clips "
-            f"{share:.0%} of the units, so that steps count alike. Above the range it only takes out spikes."
+            "This optimizer's step does not grow with the gradient, so the threshold matters little. This one clips "
+            f"{share:.0%} of the units, so steps count alike. A threshold above the range only removes spikes."
         )
-    if trial.learnt and clip < MOVE / gain:
+    if trial.learnt and gain is not None and clip < MOVE / gain:
         return "high", (
-            f"the run without clipping learnt, at so small a rate that 99% of the units moved by less than "
-            f"{clip * gain:.2g} of their length a step: no threshold matters much; this one takes the rarest spikes."
+            "The run without clipping learnt. Its rate is so small that 99% of the units moved by less than "
+            f"{clip * gain:.2g} of their length per step. No threshold matters much. This one removes the rarest "
+            "spikes."
         )
     if trial.learnt:
-        return "high", f"the run without clipping learnt; {bound}, and would have clipped {share:.0%} of the units."
-    went = "learnt nothing" if trial.diverged_at is None else f"diverged at step {trial.diverged_at}"
-    went = f"the run without clipping {went}"
+        return "high", f"The run without clipping learnt. {bound}, and would have clipped {share:.0%} of the units."
+    outcome = "learnt nothing" if trial.diverged_at is None else f"diverged at step {trial.diverged_at}"
+    outcome = f"The run without clipping {outcome}."
     if again[-1].diverged_at is not None:
-        return "low", f"{went}; with clipping {len(again)} more diverged: lower the learning rate."
+        return "low", f"{outcome} With clipping, {len(again)} of {len(again)} runs diverged. Lower the learning rate."
     if not again[-1].learnt:
-        return "low", f"{went}; with this threshold it is stable but has not learnt yet: give it more steps."
-    return "medium", f"{went}; with this threshold it learns" + (f": {bound}." if gain is not None else ".")
+        return "low", f"{outcome} With this threshold it is stable but has not learnt yet. Give it more steps."
+    return "medium", f"{outcome} With this threshold it learns." + (f" {bound}." if gain is not None else "")
 
 
 def _share_above(ratios: Tensor, clip: float) -> float:
@@ -185,27 +220,31 @@ def _share_above(ratios: Tensor, clip: float) -> float:
 
 def _check(model: nn.Module, optimizer: Optimizer, lr: float | None, steps: int) -> None:
     if steps < LEAST_STEPS:
-        raise WorkbenchError(f"`steps` (={steps}) must be at least {LEAST_STEPS}; 60 are enough for most.")
+        raise WorkbenchError(
+            f"`steps` must be at least {LEAST_STEPS}, got {steps}. For most networks 60 steps are enough."
+        )
     if lr is not None and not lr > 0:
-        raise WorkbenchError(f"`lr` (={lr}) must be above 0: give the peak rate of the training.")
+        raise WorkbenchError(f"`lr` must be above 0, got {lr}. Give the peak rate of the training.")
     if not isinstance(optimizer, Optimizer):
         raise WorkbenchError(
-            f"`optimizer` must be a torch.optim.Optimizer built on `model`, not {type(optimizer).__name__}."
+            f"`optimizer` must be a torch.optim.Optimizer built on `model`, got {type(optimizer).__name__}."
         )
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     if not any(id(p) in trainable for group in optimizer.param_groups if is_clipped(group) for p in group["params"]):
         raise WorkbenchError(
-            "there is nothing to clip: no group of `optimizer` holds a parameter of `model` that requires a gradient "
-            "and is not exempt (clip=None)."
+            "`optimizer` holds no parameter of `model` that requires a gradient and is not exempt (clip=None). Build "
+            "`optimizer` on `model`, and let at least one group be clipped."
         )
 
 
 def _peak_rates(optimizer: Optimizer, lr: float | None) -> list[float]:
-    """Of each group; `lr` is that of the largest."""
+    """Return the peak rate of each group. `lr`, if given, is that of the largest peak."""
     peaks = [max(float(group.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr")) for group in optimizer.param_groups]
     largest = max(peaks)
     if lr is not None:
         return [peak * lr / largest if largest > 0 else lr for peak in peaks]
     if not largest > 0:
-        raise WorkbenchError("the learning rate of `optimizer` is 0: give the peak rate of the training as `lr`.")
+        raise WorkbenchError(
+            "The learning rate of `optimizer` must be above 0, got 0. Give the peak rate of the training as `lr`."
+        )
     return peaks
