@@ -1,4 +1,4 @@
-"""Preprocessing. Evidence: boxes and pixels worked out by hand, and Keys' cubic in four lines of numpy."""
+"""Tests of the preprocessing. Evidence: boxes and pixels by hand, and Keys' cubic in four lines of numpy."""
 
 import math
 
@@ -22,17 +22,17 @@ from workbench.errors import WorkbenchError
 
 
 def pixels(tensor):
-    """Back to 0..255, (H, W, 3)."""
+    """Undo the normalisation: (H, W, 3) in units of 0 to 255."""
     return tensor.permute(1, 2, 0).numpy() * STD_RGB + MEAN_RGB
 
 
 def gradient(width, height):
-    """Red grows by 1 a column, green by 1 a row."""
+    """Make an image whose red grows by 1 per column and whose green grows by 1 per row."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8))
 
 
-def test_normalisation_by_hand():
+def test_the_normalisation_equals_a_calculation_by_hand():
     white = Image.new("RGB", (50, 50), (255, 255, 255))
     out = squash(white, 16)
     expected = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
@@ -40,8 +40,8 @@ def test_normalisation_by_hand():
     assert out.shape == (3, 16, 16) and out.dtype == torch.float32
 
 
-def test_squash_ignores_the_aspect_ratio_and_cuts_sixteen_pixels():
-    size = 32  # resized to 64 x 64: an image of 128 x 64 shrinks two to one across, and not at all down
+def test_squash_ignores_the_aspect_ratio_and_cuts_off_sixteen_pixels():
+    size = 32  # the resized image is 64 x 64, so an image of 128 x 64 shrinks in width only, two to one
     squashed = pixels(squash(gradient(128, 64), size))
     middle = squashed[8:24, 8:24]
     rows, columns = np.arange(8, 24) + 16, np.arange(8, 24) + 16
@@ -56,15 +56,15 @@ def test_squash_ignores_the_aspect_ratio_and_cuts_sixteen_pixels():
     [
         (500, 400, 224, (75, 25, 425, 375)),  # 400 / 256 * 224 = 350; (500 - 350 + 1) // 2 = 75
         (256, 256, 224, (16, 16, 240, 240)),
-        (301, 257, 224, (39, 17, 263, 241)),  # 257 / 256 * 224 = 224.9, so 224; an odd rest goes before
+        (301, 257, 224, (39, 17, 263, 241)),  # 257 / 256 * 224 = 224.9, so 224. Left and top get the odd pixel
     ],
 )
-def test_the_centre_box_by_hand(width, height, size, box):
+def test_the_centre_box_equals_a_calculation_by_hand(width, height, size, box):
     assert center_box(width, height, size) == box
 
 
 def test_crop_keeps_the_aspect_ratio():
-    cropped = pixels(crop(gradient(200, 128), 96))  # the box is 96 px: 1 to 1, columns 52 to 147, rows 16 to 111
+    cropped = pixels(crop(gradient(200, 128), 96))  # the box has 96 px, columns 52 to 147, rows 16 to 111
     np.testing.assert_allclose(cropped[5:-5, 5:-5, 0], np.broadcast_to(np.arange(57, 143), (86, 86)), atol=1e-3)
     np.testing.assert_allclose(
         cropped[5:-5, 5:-5, 1], np.broadcast_to(np.arange(21, 107)[:, None], (86, 86)), atol=1e-3
@@ -72,7 +72,7 @@ def test_crop_keeps_the_aspect_ratio():
 
 
 def keys(x):
-    """Keys' cubic with a = -1/2."""
+    """Evaluate Keys' cubic with a = -1/2."""
     x = abs(x)
     return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
 
@@ -80,7 +80,7 @@ def keys(x):
 def test_resizing_is_keys_cubic_and_is_not_clamped():
     step = np.zeros((8, 8, 3), np.uint8)
     step[:, 4:] = 255
-    resized = pixels(squash(Image.fromarray(step), 32))[10, :, 0]  # 8 px to 64 px: eight to one, then columns 16 to 47
+    resized = pixels(squash(Image.fromarray(step), 32))[10, :, 0]  # 8 px become 64 px, of which columns 16 to 47 remain
     centres = (np.arange(64) + 0.5) / 8 - 0.5
     line = step[0, :, 0].astype(float)
     literal = []
@@ -93,7 +93,7 @@ def test_resizing_is_keys_cubic_and_is_not_clamped():
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (40, 400), (33, 33)])
-def test_random_boxes_keep_area_and_aspect(width, height):
+def test_random_boxes_keep_to_the_range_of_area_and_aspect_ratio(width, height):
     generator = torch.Generator().manual_seed(0)
     centre = center_box(width, height, 224)
     areas = []
@@ -105,18 +105,18 @@ def test_random_boxes_keep_area_and_aspect(width, height):
             continue
         w, h = right - left, bottom - top
         areas.append(w * h / (width * height))
-        assert 0.1 <= areas[-1] <= 1  # a tenth of the image must be kept, so 8 % never comes out
+        assert 0.1 <= areas[-1] <= 1  # a crop keeps a tenth of the image, so 8 % never occurs
         assert 3 / 4 - 1.5 / h <= w / h <= 4 / 3 + 1.5 / h
     if min(width, height) > 100:
         assert min(areas) < 0.15 and max(areas) > 0.6
 
 
-def test_an_image_too_long_for_any_box_falls_back_to_its_centre():
+def test_an_image_too_long_for_any_box_gives_its_centre():
     generator = torch.Generator().manual_seed(0)
     assert random_box(3000, 10, 224, generator) == center_box(3000, 10, 224)
 
 
-def test_train_crops_are_a_function_of_the_generator_and_mirror_half_of_the_time():
+def test_train_crops_depend_on_the_generator_alone_and_half_are_mirrored():
     image = gradient(200, 200)
     first, again = (train_pixels(image, 32, torch.Generator().manual_seed(5)) for _ in range(2))
     assert np.array_equal(first, again)
@@ -127,20 +127,20 @@ def test_train_crops_are_a_function_of_the_generator_and_mirror_half_of_the_time
     assert 70 < mirrored < 130
 
 
-def test_gray_and_transparent_images_are_read_as_rgb():
+def test_images_of_other_modes_are_read_as_rgb():
     for mode in ("L", "RGBA", "P", "CMYK"):
         assert eval_image(Image.new(mode, (40, 30)), 16, "crop").shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
-    ("size", "style", "message"), [(16, "squish", "did you mean 'squash'"), (0, "crop", "at least 1 pixel")]
+    ("size", "style", "words"), [(16, "squish", "'squish'.*'squash'"), (0, "crop", r"`size`.*\b0\b")]
 )
-def test_bad_input_is_refused(size, style, message):
-    with pytest.raises(WorkbenchError, match=message):
+def test_unknown_styles_and_size_0_are_refused(size, style, words):
+    with pytest.raises(WorkbenchError, match=words):
         eval_image(Image.new("RGB", (40, 30)), size, style)
 
 
-def test_small_nets_see_the_whole_image():
+def test_networks_for_small_images_see_the_whole_image():
     image = gradient(32, 32)
     np.testing.assert_allclose(pixels(whole(image, 32)), np.asarray(image, float), atol=1e-3)
     from workbench.models.zoo import MODELS

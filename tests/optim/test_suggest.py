@@ -1,6 +1,6 @@
 """Tests of the suggested threshold.
 
-Evidence: ratios, gains and divergences by hand, originals that do not change by a bit, and equal answers to equal calls.
+Evidence: ratios, gains and divergences by hand, originals that do not change by a bit, equal answers to equal calls.
 A training fails without the threshold and learns with it.
 """
 

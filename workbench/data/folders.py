@@ -1,7 +1,10 @@
-"""Folders of images as lists of files: their classes, labels and splits, without reading a picture.
+"""Folders of images as lists of files: classes, labels and splits, without reading an image.
 
-<split>/<class>/*.png with splits train, val and test, or <class>/*.png, which is split 70 / 10 / 20 by class. Without
-test a fifth of train becomes it, and without val a tenth of what is left.
+A folder has one of two layouts:
+
+    <split>/<class>/*.png   with the splits train, val and test. Without test, a fifth of train becomes the test split.
+                            Without val, a tenth of the rest becomes the validation split.
+    <class>/*.png           is split 70 / 10 / 20 by class
 """
 
 import hashlib
@@ -19,7 +22,7 @@ from workbench.errors import WorkbenchError
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "val", "test")
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "testing"}
-HASHED = 2**30  # bytes of images up to which a folder is named by them
+HASHED = 2**30  # bytes of images up to which the digest of a folder reads them
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Files:
         return len(self.paths)
 
     def take(self, index: Tensor) -> "Files":
+        """Return the files at `index`, a tensor of indices."""
         return Files(tuple(self.paths[i] for i in index.tolist()), self.labels[index])
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder's classes, in the sorted order of their names, and its three splits."""
+    """A folder's classes, sorted by name, and its three splits."""
 
     path: Path
     classes: tuple[str, ...]
@@ -50,12 +54,15 @@ class ImageFolder:
 
     @property
     def name(self) -> str:
+        """The path of the folder."""
         return str(self.path)
 
-    @cached_property  # the files are read for it, and it is asked for before a training and after
+    @cached_property  # it reads the files, and a training needs it at the start and at the end
     def digest(self) -> str:
-        """Names the data: 16 hex digits over the files' names and bytes, above 1 GiB over names and sizes: a hundred
-        gigabytes are not read for a name."""
+        """SHA-256 (16 hex digits) of the files' names, sizes and bytes.
+
+        Above 1 GiB it covers names and sizes only, because reading hundreds of gigabytes takes too long.
+        """
         paths = [path for split in (self.train, self.val, self.test) for path in split.paths]
         sizes = [os.stat(path).st_size for path in paths]
         whole, hashed = sum(sizes) <= HASHED, hashlib.sha256()
@@ -71,16 +78,27 @@ class ImageFolder:
 
 
 def open_folder(folder: Path) -> ImageFolder:
-    """Lists the images of a folder.
+    """List the images of a folder.
 
-    Raises: WorkbenchError for fewer than two classes, a missing train split, or a split without images.
+    Args:
+        folder: A folder with one of the two layouts of this module.
+
+    Returns:
+        The classes and the three splits.
+
+    Raises:
+        WorkbenchError: For fewer than two classes, a missing train split, or a split without images.
     """
     present = [s for s in SPLITS if (folder / s).is_dir()]
     other = [d.name for d in sorted(folder.iterdir()) if d.is_dir() and d.name.lower() in LIKE_SPLITS]
     if other := sorted(set(other) - set(SPLITS)):
-        raise WorkbenchError(f"{folder} has a folder '{other[0]}': name its splits train, val and test.")
+        raise WorkbenchError(
+            f"The splits of {folder} must have the names train, val and test, got '{other[0]}'. Rename the folder."
+        )
     if present and "train" not in present:
-        raise WorkbenchError(f"{folder} has {', '.join(present)} but no train: add it, or put the classes at the top.")
+        raise WorkbenchError(
+            f"{folder} must have a folder train, got {', '.join(present)}. Add it, or put the classes at the top level."
+        )
     by_split = {s: image_files(folder / s) for s in present} or {"all": image_files(folder)}
     roots = {s: folder / s if present else folder for s in by_split}
     labelled = {s: [f for f in files if f.parent != roots[s]] for s, files in by_split.items()}
@@ -88,22 +106,22 @@ def open_folder(folder: Path) -> ImageFolder:
     classes = tuple(sorted({name for each in names.values() for name in each}))
     if len(classes) < 2:
         raise WorkbenchError(
-            f"{folder} must hold at least two folders of images, one per class (found {len(classes)}): "
-            f"e.g. {folder}/cat/1.png."
+            f"{folder} must hold at least two folders of images, one per class, got {len(classes)}. "
+            f"Example of an image: {folder}/cat/1.png."
         )
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
     for s, files in labelled.items():
         if not files:
             raise WorkbenchError(
-                f"{roots[s]} holds no images of the classes {', '.join(classes[:5])}: add some, or remove the folder."
+                f"{roots[s]} holds no images of the classes {', '.join(classes[:5])}. Add images or remove the folder."
             )
         splits[s] = Files(tuple(map(str, files)), torch.tensor([index[name] for name in names[s]]))
     untrained = sorted(set(classes) - set(names.get("train", classes)))
     if untrained:
         raise WorkbenchError(
-            f"{folder / 'train'} has no images of the class '{untrained[0]}', but another split has: add some, or take "
-            "the class out."
+            f"{folder / 'train'} has no images of the class '{untrained[0]}', but another split has. Add images to "
+            "train, or remove the class."
         )
     if not present:
         train, val, test = _parted(splits["all"], (0.7, 0.1, 0.2))
@@ -115,16 +133,19 @@ def open_folder(folder: Path) -> ImageFolder:
             train, val = _parted(train, (0.9, 0.1))
     for s, split in zip(SPLITS, (train, val, test), strict=True):
         if len(split) == 0:
-            raise WorkbenchError(f"the {s} split of '{folder}' is empty: add images to it.")
+            raise WorkbenchError(f"The {s} split of '{folder}' is empty. Add images to it.")
     return ImageFolder(folder, classes, train, val, test)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images under a folder, sorted, through links; what is hidden, and what is no file, is passed over."""
+    """List all images under a folder, sorted.
+
+    Links are followed. Hidden files and folders, and names that are not files, are skipped.
+    """
     images, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link back up
+        if real in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add(real)
@@ -135,7 +156,16 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def stratified_parts(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -> list[Tensor]:
-    """Indices of parts with the same share of every class, after one permutation of all rows with `seed`."""
+    """Split rows at random into parts that have the same share of every class.
+
+    Args:
+        labels: (N,), int64.
+        shares: The relative sizes of the parts.
+        seed: Seed of the permutation of all rows.
+
+    Returns:
+        The row indices of each part, in the order of the permutation.
+    """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     parts: list[list[Tensor]] = [[] for _ in shares]
     for label in labels.unique():

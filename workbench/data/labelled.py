@@ -1,7 +1,7 @@
-"""Labelled images one at a time, however many there are: a folder with a folder per class, or parquet files.
+"""Labelled images one at a time, from a folder with class folders or from parquet files.
 
-Class order is the sorted order of the folders' names (ImageNet's synsets sort into the order of the released weights),
-or that of the parquet's labels.
+The class order is that of the parquet's labels, or the sorted order of the folders' names. ImageNet's synsets sort into
+the order of the released weights.
 """
 
 import hashlib
@@ -18,7 +18,15 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 
 @dataclass(frozen=True)
 class Labelled:
-    """`classes` in the order of the labels; `files` are images, with their `labels`, or parquet files, without."""
+    """A source of labelled images. Iterate over it to read them.
+
+    Attributes:
+        path: The folder or the parquet file.
+        classes: Names of the classes, in the order of the labels.
+        files: Image files, or parquet files.
+        labels: The label of each image file. None for parquet files.
+        n: The number of images.
+    """
 
     path: Path
     classes: tuple[str, ...]
@@ -30,7 +38,7 @@ class Labelled:
         return self.n
 
     def __iter__(self) -> Iterator[tuple[Path | bytes, int, str]]:
-        """(file or its bytes, label, where it is) of every image."""
+        """Yield (file or its bytes, label, name for error messages) of every image."""
         if self.labels is not None:
             for file, label in zip(self.files, self.labels, strict=True):
                 yield file, label, str(file)
@@ -47,7 +55,7 @@ class Labelled:
                     row += 1
 
     def digest(self) -> str:
-        """Names the data set: 16 hex digits over the files' names and sizes, without reading a hundred gigabytes."""
+        """Return the SHA-256 (16 hex digits) of the files' names and sizes. No file is read."""
         hashed = hashlib.sha256()
         folder = self.path if self.path.is_dir() else self.path.parent
         for file in self.files:
@@ -56,17 +64,24 @@ class Labelled:
 
 
 def open_labelled(path: str | Path) -> Labelled:
-    """Finds the images under `path`: a folder of class folders, a parquet file, or a folder of parquet files.
+    """Find labelled images.
 
-    Raises: WorkbenchError where there are none, or the columns are not there.
+    Args:
+        path: A folder of class folders, a parquet file, or a folder of parquet files.
+
+    Returns:
+        The images, not read yet.
+
+    Raises:
+        WorkbenchError: If there are no images, or a parquet file lacks a column.
     """
     path = Path(path).expanduser().resolve()
     if path.is_file() and path.suffix == ".parquet":
         return _open_parquet(path, (path,))
     if not path.is_dir():
         raise WorkbenchError(
-            f"`data` (={path}) must be a folder of class folders, or a parquet file: it "
-            f"{'is another file' if path.exists() else 'is not there'}."
+            f"`data` must be a folder of class folders, a parquet file or a folder of parquet files, got {path}, which "
+            f"{'is another kind of file' if path.exists() else 'does not exist'}."
         )
     tables = tuple(sorted(path.glob("*.parquet")))
     if tables:
@@ -75,7 +90,7 @@ def open_labelled(path: str | Path) -> Labelled:
     pairs = [(file, label) for label, name in enumerate(classes) for file in image_files(path / name)]
     if not pairs:
         raise WorkbenchError(
-            f"{path} holds no images in class folders (such as {path}/cat/1.jpg) and no parquet files."
+            f"{path} holds no images in class folders and no parquet files. Example of an image: {path}/cat/1.jpg."
         )
     files, labels = zip(*pairs, strict=True)
     return Labelled(path, classes, files, labels, len(files))
@@ -91,21 +106,24 @@ def _open_parquet(path: Path, files: tuple[Path, ...]) -> Labelled:
         try:
             opened = pq.ParquetFile(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise WorkbenchError(f"cannot read {file} as parquet ({error}): fetch it again.") from error
+            raise WorkbenchError(f"Cannot read {file} as parquet ({error}). Fetch the file again.") from error
         image, label = _columns(opened.schema_arrow.names, file)
         cell = opened.schema_arrow.field(image).type
         if not pa.types.is_struct(cell) or cell.get_field_index("bytes") < 0:
             raise WorkbenchError(
-                f"the column {image} of {file} must be a struct with the field `bytes`, but is {cell}."
+                f"The column {image} of {file} must be a struct with the field `bytes`, got {cell}. Write the encoded "
+                "images to that field."
             )
         if not pa.types.is_integer(opened.schema_arrow.field(label).type):
             kind = opened.schema_arrow.field(label).type
-            raise WorkbenchError(f"the column {label} of {file} must hold whole numbers, but is {kind}.")
+            raise WorkbenchError(
+                f"The column {label} of {file} must hold whole numbers, got {kind}. Number the classes from 0."
+            )
         rows += opened.metadata.num_rows
         names = names or _class_names(opened.schema_arrow.metadata, label)
         top = max(top, pc.max(opened.read(columns=[label])[label]).as_py() or 0)
     if rows == 0:
-        raise WorkbenchError(f"{path} holds no rows.")
+        raise WorkbenchError(f"{path} must hold at least one row, got 0. Fetch the data again.")
     classes = names or tuple(map(str, range(top + 1)))
     return Labelled(path, classes, files, None, rows)
 
@@ -114,7 +132,10 @@ def _columns(names: list[str], file: Path) -> tuple[str, str]:
     image = next((c for c in IMAGE_COLUMNS if c in names), None)
     label = next((c for c in LABEL_COLUMNS if c in names), None)
     if image is None or label is None:
-        raise WorkbenchError(f"{file} needs a column image (or img) and a column label, but has {', '.join(names)}.")
+        raise WorkbenchError(
+            f"{file} must have a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, got "
+            f"{', '.join(names)}. Rename the columns."
+        )
     return image, label
 
 
@@ -122,13 +143,13 @@ def _class_names(metadata: dict | None, label: str) -> tuple[str, ...] | None:
     try:
         info = json.loads((metadata or {})[b"huggingface"])
         return tuple(info["info"]["features"][label]["names"]) or None
-    except (KeyError, TypeError, ValueError):  # names are a courtesy
+    except (KeyError, TypeError, ValueError):  # names are optional
         return None
 
 
 def _checked(cell: dict | None, label: int | None, classes: int, where: str) -> tuple[bytes, int, str]:
     if cell is None or cell["bytes"] is None:
-        raise WorkbenchError(f"{where} has no image: remove the row.")
+        raise WorkbenchError(f"{where} has no image. Remove the row.")
     if label is None or not 0 <= label < classes:
-        raise WorkbenchError(f"the label of {where} (={label}) must lie between 0 and {classes - 1}.")
+        raise WorkbenchError(f"The label of {where} must be from 0 to {classes - 1}, got {label}. Correct the row.")
     return cell["bytes"], label, where

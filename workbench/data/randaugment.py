@@ -1,7 +1,8 @@
-"""RandAugment as the authors have it: sixteen operations, each layer picks one and always applies it. On PIL images.
+"""The authors' RandAugment on PIL images: each layer applies one of sixteen operations.
 
-Source: Cubuk et al. 2020; the authors' code for the operations and what a level means: 10 is the scale, and NFNets use
-4 layers at 5 (F0), 10 (F1, F2) and 15 (F3 on); at 15, solarize is nothing and posterize keeps 6 bits.
+Sources: Cubuk et al. 2020. The authors' code for the operations and the meaning of a level: 10 is the full scale.
+NFNets use 4 layers at level 5 (F0), 10 (F1, F2) and 15 (F3 and larger). At 15 solarize does nothing and posterize keeps
+6 bits.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,31 @@ from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageOps
 
 from workbench.errors import WorkbenchError
 
-GRAY = (128, 128, 128)  # what comes in from outside the image
+GRAY = (128, 128, 128)  # fills the area outside the image
 SCALE = 10
 LAYERS = 4
 
 
 def rand_augment(image: Image.Image, level: float, rng: np.random.Generator, layers: int = LAYERS) -> Image.Image:
-    """An RGB image, changed `layers` times. Args: `level` from 0, where 10 is the scale (15 is meant to be allowed)."""
+    """Change an RGB image by `layers` random operations.
+
+    Args:
+        image: An image of mode RGB.
+        level: Strength of the operations, from 0 to 30. 10 is the full scale, and the authors use up to 15.
+        rng: The generator of all random draws.
+        layers: The number of operations.
+
+    Returns:
+        A new image of the same size.
+
+    Raises:
+        WorkbenchError: If `level` or `layers` is out of range.
+    """
     if not 0 <= level <= 30 or layers < 0:
-        raise WorkbenchError(f"`level` (={level}) must lie between 0 and 30, and `layers` (={layers}) be at least 0.")
+        raise WorkbenchError(
+            f"`level` must be from 0 to 30 and `layers` at least 0, got {level} and {layers}. "
+            "The authors use levels 5 to 15 and 4 layers."
+        )
     for _ in range(layers):
         operation = list(OPERATIONS.values())[rng.integers(len(OPERATIONS))]
         image = operation(image, level / SCALE, rng)
@@ -73,7 +90,7 @@ def _translate_y(image: Image.Image, share: float, rng: np.random.Generator) -> 
 
 
 def _cutout(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
-    """A gray square of side 2 * int(40 * share) around a uniform centre, cut off at the border."""
+    """Draw a gray square of side 2 * int(40 * share) around a uniform centre."""
     pad = int(40 * share)
     x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
     image = image.copy()

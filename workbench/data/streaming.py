@@ -1,7 +1,8 @@
-"""Images that memory cannot hold: read from disk by worker processes, ahead of the step that needs them.
+"""Images that memory cannot hold: worker processes read them from disk ahead of their step.
 
-Each image is made whole by one worker, a function of (seed, step, position in the batch): crop and mirror, mix with its
-partner, then RandAugment, in the authors' order. So neither the number of workers nor a resumption changes a pixel.
+One worker makes the whole image. As in the authors' code it crops and mirrors, mixes with the partner, then applies
+RandAugment. The image is a function of (seed, step, position in the batch). So neither the number of workers
+nor a resumption changes a pixel.
 """
 
 import signal
@@ -25,23 +26,38 @@ from workbench.data.randaugment import LAYERS, rand_augment
 from workbench.errors import WorkbenchError
 
 CHUNK = 32  # images that a worker makes at a time
-AHEAD = 1024  # images that are made ahead of their step, at least
-TIMEOUT = 600  # seconds without an image: a file system that does not answer is an error, not a hang
+AHEAD = 1024  # at least so many images are made ahead of their step
+TIMEOUT = 600  # seconds without an image, after which a file system that does not answer is an error
 
 
 class Request(NamedTuple):
-    """One training image to make: where in the training it stands, and which files it is made of."""
+    """A request for one training image.
+
+    Attributes:
+        step: The step of the training.
+        position: The position in the batch.
+        batch_size: The size of the whole batch.
+        image: The index of the image's file.
+        partner: The index of the file to mix with.
+    """
 
     step: int
-    position: int  # in the batch
+    position: int
     batch_size: int
     image: int
     partner: int
 
 
 class Made(NamedTuple):
-    """An image (3, H, W), uint8 or float32 in units of 0..255; its label and its partner's, and the share of its own;
-    what could not be read on the way, as (path, reason)."""
+    """A finished image.
+
+    Attributes:
+        pixels: (3, H, W), uint8 or float32. Training images are in units of 0 to 255.
+        label: The label of the image.
+        partner_label: The label of the image that was mixed in.
+        share: The weight of `label`, from 0 to 1.
+        unreadable: Files that could not be read, as (path, reason).
+    """
 
     pixels: Tensor
     label: int
@@ -51,7 +67,15 @@ class Made(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """As Made, for several images: (N, 3, H, W), (N,), (N,), (N,)."""
+    """Several finished images.
+
+    Attributes:
+        pixels: (N, 3, H, W), uint8 or float32.
+        labels: (N,), labels of the images.
+        partner_labels: (N,), labels of the images that were mixed in.
+        shares: (N,), weights of `labels`, from 0 to 1.
+        unreadable: Files that could not be read, as (path, reason).
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -62,8 +86,18 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainImages(Dataset):
-    """Makes training images. Args: `mix` MixUp in the first half of a batch, CutMix in the second; `level` of
-    RandAugment, None for none."""
+    """A data set of training images. Index it with a `Request`.
+
+    Attributes:
+        files: Paths and labels of the images.
+        size: Side of an image in pixels.
+        seed: The seed of the training.
+        flip: Whether images are mirrored at random.
+        mix: Whether to mix: MixUp in the first half of a batch, CutMix in the second.
+        alpha: Parameter of MixUp's Beta distribution.
+        level: Level of RandAugment. None turns it off.
+        layers: Layers of RandAugment.
+    """
 
     files: Files
     size: int
@@ -103,7 +137,13 @@ class TrainImages(Dataset):
 
 @dataclass(frozen=True)
 class EvalImages(Dataset):
-    """Test images, normalised as for ImageNet. What cannot be read has the label -1."""
+    """A data set of test images, normalised as for ImageNet. Unreadable images have label -1.
+
+    Attributes:
+        files: Paths and labels of the images.
+        size: Side of an image in pixels.
+        style: The way to cut images, one of `preprocess.STYLES`.
+    """
 
     files: Files
     size: int
@@ -118,9 +158,18 @@ class EvalImages(Dataset):
 
 
 def first_readable(files: Files, index: int, broken: list[tuple[str, str]]) -> tuple[Image.Image, int]:
-    """The image at `index`, or the first after it that can be read; (path, reason) of those that cannot go to `broken`.
+    """Read the image at `index`, or the first readable image after it.
 
-    Raises: WorkbenchError where none of the next hundred can.
+    Args:
+        files: Paths and labels of the images.
+        index: Where to start.
+        broken: Gets (path, reason) of each image that cannot be read.
+
+    Returns:
+        The image and its index.
+
+    Raises:
+        WorkbenchError: If none of a hundred images can be read.
     """
     for at in range(index, index + 100):
         path = files.paths[at % len(files)]
@@ -128,33 +177,43 @@ def first_readable(files: Files, index: int, broken: list[tuple[str, str]]) -> t
             return decode(path, path), at % len(files)
         except WorkbenchError as error:
             broken.append((path, str(error)))
-    raise WorkbenchError(f"a hundred images one after another cannot be read, the last is {path}: is the disk there?")
+    raise WorkbenchError(f"100 images in a row cannot be read, the last is {path}. Check that the disk is connected.")
 
 
 def chunks(dataset: Dataset, indices: Iterable[list], workers: int, pin: bool = False) -> Iterator[Chunk]:
-    """Makes the images of each list of `indices`, in their order, `workers` processes ahead of who asks (0: none).
+    """Make the images of each list of `indices`, in order.
 
-    Raises: WorkbenchError where a worker dies or answers no more.
+    Args:
+        dataset: The images.
+        indices: One list per chunk.
+        workers: The number of processes that work ahead. 0 makes the images in this process.
+        pin: Whether the tensors are in pinned memory.
+
+    Yields:
+        One chunk per list.
+
+    Raises:
+        WorkbenchError: If a worker dies or no longer answers.
     """
     ahead = {"prefetch_factor": max(2, -(-AHEAD // (CHUNK * workers))), "timeout": TIMEOUT} if workers else {}
     options = {"collate_fn": _joined, "pin_memory": pin, "worker_init_fn": _quiet, **ahead}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user may want more workers than cores
         loader = DataLoader(dataset, batch_sampler=indices, num_workers=workers, **options)
     try:
         yield from loader
-    except WorkbenchError as error:  # from a worker it comes with its traceback
+    except WorkbenchError as error:  # a worker adds its traceback to the message
         raise WorkbenchError(str(error).rpartition("WorkbenchError: ")[2].strip()) from None
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
         raise WorkbenchError(
-            f"a process that reads images broke off ({error}): memory may be short, set fewer workers."
+            f"A process that reads images stopped ({error}). If memory is short, set a smaller `workers`."
         ) from error
 
 
 def normalized(pixels: Tensor) -> Tensor:
-    """(N, 3, H, W), from 0 to 255 -> float32 by ImageNet's mean and deviation."""
+    """Turn (N, 3, H, W) from 0 to 255 into float32, normalised by ImageNet's moments."""
     mean, std = (torch.from_numpy(v).to(pixels.device).view(-1, 1, 1) for v in (MEAN_RGB, STD_RGB))
     return (pixels.float() - mean) / std
 
@@ -166,12 +225,12 @@ def _joined(made: list[Made]) -> Chunk:
         torch.tensor(labels),
         torch.tensor(partners),
         torch.tensor(shares, dtype=torch.float32),
-        tuple(each for some in unreadable for each in some),
+        tuple(file for files in unreadable for file in files),
     )
 
 
 def _quiet(_: int) -> None:
-    """A worker leaves Ctrl-C to its parent, and ends at once when told to."""
+    """Let a worker leave Ctrl-C to its parent, end on SIGTERM, and hide PIL's warnings."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.filterwarnings("ignore", module="PIL")
