@@ -1,6 +1,9 @@
-"""BatchNorm out of foreign networks. Evidence: unit variance after every convolution and the predicted one of the trunk,
-measured; a pre-activation network written out by hand; what is carried over, by numbers; the original left as found; and
-that what comes out trains beside its BatchNorm original."""
+"""Tests of the removal of BatchNorm from foreign networks.
+
+Evidence: measured variances, of 1 after every convolution and as predicted in the trunk. A pre-activation network by
+hand. The numbers that a conversion keeps. The original does not change. Converted networks train as well as their
+originals.
+"""
 
 import copy
 import pickle
@@ -34,7 +37,7 @@ from workbench.weights.export import fold
 
 
 class Mobile(nn.Module):
-    """Expand, depthwise, squeeze-excite, project, as MobileNets and EfficientNets; hard-swish, a linear trunk."""
+    """A network like MobileNets: expand, depthwise, squeeze-excite, project, with hard-swish and a linear trunk."""
 
     def __init__(self, channels: int = 32):
         super().__init__()
@@ -70,7 +73,7 @@ def output_variances(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
 
 
 def without_biases(model: nn.Module) -> nn.Module:
-    """Convolutions start without, as the authors' do; torch draws them, and they shift what activations see."""
+    """Set the biases of convolutions to 0, as in the authors' code. Those of torch would shift the activations."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -85,7 +88,7 @@ def without_biases(model: nn.Module) -> nn.Module:
     [SmallResNet, SqueezeNet, PreActivationNet, lambda: PreActivationNet(activation=nn.GELU()), Mobile],
     ids=["post-activation", "squeeze-excite", "pre-activation", "gelu", "mobile"],
 )
-def test_convolutions_give_variance_one_and_the_trunk_what_was_predicted(build):
+def test_convolutions_give_variance_1_and_the_trunk_the_predicted_variance(build):
     result, x = normfree(build().eval(), skip_gain=1.0), torch.randn(16, 3, 64, 64)
     variances = output_variances(result.model, x)
     assert len(variances) >= 4
@@ -98,13 +101,13 @@ def test_convolutions_give_variance_one_and_the_trunk_what_was_predicted(build):
 
 @pytest.mark.parametrize("up", ["transposed", "normalised", "upsampled"])
 @pytest.mark.parametrize("skip", ["concatenated", "added"])
-def test_a_u_net_keeps_its_variance_up_to_what_its_max_pool_adds(up, skip):
-    """Of white noise the largest of four varies 1.4 times as much; of images less."""
+def test_a_u_net_keeps_its_variance_apart_from_the_effect_of_its_max_pool(up, skip):
+    """The maximum of four values of white noise varies 1.4 times as much. For images it is less."""
     torch.manual_seed(1)
     result = normfree(UNet(32, up, skip).eval())
     variances = output_variances(result.model, torch.randn(16, 1, 64, 64))
     assert len(variances) == 7 and all(0.85 < v < 1.5 for v in variances.values()), variances
-    assert len(result.blocks) == 0  # a skip that is added joins two resolutions: no residual block
+    assert len(result.blocks) == 0  # an added skip joins two resolutions, which is no residual block
     assert "out" not in variances and type(result.model.out) is nn.Conv2d  # the output keeps its own scale
 
 
@@ -113,7 +116,7 @@ def test_scales_are_gamma_over_beta(activation):
     fn = {"relu": nn.ReLU(), "gelu": nn.GELU(), "silu": nn.SiLU()}[activation]
     result = normfree(without_biases(PreActivationNet(5, activation=fn)))
     for i, block in enumerate(result.model.blocks):
-        beta = (1 + 0.04 * i) ** 0.5  # the authors divide after the activation
+        beta = (1 + 0.04 * i) ** 0.5  # the converted network divides after the activation
         g = gamma(lambda z, beta=beta: fn(beta * z))
         assert block.conv1.scale == pytest.approx(g, rel=0.01)
         assert block.conv2.module.scale == pytest.approx(gamma(fn), rel=0.002)
@@ -124,7 +127,7 @@ def test_scales_are_gamma_over_beta(activation):
         )
 
 
-def test_a_pre_activation_network_is_the_one_written_by_hand():
+def test_a_pre_activation_network_equals_a_calculation_by_hand():
     model, x = without_biases(PreActivationNet(2, channels=8)), torch.randn(4, 3, 12, 12)
     new = normfree(model, alpha=0.5, skip_gain=0.7).model
 
@@ -141,11 +144,11 @@ def test_a_pre_activation_network_is_the_one_written_by_hand():
         h = h + 0.5 * 0.7 * conv(out.relu(), block.conv2, g)
         variance += 0.25
     expected = F.linear(h.relu().mean((2, 3)), model.head.weight.double(), model.head.bias.double())
-    # a shadow is a sample, and the authors' gamma an estimate: both to three digits
+    # a shadow is a sample and the authors' gamma is an estimate, both to three digits
     torch.testing.assert_close(new(x).double(), expected, rtol=1e-3, atol=5e-4)
 
 
-def test_a_norm_in_front_of_an_activation_in_place_does_not_let_it_write_into_the_trunk():
+def test_an_in_place_activation_after_a_removed_norm_does_not_change_the_trunk():
     torch.manual_seed(0)
     model, x = PreActivationNet(activation=nn.ReLU(inplace=True)), torch.randn(2, 3, 16, 16)
     other = copy.deepcopy(model)
@@ -160,7 +163,7 @@ def test_a_norm_in_front_of_an_activation_in_place_does_not_let_it_write_into_th
     assert torch.equal(new.conv.weight.grad, other.conv.weight.grad)
 
 
-def test_squeeze_excite_is_made_up_for_by_two():
+def test_a_factor_of_2_compensates_squeeze_excite():
     model = SqueezeNet()
     for module in model.modules():
         if isinstance(module, SqueezeExcite):
@@ -168,11 +171,11 @@ def test_squeeze_excite_is_made_up_for_by_two():
             nn.init.zeros_(module.expand.bias)
     result = normfree(model)
     assert result.blocks.scale.tolist() == pytest.approx([0.2 * 2] * 4, rel=1e-3)
-    assert result.blocks.gain.tolist() == ["1.0.se", "1.1.se", "2.0.se", "2.1.se"]  # behind the gates, not before
+    assert result.blocks.gain.tolist() == ["1.0.se", "1.1.se", "2.0.se", "2.1.se"]  # after the gates
     assert normfree(SqueezeNet()).blocks.scale.tolist() == pytest.approx([0.4] * 4, rel=0.1)
 
 
-def test_a_concatenation_counts_its_parts_by_their_channels():
+def test_a_concatenation_weights_its_parts_by_their_channels():
     class Dense(nn.Module):
         def __init__(self):
             super().__init__()
@@ -189,7 +192,7 @@ def test_a_concatenation_counts_its_parts_by_their_channels():
     assert normfree(Dense()).model.conv3.scale ** -2 == pytest.approx((16 * 9 + 48 * relu) / 64, rel=0.01)
 
 
-def test_measured_variances_take_the_place_of_expected_ones():
+def test_measured_variances_replace_expected_variances():
     model = PreActivationNet()
     expected = normfree(model)
     table = signal_propagation(normfree(model, skip_gain=1.0).model, torch.randn(2, 3, 32, 32))
@@ -200,18 +203,18 @@ def test_measured_variances_take_the_place_of_expected_ones():
     assert four.model.blocks[1].conv1.scale == pytest.approx(expected.model.blocks[1].conv1.scale / 2, rel=1e-3)
 
 
-def test_alpha_is_what_a_branch_adds():
+def test_alpha_sets_the_scale_of_a_branch():
     result = normfree(PreActivationNet(), alpha=0.5, skip_gain=0.3)
     assert result.blocks.scale.tolist() == pytest.approx([0.5] * 3, rel=0.01)
     assert result.blocks.variance.tolist() == pytest.approx([1.25, 1.5, 1.75], rel=0.02)
     assert all(end.skip_gain.item() == pytest.approx(0.3) for end in ends(result.model))
 
 
-# ---- what is carried over
+# ---- weights and biases
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """BatchNorms with weights and biases as training leaves them."""
+    """Give the BatchNorms weights and biases like those of a trained network."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.2, 1.5)
@@ -219,7 +222,7 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_weights_and_the_norms_weights_and_biases_are_carried_over():
+def test_weights_and_the_weights_and_biases_of_norms_are_kept():
     model = trained(SmallResNet())
     new = normfree(model).model
     for conv, norm in (("conv1", "bn1"), ("layer1.0.conv2", "layer1.0.bn2"), ("layer2.0.downsample.0",) * 2):
@@ -233,9 +236,8 @@ def test_weights_and_the_norms_weights_and_biases_are_carried_over():
     assert torch.equal(new.fc.weight, model.fc.weight) and torch.equal(new.fc.bias, model.fc.bias)
 
 
-def test_the_first_layers_compute_what_batch_norm_did():
-    """In training mode, on N(0, 1), but for the mean of a filter, a 27th of it: the constant stands for what was
-    measured."""
+def test_the_first_layers_compute_almost_the_same_as_with_batch_norm():
+    """In training mode on N(0, 1), the difference is the mean of a filter, about a 27th."""
     model, x = trained(SmallResNet()).train(), torch.randn(32, 3, 32, 32)
     new = normfree(model).model
     with torch.no_grad():
@@ -261,26 +263,26 @@ def test_scales_follow_trained_weights_and_biases():
     )
 
 
-def test_a_norm_of_zeros_is_replaced_by_the_skip_gain():
-    model = SqueezeNet()  # zero-initialised in each block
+def test_the_skip_gain_replaces_a_norm_weight_of_zeros():
+    model = SqueezeNet()  # the last norm of each block starts at zero
     result = normfree(model)
     assert torch.equal(result.model[1][0].conv3.gain, torch.ones(64)) and not result.undone
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         h = F.silu(result.model[0][0](x))
         block = result.model[1][0]
-        assert torch.equal(block(h), F.silu(block.downsample(h)))  # skip gain 0: the shortcut alone
+        assert torch.equal(block(h), F.silu(block.downsample(h)))  # with skip gain 0 only the shortcut remains
 
 
-def test_a_norm_without_a_convolution_of_its_own_says_what_is_lost():
+def test_the_loss_of_a_norms_weight_and_bias_is_reported():
     result = normfree(trained(PreActivationNet()))
-    lost = [s for s in result.undone if "are lost" in s]
-    assert len(lost) == 4 and "'blocks.0.bn1'" in lost[0]  # bn2 follows conv1 and is carried
+    lost = [s for s in result.undone if "lost" in s]
+    assert len(lost) == 4 and "'blocks.0.bn1'" in lost[0]  # bn2 follows conv1, so its weight and bias are kept
     assert torch.equal(result.model.conv.gain, torch.ones(32))
     assert not normfree(PreActivationNet()).undone
 
 
-def test_precision_mode_and_what_is_frozen_are_kept():
+def test_precision_modes_and_frozen_parameters_are_kept():
     model = SmallResNet().to(torch.bfloat16).eval()
     model.layer1.requires_grad_(False)
     model.layer2.train()
@@ -293,7 +295,7 @@ def test_precision_mode_and_what_is_frozen_are_kept():
     assert normfree(SqueezeNet().train()).model[1][0].drop_path.training
 
 
-def test_the_original_is_left_as_found():
+def test_the_original_does_not_change():
     model = trained(SmallResNet())
     model.fc.bias.grad = torch.ones(10)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -305,7 +307,7 @@ def test_the_original_is_left_as_found():
     assert {type(m) for m in model.modules()} == {type(m) for m in SmallResNet().modules()}
 
 
-def test_the_input_is_left_as_found_and_buffers_too():
+def test_the_input_and_buffers_do_not_change():
     class Counts(SmallResNet):
         def __init__(self):
             super().__init__()
@@ -320,11 +322,11 @@ def test_the_input_is_left_as_found_and_buffers_too():
     assert normfree(Counts(), x).model.calls == 0 and torch.equal(x, before)
 
 
-# ---- what comes out is an ordinary module
+# ---- the result is an ordinary module
 
 
 @pytest.mark.parametrize("build", [SmallResNet, SqueezeNet, PreActivationNet], ids=lambda b: b.__name__)
-def test_it_is_saved_copied_exported_and_folded(build, tmp_path):
+def test_a_converted_network_can_be_saved_copied_exported_and_folded(build, tmp_path):
     model, x = build(), torch.randn(2, 3, 32, 32)
     new = normfree(model, skip_gain=0.5).model.eval()
     out = new(x)
@@ -340,7 +342,7 @@ def test_it_is_saved_copied_exported_and_folded(build, tmp_path):
     torch.testing.assert_close(plain(x), out, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_may_be_standardised_once():
+def test_standardising_once_per_step_gives_the_same_gradients():
     model, x = normfree(SmallResNet(), skip_gain=1.0).model, torch.randn(4, 3, 16, 16)
     model(x).sum().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -361,7 +363,7 @@ def test_gains_and_biases_are_not_decayed_and_the_classifier_is_not_clipped():
     assert (groups.drop(index=vectors)["weight_decay"] == 1e-4).all()
 
 
-def test_the_report_says_what_was_done():
+def test_the_report_lists_replaced_and_left_modules():
     result = normfree(SqueezeNet())
     rows = result.report.set_index("path")
     assert rows.loc["0.0", "became"] == "StandardizedConv2d" and rows.loc["0.0", "scale"] == pytest.approx(1.0)
@@ -375,7 +377,7 @@ def test_the_report_says_what_was_done():
 # ---- other shapes of network
 
 
-def test_which_additions_are_blocks_can_be_said():
+def test_the_argument_blocks_chooses_the_block_ends():
     both = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), PreActivationBlock(16, nn.ReLU()), BasicBlock(16, 16))
     model = nn.Sequential(both, nn.Flatten(), nn.LazyLinear(2))
     x = torch.randn(2, 3, 16, 16)
@@ -386,15 +388,15 @@ def test_which_additions_are_blocks_can_be_said():
     assert normfree(model, x, blocks=["0.3"]).blocks.path.tolist() == ["0.3"]
     none = normfree(model, x, blocks=[])
     assert len(none.blocks) == 0 and not ends(none.model)
-    variances = output_variances(none.model, torch.randn(16, 3, 16, 16))  # plain sums are counted
+    variances = output_variances(none.model, torch.randn(16, 3, 16, 16))  # sums outside blocks count
     assert all(v == pytest.approx(1.0, abs=0.25) for v in variances.values()), variances
 
 
-def test_a_decoders_addition_can_be_named_a_block():
+def test_the_argument_blocks_can_name_a_decoders_addition():
     assert normfree(UNet(up="upsampled", skip="added"), blocks=[""]).blocks.path.tolist() == [""]
 
 
-def test_a_networks_output_that_is_added_to_its_input_is_no_block():
+def test_adding_the_input_to_the_networks_output_is_no_block():
     class Denoiser(nn.Module):
         def __init__(self):
             super().__init__()
@@ -407,9 +409,8 @@ def test_a_networks_output_that_is_added_to_its_input_is_no_block():
     assert len(result.blocks) == 0 and type(result.model.out) is nn.Conv2d and not result.undone
 
 
-def test_a_branch_that_ends_in_code():
-    """The gain goes behind the last convolution where only factors follow it; behind an activation it could not learn
-    from 0, so there it is left out, and said."""
+def test_a_branch_that_ends_in_code_gets_a_gain_if_only_factors_follow_its_convolution():
+    """Before an activation a gain could not learn from 0. Such a branch gets no gain, which is reported."""
 
     class Block(nn.Module):
         def __init__(self, activated: bool):
@@ -441,7 +442,7 @@ def test_a_branch_that_ends_in_code():
 
 
 def test_a_trunk_that_is_normalised_and_added_is_divided_by_its_deviation():
-    """As RepVGG and MobileOne: nothing behind the sum could stand for beta, and without it the trunk would double."""
+    """In RepVGG and MobileOne no layer after the sum can contain beta. Without beta the trunk would grow."""
 
     class Parallel(nn.Module):
         def __init__(self):
@@ -466,7 +467,7 @@ def test_a_trunk_that_is_normalised_and_added_is_divided_by_its_deviation():
     assert h == pytest.approx([3.0] * 4, rel=0.12)
 
 
-def test_gates_that_are_spread_over_the_map_are_no_upsampling():
+def test_gates_that_are_expanded_over_the_map_are_no_upsampling():
     class Gate(nn.Module):
         def __init__(self):
             super().__init__()
@@ -482,8 +483,8 @@ def test_gates_that_are_spread_over_the_map_are_no_upsampling():
     assert "pooled" in result.report.set_index("path").loc["1.gate", "note"]
 
 
-def test_a_branch_that_starts_from_zero_by_itself_stays_so():
-    class Scaled(nn.Module):  # as SkipInit and LayerScale
+def test_a_branch_that_starts_at_zero_gets_no_gain():
+    class Scaled(nn.Module):  # like SkipInit and LayerScale
         def __init__(self):
             super().__init__()
             self.conv, self.bn, self.gain = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.Parameter(torch.zeros(1))
@@ -495,12 +496,12 @@ def test_a_branch_that_starts_from_zero_by_itself_stays_so():
     assert len(result.blocks) == 0 and result.model[1].gain.item() == 0 and result.undone == []
 
 
-def test_biases_of_convolutions_without_a_norm_count():
+def test_biases_of_convolutions_count_if_no_norm_follows():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
     nn.init.constant_(model[0].bias, 2.0)
     assert normfree(model).model[2].scale == pytest.approx(gamma(lambda z: F.relu(z + 2)), rel=1e-3)
     behind = nn.Sequential(model[0], nn.BatchNorm2d(8), *model[1:])
-    assert normfree(behind).model[3].scale == pytest.approx(gamma(F.relu), rel=1e-3)  # BatchNorm takes it out
+    assert normfree(behind).model[3].scale == pytest.approx(gamma(F.relu), rel=1e-3)  # BatchNorm removes the bias
 
 
 def test_a_module_that_runs_twice_is_reported():
@@ -515,11 +516,11 @@ def test_a_module_that_runs_twice_is_reported():
             return self.fc(self.bn(self.conv(F.relu(h))).mean((2, 3)))
 
     result = normfree(Twice())
-    assert len(result.undone) == 1 and "'conv' runs 2 times" in result.undone[0]
+    assert len(result.undone) == 1 and "'conv'" in result.undone[0] and "2 times" in result.undone[0]
     assert result.model.conv.scale == pytest.approx(1.0, rel=1e-3)
 
 
-def test_what_the_input_does_not_reach_is_reported():
+def test_modules_that_the_input_does_not_reach_are_reported():
     class Auxiliary(SmallResNet):
         def __init__(self):
             super().__init__()
@@ -537,7 +538,7 @@ def test_what_the_input_does_not_reach_is_reported():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in result.model.modules())
 
 
-def test_a_shared_convolution_stays_one_and_norms_with_an_activation_inside_keep_it():
+def test_shared_convolutions_stay_shared_and_activations_inside_norms_stay():
     class NormAct(nn.BatchNorm2d):
         def __init__(self, channels):
             super().__init__(channels)
@@ -562,18 +563,18 @@ def test_other_norms_and_linear_layers_stay():
     rows = result.report.set_index("path")
     assert rows.loc["4", "became"] == "GroupNorm" and "each sample" in rows.loc["7", "note"]
     assert result.model[6].scale == pytest.approx(gamma(F.relu), rel=1e-3)
-    assert len(result.undone) == 1 and "'9', which is not standardised" in result.undone[0]
+    assert len(result.undone) == 1 and "'9'" in result.undone[0] and "not standardised" in result.undone[0]
 
 
 @pytest.mark.parametrize("dims", [1, 3])
-def test_signals_and_volumes(dims):
+def test_networks_of_signals_and_volumes_are_converted(dims):
     conv, norm = ((nn.Conv1d, nn.BatchNorm1d), None, (nn.Conv3d, nn.BatchNorm3d))[dims - 1]
     model = nn.Sequential(conv(2, 8, 3), norm(8), nn.ReLU(), conv(8, 8, 3), norm(8), nn.ReLU(), conv(8, 1, 1))
     new = normfree(model, torch.randn(2, 2, *[12] * dims)).model
     assert new[3].scale == pytest.approx(gamma(F.relu), rel=1e-3) and type(new[6]) is conv
 
 
-def test_dropout_in_code_and_several_arguments():
+def test_networks_with_dropout_in_code_and_several_arguments_are_converted():
     class Conditioned(nn.Module):
         def __init__(self):
             super().__init__()
@@ -592,14 +593,14 @@ def test_dropout_in_code_and_several_arguments():
     assert normfree(model, (x, t, 2.0)).model.conv2.scale == pytest.approx(gamma(F.relu) / 2, rel=1e-3)
 
 
-def test_our_own_batchnorm_networks_too():
+def test_our_batchnorm_networks_are_converted():
     result = normfree(create_model("resnet_tiny", 10, stochastic_depth=0.0), skip_gain=1.0)
     assert len(result.blocks) == len(result.model.blocks)
     table = signal_propagation(result.model, torch.randn(8, 3, 64, 64))
     assert table["var"][1:].tolist() == pytest.approx(result.blocks.variance.tolist(), rel=0.2)
 
 
-# ---- refusals
+# ---- errors
 
 
 class Functional(nn.Module):
@@ -612,37 +613,37 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("build", "arguments", "message"),
+    ("build", "arguments", "words"),
     [
-        (SmallViT, {}, "SmallViT has no BatchNorm"),
-        (lambda: normfree(SmallResNet()).model, {}, "has no BatchNorm"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), {}, "no convolution"),
-        (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), {}, "lazy"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 99), nn.BatchNorm2d(4)), {}, r"shape \(2, 3, 64, 64\).*give one"),
+        (SmallViT, {}, "SmallViT.*no BatchNorm"),
+        (lambda: normfree(SmallResNet()).model, {}, "SmallResNet.*no BatchNorm"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), {}, "Sequential.*no convolution"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), {}, "Sequential.*lazy"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 99), nn.BatchNorm2d(4)), {}, r"\(2, 3, 64, 64\).*normfree\(model, x\)"),
         (SmallResNet, {"x": torch.randn(1, 5, 8, 8)}, r"shape \(1, 5, 8, 8\)"),
-        (SmallResNet, {"alpha": 0.0}, "`alpha`"),
-        (SmallResNet, {"blocks": ["layer3"]}, "did you mean 'layer"),
-        (SmallResNet, {"variances": {"layer1.7": 1.0}}, "residual block 'layer1.7'"),
-        (SmallResNet, {"variances": {"layer1.0": 0.0}}, "above 0"),
-        (Functional, {}, "in its own code"),
+        (SmallResNet, {"alpha": 0.0}, r"`alpha`.*0\.0"),
+        (SmallResNet, {"blocks": ["layer3"]}, r"'layer3'.*'layer\d"),
+        (SmallResNet, {"variances": {"layer1.7": 1.0}}, r"block 'layer1\.7'"),
+        (SmallResNet, {"variances": {"layer1.0": 0.0}}, r"'layer1\.0'.*0\.0"),
+        (Functional, {}, r"'Functional'.*batch.*nn\.BatchNorm2d"),
     ],
 )
-def test_refusals_say_what_to_do(build, arguments, message):
-    with pytest.raises(WorkbenchError, match=message):
+def test_errors_name_the_network_or_the_argument(build, arguments, words):
+    with pytest.raises(WorkbenchError, match=words):
         normfree(build(), **arguments)
 
 
-# ---- learning, beside the BatchNorm original
+# ---- learning, compared with the BatchNorm original
 
 
 def digits() -> tuple:
-    """mnist5k at 14 pixels: (train, val), each images and labels."""
+    """Load mnist5k at 14 pixels: (train, val), each with images and labels."""
     data = load_dataset("mnist5k")
     return tuple((F.avg_pool2d(s.images / 255 - 0.13, 2) / 0.27, s.labels) for s in (data.train, data.val))
 
 
 def accuracy(model: nn.Module, splits: tuple, *, lr: float, steps: int, seed: int) -> float:
-    """Per cent of the validation split after SGD, with AGC where there is no BatchNorm."""
+    """Train with SGD, and with AGC for networks without BatchNorm. Return per cent of the validation split."""
     (images, labels), (val_images, val_labels) = splits
     optimizer = torch.optim.SGD(param_groups(model, clip=0.04), lr=lr, momentum=0.9, nesterov=True)
     schedule = warmup_cosine(optimizer, 0.1 * steps, steps)
@@ -666,14 +667,14 @@ def small_resnet(kind: str, seed: int, x: torch.Tensor) -> nn.Module:
     return normfree(model, x, skip_gain=1.0).model if kind == "normalizer-free" else model
 
 
-def test_it_learns_digits():
+def test_a_converted_network_learns_digits():
     splits = digits()
     assert accuracy(small_resnet("normalizer-free", 0, splits[0][0][:2]), splits, lr=0.4, steps=100, seed=0) > 75
 
 
 @pytest.mark.slow
-def test_it_is_within_a_point_of_its_batch_norm_original():
-    """600 steps, each arm at the best of the same four rates by seed 0, mean of three seeds."""
+def test_a_converted_network_is_within_a_point_of_its_batch_norm_original():
+    """Both train 600 steps at the best of four rates by seed 0. The result is the mean of three seeds."""
     splits, mean = digits(), {}
     for kind in ("BatchNorm", "normalizer-free"):
 
@@ -689,8 +690,8 @@ def test_it_is_within_a_point_of_its_batch_norm_original():
 
 
 @pytest.mark.parametrize("up", ["transposed", pytest.param("upsampled", marks=pytest.mark.slow)])
-def test_a_u_net_finds_digits_in_noise_as_its_original_does(up):
-    """100 steps of 16 images of 28 pixels under noise of deviation 1; loss and overlap on others."""
+def test_a_converted_u_net_finds_digits_in_noise_like_its_original(up):
+    """Both train 100 steps of 16 images of 28 pixels, under noise of deviation 1. Loss and overlap are on others."""
     data, loss, overlap = load_dataset("mnist5k"), {}, {}
     images, others = data.train.images / 255, data.val.images[:200] / 255
     for kind in ("BatchNorm", "normalizer-free"):
@@ -722,7 +723,7 @@ def test_a_u_net_finds_digits_in_noise_as_its_original_does(up):
     ("name", "blocks"),
     [("resnet18", 8), ("seresnet50", 16), ("regnety_002", 13), ("resnetv2_50", 16), ("mobilenetv3_small_100", 6)],
 )
-def test_timms_networks(name, blocks):
+def test_networks_of_timm_are_converted(name, blocks):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     result = normfree(timm.create_model(name), skip_gain=1.0)

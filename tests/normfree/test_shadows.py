@@ -1,5 +1,8 @@
-"""Shadows. Evidence: what they say of a map, against the variance and mean measured on the map itself, for the operations
-that networks are made of; constants by quadrature."""
+"""Tests of shadows.
+
+Evidence: their variance and mean against those of the maps, for the common operations of networks. Constants by
+quadrature.
+"""
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ def gated(x):
     return x * torch.sigmoid(3 * F.relu(x).mean((2, 3), keepdim=True))
 
 
-def selected(x):  # of two paths, weighed by a softmax, as selective kernels
+def selected(x):  # two paths weighted by a softmax, like selective kernels
     turned = F.conv2d(x, TURN)
     paths = torch.stack([x, turned.relu()], 1)
     return (paths * (paths.mean((3, 4), keepdim=True) * 5).softmax(1)).sum(1)
@@ -81,8 +84,8 @@ def test_a_shadow_has_the_variance_and_mean_of_its_map(name):
     ],
     ids=["dense", "grouped", "depthwise", "transposed", "linear"],
 )
-def test_products_follow_from_their_weights(layer):
-    """Of normal inputs of mean 0, with weights and biases as torch draws them."""
+def test_the_variance_after_a_product_follows_from_its_weights(layer):
+    """Inputs are normal with mean 0. Weights and biases are those of torch."""
     x = torch.randn(SHAPE)
     with torch.no_grad(), Shadows([x]) as shadows:
         out = layer(x)
@@ -91,7 +94,7 @@ def test_products_follow_from_their_weights(layer):
     assert predicted == pytest.approx(maps.var(1, correction=0).mean().item(), rel=0.06)
 
 
-def test_a_mean_goes_through_the_sums_of_the_weights():
+def test_a_mean_passes_through_the_sums_of_the_weights():
     layer, x = nn.Conv2d(64, 64, 3, bias=False), torch.randn(SHAPE)
     layer.weight.data += 0.02
     with torch.no_grad(), Shadows([x]) as shadows:
@@ -140,7 +143,7 @@ def test_pooled_maps_are_constant_and_others_are_not():
     assert shadows.shadows[mean].mean().item() == pytest.approx((2 * torch.pi) ** -0.5, rel=1e-3)
 
 
-def test_what_is_not_made_from_the_input_has_no_shadow():
+def test_tensors_that_do_not_come_from_the_input_have_no_shadow():
     x = torch.randn(2, 3, 4, 4)
     with torch.no_grad(), Shadows([x]) as shadows:
         others = [torch.zeros_like(x), x.new_ones(3), torch.rand(3), torch.ones(2) * 2]

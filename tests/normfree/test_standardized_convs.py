@@ -1,5 +1,8 @@
-"""Convolutions of torch, standardised in place. Evidence: the formula in float64, torch's own convolution with that
-weight, unit variance of every output, and the way back to a plain one."""
+"""Tests of standardised convolutions.
+
+Evidence: the formula in float64, torch's convolution with that weight, outputs of variance 1, and the conversion back
+to an ordinary convolution.
+"""
 
 import copy
 import pickle
@@ -42,7 +45,7 @@ TRANSPOSED = {
 
 
 class CustomConv(nn.Conv2d):
-    """A convolution with code of its own, as timm's with TF-SAME padding."""
+    """A convolution with special code, like timm's with TF-SAME padding."""
 
     def forward(self, x):
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, 2)
@@ -55,7 +58,7 @@ def made(conv, gain=None, bias=None, scale=1.7):
 
 
 def formula(weight, gain, scale):
-    """Each filter in float64: minus its mean, over its norm."""
+    """Standardise each filter in float64: subtract the mean and divide by the norm."""
     rows = weight.double().flatten(1)
     rows = rows - rows.mean(1, keepdim=True)
     rows = rows / rows.norm(dim=1, keepdim=True) * gain.double()[:, None] * scale
@@ -63,7 +66,7 @@ def formula(weight, gain, scale):
 
 
 @pytest.mark.parametrize("name", CONVS)
-def test_it_is_torchs_convolution_with_the_standardised_weight(name):
+def test_a_standardised_convolution_equals_torchs_with_the_standardised_weight(name):
     build, ndim = CONVS[name]
     conv = build()
     x, gain, bias = torch.randn(2, 8, *[11] * (ndim - 2)), torch.rand(conv.out_channels), torch.randn(conv.out_channels)
@@ -78,20 +81,20 @@ def test_it_is_torchs_convolution_with_the_standardised_weight(name):
 
 @pytest.mark.parametrize("mean", [0.0, 3.0])
 @pytest.mark.parametrize("name", TRANSPOSED)
-def test_every_output_of_a_transposed_one_has_mean_0_and_variance_1(name, mean):
-    """Whatever the mean of what it reads, at every position: not only on average over the phases of its stride."""
+def test_every_output_of_a_transposed_convolution_has_mean_0_and_variance_1(name, mean):
+    """This holds for any mean of the input and at every position, not only on average over the phases of the stride."""
     conv = made(TRANSPOSED[name](), scale=1.0)
     dims = len(conv.kernel_size)
     out = conv(torch.randn(2000, 8, *[7 if dims < 3 else 4] * dims) + mean)
     inner = out[(..., *[slice(4, -4) if dims < 3 else slice(2, -2)] * dims)]
-    if name == "dilated":  # not every position is met
+    if name == "dilated":  # some positions get no taps
         inner = inner[:, :, inner[0, 0].abs().sum(1) > 0][..., inner[0, 0].abs().sum(0) > 0]
     assert inner.mean(0).abs().max() < 0.15
     assert inner.var(0).mean().item() == pytest.approx(1.0, abs=0.02)
     assert inner.var(0).sub(1).abs().max() < 0.25
 
 
-def test_a_transposed_one_is_torchs_with_the_standardised_weight():
+def test_a_transposed_convolution_equals_torchs_with_the_standardised_weight():
     conv = nn.ConvTranspose2d(8, 12, 3, 2, 1)
     reference, x, bias = copy.deepcopy(conv), torch.randn(2, 8, 5, 5), torch.randn(12)
     new = made(conv, bias=bias)
@@ -105,7 +108,7 @@ def test_a_transposed_one_is_torchs_with_the_standardised_weight():
         assert part.square().sum((0, 2, 3)).tolist() == pytest.approx([1.7**2] * 12, rel=1e-4)
 
 
-def test_a_class_of_its_own_is_called_with_its_weight_standardised():
+def test_a_convolution_of_another_class_is_called_with_its_weight_standardised():
     conv, x = CustomConv(3, 5, 3, bias=False), torch.randn(2, 3, 8, 8)
     weight = formula(conv.weight.data, torch.ones(5), 1.7)
     new = made(conv)
@@ -116,7 +119,7 @@ def test_a_class_of_its_own_is_called_with_its_weight_standardised():
 
 
 @pytest.mark.parametrize("build", [CONVS["grouped"][0], TRANSPOSED["3 by 2"], lambda: CustomConv(8, 12, 3)])
-def test_there_is_a_way_back_and_copies_are_whole(build):
+def test_plain_returns_an_ordinary_convolution_and_copies_are_complete(build):
     new, x = made(build(), gain=torch.rand(12), bias=torch.randn(12)).eval(), torch.randn(2, 8, 9, 9)
     before = new(x)
     for other in (copy.deepcopy(new), pickle.loads(pickle.dumps(new))):
@@ -126,7 +129,7 @@ def test_there_is_a_way_back_and_copies_are_whole(build):
     torch.testing.assert_close(plain(x), before)
 
 
-def test_equal_weights_are_drawn_anew_and_the_rest_is_kept():
+def test_units_of_equal_weights_are_drawn_again_and_the_others_are_kept():
     conv = nn.Conv2d(3, 4, 3)
     conv.weight.data[1] = 0.5
     before = conv.weight.data.clone()
@@ -135,7 +138,7 @@ def test_equal_weights_are_drawn_anew_and_the_rest_is_kept():
     torch.testing.assert_close(new.standardized_weight()[2], formula(before, torch.ones(4), 1.7)[2])
 
 
-def test_what_has_one_weight_a_unit_cannot_be_standardised():
+def test_convolutions_with_one_weight_per_unit_cannot_be_standardised():
     assert not can_be_standardized(nn.Conv2d(8, 8, 1, groups=8))
     assert not can_be_standardized(nn.ConvTranspose2d(8, 8, 2, 2, groups=8))
     assert can_be_standardized(nn.ConvTranspose2d(8, 8, 4, 2, groups=8))

@@ -1,8 +1,12 @@
-"""BatchNorm out of anybody's network: `normfree(model)`.
+"""Removal of BatchNorm from any network: `normfree(model)`.
 
-convert.py is the whole of it; shadows.py carries what channels look like through a network that runs, survey.py finds
-its convolutions, norms and block ends that way, surgery.py replaces leaf modules, and standardized_convs.py has what
-takes their places.
+The files of this package:
+
+    convert.py              the conversion
+    shadows.py              statistics of channels, carried through a network as it runs
+    survey.py               finds convolutions, norms and block ends in that way
+    surgery.py              replaces leaf modules
+    standardized_convs.py   the modules that replace them
 """
 
 from workbench.normfree.convert import NormFree, example_input, normfree

@@ -1,13 +1,14 @@
-"""BatchNorm out of anybody's network: its normalizer-free version.
+"""The normalizer-free version of any network with BatchNorm.
 
-Source: NFNet paper, section 2. Every block becomes h + alpha * skip_gain * f(h / beta), every convolution scaled
-weight-standardised. The network's code is not read: leaf modules are replaced (surgery.py), and gamma, beta and alpha
-are constants in them, found by running it (survey.py).
+Source: NFNet paper, section 2. Every block becomes h + alpha * skip_gain * f(h / beta), with scaled weight-standardised
+convolutions. The network's code does not matter: surgery.py replaces leaf modules. Gamma, beta and alpha are constants
+in the new modules, which survey.py finds by running the network.
 """
 
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -21,14 +22,19 @@ from workbench.normfree.shadows import tensors_in
 from workbench.normfree.surgery import Row, operate, place
 from workbench.normfree.survey import End, Survey, Surveyor
 
+_NO_CONVOLUTION = "{} has no convolution whose weights can be standardised. Use a network with convolutions."
+
 
 @dataclass
 class NormFree:
-    """What `normfree` returns.
+    """A converted network and the report of the conversion.
 
-    `model` the new network; `report` one row a module that was touched or left: path, was, became, scale, note;
-    `blocks` one row a residual block: path, gain (the module that ends its branch), scale, and variance, the expected
-    one of the trunk after it, at skip gain 1; `undone` what could not be done, in sentences.
+    Attributes:
+        model: The new network.
+        report: One row per module that was replaced or left: path, was, became, scale, note.
+        blocks: One row per residual block: path, gain (the module that ends the branch), scale, and variance. The
+            variance is that of the trunk after the block, expected at skip gain 1.
+        undone: Sentences about what could not be done.
     """
 
     model: nn.Module
@@ -37,10 +43,12 @@ class NormFree:
     undone: list[str]
 
     def __str__(self) -> str:
-        touched = self.report["was"] != self.report["became"]
-        made = ", ".join(f"{n} {name}" for name, n in self.report[touched]["became"].value_counts().items())
+        replaced = self.report["was"] != self.report["became"]
+        counts = cast(pd.Series, self.report["became"][replaced]).value_counts()
+        made = ", ".join(f"{n} {name}" for name, n in counts.items())
         lines = [f"{type(self.model).__name__} without BatchNorm, {len(self.blocks)} residual blocks: {made}."]
-        for (was, note), rows in self.report[~touched].groupby(["was", "note"], sort=False):
+        for key, rows in self.report[~replaced].groupby(["was", "note"], sort=False):
+            was, note = cast(tuple, key)
             lines.append(f"left: {len(rows)} {was}, {note} ({', '.join(rows['path'][:2])}{', ...' * (len(rows) > 2)})")
         return "\n".join(lines + [f"not done: {sentence}" for sentence in self.undone])
 
@@ -54,21 +62,37 @@ def normfree(
     variances: Mapping[str, float] | None = None,
     blocks: Collection[str] | None = None,
 ) -> NormFree:
-    """The normalizer-free version of `model`, as a copy; `model` is left as found.
+    """Make the normalizer-free version of a network, as a copy.
 
-    Args: `x` an input, or a tuple of all arguments, to run the copy on, in the mode it is in but without dropout; only
-    shapes matter, and None stands for (2, channels of the first convolution, 64, 64). `alpha` and the start of the
-    learnt skip gains are the paper's. `variances` {path of a block: variance of the trunk after it}, measured, in place
-    of the expected ones: columns path and var of `signal_propagation`. `blocks` names the modules whose additions end
-    residual blocks; None: all additions that look so.
+    The network itself does not change.
 
-    Weights are carried over, standardised; units of equal weights are drawn again. The weight and bias of a BatchNorm
-    right after a convolution become its gain and bias, but for a weight of zeros, whose place the skip gain takes.
-    Linear layers and other norms stay. What pools do to the variance is ignored, as the authors ignore it: white noise
-    falls by average pools and grows by max-pools, images less. Constants are not in the state dict: load one into a
-    network that was made in the same way.
-    Raises: WorkbenchError for a network without BatchNorm or convolutions, one that does not run on `x`, lazy modules,
-    unknown names, and code that normalises by the batch without a module.
+    Weights are kept and standardised. Units of equal weights are drawn again. The weight and bias of a BatchNorm right
+    after a convolution become the gain and bias of the convolution. A BatchNorm weight of zeros is not kept, because
+    the skip gain replaces it. Linear layers and other norms stay.
+
+    Like the authors, this function ignores the effect of pools on the variance. Average pools shrink the variance of
+    white noise and max-pools enlarge it. For images both effects are smaller.
+
+    The constants are not in the state dict. Load a state dict only into a network that was made in the same way.
+
+    Args:
+        model: A network with BatchNorm modules.
+        x: An input, or a tuple of all arguments, for running the copy. The copy runs in the mode of `model`, but
+            without dropout. Only shapes matter. None stands for `example_input(model)`.
+        alpha: The paper's alpha, which sets how much a residual branch adds.
+        skip_gain: The initial value of the learnt skip gains. The paper's is 0.
+        variances: {path of a block: measured variance of the trunk after it}, instead of the expected variances. These
+            are the columns path and var of `signal_propagation`.
+        blocks: Names of the modules whose additions end residual blocks. None means all additions that look like block
+            ends.
+
+    Returns:
+        The new network and the report.
+
+    Raises:
+        WorkbenchError: If the network has no BatchNorm or no convolution, does not run on `x`, has lazy modules, or
+            normalises by the batch in code without a module. Also for unknown names, and an `alpha` or a variance that
+            is not positive.
     """
     _check(model, alpha, blocks)
     new = copy.deepcopy(model)
@@ -81,19 +105,22 @@ def normfree(
     inputs = x if isinstance(x, tuple) else (x,)
     _run(new, inputs)
 
-    modules, wrong = dict(new.named_modules()), {}
-    while True:  # an addition that is no block end after all changes what is expected behind it
-        survey = _survey(new, inputs, alpha=alpha, variances=variances or {}, blocks=blocks, skip=wrong)
+    modules, no_ends = dict(new.named_modules()), {}
+    while True:  # an addition that turns out to be no block end changes the expected variances behind it
+        survey = _survey(new, inputs, alpha=alpha, variances=variances or {}, blocks=blocks, skip=no_ends)
         more = {end.number: why for end in survey.ends if (why := _no_end(end, survey, modules)) is not None}
         if not more:
             break
-        wrong |= more
+        no_ends |= more
     _check_survey(new, survey, variances or {})
 
-    places = [place(end, survey, modules) for end in survey.ends]
+    places = [cast(str, place(end, survey, modules)) for end in survey.ends]  # `_no_end` left no end without a place
     new, rows, undone = operate(new, survey, places, skip_gain)
     if not all(out.isfinite().all() for out in tensors_in(_run(new, inputs))):
-        raise WorkbenchError(f"the normalizer-free {type(model).__name__} gives infinite or undefined outputs.")
+        raise WorkbenchError(
+            f"The normalizer-free {type(model).__name__} gives infinite or undefined outputs. Check the weights of the "
+            "network and the input `x`."
+        )
     with torch.no_grad():
         for buffer, before in buffers.items():
             buffer.copy_(before)
@@ -104,18 +131,18 @@ def normfree(
         new,
         pd.DataFrame(rows, columns=Row._fields),
         pd.DataFrame(ends, columns=["path", "gain", "scale", "variance"]),
-        [*dict.fromkeys(why for why in wrong.values() if why), *undone],
+        [*dict.fromkeys(why for why in no_ends.values() if why), *undone],
     )
 
 
 def _check(model: nn.Module, alpha: float, blocks: Collection[str] | None) -> None:
     name = type(model).__name__
     if not alpha > 0:
-        raise WorkbenchError(f"`alpha` (={alpha}) must be above 0: it is how much a residual branch adds.")
-    if any(isinstance(m, LazyModuleMixin) and m.has_uninitialized_params() for m in model.modules()):
-        raise WorkbenchError(f"{name} has lazy modules, without shapes yet: run it once on an input, then convert it.")
+        raise WorkbenchError(f"`alpha` must be above 0, got {alpha}. It sets how much a residual branch adds.")
+    if any(isinstance(m, LazyModuleMixin) and cast(Any, m).has_uninitialized_params() for m in model.modules()):
+        raise WorkbenchError(f"{name} has lazy modules, whose shapes are unknown. Run the network once on an input.")
     if not any(isinstance(m, _BatchNorm) for m in model.modules()):
-        raise WorkbenchError(f"{name} has no BatchNorm module, so there is nothing to take out of it.")
+        raise WorkbenchError(f"{name} has no BatchNorm module. Use the network as it is.")
     paths = {path for path, _ in model.named_modules()}
     for block in blocks or ():
         if block not in paths:
@@ -123,29 +150,31 @@ def _check(model: nn.Module, alpha: float, blocks: Collection[str] | None) -> No
 
 
 def example_input(model: nn.Module, image_size: int = 64, in_channels: int | None = None) -> Tensor:
-    """Images that a network takes, for runs in which only shapes matter: N(0, 1), always the same.
+    """Make images that a network takes, for runs in which only shapes matter.
 
     Args:
+        model: A network with a convolution.
         image_size: Elements along each of the convolution's dimensions.
-        in_channels: None stands for what the first convolution reads.
+        in_channels: Channels of the images. None means those of the first convolution.
 
     Returns:
-        (2, C, image_size, ...), of the precision and on the device of the first convolution's weight.
+        (2, C, image_size, ...), draws from N(0, 1) that are always the same. They have the precision and the device of
+        the first convolution's weight.
 
     Raises:
         WorkbenchError: If the network has no convolution.
     """
-    weights = ((m, m.weight) for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor))
-    conv, weight = next(((m, w) for m, w in weights if w.ndim > 2), (None, None))
-    if conv is None:
-        raise WorkbenchError(f"{type(model).__name__} has no convolution whose weights could be standardised.")
+    weights = ((m, getattr(m, "weight", None)) for m in model.modules())
+    conv, weight = next(((m, w) for m, w in weights if isinstance(w, Tensor) and w.ndim > 2), (None, None))
+    if weight is None:
+        raise WorkbenchError(_NO_CONVOLUTION.format(type(model).__name__))
     channels = in_channels or weight.shape[1] * getattr(conv, "groups", 1)
     shape = (2, channels, *[image_size] * (weight.ndim - 2))
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
 
 
 def _call(model: nn.Module, inputs: tuple):
-    """model(*inputs), on copies, for it may write into them; the random state is left as it was."""
+    """Call the model on copies, as it may write into its inputs. Restore the random state."""
     inputs = tree_map(lambda a: a.detach().clone() if isinstance(a, Tensor) else a, inputs)
     devices = {t.device for t in tensors_in(inputs) if t.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
@@ -158,8 +187,8 @@ def _run(model: nn.Module, inputs: tuple):
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
         raise WorkbenchError(
-            f"{type(model).__name__} does not run on an input of shape {shapes} ({type(error).__name__}: {error}): "
-            "give one that it takes, normfree(model, x), or a tuple of all its arguments."
+            f"{type(model).__name__} does not run on an input of shape {shapes} ({type(error).__name__}: {error}). "
+            "Pass an input that fits, or a tuple of all arguments: normfree(model, x)."
         ) from error
 
 
@@ -170,28 +199,31 @@ def _survey(model: nn.Module, inputs: tuple, **how) -> Survey:
 
 
 def _no_end(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str | None:
-    """None for a block end; else why it is none, empty where the user need not know."""
+    """Return None for a block end, else the reason against it. "" is not reported."""
     if end.last and not end.last & survey.followed:
-        return ""  # what is added is the network's output
+        return ""  # the addition makes the network's output
     if place(end, survey, modules) is None:
         return (
-            f"an addition in '{end.path}' looks like the end of a block but gets no gain, for no module returns its "
-            "branch: if it is one, let nn.Identity() return it."
+            f"An addition in '{end.path}' looks like the end of a block but gets no gain, because no module returns "
+            "its branch. If it is a block end, let nn.Identity() return the branch."
         )
     return None
 
 
 def _check_survey(model: nn.Module, survey: Survey, variances: Mapping[str, float]) -> None:
     if survey.functional:
+        name = survey.functional[0] or type(model).__name__
         raise WorkbenchError(
-            f"'{survey.functional[0]}' normalises by the batch in its own code, where no module can be taken out: "
-            "write it with nn.BatchNorm2d, as an attribute of the network."
+            f"'{name}' normalises by the batch in code, without a module that can be removed. "
+            "Make the norm an attribute of the network, such as nn.BatchNorm2d."
         )
     if not survey.scales:
-        raise WorkbenchError(f"{type(model).__name__} has no convolution whose weights could be standardised.")
+        raise WorkbenchError(_NO_CONVOLUTION.format(type(model).__name__))
     paths = {end.path for end in survey.ends}
     for path, variance in variances.items():
         if path not in paths | {""}:  # signal_propagation calls the stem ""
             raise unknown("residual block", path, paths)
         if path in paths and not variance > 0:
-            raise WorkbenchError(f"the variance after '{path}' (={variance}) must be above 0.")
+            raise WorkbenchError(
+                f"The variance after '{path}' must be above 0, got {variance}. Measure it with signal_propagation."
+            )

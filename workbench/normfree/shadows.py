@@ -1,11 +1,11 @@
-"""What the channels of every map look like at initialisation, found without the map: its shadow.
+"""Shadows: samples of the values that the channels of a map have at initialisation.
 
-Source: the NFNet precursor paper, section 4: pixels and the outputs of convolutions are taken as N(0, 1) in every
-channel, and gamma and beta are 1 over the deviation of what is made of them. Here that is carried through a network
-whose code nobody has read: as it runs, each operation on maps is done on their shadows, too.
+Source: the NFNet precursor paper, section 4. It takes pixels and the outputs of convolutions as N(0, 1) in every
+channel. Gamma and beta are 1 over the standard deviation of later maps. This module carries the same idea through a
+network whose code is unknown. As the network runs, each operation on maps also runs on their shadows.
 
-A shadow is (ROWS, VALUES): in each row the values of one channel over samples and positions, the rows evenly spaced
-over the channels. Pooling windows, interpolation and padding are ignored, as the authors ignore them: neighbouring
+A shadow is (ROWS, VALUES). Each row holds the values of one channel over samples and positions, and the rows are evenly
+spaced over the channels. Like the authors, shadows ignore pooling windows, interpolation and padding. Neighbouring
 pixels of images are alike.
 """
 
@@ -19,65 +19,84 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from workbench.models.additions import PRODUCTS, Additions
+from workbench.models.additions import PRODUCTS, Addition, Additions
 
 aten = torch.ops.aten
 ROWS, VALUES = 64, 1024
-UNTAGGED = {"hardswish", "hardswish_", "_prelu_kernel", "_to_copy"}  # pointwise, though torch does not say so
-DIMS = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax}  # over the dimensions they are given
+UNTAGGED = {"hardswish", "hardswish_", "_prelu_kernel", "_to_copy"}  # pointwise operations without torch's tag
+DIMS = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax}  # reductions over given dimensions
 POOLS = re.compile("(_?adaptive_)?(avg|max)_pool[123]d(_with_indices)?")
 
 
 def _normal_values() -> Tensor:
-    """VALUES quantiles of N(0, 1), of variance 1."""
+    """Return VALUES quantiles of N(0, 1), scaled to variance 1."""
     z = math.sqrt(2) * torch.erfinv((torch.arange(VALUES).double() + 0.5) / VALUES * 2 - 1)
     return (z / z.std(correction=0)).float()
 
 
 NORMAL = _normal_values()
-PLACE = torch.arange(ROWS) * (math.sqrt(5) - 1) / 2 % 1  # where in its part a row looks: evenly, in any layout
+PLACE = torch.arange(ROWS) * (math.sqrt(5) - 1) / 2 % 1  # place of a row within its part, even for any layout
 
 
 def spread(shadow: Tensor) -> float:
-    """The variance within a channel, averaged over channels."""
+    """Return the variance within a channel, averaged over channels."""
     return shadow.double().var(1, correction=0).mean().item()
 
 
 def is_constant(shadow: Tensor) -> bool:
-    """Whether channels do not vary: the map was pooled to one position."""
+    """Return whether no channel varies, as in a map that was pooled to one position."""
     return spread(shadow) <= 1e-9 * shadow.double().square().mean().item()
 
 
 def normalised(shadow: Tensor, dim: int | None = None) -> Tensor:
-    """After a norm over a sample, or over each channel of it (`dim` 1): mean 0, variance 1, unless it was constant."""
+    """Return the shadow after a norm: mean 0 and variance 1, unless it was constant.
+
+    Args:
+        shadow: (ROWS, VALUES).
+        dim: 1 for a norm over each channel of a sample. None for a norm over the whole sample.
+
+    Returns:
+        (ROWS, VALUES).
+    """
     var, mean = torch.var_mean(shadow, dim, correction=0, keepdim=True)
     return (shadow - mean) * var.clamp_min(1e-12).rsqrt()
 
 
 def per_row(values: Tensor) -> Tensor:
-    """Of one value a channel (C,), those of the rows, (ROWS, 1)."""
+    """Pick from one value per channel (C,) those of the rows, (ROWS, 1)."""
     index = (torch.arange(ROWS) * 2 + 1) * len(values) // (2 * ROWS)
     return values.detach().float().cpu()[index][:, None]
 
 
 class Shadows(Additions):
-    """While it is entered, `shadows[t]` is the shadow of each tensor t that is made from `inputs`."""
+    """A context in which every tensor that is made from the inputs gets a shadow.
+
+    Args:
+        inputs: The inputs of the network.
+
+    Attributes:
+        shadows: {tensor: its shadow}.
+        noise: The tensors that are random draws, such as masks of dropout.
+    """
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__(inputs, self.before_addition, self.after_addition)
         self.generator = torch.Generator().manual_seed(0)
         self.shadows = WeakIdKeyDictionary({t: self.fresh() for t in inputs})
-        self.noise = WeakIdKeyDictionary()  # what was drawn at random: masks of dropout
+        self.noise = WeakIdKeyDictionary()
 
-    def before_addition(self, addition) -> None: ...
+    def before_addition(self, addition: Addition) -> None:
+        """Do nothing before a possible block end. Subclasses may."""
 
-    def after_addition(self, out: Tensor) -> None: ...
+    def after_addition(self, out: Tensor) -> None:
+        """Do nothing after a possible block end. Subclasses may."""
 
     def fresh(self) -> Tensor:
-        """N(0, 1) in every channel, independent of all before."""
+        """Return a shadow of N(0, 1) in every channel, independent of all earlier shadows."""
         return NORMAL[torch.rand(ROWS, VALUES, generator=self.generator).argsort(1)]
 
     def run(self, func, args: tuple, kwargs: dict):
+        """Run one operation on maps and on their shadows."""
         out = func(*args, **kwargs)
         inputs, outputs = tensors_in((args, kwargs)), tensors_in(out)
         known = [t for t in inputs if t in self.shadows]
@@ -92,13 +111,21 @@ class Shadows(Additions):
         return out
 
     def shadows_of(self, func, name: str, args: tuple, kwargs: dict, known: list[Tensor]) -> list[Tensor]:
-        """The shadows of what `func` returns, in order."""
+        """Return the shadows of the outputs of an operation, in order.
+
+        Args:
+            func: The operation.
+            name: Its name.
+            args: Its arguments.
+            kwargs: Its named arguments.
+            known: The arguments that have a shadow, at least one.
+        """
         source = self.shadows[known[0]]
         if any(t in self.noise for t in tensors_in((args, kwargs))):
             return [source]
         try:
             return self._by_rule(func, name, args, kwargs, known, source)
-        except (RuntimeError, TypeError, ValueError, IndexError):  # an operation that the rules do not fit
+        except (RuntimeError, TypeError, ValueError, IndexError):  # no rule fits this operation
             return [source]
 
     def _by_rule(self, func, name: str, args: tuple, kwargs: dict, known: list[Tensor], source: Tensor) -> list[Tensor]:
@@ -117,17 +144,17 @@ class Shadows(Additions):
         return self._moved(func, args, kwargs, known)
 
     def _product(self, func, args: tuple, source: Tensor) -> Tensor:
-        """A weighted sum of many values is normal; its mean and variance follow from the weights."""
+        """Return a normal shadow after a product. The weights give its mean and variance."""
         if func is aten.convolution.default:
             (x, weight, bias, stride), (transposed, groups) = args[:4], (args[6], args[8])
         else:
             (x, weight), bias = args[-2:], args[0] if len(args) == 3 else None
-        if x not in self.shadows or weight in self.shadows:  # attention, or weights made from the input
+        if x not in self.shadows or weight in self.shadows:  # attention, or weights that depend on the input
             return source
         weight = weight.detach().float().cpu()
         if func is not aten.convolution.default:
             weight, groups, share = weight.reshape(-1, *weight.shape[-2:])[0].t(), 1, 1.0
-        elif transposed:  # of its k^2 taps a position gets k^2 / stride^2
+        elif transposed:  # a position gets k^2 / stride^2 of the k^2 taps
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
             share = 1 / math.prod(stride)
         else:
@@ -141,6 +168,7 @@ class Shadows(Additions):
         return out if bias is None else out + per_row(bias.reshape(-1))
 
     def _literally(self, func, args: tuple, kwargs: dict, x: Tensor) -> Tensor:
+        """Run a pointwise operation on the shadows."""
         channels = x.shape[1] if x.ndim > 1 else 1
 
         def shadow(value):
@@ -157,7 +185,10 @@ class Shadows(Additions):
         return func(*tree_map(shadow, args), **tree_map(shadow, kwargs))
 
     def _moved(self, func, args: tuple, kwargs: dict, known: list[Tensor]) -> list[Tensor]:
-        """What only moves values is done on maps that hold, for each value, the row it has; so its rows are found."""
+        """Return the shadows after an operation that only moves values.
+
+        It runs on maps that hold for each value the number of its row. The result shows the rows of each output.
+        """
         rows = torch.cat([torch.zeros(1, VALUES), *(self.shadows[t].float() for t in known)])  # row 0: padding
 
         def origin(value):
@@ -175,14 +206,17 @@ class Shadows(Additions):
             origins = out.float().nan_to_num(0.0).flatten(1 if out.ndim > 1 else 0)[:1].reshape(1, -1)
             picked = ((torch.arange(ROWS) + PLACE) * origins.shape[1] / ROWS).long()
             origins, largest = origins[0].cpu()[picked], F.adaptive_max_pool1d(origins, ROWS)[0].cpu()
-            origins = torch.where(origins == 0, largest, origins)  # a border that was padded
+            origins = torch.where(origins == 0, largest, origins)  # a padded border does not count
             whole = origins.round().clamp(0, len(rows) - 1)
             moved.append(rows[whole.long()] if torch.allclose(whole, origins) else self.shadows[known[0]])
         return moved
 
 
 def _reduced(name: str, args: tuple, source: Tensor) -> Tensor:
-    """Means, sums and maxima over all positions, and over what follows the samples; over windows they are ignored."""
+    """Return the shadow of means, sums and maxima over channels or all positions.
+
+    Pooling over windows does not change the shadow.
+    """
     x = args[0]
     if name in DIMS:
         given = args[1] if len(args) > 1 else None
@@ -200,12 +234,12 @@ def _reduced(name: str, args: tuple, source: Tensor) -> Tensor:
 
 
 def _over_channels(shadow: Tensor, channels: int, fn) -> Tensor:
-    """fn(shadow, 0) over rows that are `channels` apart, as the channels are."""
+    """Apply fn(..., 0) across channels, that is over the rows of all channels of a group."""
     n = channels if ROWS % channels == 0 else ROWS
     done = fn(shadow.unflatten(0, (n, ROWS // n)), 0)
     return done.flatten(0, 1) if done.ndim == 3 else done.repeat_interleave(n, 0)
 
 
 def tensors_in(tree) -> list[Tensor]:
-    """The tensors among arguments, nested ones too."""
+    """Return the tensors among arguments, also nested ones."""
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]

@@ -1,11 +1,11 @@
-"""The operation: leaf modules of a network replaced by what a normalizer-free one has there.
+"""The replacement of leaf modules by those of a normalizer-free network.
 
-A convolution becomes standardised. A BatchNorm becomes the gain at the end of a branch, nothing, or a constant. Its
-weight and bias, right behind a convolution, are what that convolution's gain and bias are.
+A convolution becomes a standardised convolution. A BatchNorm becomes the gain at the end of a branch, a constant, or
+nothing. If it comes right after a convolution, its weight and bias become the gain and bias of the convolution.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -21,7 +21,15 @@ STAYS = {nn.Linear: "not standardised", nn.LayerNorm: EACH, nn.GroupNorm: EACH, 
 
 
 class Row(NamedTuple):
-    """A module that was touched or left."""
+    """A row of the report: a module that was replaced or left.
+
+    Attributes:
+        path: The name of the module.
+        was: Its class before.
+        became: Its class after.
+        scale: The constant in the new module, if any.
+        note: What happened to the module, or why it stays.
+    """
 
     path: str
     was: str
@@ -31,8 +39,19 @@ class Row(NamedTuple):
 
 
 def place(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str | None:
-    """The module that a block's gain goes behind, or into the place of: one that returns the branch and nothing else,
-    a BatchNorm first; else the last convolution, where only factors follow it."""
+    """Find the module that the gain of a block follows or replaces.
+
+    The first choice is a module that returns the branch and nothing else: a BatchNorm, then an Identity, then any. The
+    second choice is the last convolution, if only factors follow it.
+
+    Args:
+        end: The block end.
+        survey: The survey of the network.
+        modules: The modules of the network by name.
+
+    Returns:
+        The name of the module, or None if neither exists.
+    """
 
     def only_ends(name: str) -> bool:
         return survey.calls[name] == survey.uses[name] == sum(name in other.makers for other in survey.ends)
@@ -52,16 +71,23 @@ def place(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str | N
 def operate(
     model: nn.Module, survey: Survey, places: Sequence[str], skip_gain: float
 ) -> tuple[nn.Module, list[Row], list[str]]:
-    """`model` with its leaves replaced, a row for each module of interest, and what could not be done.
+    """Replace the leaf modules of a network.
 
-    `places` of the gains, one for each end that was found.
+    Args:
+        model: The network, which is changed in place.
+        survey: Its survey.
+        places: The module of each gain, one per block end.
+        skip_gain: The initial value of the learnt skip gains.
+
+    Returns:
+        The network, one row per module of interest, and sentences about what could not be done.
     """
     modules = dict(model.named_modules())
     was = {name: type(module).__name__ for name, module in modules.items()}
-    left = {name: "nothing is computed from its output" for name in survey.scales if name not in survey.followed}
+    left = {name: "no layer follows it" for name in survey.scales if name not in survey.followed}
     left |= survey.left
     owners = _owners(survey)  # {BatchNorm: the convolution that takes over its weight and bias}
-    norms = {conv: modules[norm] for norm, conv in owners.items()}
+    norms = {conv: cast(_BatchNorm, modules[norm]) for norm, conv in owners.items()}
     made: dict[str, nn.Module] = {}
     notes: dict[str, str] = {}
     undone: list[str] = []
@@ -73,15 +99,18 @@ def operate(
         gain, bias = _gain_and_bias(modules[name], norms.get(name))
         made[name] = standardized(modules[name], gain, bias, scales[0], generator)
         if max(scales) > 1.01 * min(scales):
-            notes[name] = f"runs {len(scales)} times, which ask for scales of {min(scales):.4g} to {max(scales):.4g}"
-            undone.append(f"'{name}' {notes[name]}: it has the first.")
+            notes[name] = f"runs {len(scales)} times, with scales of {min(scales):.4g} to {max(scales):.4g}"
+            undone.append(f"'{name}' {notes[name]}. It has the scale of the first run, {scales[0]:.4g}.")
 
     like = next(model.parameters())
     gains: dict[str, BranchGain] = {}
     for name, end in zip(places, survey.ends, strict=True):
         gain = gains.setdefault(name, BranchGain(end.scale, skip_gain, like))
         if abs(gain.scale / end.scale - 1) > 0.01:
-            undone.append(f"'{name}' ends several branches, at scales of {gain.scale:.4g} and {end.scale:.4g}.")
+            undone.append(
+                f"'{name}' ends several branches, with scales of {gain.scale:.4g} and {end.scale:.4g}. "
+                "It has the first scale."
+            )
     for name, norm in modules.items():
         if isinstance(norm, _BatchNorm):
             made[name] = _instead(norm, _constant(name, survey, owners), gains.pop(name, None))
@@ -99,7 +128,9 @@ def operate(
             continue
         if isinstance(module, _ConvNd) and name not in left:
             left[name] = "the input does not reach it"
-            undone.append(f"'{name}' stays as it is, not reached from the input: convert in the mode that runs it.")
+            undone.append(
+                f"'{name}' stays as it is, because the input does not reach it. Convert in the mode that runs it."
+            )
         why = left.get(name) or next((why for kind, why in STAYS.items() if isinstance(module, kind)), None)
         if why:
             rows.append(Row(name, was[name], was[name], None, why))
@@ -107,12 +138,15 @@ def operate(
     instead = {modules[name]: module for name, module in made.items()}
     for parent in modules.values():
         for name, child in parent._modules.items():
-            parent._modules[name] = instead.get(child, child)
+            parent._modules[name] = None if child is None else instead.get(child, child)
     return instead.get(model, model), rows, undone
 
 
 def _owners(survey: Survey) -> dict[str, str]:
-    """{BatchNorm: the convolution that it reads, always, and that nothing else reads}."""
+    """Map each BatchNorm to the convolution before it.
+
+    The BatchNorm must always read this convolution, and nothing else may read it.
+    """
     return {
         norm: reads[0]
         for norm, reads in survey.norms.items()
@@ -120,28 +154,35 @@ def _owners(survey: Survey) -> dict[str, str]:
     }
 
 
-def _gain_and_bias(conv: nn.Module, norm: nn.Module | None) -> tuple[nn.Parameter, nn.Parameter]:
-    shape = conv.out_channels if hasattr(conv, "out_channels") else len(conv.weight)
-    ones = nn.Parameter(conv.weight.new_ones(shape), conv.weight.requires_grad)
-    zeros = nn.Parameter(conv.weight.new_zeros(shape), conv.weight.requires_grad)
+def _gain_and_bias(conv: nn.Module, norm: _BatchNorm | None) -> tuple[nn.Parameter, nn.Parameter]:
+    weight = cast(nn.Parameter, conv.weight)
+    n = cast(int, conv.out_channels) if hasattr(conv, "out_channels") else len(weight)
+    ones = nn.Parameter(weight.new_ones(n), weight.requires_grad)
+    zeros = nn.Parameter(weight.new_zeros(n), weight.requires_grad)
     if norm is None:
-        return ones, zeros if conv.bias is None else conv.bias
+        return ones, zeros if conv.bias is None else cast(nn.Parameter, conv.bias)
     if not norm.affine:
         return ones, zeros
-    return norm.weight if norm.weight.any() else ones.requires_grad_(norm.weight.requires_grad), norm.bias
+    if norm.weight.any():
+        return norm.weight, norm.bias
+    ones.requires_grad_(norm.weight.requires_grad)
+    return ones, norm.bias
 
 
 def _constant(name: str, survey: Survey, owners: Mapping[str, str]) -> Scale | None:
-    """What must stand between what a BatchNorm read and what follows it."""
+    """Return the constant that must replace a BatchNorm, or None."""
     if name in survey.betas:
         return Scale(1 / survey.betas[name])
-    if name in survey.written and name not in owners:  # else what follows would write into the trunk
+    if name in survey.written and name not in owners:  # without it the next operation would write into the trunk
         return Scale(1.0)
     return None
 
 
 def _instead(norm: nn.Module, constant: Scale | None, gain: BranchGain | None) -> nn.Module:
-    """In a BatchNorm's place; what some libraries have inside of theirs, an activation, stays."""
+    """Return the replacement of a BatchNorm.
+
+    It keeps an activation inside the norm, which some libraries have.
+    """
     parts = [constant, *(m for m in norm.children() if type(m) is not nn.Identity), gain]
     parts = [part for part in parts if part is not None]
     if len(parts) > 1:
@@ -151,18 +192,18 @@ def _instead(norm: nn.Module, constant: Scale | None, gain: BranchGain | None) -
 
 def _losses(
     name: str,
-    norm: nn.Module,
+    norm: _BatchNorm,
     survey: Survey,
     modules: Mapping[str, nn.Module],
     left: Mapping[str, str],
     owners: Mapping[str, str],
 ) -> list[str]:
-    """What goes with a BatchNorm and comes back nowhere."""
+    """Return sentences about what the network loses with a BatchNorm."""
     if not survey.norms[name]:
-        return [f"'{name}' is taken out, though the input does not reach it."]
+        return [f"'{name}' is removed, although the input does not reach it."]
     losses, read = [], survey.norms[name][0]
     if read in left or isinstance(modules.get(read), nn.Linear):
         losses.append(f"'{name}' normalised the output of '{read}', which is not standardised.")
     if name not in owners and norm.affine and (norm.bias.any() or not (norm.weight == 1).all()):
-        losses.append(f"the weight and bias of '{name}' are lost, for it has no convolution of its own.")
+        losses.append(f"The weight and bias of '{name}' are lost, because no convolution belongs to it alone.")
     return losses

@@ -1,16 +1,17 @@
-"""What a network with BatchNorm is made of, found by running it once: its convolutions, norms and block ends, and the
-constants that its normalizer-free version needs.
+"""A survey of a network with BatchNorm from one run: convolutions, norms and block ends.
 
-Source: NFNet paper, section 2; the precursor's section 3 for alpha and beta. A convolution that will be standardised
-gets scale = 1 / deviation of what it reads, which is gamma / beta at once, and its output is N(0, 1) again; a branch
-gets alpha / its deviation.
+It also finds the constants that the normalizer-free version needs. Sources: NFNet paper, section 2. The precursor's
+section 3 for alpha and beta.
+
+    convolution   scale = 1 / standard deviation of its input, which is gamma / beta. Its output is N(0, 1) again
+    branch        scale = alpha / its standard deviation
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,52 +23,90 @@ from workbench.models.additions import ADDITIONS, PRODUCTS, Addition, aten, watc
 from workbench.normfree.shadows import Shadows, is_constant, normalised, per_row, spread, tensors_in
 from workbench.normfree.standardized_convs import can_be_standardized
 
-LINEAR = {"clone", "add", "add_", "mul", "mul_", "div", "div_"}  # pointwise operations that a factor passes through
+LINEAR = {"clone", "add", "add_", "mul", "mul_", "div", "div_"}  # pointwise operations that keep a map linear
 
 
 class Trail(NamedTuple):
-    """What lies behind a map."""
+    """The operations that led to a map.
 
-    last: frozenset = frozenset()  # the convolutions that nothing has been multiplied with since
-    convs: bool = False  # whether there is one to standardise since the last block end
-    linear: bool = False  # whether the map is linear in the last of them
-    upsampled: bool = False  # since the last block end
+    Attributes:
+        last: The last standardised convolutions, with no other product after them.
+        convs: Whether a standardised convolution came after the last block end.
+        linear: Whether the map is linear in the output of the last convolution.
+        upsampled: Whether the map was upsampled after the last block end.
+    """
+
+    last: frozenset = frozenset()
+    convs: bool = False
+    linear: bool = False
+    upsampled: bool = False
 
 
 @dataclass
 class End:
-    """The end of a residual block: which addition it is, counted from 0, where, and what is known of it there."""
+    """The end of a residual block.
+
+    Attributes:
+        number: The number of the addition, counted from 0.
+        path: The module that runs the addition.
+        makers: The modules that returned the branch, the innermost first.
+        last: The last convolutions of the branch, see `Trail`.
+        linear: Whether the branch is linear in the output of its last convolution.
+        scale: Alpha over the standard deviation of the branch.
+        variance: The variance of the trunk after the block.
+    """
 
     number: int
     path: str
-    makers: list[str]  # the modules that returned the branch, the innermost first
+    makers: list[str]
     last: frozenset
     linear: bool
-    scale: float  # alpha over the branch's deviation
-    variance: float = math.nan  # of the trunk, after it
+    scale: float
+    variance: float = math.nan
 
 
 @dataclass
 class Survey:
-    """What was found; modules by name."""
+    """The results of a survey. Modules are given by name.
+
+    Attributes:
+        calls: How often each module ran.
+        uses: How often operations read the output of each module.
+        scales: The scales of each convolution, one per call.
+        left: Convolutions that stay as they are, and the reason.
+        norms: The modules whose output each BatchNorm read, one per call.
+        betas: Standard deviations of trunks that a BatchNorm normalises and an addition reads.
+        written: BatchNorms whose output is changed in place.
+        followed: Convolutions with a product or a BatchNorm behind them.
+        ends: The block ends.
+        functional: Modules whose code normalises by the batch without a module.
+    """
 
     calls: Counter = field(default_factory=Counter)
-    uses: Counter = field(default_factory=Counter)  # of what a module returned, by operations
-    scales: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # of convolutions, by call
-    left: dict[str, str] = field(default_factory=dict)  # convolutions that stay, and why
-    norms: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what BatchNorms read, by call
-    betas: dict[str, float] = field(default_factory=dict)  # deviations of trunks that are normalised and added
-    written: set[str] = field(default_factory=set)  # BatchNorms whose output is written to in place
+    uses: Counter = field(default_factory=Counter)
+    scales: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    left: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    betas: dict[str, float] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
     ends: list[End] = field(default_factory=list)
-    functional: list[str] = field(default_factory=list)  # where code normalises by the batch without a module
+    functional: list[str] = field(default_factory=list)
 
 
 class Surveyor(Shadows):
-    """Fills `survey` while `model` runs inside it.
+    """A context that fills `survey` while the model runs inside it.
 
-    Args: `blocks` names of modules whose additions are block ends, None for all that look so; `skip` numbers of
-    additions that are not; `variances` {path: variance of the trunk after that block}, instead of the expected one.
+    Args:
+        model: A network with BatchNorm.
+        inputs: The inputs of the network.
+        alpha: The paper's alpha.
+        variances: {path of a block: variance of the trunk after it}, instead of the expected variances.
+        blocks: Names of modules whose additions are block ends. None means all additions that look like block ends.
+        skip: Numbers of additions that are no block ends.
+
+    Attributes:
+        survey: The results.
     """
 
     def __init__(
@@ -86,7 +125,7 @@ class Surveyor(Shadows):
         self.survey = Survey()
         self.trails = WeakIdKeyDictionary({t: Trail() for t in inputs})
         self.makers = WeakIdKeyDictionary()
-        self.normed = WeakIdKeyDictionary()  # outputs of BatchNorms
+        self.normed = WeakIdKeyDictionary()  # {output of a BatchNorm: its name}
         self.additions, self.end, self.branch = 0, None, None
 
     def __enter__(self):
@@ -103,9 +142,10 @@ class Surveyor(Shadows):
     def _returned(self, name: str, out) -> None:
         self.survey.calls[name] += 1
         if isinstance(out, Tensor) and out in self.shadows:
-            self.makers.setdefault(out, []).append(name)
+            cast(list, self.makers.setdefault(out, [])).append(name)
 
     def run(self, func, args: tuple, kwargs: dict):
+        """Run one operation on maps and on their shadows, and update the survey."""
         if func._schema.is_mutable and args and args[0] in self.normed:
             self.survey.written.add(self.normed[args[0]])
         if func in ADDITIONS:
@@ -128,7 +168,8 @@ class Surveyor(Shadows):
         trails, name = [self.trails[t] for t in known], func.overloadpacket.__name__
         last = frozenset().union(*(t.last for t in trails))
         before, after = known[0].shape[2:].numel(), out.shape[2:].numel()
-        grown = out.ndim == known[0].ndim > 2 and after >= 2 * before > 2  # a gate that is spread out has grown from 1
+        # a gate that is expanded over the map has one position before, which is no upsampling
+        grown = out.ndim == known[0].ndim > 2 and after >= 2 * before > 2
         upsampled = grown or any(t.upsampled for t in trails)
         convs, linear = any(t.convs for t in trails), any(t.linear for t in trails)
         if func in PRODUCTS:
@@ -141,9 +182,10 @@ class Surveyor(Shadows):
             linear = False
         return Trail(last, convs, linear, upsampled)
 
-    # ---- shadows of the network as it will be
+    # ---- shadows of the normalizer-free network
 
     def shadows_of(self, func, name: str, args: tuple, kwargs: dict, known: list[Tensor]) -> list[Tensor]:
+        """Return the shadows that the outputs will have in the normalizer-free network."""
         if func is aten.convolution.default and args[0] in self.shadows and self._is_to_be_standardized(args):
             self.survey.scales[self.stack[-1]].append(spread(self.shadows[args[0]]) ** -0.5)
             return [self.fresh() if args[2] is None else self.fresh() + per_row(args[2])]
@@ -157,11 +199,11 @@ class Surveyor(Shadows):
         if name in self.survey.left:
             return False
         if conv._parameters.get("weight") is not weight:
-            self.survey.left[name] = "its weight is no parameter of its own"
+            self.survey.left[name] = "its weight is not one of its parameters"
         elif is_constant(self.shadows[args[0]]):
             self.survey.left[name] = "reads a map pooled to one position"
         elif not can_be_standardized(conv):
-            self.survey.left[name] = "one weight in each unit, or a layout that is not known"
+            self.survey.left[name] = "has one weight per unit, or an unknown layout"
         return name not in self.survey.left
 
     def _without_norm(self, args: tuple) -> Tensor:
@@ -180,7 +222,10 @@ class Surveyor(Shadows):
         return normalised(shadow, 1) * per_row(norm.weight) + per_row(norm.bias)
 
     def _divide_trunks(self, args: tuple) -> None:
-        """A BatchNorm that reads no convolution, and is added: no scale behind it could stand for beta."""
+        """Divide by beta where a BatchNorm reads the trunk and an addition reads the BatchNorm.
+
+        No convolution follows before the addition, so no convolution's scale can contain beta.
+        """
         for tensor in args[:2]:
             if isinstance(tensor, Tensor) and tensor in self.normed and tensor is not self.branch:
                 name, shadow = self.normed[tensor], self.shadows[tensor]
@@ -191,10 +236,11 @@ class Surveyor(Shadows):
     # ---- block ends
 
     def before_addition(self, addition: Addition) -> None:
+        """Scale the shadow of the branch if the addition ends a block."""
         shortcut, branch = self.trails[addition.shortcut], self.trails[addition.branch]
         number = self.additions
         self.additions += 1
-        if self.blocks is None:  # but where one side has been a smaller map: decoders and pyramids join resolutions
+        if self.blocks is None:  # decoders and pyramids join two resolutions, which is no block end
             wanted = shortcut.upsampled == branch.upsampled
         else:
             wanted = any(addition.module == b or addition.module.startswith(f"{b}.") for b in self.blocks)
@@ -204,11 +250,12 @@ class Surveyor(Shadows):
             return
         scale = self.alpha * spread(gated) ** -0.5
         self.shadows[addition.branch] = shadow * scale
-        makers = list(self.makers.get(addition.branch, []))
+        makers = list(self.makers.get(addition.branch) or [])
         self.branch = addition.branch
         self.end = End(number, addition.module, makers, branch.last, branch.linear, scale)
 
     def after_addition(self, out: Tensor) -> None:
+        """Record the block end and the variance of the trunk after it."""
         if self.end is not None:
             measured = self.variances.get(self.end.path)
             if measured is not None:
