@@ -108,7 +108,7 @@ def test_a_u_net_keeps_its_variance_apart_from_the_effect_of_its_max_pool(up, sk
     variances = output_variances(result.model, torch.randn(16, 1, 64, 64))
     assert len(variances) == 7 and all(0.85 < v < 1.5 for v in variances.values()), variances
     assert len(result.blocks) == 0  # an added skip joins two resolutions, which is no residual block
-    assert "out" not in variances and type(result.model.out) is nn.Conv2d  # the output keeps its own scale
+    assert "out" not in variances and type(result.model.out) is nn.Conv2d  # the output layer is not standardised
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -116,7 +116,7 @@ def test_scales_are_gamma_over_beta(activation):
     fn = {"relu": nn.ReLU(), "gelu": nn.GELU(), "silu": nn.SiLU()}[activation]
     result = normfree(without_biases(PreActivationNet(5, activation=fn)))
     for i, block in enumerate(result.model.blocks):
-        beta = (1 + 0.04 * i) ** 0.5  # the converted network divides after the activation
+        beta = (1 + 0.04 * i) ** 0.5  # like the authors' code, the converted network divides after the activation
         g = gamma(lambda z, beta=beta: fn(beta * z))
         assert block.conv1.scale == pytest.approx(g, rel=0.01)
         assert block.conv2.module.scale == pytest.approx(gamma(fn), rel=0.002)

@@ -255,7 +255,7 @@ def _from_hub(name: str) -> _Hub:
 
     try:
         splits = datasets.load_dataset(CIFAR[name][0])
-    except Exception as error:  # whatever the hub's client raises when it is offline
+    except Exception as error:  # the hub's client raises many types of errors when it is offline
         raise WorkbenchError(
             f"{data_folder() / name} has no train.parquet and test.parquet of '{name}', and the hub cannot be reached "
             f"({type(error).__name__}: {error}). Put the files there, or connect to the network."

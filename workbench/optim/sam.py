@@ -8,7 +8,7 @@ gradient alone.
     loss(model(x[: len(x) // 5]), ...).backward()      # under DDP inside model.no_sync()
     sam.ascend()                                       # w <- w + rho * g / |g|
     loss(model(x), ...).backward()
-    sam.descend()                                      # w back, bit for bit; the gradient stays
+    sam.descend()                                      # restore w bit for bit, keep the gradient
     optimizer.step()
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.optim.scope import refuse_open
 
-SHARE = 0.2  # of the batch, for the ascent
+SHARE = 0.2  # share of the batch for the ascent
 
 
 class SAM:

@@ -24,6 +24,6 @@ def refuse_open(params: Iterable[Tensor], what: str) -> None:
         scope = getattr(p, "in_scope_of", None)
         if scope is not None:
             raise WorkbenchError(
-                f"{what} inside a scope of {scope}, where gradients are incomplete and weights must not change. "
-                "Close the scope first."
+                f"{what} inside a scope of {scope}. Gradients are incomplete there and weights must not change, so "
+                "close the scope first."
             )

@@ -84,7 +84,7 @@ def local_part(p: Tensor, name: str) -> Local:
 
 
 def _is_dtensor(x: Tensor) -> bool:
-    return type(x).__name__ == "DTensor"  # without importing torch.distributed.tensor for everybody
+    return type(x).__name__ == "DTensor"  # by name, to avoid the slow import of torch.distributed.tensor
 
 
 def sum_over_shards(parts: list[Local], norms: list[list[Tensor]]) -> None:
