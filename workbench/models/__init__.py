@@ -1,4 +1,4 @@
-"""The networks; torch only."""
+"""The networks. Needs torch only."""
 
 from workbench.models.once import standardized_once
 from workbench.models.recompute import recomputed_activations

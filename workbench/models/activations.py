@@ -1,8 +1,8 @@
 """Variance-preserving activations: gamma * g(x) has variance 1 for x ~ N(0, 1).
 
 Source: NFNet paper, section 2 ("scaled activation"), and the table of the authors' code. The table's constants are
-Monte-Carlo estimates that differ from the exact value in the fourth digit; they are kept because the released weights
-were trained with them. `gamma(fn)` computes the exact constant of any other activation.
+Monte-Carlo estimates, which differ from the exact values in the fourth digit. They are kept because the released
+weights were trained with them. `gamma(fn)` computes the exact constant of any other activation.
 """
 
 import math
@@ -57,7 +57,15 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
 
 
 def activation_and_gamma(activation: str | Activation) -> tuple[Activation, float]:
-    """The function g and its gamma: from the authors' table by name, by quadrature for a callable."""
+    """Return an activation g and its gamma.
+
+    Args:
+        activation: A name of `ACTIVATIONS`, which has the authors' gamma, or an elementwise function, whose gamma is
+            computed.
+
+    Raises:
+        WorkbenchError: If the name is unknown, or the function has no gamma.
+    """
     if callable(activation):
         return activation, gamma(activation)
     if activation not in ACTIVATIONS:
@@ -66,39 +74,56 @@ def activation_and_gamma(activation: str | Activation) -> tuple[Activation, floa
 
 
 def activated_channels(activation: str | Activation, channels: int) -> int:
-    """How many of `channels` are left after the activation: all, but for glu, which gates one half by the other."""
+    """Count the channels after an activation: half for "glu", otherwise all.
+
+    glu gates one half of the channels by the other.
+
+    Raises:
+        WorkbenchError: If the activation is "glu" and `channels` is odd.
+    """
     if activation != "glu":
         return channels
     if channels % 2:
-        raise WorkbenchError(f"activation 'glu' halves its channels, so they (={channels}) must be even.")
+        raise WorkbenchError(f"Activation 'glu' needs an even number of channels, got {channels}. Change `width`.")
     return channels // 2
 
 
 def gamma(fn: Activation, tolerance: float = 1e-8) -> float:
-    """1 / sqrt(Var[fn(z)]), z ~ N(0, 1), for an elementwise `fn` (it may have kinks and jumps).
+    """Compute gamma = 1 / sqrt(Var[fn(z)]) for z ~ N(0, 1).
 
-    Adaptive Gauss-Legendre quadrature in float64 on [-12, 12]: every panel whose value moves when it is halved is
-    halved again.
+    Adaptive Gauss-Legendre quadrature in float64 on [-12, 12]. A panel is halved until its value no longer changes.
+
+    Args:
+        fn: An elementwise function of a float64 tensor. It may have kinks and jumps.
+        tolerance: Accuracy of the moments. A panel is settled when halving changes it by at most a thousandth of this.
+
+    Raises:
+        WorkbenchError: If `fn` raises, or its variance is not finite and positive.
     """
     try:
         with torch.no_grad():
             mean, second = gaussian_moments(fn, tolerance)
     except Exception as error:
         raise WorkbenchError(
-            f"gamma needs an elementwise function of a float64 tensor, but {getattr(fn, '__name__', fn)} raised "
+            f"`gamma` needs an elementwise function of a float64 tensor. {getattr(fn, '__name__', fn)} raised "
             f"{type(error).__name__}: {error}"
         ) from error
     variance = second - mean**2
     if not math.isfinite(variance) or variance <= 1e-12:
         raise WorkbenchError(
-            f"gamma needs an activation with a finite, positive variance under N(0, 1), but got variance {variance}."
+            f"`gamma` needs an activation whose variance under N(0, 1) is finite and positive, got {variance}."
         )
     return variance**-0.5
 
 
 def gamma_table() -> pd.DataFrame:
-    """One row an activation: activation, authors (their constant, by Monte Carlo), exact (by quadrature), difference
-    (authors / exact - 1). log_softmax, whose constant depends on the number of channels, has no exact one here."""
+    """Compare the authors' constants with the exact ones.
+
+    Returns:
+        One row per activation, with the columns activation, authors (their constant, by Monte Carlo), exact (by
+        quadrature) and difference (authors / exact - 1). log_softmax has no exact constant, because its constant
+        depends on the number of channels.
+    """
     rows = []
     for name, (fn, authors) in ACTIVATIONS.items():
         if name == "log_softmax":
@@ -112,7 +137,7 @@ def gamma_table() -> pd.DataFrame:
 
 
 def gaussian_moments(fn: Activation, tolerance: float = 1e-8) -> tuple[float, float]:
-    """(E[fn(z)], E[fn(z)^2]) for z ~ N(0, 1)."""
+    """Compute (E[fn(z)], E[fn(z)^2]) for z ~ N(0, 1), with the quadrature of `gamma`."""
     nodes, weights = map(torch.tensor, leggauss(8))
     panels = torch.linspace(-12, 12, 49, dtype=torch.float64)
     left, right = panels[:-1], panels[1:]

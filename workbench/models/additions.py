@@ -1,8 +1,8 @@
-"""Where a network adds a residual branch to its trunk, found by watching additions as they run.
+"""Finds where a network adds a residual branch to its trunk, by watching it run.
 
-A block end is an addition of two different maps of one shape, both made from the input, one of them with a convolution
-or a matrix product behind the last block end. That one is the branch (of two such, the one with more operations behind
-it), the other the shortcut. Works on any module, whatever its code does.
+A block end is an addition of two different maps of one shape. Both must come from the input, and at least one must have
+passed a convolution or a matrix product since the last block end. The operand with more products is the branch; at a
+tie, the one with more operations. The other operand is the shortcut. Works on any module, whatever its code does.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,35 +16,51 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor, aten.addcmul.default, aten.addcmul_.default}
-DRAWN = {aten.randn_like.default, aten.rand_like.default}  # they have a map's shape, and nothing of it
+DRAWN = {aten.randn_like.default, aten.rand_like.default}  # they take a map's shape, but none of its values
 PRODUCTS = {aten.convolution.default, aten.addmm.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default}
 
 
 class Behind(NamedTuple):
-    """What lies behind a tensor since the last block end: products, and operations of any kind; and since the input,
-    whether anything asked for a gradient."""
+    """What a tensor was computed by.
+
+    Attributes:
+        products: Convolutions and matrix products since the last block end.
+        operations: Operations of any kind since the last block end.
+        needs_grad: Whether any tensor since the input requires a gradient.
+    """
 
     products: int
     operations: int
-    asked: bool = False
+    needs_grad: bool = False
 
 
 class Addition(NamedTuple):
-    """An addition that is about to run: the module that does it, and its operands."""
+    """A block end that is about to run.
+
+    Attributes:
+        module: Name of the module that adds.
+        shortcut: The operand from the trunk.
+        branch: The operand from the residual branch.
+        gate: The factor of the branch in the same operation, if any.
+        deeper: Whether the branch passed more products than the shortcut.
+    """
 
     module: str
     shortcut: Tensor
     branch: Tensor
-    gate: Tensor | None  # what the branch is multiplied by as it is added
-    deeper: bool = True  # whether the branch has a product behind it that the shortcut has not
+    gate: Tensor | None
+    deeper: bool = True
 
 
 class Additions(TorchDispatchMode):
-    """While it is entered, calls `before` with each block end that is about to run, and `after` with what came of it.
+    """Calls back at each block end, inside `with Additions(...):`.
 
-    Args: `inputs` those of the network, from which every map must come; `between` is called before every operation,
-    when the results of those before it have their places in the graph of gradients; `least` the dimensions that a map
-    has at least: 3, or 2 where the inputs are features (N, C).
+    Args:
+        inputs: Inputs of the network. Every map must come from them.
+        before: Called with each block end before it runs.
+        after: Called with the result of each block end.
+        between: Called before every operation. At that time the earlier results are in the autograd graph.
+        least: Smallest number of dimensions of a map: 3, or 2 if the inputs are features (N, C).
     """
 
     def __init__(
@@ -67,26 +83,26 @@ class Additions(TorchDispatchMode):
         end = self._block_end(func, args) if func in ADDITIONS else None
         if end is not None:
             self.before(end)
-        asked = any(t.requires_grad for t in inputs) or any(b.asked for b in known)
+        needs_grad = any(t.requires_grad for t in inputs) or any(b.needs_grad for b in known)
         out = self.run(func, args, kwargs or {})
         if end is not None:
             self.after(out)
-            self.behind[out] = Behind(0, 0, asked)
+            self.behind[out] = Behind(0, 0, needs_grad)
         elif known and func not in DRAWN:
             products = max(b.products for b in known) + (func in PRODUCTS)
-            behind = Behind(products, max(b.operations for b in known) + 1, asked)
-            ends = any(not _is_whole(t) for t in inputs if t in self.behind)  # in whole numbers, as argmax gives
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, Tensor) and not (ends and _is_whole(tensor)):
+            behind = Behind(products, max(b.operations for b in known) + 1, needs_grad)
+            had_fractions = any(not _is_whole(t) for t in inputs if t in self.behind)
+            for tensor in tree_leaves(out):  # integers made from floats, such as those of argmax, are no maps
+                if isinstance(tensor, Tensor) and not (had_fractions and _is_whole(tensor)):
                     self.behind[tensor] = behind
         return out
 
     def lost(self, x: Tensor) -> bool:
-        """Whether a gradient that something before `x` asked for ends here: it was detached, or made without one."""
-        return self.behind[x].asked and not x.requires_grad
+        """Whether `x` lost the gradient that a tensor before it requires, for example by `detach`."""
+        return self.behind[x].needs_grad and not x.requires_grad
 
     def run(self, func, args: tuple, kwargs: dict):
-        """Runs one operation; a mode that watches more than additions does it here."""
+        """Run one operation. Subclasses that watch more than additions override this."""
         return func(*args, **kwargs)
 
     def _block_end(self, func, args: tuple) -> Addition | None:
@@ -109,7 +125,11 @@ def _is_whole(x: Tensor) -> bool:
 
 
 def watch_modules(model: nn.Module, stack: list[str]) -> list:
-    """Hooks that keep on `stack` the names of the modules that are running, the innermost last."""
+    """Keep the names of the running modules on `stack`, the innermost last.
+
+    Returns:
+        The hooks. Remove them when done.
+    """
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))

@@ -1,9 +1,9 @@
-"""FixUp ResNet: a post-activation ResNet without normalisation, held by its initialisation alone. A rival of the paper.
+"""FixUp ResNet: a competing method, a post-activation ResNet stabilised by initialisation.
 
-Source: Zhang, Dauphin and Ma 2019 (Fixup initialization), as in the authors' code. A scalar bias stands before and
-after every convolution, a scalar scale at the end of the branch; the branch's last convolution starts from 0 and its
-others are damped by B^(-1/4), B the number of blocks.
-Legend: h the trunk, (N, C, H, W) throughout.
+Source: Zhang, Dauphin and Ma 2019 (Fixup initialization), as in the authors' code. A scalar bias comes before and after
+every convolution, and a scalar scale at the end of the branch. The last convolution of a branch starts from 0. The
+others are damped by B^(-1/4), where B is the number of blocks.
+Legend: h the trunk, (N, C, H, W).
 """
 
 from collections.abc import Sequence
@@ -53,13 +53,14 @@ class Block(nn.Module):
         self.join = Join(drop_rate)
 
     def forward(self, h: Tensor) -> Tensor:
+        """Run the block: (N, C, H, W) -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         shortcut = h + self.bias1a
         if self.is_transition:
             shortcut = self.conv_shortcut(shortcut)
         return self.act(self.join(shortcut, self.residual(h)))
 
     def residual(self, h: Tensor) -> Tensor:
-        """f(h): the branch before stochastic depth."""
+        """Return f(h), the branch before stochastic depth."""
         out = self.conv0(h + self.bias1a)
         out = self.conv1(self.act(out + self.bias1b) + self.bias2a)
         out = self.conv2(self.act(out + self.bias2b) + self.bias3a)
@@ -67,7 +68,20 @@ class Block(nn.Module):
 
 
 class FixUpResNet(Network):
-    """Stem with its activation, stages of blocks, pool, dropout, classifier (weight from 0). Args: as NFResNet."""
+    """Stem with its activation, stages of blocks, pool, dropout, classifier (weight from 0).
+
+    Args:
+        depth: Residual blocks per stage.
+        widths: Channels of the stages, before `width`.
+        width: Multiplier of all channels.
+        num_classes: Classes. With 0 the network returns the pooled features.
+        in_channels: Channels of the images.
+        activation: A name of `ACTIVATIONS`, or an elementwise function.
+        stochastic_depth: Final drop rate. Block i of n drops its branch with probability stochastic_depth * i / n.
+        dropout: Drop rate in front of the classifier.
+        stem: Kernel size and stride of the first convolution.
+        pool: Whether a max-pool follows the first convolution.
+    """
 
     classifier_std = 0.0
 
@@ -114,13 +128,16 @@ class FixUpResNet(Network):
         self.set_head(channels, num_classes, dropout)
 
     def forward_stem(self, x: Tensor) -> Tensor:
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W')."""
         h = self.act(self.stem(x) + self.bias1)
         return same_max_pool2d(h) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled features: (N, in_channels, H, W) -> (N, num_features)."""
         return self.forward_stages(x)[-1].mean((2, 3))  # (N, C)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits: (N, in_channels, H, W) -> (N, num_classes)."""
         return self.linear(self.dropout(self.forward_features(x)) + self.bias2)
 
 

@@ -1,7 +1,7 @@
-"""What every network here shares: a stem, residual blocks in stages, pooled features, dropout, a linear classifier.
+"""What all networks share: stem, residual blocks in stages, pool, dropout and classifier.
 
-A family's file has its blocks, its stem and its head; this one has the walk through them. Legend: h the trunk
-(N, C, H, W), features (N, C), logits (N, classes).
+The file of a family defines its stem, blocks and head. This file runs them in order.
+Legend: h the trunk (N, C, H, W), features (N, num_features), logits (N, num_classes).
 """
 
 from torch import Tensor, nn
@@ -11,20 +11,36 @@ from workbench.models.layers import classifier
 
 
 class Network(nn.Module):
-    """A family sets `blocks` (each with its `stage`), calls `set_head`, and has `forward_stem`, `forward_features`."""
+    """Base class of the families.
+
+    A family sets `stem` and `blocks`, calls `set_head` last, and defines `forward_stem` and `forward_features`.
+
+    Attributes:
+        norm: "none", "batch" or "group".
+        classifier_std: Standard deviation of the classifier's initial weight. 0: zeros.
+        stem: One convolution, or a list of them.
+        blocks: The residual blocks in order. Each has its `stage`, counted from 0.
+        linear: The classifier, or the identity if `num_classes` is 0.
+    """
 
     norm = "none"
-    classifier_std = 0.01  # of the classifier's initial weight; 0: zeros
+    classifier_std = 0.01
+    stem: nn.Module
+    blocks: nn.ModuleList
+    linear: nn.Module
 
     def set_head(self, num_features: int, num_classes: int, dropout: float) -> None:
-        """Dropout and the classifier, the last things a constructor makes."""
+        """Make dropout and the classifier. A constructor calls this last."""
         self.num_features = num_features
         self.dropout = nn.Dropout(dropout)
-        self.linear, self.num_classes = None, 0
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new, freshly drawn classifier for another number of classes; 0 leaves the pooled features as output."""
+        """Draw a new classifier. With 0 classes the network returns the pooled features.
+
+        Raises:
+            WorkbenchError: If `num_classes` is not a whole number of at least 0.
+        """
         check_arguments({"num_classes": num_classes})
         near = next(self.parameters(), None)
         linear = classifier(self.num_features, num_classes, self.classifier_std) if num_classes else nn.Identity()
@@ -32,11 +48,14 @@ class Network(nn.Module):
         self.num_classes = num_classes
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """What the first block gets: images (N, in_channels, H, W) -> (N, C, H', W')."""
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W'), the input of the first block."""
         raise NotImplementedError
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The trunk after each stage, (N, C, H, W) each; strides 4, 8, 16, 32 in the paper's ResNets and NFNets."""
+        """Return the trunk (N, C, H', W') after each stage.
+
+        In the paper's ResNets and NFNets the strides are 4, 8, 16 and 32.
+        """
         h = self.forward_stem(x)
         maps = []
         for i, block in enumerate(self.blocks):
@@ -46,8 +65,9 @@ class Network(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The pooled features (N, C), before dropout and classifier."""
+        """Return the pooled features (N, num_features), before dropout and classifier."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits: (N, in_channels, H, W) -> (N, num_classes)."""
         return self.linear(self.dropout(self.forward_features(x)))

@@ -1,9 +1,13 @@
-"""NF-RegNet: the normalizer-free opponent of EfficientNets, B0 to B8.
+"""NF-RegNet: the normalizer-free counterpart of EfficientNets, B0 to B8.
 
-Source: Brock, De and Smith 2021 (the precursor paper), and the authors' code. Beside nfnet.py: one grouped 3x3
-convolution, narrow groups, the branch's width counted from the block's *input*, squeeze-excite in the middle of the
-branch, and every stage strides.
-Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+Source: Brock, De and Smith 2021 (the precursor paper), and the authors' code. Compared with nfnet.py:
+
+- A branch has one grouped 3x3 convolution, with narrow groups.
+- The width of a branch follows from the block's *input*.
+- Squeeze-excite comes in the middle of the branch.
+- Every stage strides.
+
+Legend: h the trunk, a the activated input of a branch, both (N, C, H, W).
 """
 
 import math
@@ -18,7 +22,10 @@ from workbench.models.network import Network
 
 
 class Block(nn.Module):
-    """out = shortcut + alpha * skip_gain * drop(residual), squeeze-excite before the last activation."""
+    """A block: out = shortcut + alpha * skip_gain * drop(residual).
+
+    Squeeze-excite comes before the last activation.
+    """
 
     attention_inside = True
 
@@ -55,15 +62,18 @@ class Block(nn.Module):
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
+        """Run the block: (N, C, H, W) -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         a = self.act(h)
         return self.join(self.shortcut(h, a), self.branch(a), gain=self.alpha * self.skip_gain)
 
     def shortcut(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return the trunk, projected in a transition block: (N, out_channels, H', W')."""
         if not self.is_transition:
             return h
         return self.conv_shortcut(same_avg_pool2d(a) if self.stride == 2 else a)
 
     def branch(self, a: Tensor) -> Tensor:
+        """Run the convolutions of the branch: (N, C, H, W) -> (N, out_channels, H', W')."""
         out = self.conv0(a)
         out = self.conv1(self.act(out))
         if self.squeeze_excite is not None:
@@ -71,16 +81,30 @@ class Block(nn.Module):
         return self.conv2(self.act(out))
 
     def residual(self, h: Tensor) -> Tensor:
-        """f(h / beta): the branch before stochastic depth, skip gain and alpha."""
+        """Return f(h / beta), the branch before stochastic depth, skip gain and alpha."""
         return self.branch(self.act(h))
 
 
 class NFRegNet(Network):
-    """Stem of one strided 3x3 convolution, four strided stages, final 1x1 convolution, activation, pool, dropout,
+    """The normalizer-free RegNet of the precursor paper.
+
+    Stem of one strided 3x3 convolution, four strided stages, final 1x1 convolution, activation, pool, dropout,
     classifier (weight from 0).
 
-    Args: `widths` channels (before `width`, the multiplier) and `depth` blocks per stage; `expansion` of the branch
-    over the block's input (1 in the very first block); `group_size` channels per group of the 3x3 convolutions.
+    Args:
+        widths: Channels of the stages, before `width`.
+        depth: Residual blocks per stage.
+        width: Multiplier of all channels.
+        num_classes: Classes. With 0 the network returns the pooled features.
+        in_channels: Channels of the images.
+        activation: A name of `ACTIVATIONS`, or an elementwise function.
+        alpha: Factor of every branch. Each block adds alpha**2 to the expected variance of the trunk.
+        se_ratio: Hidden width of squeeze-excite over its channels. 0: no gates.
+        stochastic_depth: Final drop rate. Block i of n drops its branch with probability stochastic_depth * i / n.
+        dropout: Drop rate in front of the classifier.
+        skip_gain: Start of the learnable factor of every branch. From 0, a block starts as its shortcut.
+        expansion: Width of a branch over the block's input. In the very first block it is 1.
+        group_size: Channels per group of the 3x3 convolutions.
     """
 
     pool = False
@@ -109,7 +133,7 @@ class NFRegNet(Network):
         self.stem = ScaledStdConv2d(in_channels, stem_channels, 3, stride=2)
 
         self.blocks = nn.ModuleList()
-        channels, variance = stem_channels, 1.0  # the expected variance of the trunk, carried through the network
+        channels, variance = stem_channels, 1.0  # the trunk's expected variance
         for stage, (blocks, base) in enumerate(zip(depth, widths, strict=True)):
             for i in range(blocks):
                 out_channels = int(base * width)
@@ -129,16 +153,18 @@ class NFRegNet(Network):
                         group_size=group_size,
                     )
                 )
-                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block starts the count again
+                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block resets it to 1
                 channels = out_channels
 
-        final_channels = 1280 * channels // 440  # EfficientNet's head, in proportion
+        final_channels = 1280 * channels // 440  # in proportion to EfficientNet's head
         self.final_conv = ScaledStdConv2d(channels, final_channels, 1)
         self.set_head(activated_channels(activation, final_channels), num_classes, dropout)
 
     def forward_stem(self, x: Tensor) -> Tensor:
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W')."""
         return self.stem(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled features: (N, in_channels, H, W) -> (N, num_features)."""
         h = self.final_conv(self.forward_stages(x)[-1])
         return (self.act(h) * self.gamma).mean((2, 3))  # (N, C)

@@ -1,9 +1,10 @@
-"""Normalizer-free ResNet: every block is h + alpha * skip_gain * f(h / beta), and no layer sees the batch.
+"""Normalizer-free ResNet: every block is h + alpha * skip_gain * f(h / beta).
 
-Source: Brock, De and Smith 2021 (the precursor paper) and the authors' code. Read it beside resnet.py: the difference
-of the two files is the paper. gamma and 1 / beta are constants, so they live in the `scale` of the convolutions that
-read them.
-Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+No layer mixes the images of a batch.
+Source: Brock, De and Smith 2021 (the precursor paper) and the authors' code. Read it next to resnet.py: the difference
+between the two files is the paper. gamma and 1 / beta are constants. They are folded into the `scale` of the
+convolutions that read them.
+Legend: h the trunk, a the activated input of a branch, both (N, C, H, W).
 """
 
 import math
@@ -52,30 +53,47 @@ class Block(nn.Module):
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
+        """Run the block: (N, C, H, W) -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         a = self.act(h)
         shortcut, branch = self.conv_shortcut(a) if self.is_transition else h, self.branch(a)
         return self.join(shortcut, branch, self.gate(branch), self.alpha * self.skip_gain)
 
     def branch(self, a: Tensor) -> Tensor:
+        """Run the convolutions of the branch: (N, C, H, W) -> (N, out_channels, H', W')."""
         out = self.conv0(a)
         out = self.conv1(self.act(out))
         return self.conv2(self.act(out))
 
     def gate(self, branch: Tensor) -> Tensor | None:
+        """Return the doubled squeeze-excite gates (N, out_channels, 1, 1), if there are any."""
         return None if self.squeeze_excite is None else 2 * self.squeeze_excite(branch)
 
     def residual(self, h: Tensor) -> Tensor:
-        """f(h / beta): the branch before stochastic depth, skip gain and alpha."""
+        """Return f(h / beta), the branch before stochastic depth, skip gain and alpha."""
         branch = self.branch(self.act(h))
-        return branch if self.squeeze_excite is None else self.gate(branch) * branch
+        gate = self.gate(branch)
+        return branch if gate is None else gate * branch
 
 
 class NFResNet(Network):
     """Stem, stages of blocks, activation, pool, dropout, classifier.
 
-    Args: `depth` blocks and `widths` channels (before `width`, the multiplier) per stage; `stem` is the kernel size
-    and stride of the first convolution, `pool` puts a max-pool behind it; `standardize=False` is the ablation without
-    scaled weight standardisation: plain He-initialised convolutions and the activation unscaled.
+    Args:
+        depth: Residual blocks per stage.
+        widths: Channels of the stages, before `width`.
+        width: Multiplier of all channels.
+        num_classes: Classes. With 0 the network returns the pooled features.
+        in_channels: Channels of the images.
+        activation: A name of `ACTIVATIONS`, or an elementwise function.
+        alpha: Factor of every branch. Each block adds alpha**2 to the expected variance of the trunk.
+        se_ratio: Hidden width of squeeze-excite over its channels. 0: no gates.
+        stochastic_depth: Final drop rate. Block i of n drops its branch with probability stochastic_depth * i / n.
+        dropout: Drop rate in front of the classifier.
+        skip_gain: Start of the learnable factor of every branch. From 0, a block starts as its shortcut.
+        stem: Kernel size and stride of the first convolution.
+        pool: Whether a max-pool follows the first convolution.
+        standardize: False is the ablation without scaled weight standardisation: plain He-initialised convolutions, and
+            an unscaled activation.
     """
 
     def __init__(
@@ -103,7 +121,7 @@ class NFResNet(Network):
         self.stem = conv(in_channels, stem_channels, *stem)  # kernel size, stride
 
         self.blocks = nn.ModuleList()
-        channels, variance = stem_channels, 1.0  # the expected variance of the trunk, carried through the network
+        channels, variance = stem_channels, 1.0  # the trunk's expected variance
         for stage, (blocks, base) in enumerate(zip(depth, widths, strict=True)):
             for i in range(blocks):
                 out_channels = int(base * width)
@@ -122,7 +140,7 @@ class NFResNet(Network):
                         standardize=standardize,
                     )
                 )
-                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block starts the count again
+                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block resets it to 1
                 channels = out_channels
 
         self.act, self.gamma = activation_and_gamma(activation)
@@ -131,9 +149,11 @@ class NFResNet(Network):
         self.set_head(activated_channels(activation, channels), num_classes, dropout)
 
     def forward_stem(self, x: Tensor) -> Tensor:
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W')."""
         h = self.stem(x)
         return same_max_pool2d(h) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled features: (N, in_channels, H, W) -> (N, num_features)."""
         h = self.forward_stages(x)[-1]
         return (self.act(h) * self.gamma).mean((2, 3))  # (N, C)

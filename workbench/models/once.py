@@ -1,4 +1,4 @@
-"""A scope in which a network standardises its weights once, however often it is called.
+"""A scope in which a network standardises its weights once, for any number of calls.
 
 For evaluation, and for the micro-batches of one step:
 
@@ -7,12 +7,13 @@ For evaluation, and for the micro-batches of one step:
             loss(model(x), y).backward()
     optimizer.step()
 
-Outside of it nothing is kept, and the forward pass looks for nothing. Inside, the weights must not change; whatever
-would change them, or carry them off, is refused.
+Outside the scope nothing is cached, and the forward pass does not look for a cache. Inside it the weights must not
+change. Everything that would change or copy them is refused.
 """
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from workbench.errors import WorkbenchError
 
-MARK = "in_scope_of"  # on parameters: what AGC, EMA and SAM look for, which know nothing of networks
+MARK = "in_scope_of"  # attribute of parameters that AGC, EMA and SAM check, because they do not see the network
 
 
 class _Fixed:
-    """What a module has for its own while a scope is open: it cannot be carried off."""
+    """Base of the attributes that modules get in a scope. They cannot be copied or saved."""
 
     def __deepcopy__(self, memo):
         raise _refusal("be copied")
@@ -34,7 +35,7 @@ class _Fixed:
 
 
 class _Once(_Fixed):
-    """Stands in a convolution for `standardized_weight`."""
+    """Replaces the method `standardized_weight` of a convolution."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight
@@ -44,14 +45,14 @@ class _Once(_Fixed):
 
 
 class _NoMode(_Fixed):
-    """Stands in a module for `train`."""
+    """Replaces the method `train` of a module."""
 
     def __call__(self, mode: bool = True) -> None:
         raise _refusal("change its mode")
 
 
 class _NoLoading(_Fixed):
-    """Is called before weights are loaded."""
+    """Hook that runs before weights are loaded."""
 
     def __call__(self, *_) -> None:
         raise _refusal("load weights")
@@ -59,30 +60,41 @@ class _NoLoading(_Fixed):
 
 @contextlib.contextmanager
 def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
-    """Within it every convolution of `model` is standardised once; gradients go through that once, at its end.
+    """Standardise every convolution of `model` once for the whole scope.
 
-    With gradients enabled, `backward` of the micro-batches adds up the gradients of the standardised weights, and the
-    end of the scope takes them on to the parameters: the same gradient, to rounding. Scopes do not nest.
-    Raises: WorkbenchError inside for train(), eval(), load_state_dict, copying, and steps of optimizer, AGC, EMA, SAM;
-    at its end where a weight was written to; and in a backward pass that comes after it.
+    With gradients enabled, each `backward` adds to the gradients of the standardised weights. The end of the scope
+    passes these sums on to the parameters, once. The result is the same gradient, up to rounding. Scopes do not nest.
+
+    Args:
+        model: The network. It is changed in place and restored at the end.
+
+    Yields:
+        The same `model`.
+
+    Raises:
+        WorkbenchError: Inside, for train(), eval(), load_state_dict(), copying, saving, and steps of an optimizer, AGC,
+            EMA or SAM. At the end, if a weight was written to. Later, for a backward pass of a forward pass inside.
     """
-    convs = [m for m in model.modules() if hasattr(m, "standardized_weight")]
+    convs: list[Any] = [m for m in model.modules() if hasattr(m, "standardized_weight")]
     if any("standardized_weight" in vars(conv) for conv in convs):
-        raise WorkbenchError("this network is in a scope of standardized_once already: use that one.")
+        raise WorkbenchError(
+            f"This {type(model).__name__} is already in a scope of standardized_once. "
+            "Scopes do not nest: use the open one."
+        )
     weights = [conv.standardized_weight() for conv in convs]
     shared = [w.detach().requires_grad_(w.requires_grad) for w in weights]
     params = [p for conv in convs for p in conv.parameters()]
-    mine, versions, closed = {id(p) for p in params}, [p._version for p in params], []
+    scope_ids, versions, closed = {id(p) for p in params}, [p._version for p in params], []
     for weight in shared:
         if weight.requires_grad:
             weight.register_hook(lambda grad: _refuse_late(closed))
 
     def refuse_step(optimizer: torch.optim.Optimizer, *_) -> None:
-        if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        if any(id(p) in scope_ids for group in optimizer.param_groups for p in group["params"]):
             raise _refusal("be stepped by an optimizer")
 
     hooks = [register_optimizer_step_pre_hook(refuse_step)]
-    modules = dict.fromkeys([model, *convs])
+    modules: dict[Any, None] = dict.fromkeys([model, *convs])
     try:
         for conv, weight in zip(convs, shared, strict=True):
             conv.standardized_weight = _Once(weight)
@@ -104,23 +116,24 @@ def standardized_once(model: nn.Module) -> Iterator[nn.Module]:
             vars(p).pop(MARK, None)
     if versions != [p._version for p in params]:
         raise WorkbenchError(
-            "a weight was written to inside a scope of standardized_once, which went on with the old one: "
-            "write outside of it."
+            "A weight changed inside a scope of standardized_once, which kept using its old value. "
+            "Change weights outside the scope."
         )
     used = [(w, s.grad) for w, s in zip(weights, shared, strict=True) if s.grad is not None]
     if used:
-        torch.autograd.backward(*map(list, zip(*used, strict=True)))
+        with_grad, grads = zip(*used, strict=True)
+        torch.autograd.backward(with_grad, grads)
 
 
 def _refuse_late(closed: list) -> None:
     if closed:
         raise WorkbenchError(
-            "backward was called after the scope of standardized_once that the forward pass ran in, so the gradient "
-            "would not reach the weights: call it inside."
+            "`backward` was called after the forward pass's scope of standardized_once had ended, so the gradient "
+            "would not reach the weights. Call `backward` inside the scope."
         )
 
 
 def _refusal(what: str) -> WorkbenchError:
     return WorkbenchError(
-        f"a network in a scope of standardized_once cannot {what}: its weights are fixed there; close the scope first."
+        f"A network cannot {what} inside a scope of standardized_once, which fixes its weights. Close the scope first."
     )

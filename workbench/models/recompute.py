@@ -1,7 +1,7 @@
-"""A scope in which a forward pass keeps no outputs of activations, and backward makes them again from their inputs.
+"""A scope that saves memory: backward computes the outputs of activations again.
 
-GELU and SiLU keep their input for backward, and the convolution behind them keeps their output; the second can be had
-from the first for little. ReLU keeps its output only, so there is nothing to win.
+GELU and SiLU keep their input for backward, and the next convolution keeps their output. The output is cheap to compute
+from the input. ReLU keeps only its output, so it saves nothing.
 
     with recomputed_activations(model):
         loss = criterion(model(x), y)
@@ -11,14 +11,14 @@ from the first for little. ReLU keeps its output only, so there is nothing to wi
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
 class _Recipe(NamedTuple):
-    """How to make a saved tensor again."""
+    """How to compute a saved tensor again."""
 
     activation: Callable[[Tensor], Tensor]
     x: Tensor
@@ -30,12 +30,18 @@ class _Recipe(NamedTuple):
 
 @contextlib.contextmanager
 def recomputed_activations(model: nn.Module) -> Iterator[nn.Module]:
-    """Forward passes within it keep less: the same gradients, bit for bit, for one more activation each in backward.
+    """Keep no outputs of activations in forward passes inside the scope.
 
-    Works on the networks of this library, whose activation is their function `act`.
+    Gradients are the same, bit for bit. Backward computes each activation once more.
+
+    Args:
+        model: A network of this library, whose modules call their activation `act`.
+
+    Yields:
+        The same `model`.
     """
     recipes: dict[int, tuple[_Recipe, torch.Size]] = {}
-    modules = [m for m in model.modules() if callable(vars(m).get("act"))]
+    modules: list[Any] = [m for m in model.modules() if callable(vars(m).get("act"))]
     activations = [m.act for m in modules]
 
     def watched(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -44,7 +50,7 @@ def recomputed_activations(model: nn.Module) -> Iterator[nn.Module]:
             if out.requires_grad and out is not x:
                 place = out.data_ptr()
                 recipes[place] = _Recipe(activation, x.detach()), out.shape
-                weakref.finalize(out, recipes.pop, place, None)  # another tensor may come to lie there
+                weakref.finalize(out, recipes.pop, place, None)  # another tensor may reuse the address
             return out
 
         return act

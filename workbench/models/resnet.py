@@ -1,10 +1,11 @@
-"""Pre-activation ResNet with BatchNorm: the opponent, on the same skeleton; with GroupNorm, too.
+"""Pre-activation ResNet with BatchNorm or GroupNorm: the baseline.
 
-Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it beside nf_resnet.py: the difference
-of the two files is the paper. No alpha, beta, gamma or skip gain; a normalisation before each activation instead.
-BatchNorm is torch's: eps 1e-5 and decay 0.9 as the authors have, the running variance unbiased and from 1.
+It has the skeleton of NF-ResNet.
+Source: He et al. 2016 (identity mappings) as in the authors' code, "V2". Read it next to nf_resnet.py: the difference
+between the two files is the paper. No alpha, beta, gamma or skip gain, but a normalisation before each activation.
+BatchNorm is torch's: eps 1e-5 and decay 0.9 as in the authors' code, the running variance unbiased and from 1.
 GroupNorm comes with weight standardisation, as in Qiao et al. 2019 and BiT: groups of 16 channels (Wu and He 2018).
-Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+Legend: h the trunk, a the activated input of a branch, both (N, C, H, W).
 """
 
 import math
@@ -17,11 +18,11 @@ from workbench.models.activations import Activation, activated_channels, activat
 from workbench.models.layers import Join, PlainConv2d, ScaledStdConv2d, SqueezeExcite, same_max_pool2d
 from workbench.models.network import Network
 
-GROUP = 16  # channels; a narrower layer is one group
+GROUP = 16  # channels per group; a narrower layer is one group
 
 
 def normalization(norm: str, channels: int) -> nn.Module:
-    """The layer in front of an activation: norm "batch", or "group"."""
+    """Make the layer in front of an activation: BatchNorm for "batch", GroupNorm for "group"."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP)), channels)
@@ -63,30 +64,46 @@ class Block(nn.Module):
         self.join = Join(drop_rate)
 
     def forward(self, h: Tensor) -> Tensor:
+        """Run the block: (N, C, H, W) -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         a = self.act(self.norm0(h))
         shortcut, branch = self.conv_shortcut(a) if self.is_transition else h, self.branch(a)
         return self.join(shortcut, branch, self.gate(branch))
 
     def branch(self, a: Tensor) -> Tensor:
+        """Run the convolutions of the branch: (N, C, H, W) -> (N, out_channels, H', W')."""
         out = self.conv0(a)
         out = self.conv1(self.act(self.norm1(out)))
         return self.conv2(self.act(self.norm2(out)))
 
     def gate(self, branch: Tensor) -> Tensor | None:
+        """Return the squeeze-excite gates (N, out_channels, 1, 1), if there are any."""
         return None if self.squeeze_excite is None else self.squeeze_excite(branch)
 
     def residual(self, h: Tensor) -> Tensor:
-        """f(h): the branch before stochastic depth."""
+        """Return f(h), the branch before stochastic depth."""
         branch = self.branch(self.act(self.norm0(h)))
-        return branch if self.squeeze_excite is None else self.gate(branch) * branch
+        gate = self.gate(branch)
+        return branch if gate is None else gate * branch
 
 
 class ResNet(Network):
     """Stem, stages of blocks, norm, activation, pool, dropout, classifier (weight from 0).
 
-    Args: as NFResNet; `norm` is "batch", or "group" with standardised weights; `he_init` draws the convolutions of a
-    BatchNorm net as He et al. do (the textbook's signal propagation) instead of the truncated 1 / fan-in normal of the
-    authors' code.
+    Args:
+        depth: Residual blocks per stage.
+        widths: Channels of the stages, before `width`.
+        width: Multiplier of all channels.
+        num_classes: Classes. With 0 the network returns the pooled features.
+        in_channels: Channels of the images.
+        activation: A name of `ACTIVATIONS`, or an elementwise function.
+        se_ratio: Hidden width of squeeze-excite over its channels. 0: no gates.
+        stochastic_depth: Final drop rate. Block i of n drops its branch with probability stochastic_depth * i / n.
+        dropout: Drop rate in front of the classifier.
+        stem: Kernel size and stride of the first convolution.
+        pool: Whether a max-pool follows the first convolution.
+        norm: "batch", or "group", which comes with standardised weights.
+        he_init: Draw the convolutions of a BatchNorm net as He et al. do (the textbook's signal propagation), instead
+            of from the truncated 1 / fan-in normal of the authors' code.
     """
 
     norm = "batch"
@@ -142,9 +159,11 @@ class ResNet(Network):
         self.set_head(activated_channels(activation, channels), num_classes, dropout)
 
     def forward_stem(self, x: Tensor) -> Tensor:
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W')."""
         h = self.stem(x)
         return same_max_pool2d(h) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled features: (N, in_channels, H, W) -> (N, num_features)."""
         h = self.forward_stages(x)[-1]
         return self.act(self.final_norm(h)).mean((2, 3))  # (N, C)

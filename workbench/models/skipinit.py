@@ -1,8 +1,9 @@
-"""SkipInit ResNet: a plain ResNet made trainable by one learnable scalar per branch, from 0. A rival of the paper.
+"""SkipInit ResNet: a competing method, a plain ResNet with one learnable scalar per branch.
 
+The scalars start from 0, which makes the network trainable.
 Source: De and Smith 2020 (batch normalization biases residual blocks towards the identity), as in the authors' code.
-Beside nf_resnet.py: no weight standardisation, no alpha, beta or gamma.
-Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+Compared with nf_resnet.py: no weight standardisation, no alpha, beta or gamma.
+Legend: h the trunk, a the activated input of a branch, both (N, C, H, W).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from workbench.models.activations import Activation, activated_channels, activat
 from workbench.models.layers import Join, PlainConv2d, same_max_pool2d
 from workbench.models.network import Network
 
-INIT = {"init_gain": 1.0, "truncated": True}  # the authors' framework draws plain convolutions so
+INIT = {"init_gain": 1.0, "truncated": True}  # the default of the authors' framework
 
 
 class Block(nn.Module):
@@ -48,22 +49,38 @@ class Block(nn.Module):
         self.skip_gain = nn.Parameter(torch.full((1,), float(skip_gain)))  # from 0: the block begins as its shortcut
 
     def forward(self, h: Tensor) -> Tensor:
+        """Run the block: (N, C, H, W) -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         a = self.act(h)
         shortcut = self.conv_shortcut(a) if self.is_transition else h
         return self.join(shortcut, self.branch(a), gain=self.skip_gain)
 
     def branch(self, a: Tensor) -> Tensor:
+        """Run the convolutions of the branch: (N, C, H, W) -> (N, out_channels, H', W')."""
         out = self.conv0(a)
         out = self.conv1(self.act(out))
         return self.conv2(self.act(out))
 
     def residual(self, h: Tensor) -> Tensor:
-        """f(h): the branch before stochastic depth and skip gain."""
+        """Return f(h), the branch before stochastic depth and skip gain."""
         return self.branch(self.act(h))
 
 
 class SkipInitResNet(Network):
-    """Stem, stages of blocks, activation, pool, dropout, classifier (weight from 0). Args: as NFResNet."""
+    """Stem, stages of blocks, activation, pool, dropout, classifier (weight from 0).
+
+    Args:
+        depth: Residual blocks per stage.
+        widths: Channels of the stages, before `width`.
+        width: Multiplier of all channels.
+        num_classes: Classes. With 0 the network returns the pooled features.
+        in_channels: Channels of the images.
+        activation: A name of `ACTIVATIONS`, or an elementwise function.
+        stochastic_depth: Final drop rate. Block i of n drops its branch with probability stochastic_depth * i / n.
+        dropout: Drop rate in front of the classifier.
+        skip_gain: Start of the learnable factor of every branch. From 0, a block starts as its shortcut.
+        stem: Kernel size and stride of the first convolution.
+        pool: Whether a max-pool follows the first convolution.
+    """
 
     classifier_std = 0.0
 
@@ -109,8 +126,10 @@ class SkipInitResNet(Network):
         self.set_head(activated_channels(activation, channels), num_classes, dropout)
 
     def forward_stem(self, x: Tensor) -> Tensor:
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W')."""
         h = self.stem(x)
         return same_max_pool2d(h) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled features: (N, in_channels, H, W) -> (N, num_features)."""
         return self.act(self.forward_stages(x)[-1]).mean((2, 3))  # (N, C)

@@ -1,22 +1,31 @@
 """Scaled weight standardisation as one operation.
 
-Source: NFNet paper, equation 3; the authors' code for max(N var, eps) in the root. For a filter W with N weights:
+Source: NFNet paper, equation 3, with max(N var, eps) in the root as in the authors' code. For a filter W of N weights:
 
     W_hat = row * (W - mean) / sqrt(max(N (var + added), floor)),    row = gain * the constants folded into it
 
-The authors have a floor, timm adds. Legend: O filters, N weights in each; g the gradient of W_hat.
+The authors use a floor, timm adds to the variance. Legend: O filters of N weights each; g the gradient of W_hat.
 """
 
 import torch
 from torch import Tensor
 
-TINY = 1e-30  # added at least: a filter of equal weights gives 0, not nan
+TINY = 1e-30  # always added to the variance: a filter of equal weights gives 0, not nan
 
 
 def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0) -> Tensor:
-    """W_hat for `weight` (O, ...) and `row` (O,), in the weight's precision; half precision is standardised in float32.
+    """Return W_hat, the standardised weight.
 
-    Keeps no copy of the weight for backward; may be differentiated twice.
+    Keeps no copy of the weight for backward. Can be differentiated twice.
+
+    Args:
+        weight: (O, ...).
+        row: (O,), the gain times the constants of each filter.
+        floor: Lower bound of N (var + added).
+        added: Added to the variance.
+
+    Returns:
+        (O, ...) in the weight's precision. Half precision is standardised in float32.
     """
     w = (weight.float() if weight.dtype.itemsize < 4 else weight).flatten(1)
     row, rule = row.to(w.dtype), (floor, added or TINY)
@@ -30,19 +39,25 @@ def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0
 
 
 def _literally(w: Tensor, row: Tensor, floor: float, added: float) -> Tensor:
-    """The formula, for a compiler, which fuses it and finds its derivative by itself."""
+    """The plain formula, for a compiler: it fuses the operations and derives the gradient."""
     var, mean = torch.var_mean(w, dim=1, correction=0, keepdim=True)
     return (w - mean) * (row[:, None] * torch.clamp(w.shape[1] * (var + added), min=floor).rsqrt())
 
 
 def _standardize(w: Tensor, row: Tensor, floor: float, added: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(W_hat (O, N), mean (O, 1), 1 / sqrt(var + added) (O, 1)), by the layer-norm kernel: the fastest there is."""
+    """Return W_hat (O, N), mean (O, 1) and 1 / sqrt(var + added) (O, 1).
+
+    The layer-norm kernel is the fastest way to compute them.
+    """
     z, mean, inverse = torch.native_layer_norm(w, w.shape[1:], None, None, added)
     return z.mul_(row[:, None] * _share(w, inverse, floor)), mean, inverse
 
 
 def _share(w: Tensor, inverse: Tensor, floor: float) -> Tensor:
-    """W_hat over row * z (O, 1), where z has variance 1: 1 / sqrt(N), and less below the floor."""
+    """Return W_hat / (row * z), (O, 1), where z has variance 1.
+
+    It is 1 / sqrt(N), or less under the floor.
+    """
     most = w.shape[1] ** -0.5
     return (inverse * floor**0.5).reciprocal().clamp_max(most) if floor else torch.full_like(inverse, most)
 
@@ -65,23 +80,23 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx, g: Tensor, *_) -> tuple[Tensor, Tensor, None, None]:
         w, row, *moments = ctx.saved_tensors
         inverse = moments[1]
-        if torch.is_grad_enabled():  # to be differentiated again: then it is a function of the weight
+        if torch.is_grad_enabled():  # for a second derivative it must be a function of the weight
             inverse = (w.var(1, correction=0, keepdim=True) + ctx.added).rsqrt()
         share = _share(w, inverse, ctx.floor)
         factor = row[:, None] * share
-        # Batch norm with filters as its channels is the same function; its backward has both gradients in one pass.
+        # Batch norm with filters as channels is the same function, and its backward gives both gradients in one pass.
         for_w, for_factor, _ = torch.ops.aten.native_batch_norm_backward(
             g[None].contiguous(), w[None], factor.flatten(), None, None, *map(torch.flatten, moments),
             True, ctx.added, [True, True, False],
         )  # fmt: skip
         for_w, for_row = for_w[0], for_factor * share.flatten()
         floored = share < w.shape[1] ** -0.5
-        if _may_hold(floored):  # there the root is a constant
+        if _may_hold(floored):  # under the floor the root is a constant
             constant = (g - g.mean(1, keepdim=True)) * factor * inverse
             for_w = torch.where(floored, constant, for_w)
         return for_w, for_row, None, None
 
 
 def _may_hold(condition: Tensor) -> bool:
-    """Whether it may hold anywhere; looked at only where looking costs nothing."""
+    """Whether it may hold anywhere. Only on the CPU is it read; elsewhere reading would wait."""
     return condition.device.type != "cpu" or bool(condition.any())

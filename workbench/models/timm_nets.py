@@ -1,10 +1,18 @@
-"""timm's own normalizer-free nets: other functions than the authors', kept because public weights exist for them.
+"""timm's own normalizer-free nets, for which public weights exist.
 
-Read off timm 1.0.31. Where they part from nfnet.py, nf_resnet.py and nf_regnet.py: symmetric padding; eps 1e-5 added
-to the variance instead of the floor under N var; gamma in every convolution, the stem's included, so none after the
-last activation; widths rounded to multiples of 8; no skip gain (the branch's last convolution starts with gain 0);
-an averaging shortcut in the ResNet, too; kept branches rescaled by stochastic depth; gates by squeeze-excite or by ECA.
-Legend: h the trunk, a the activated input of a branch; (N, C, H, W) throughout.
+They compute other functions than the authors' nets. Taken from timm 1.0.31.
+Differences from nfnet.py, nf_resnet.py and nf_regnet.py:
+
+- Padding is symmetric.
+- eps 1e-5 is added to the variance, instead of the floor under N var.
+- gamma is in every convolution, the stem's included, so there is none after the last activation.
+- Widths are rounded to multiples of 8.
+- There is no skip gain. The last convolution of a branch starts with gain 0.
+- The shortcut averages in the ResNet, too.
+- Stochastic depth rescales kept branches.
+- Gates are squeeze-excite or ECA.
+
+Legend: h the trunk, a the activated input of a branch, both (N, C, H, W).
 """
 
 import math
@@ -21,22 +29,30 @@ from workbench.models.standardize import standardize
 
 
 class TimmConv2d(ScaledStdConv2d):
-    """gain * (W - mean) / sqrt(N (var + eps)), eps 1e-5; padded by (k - 1) / 2 on every side."""
+    """A convolution with the weight gain * (W - mean) / sqrt(N (var + eps)), eps 1e-5.
+
+    It is padded by (k - 1) / 2 on every side.
+    """
 
     eps = 1e-5
 
     def standardized_weight(self) -> Tensor:
+        """Return W_hat (O, I/groups, k, k) in the weight's precision.
+
+        A half-precision weight is standardised in float32.
+        """
         return standardize(self.weight, self.gain * self.scale, floor=0.0, added=self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve with W_hat: (N, I, H, W) -> (N, O, ceil(H/stride), ceil(W/stride))."""
         padding = self.kernel_size // 2
         return F.conv2d(x, self.standardized_weight(), self.bias, self.stride, padding, groups=self.groups)
 
 
 class EfficientChannelAttention(nn.Module):
-    """Gates in (0, 1) by a convolution along the channels of the pooled map, x (N, C, H, W) -> gates (N, C, 1, 1).
+    """Channel gates in (0, 1) by a convolution along the channels of the pooled map.
 
-    Source: Wang et al. 2020 (ECA-Net); the kernel grows with the logarithm of the channels.
+    Source: Wang et al. 2020 (ECA-Net). The kernel grows with the logarithm of the channels.
     """
 
     def __init__(self, channels: int):
@@ -46,12 +62,16 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the gates: (N, C, H, W) -> (N, C, 1, 1)."""
         pooled = x.mean((2, 3))[:, None]  # (N, 1, C)
         return torch.sigmoid(self.conv(pooled))[:, 0, :, None, None]
 
 
 class Block(nn.Module):
-    """out = shortcut + alpha * drop(residual); `attention_inside` puts the gate before the last activation."""
+    """A block: out = shortcut + alpha * drop(residual).
+
+    `attention_inside` puts the gate before the last activation.
+    """
 
     def __init__(
         self,
@@ -89,16 +109,19 @@ class Block(nn.Module):
         self.join = Join(drop_rate, rescale=True)
 
     def forward(self, h: Tensor) -> Tensor:
+        """Run the block: (N, C, H, W) -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         a = self.act(h)
         branch = self.branch(a)
         return self.join(self.shortcut(h, a), branch, self.gate(branch), self.alpha)
 
     def shortcut(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return the trunk, projected in a transition block: (N, out_channels, H', W')."""
         if not self.is_transition:
             return h
         return self.conv_shortcut(same_avg_pool2d(a) if self.stride == 2 else a)
 
     def branch(self, a: Tensor) -> Tensor:
+        """Run the convolutions of the branch: (N, C, H, W) -> (N, out_channels, H', W')."""
         out = self.conv0(a)
         out = self.conv1(self.act(out))
         if self.conv1b is not None:
@@ -109,25 +132,47 @@ class Block(nn.Module):
 
     @property
     def attention(self) -> nn.Module | None:
+        """The module that computes the gates, if any."""
         return self.squeeze_excite or self.channel_attention
 
     def gate(self, branch: Tensor) -> Tensor | None:
+        """Return twice the gates, (N, out_channels, 1, 1), or None if none come after the branch."""
         return None if self.attention is None or self.attention_inside else 2 * self.attention(branch)
 
     def residual(self, h: Tensor) -> Tensor:
-        """f(h / beta): the branch before stochastic depth and alpha."""
+        """Return f(h / beta), the branch before stochastic depth and alpha."""
         branch = self.branch(self.act(h))
         gate = self.gate(branch)
         return branch if gate is None else gate * branch
 
 
 class TimmNet(Network):
-    """timm's NormFreeNet: stem, stages, optional final convolution, activation, pool, dropout, classifier.
+    """timm's NormFreeNet.
 
-    Args: `stem` the channels of its convolutions: four of 3x3, or one of `stem_kernel`, and then `pool` for a max-pool
-    behind it; `mid_ratio` the branch's width over the block's output, or over its input with `regnet`; `se_ratio` is
-    None for gates by ECA, 0 for none; `final_channels` of the last 1x1 convolution, 0 for none.
+    Stem, stages, optional final convolution, activation, pool, dropout, classifier.
+
+    Args:
+        depth: Residual blocks per stage.
+        widths: Channels of the stages.
+        stem: Channels of the stem's convolutions, of which there are one or four.
+        stem_kernel: Kernel size of the stem's convolutions.
+        pool: Whether a max-pool follows the stem.
+        mid_ratio: Width of a branch over the block's output, or over its input with `regnet`.
+        group_size: Channels per group of the 3x3 convolutions. None: one group.
+        regnet: Build a RegNet: every stage strides, and gates come inside the branch.
+        two_convs: Whether a branch has two 3x3 convolutions, or one.
+        final_channels: Channels of the last 1x1 convolution. 0: no such convolution.
+        num_classes: Classes. With 0 the network returns the pooled features.
+        in_channels: Channels of the images.
+        activation: A name of `ACTIVATIONS`, or an elementwise function.
+        alpha: Factor of every branch. Each block adds alpha**2 to the expected variance of the trunk.
+        se_ratio: Hidden width of squeeze-excite over its channels. 0: no gates. None: gates by ECA.
+        stochastic_depth: Final drop rate. Block i of n drops its branch with probability
+            stochastic_depth * i / (n - 1).
+        dropout: Drop rate in front of the classifier.
     """
+
+    stem: nn.ModuleList
 
     def __init__(
         self,
@@ -161,7 +206,7 @@ class TimmNet(Network):
         )
 
         self.blocks = nn.ModuleList()
-        channels, variance = stem[-1], 1.0  # the expected variance of the trunk, carried through the network
+        channels, variance = stem[-1], 1.0  # the trunk's expected variance
         for stage, (blocks, out_channels) in enumerate(zip(depth, widths, strict=True)):
             for i in range(blocks):
                 first = not self.blocks
@@ -186,23 +231,25 @@ class TimmNet(Network):
                         drop_rate=stochastic_depth * len(self.blocks) / max(1, sum(depth) - 1),
                     )
                 )
-                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block starts the count again
+                variance = (1.0 if i == 0 else variance) + alpha**2  # a stage's first block resets it to 1
                 channels = out_channels
 
         self.final_conv = TimmConv2d(channels, final_channels, 1, scale=gamma) if final_channels else nn.Identity()
         self.set_head(final_channels or channels, num_classes, dropout)
 
     def forward_stem(self, x: Tensor) -> Tensor:
+        """Run the stem: (N, in_channels, H, W) -> (N, C, H', W')."""
         h = self.stem[0](x)
         for conv in self.stem[1:]:
             h = conv(self.act(h))
         return F.max_pool2d(h, 3, 2, padding=1) if self.pool else h
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pooled features: (N, in_channels, H, W) -> (N, num_features)."""
         return self.act(self.final_conv(self.forward_stages(x)[-1])).mean((2, 3))  # (N, C)
 
 
 def _round8(channels: float) -> int:
-    """The nearest multiple of 8, but never less than 90 % of what was asked."""
+    """Round to the nearest multiple of 8, but never below 90 % of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8

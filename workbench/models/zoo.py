@@ -1,8 +1,12 @@
-"""Every model by name: `create_model("nf_resnet50", num_classes=10)`.
+"""All models by name: `create_model("nf_resnet50", num_classes=10)`.
 
-The tables are the papers' (NFNet table 1 and appendix; the authors' code for F7, the "plus" widths, NF-RegNet-B6 to B8
-and the image sizes) and timm's for its own nets. The nets for small images are this project's own; each NF net has a
-BatchNorm twin of the same shape.
+The tables come from these sources:
+
+- NFNet paper, table 1 and appendix.
+- The authors' code: F7, the "plus" widths, NF-RegNet-B6 to B8, and the image sizes.
+- timm, for its own nets.
+
+The nets for small images were made for this project. Each of their NF-ResNets has a BatchNorm twin of the same shape.
 """
 
 import fnmatch
@@ -25,9 +29,15 @@ from workbench.models.timm_nets import TimmNet
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: how to build the model, the image sizes (pixels a side) it is trained and tested at, how test
-    images are cut ("squash", "crop" or "whole", see workbench.data.preprocess), and the published ImageNet accuracy of
-    its released weights, top-1 and top-5 in per cent."""
+    """A row of the table of models.
+
+    Attributes:
+        build: Builds the model.
+        train_size: Side of the training images, in pixels.
+        test_size: Side of the test images, in pixels.
+        eval_style: How test images are cut: "squash", "crop" or "whole", see workbench.data.preprocess.
+        published: Top-1 and top-5 accuracy on ImageNet that was published with the released weights, in per cent.
+    """
 
     build: partial
     train_size: int
@@ -69,7 +79,7 @@ _RESNET = {
 }
 _TIMM_LIGHT = {"widths": (256, 512, 1536, 1536), "stem": (16, 32, 64, 128), "group_size": 64, "mid_ratio": 0.25}
 
-# For 32 px images, and still smaller ones (28 px digits, 1 MMAC).
+# For 32 px images, and for 28 px digits (1 MMAC).
 _SMALL = {"depth": (2, 2, 2, 2), "width": 1, "stem": (3, 1), "pool": False}
 _TINY = {"depth": (1, 1, 1), "widths": (32, 64, 128), "width": 1, "stem": (3, 2), "pool": False}
 
@@ -167,11 +177,21 @@ MODELS = {
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
-    """Builds a model, randomly initialised from torch's global generator; under torch.device("meta") too.
+    """Build a model, initialised from torch's global random generator.
 
-    Args: `overrides` are arguments of the family's constructor, e.g. in_channels=1, activation="silu", skip_gain=1.0.
-    Returns: the model; its `recipe` names what was asked for, so that a saved file can build it again.
-    Raises: WorkbenchError (a ValueError) for an unknown name or override, naming the nearest known one.
+    Also works under torch.device("meta").
+
+    Args:
+        name: A name of `list_models()`.
+        num_classes: Classes. With 0 the model returns the pooled features.
+        overrides: Arguments of the family's constructor, such as in_channels=1, activation="silu", skip_gain=1.0.
+
+    Returns:
+        The model. Its `recipe` holds the name and the overrides, so that a saved file can build it again.
+
+    Raises:
+        WorkbenchError: For an unknown name or override, with the nearest known one, and for a value that breaks its
+            rule. It is a ValueError.
     """
     build = entry(name).build
     known = set(inspect.signature(build.func).parameters) - {"depth", "num_classes"}
@@ -187,10 +207,10 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
 
 
 def entry(name: str) -> Entry:
-    """The table's row of a model.
+    """Return the row of a model.
 
     Raises:
-        WorkbenchError: For an unknown name, with the nearest known one.
+        WorkbenchError: If the name is unknown. The message has the nearest known one.
     """
     if not isinstance(name, str) or name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -198,5 +218,5 @@ def entry(name: str) -> Entry:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a shell pattern, in the order of the table."""
+    """List the names that match a shell pattern, in the order of the table."""
     return [name for name in MODELS if fnmatch.fnmatch(name, pattern)]
