@@ -21,6 +21,7 @@ class Network(nn.Module):
         stem: One convolution, or a list of them.
         blocks: The residual blocks in order. Each has its `stage`, counted from 0.
         linear: The classifier, or the identity if `num_classes` is 0.
+        recipe: The arguments of `create_model`, if that made the network.
     """
 
     norm = "none"
@@ -28,6 +29,7 @@ class Network(nn.Module):
     stem: nn.Module
     blocks: nn.ModuleList
     linear: nn.Module
+    recipe: dict
 
     def set_head(self, num_features: int, num_classes: int, dropout: float) -> None:
         """Make dropout and the classifier. A constructor calls this last."""

@@ -14,11 +14,10 @@ import inspect
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
-
 from workbench.errors import unknown
 from workbench.models.arguments import check_arguments
 from workbench.models.fixup import FixUpResNet
+from workbench.models.network import Network
 from workbench.models.nf_regnet import NFRegNet
 from workbench.models.nf_resnet import NFResNet
 from workbench.models.nfnet import NFNet
@@ -39,7 +38,7 @@ class Entry:
         published: Top-1 and top-5 accuracy on ImageNet that was published with the released weights, in per cent.
     """
 
-    build: partial
+    build: partial[Network]
     train_size: int
     test_size: int
     eval_style: str = "crop"
@@ -92,7 +91,7 @@ def _nfnet(n: int, widths: tuple[int, ...], published: tuple[float, float] | Non
     )
 
 
-def _by_depth(prefix: str, family: type[nn.Module], deepest: int = 600) -> dict[str, Entry]:
+def _by_depth(prefix: str, family: type[Network], deepest: int = 600) -> dict[str, Entry]:
     return {f"{prefix}{n}": Entry(partial(family, depth=d), 224, 224) for n, d in _RESNET.items() if n <= deepest}
 
 
@@ -103,7 +102,7 @@ def _nf_regnet(n: int) -> Entry:
 
 def _eca_nfnet(n: int, train_size: int, test_size: int, final_channels: int) -> Entry:
     depth = tuple((n + 1) * d for d in (1, 2, 6, 3))
-    build = partial(TimmNet, depth=depth, final_channels=final_channels, se_ratio=None, **_TIMM_LIGHT)
+    build: partial[Network] = partial(TimmNet, depth=depth, final_channels=final_channels, se_ratio=None, **_TIMM_LIGHT)
     return Entry(build, train_size, test_size)
 
 
@@ -176,7 +175,7 @@ MODELS = {
 }
 
 
-def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
+def create_model(name: str, num_classes: int = 1000, **overrides) -> Network:
     """Build a model, initialised from torch's global random generator.
 
     Also works under torch.device("meta").

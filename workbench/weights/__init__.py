@@ -1,4 +1,4 @@
-"""Weights in and out: released files, timm's and our own; folding and export."""
+"""Reads, writes, folds and exports weights: released files, timm's and our own."""
 
 from workbench.weights.checkpoints import convert, load_checkpoint, save_checkpoint
 from workbench.weights.export import export_onnx, export_pt2, fold

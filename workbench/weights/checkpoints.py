@@ -1,8 +1,8 @@
-"""Weights in and out: the authors' released files, timm's, and our own.
+"""Reads and writes weights: the authors' released files, timm's, and those of this library.
 
-`load_checkpoint("nfnet_f0")` fetches and loads; `load_checkpoint("weights.safetensors")` reads a file and finds out
-which network it belongs to. Nothing in a file is executed. Our own files are safetensors that name their network, its
-constants included: alpha, beta and gamma are in no parameter, so wrong ones would load without a sound.
+`load_checkpoint("nfnet_f0")` fetches a released file. `load_checkpoint("weights.safetensors")` reads a file and
+identifies its network. Nothing in a file is executed. This library writes safetensors that name their network and its
+constants. No parameter holds alpha, beta or gamma, so wrong constants would otherwise load without an error.
 """
 
 import json
@@ -16,6 +16,7 @@ from torch import nn
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import target_path, write_whole
 from workbench.models import zoo
+from workbench.models.network import Network
 from workbench.user_code import is_user_code
 from workbench.weights.haiku import to_haiku
 from workbench.weights.identify import constants, differences, identify, recipe_of
@@ -36,42 +37,64 @@ def load_checkpoint(
     progress: bool = True,
     **overrides,
 ) -> nn.Module:
-    """A network with weights, from a file or from a name of `RELEASED`.
+    """Load weights from a file, or from a name of `RELEASED`.
 
-    Args: `source` a path (.npz as released, .safetensors, .pth), or a model's name, whose released file is then
-    fetched once. `model`: load into this one, strictly; without it the right network is built. `num_classes`: another
-    number than the file's gets a freshly drawn classifier (0: none). `in_channels`: another number adapts the first
-    convolution (see `adapt_in_channels`). `verify=False` skips the hash of a file that has a released file's name.
-    `overrides` go to `create_model` (dropout=0.25, ...).
-    Raises: WorkbenchError for a file that is not there, is damaged or hostile, or belongs to another network, naming
-    the right one. Nothing in the file is executed.
+    Nothing in the file is executed.
+
+    Args:
+        source: A path (.npz as released, .safetensors, .pth, .pt or .bin), or the name of a model, whose released file
+            is fetched once.
+        model: Load into this network, strictly. None: build the network that the weights belong to.
+        num_classes: If the file has another number, draw a new classifier. 0: no classifier.
+        in_channels: If the file has another number, adapt the first convolution (see `adapt_in_channels`).
+        verify: Check the hash of a file that has a released file's name.
+        progress: Show a progress bar while downloading.
+        overrides: Arguments of `create_model`, such as dropout=0.25.
+
+    Returns:
+        The network with the weights: `model`, if you passed one.
+
+    Raises:
+        WorkbenchError: If the file is missing, damaged or hostile, or belongs to another network, which the message
+            names.
     """
     if model is not None and not isinstance(model, nn.Module):
-        raise WorkbenchError(f"`model` (={model!r}) must be a network, or None to have the right one built.")
+        raise WorkbenchError(f"`model` must be a network or None, got {model!r}. With None the right network is built.")
     if model is not None and (num_classes is not None or in_channels is not None or overrides):
-        raise WorkbenchError("give a model, or num_classes, in_channels and overrides to build one: not both.")
+        raise WorkbenchError(
+            "`model` cannot be combined with `num_classes`, `in_channels` or overrides. "
+            "Pass a network or the arguments to build one, not both."
+        )
     weights = read_weights(find(source, verify=verify, progress=progress))
     if model is not None:
         load_into(model, weights)
         return model
-    model = build(weights, **overrides)
-    if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)
+    built = build(weights, **overrides)
+    if num_classes is not None and num_classes != built.num_classes:
+        built.reset_classifier(num_classes)
     if in_channels is not None:
-        adapt_in_channels(model, in_channels)
-    return model
+        adapt_in_channels(built, in_channels)
+    return built
 
 
 def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None = None) -> Path:
-    """Writes the model as safetensors that name it, so that `load_checkpoint(file)` needs nothing else.
+    """Write a model as safetensors that name it, so that `load_checkpoint(file)` can build it.
 
-    Args: `preprocess` says how its images are made, for `evaluate`: mean and std (a number a channel, in units of
-    0..1), image_size, style (see workbench.data.preprocess). Without it they are ImageNet's.
-
-    A model with a function for an activation cannot be named: its file loads into a model only,
+    If the activation of the model is a function, the file cannot name it. Load such a file with
     `load_checkpoint(file, model)`.
-    Raises: WorkbenchError for a model that was not made by `create_model`, or was changed since (folded, wrapped): save
-    its state_dict() instead, or export it.
+
+    Args:
+        model: A model made by `create_model`.
+        file: Path that ends in .safetensors.
+        preprocess: How its images are made, for `evaluate`: mean and std (one number per channel, in units of 0..1),
+            image_size and style (see workbench.data.preprocess). None: as for ImageNet.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        WorkbenchError: If `create_model` did not make the model, or it was changed since (folded, wrapped). Save its
+            state_dict() instead, or export it.
     """
     file = target_path(file, (".safetensors",))
     recipe = recipe_of(model)
@@ -86,25 +109,39 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
         faults = []
     if faults:
         raise WorkbenchError(
-            f"this {type(model).__name__} cannot be named in a file ({faults[0]}): save the network itself, not a "
-            "folded or wrapped one (compiled._orig_mod, ddp.module), or its state_dict() with torch.save."
+            f"A file cannot name this {type(model).__name__} ({faults[0]}). Save the network itself, not a folded or "
+            "wrapped one (compiled._orig_mod, ddp.module), or save its state_dict() with torch.save."
         )
     metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "preprocess": json.dumps(preprocess)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_whole(file, lambda part: save_file(state, part, metadata))
 
 
-def convert(source: str | Path, target: str | Path, *, layout: str = "workbench", verify: bool = True) -> nn.Module:
-    """Reads any file of weights and writes it in another layout; returns the network that it belongs to.
+def convert(source: str | Path, target: str | Path, *, layout: str = "workbench", verify: bool = True) -> Network:
+    """Read a file of weights and write it in another layout.
 
-    Args: `layout` of a .safetensors or .pth target: "workbench" or "timm"; a .npz target has the released layout. Only
-    our .safetensors can say that a network has other constants than its name stands for.
+    Only .safetensors files in the layout "workbench" can store constants that differ from the model's defaults.
+
+    Args:
+        source: A path, or the name of a model with released weights.
+        target: Path that ends in .safetensors, .pth, or .npz, which always has the released layout.
+        layout: "workbench" or "timm".
+        verify: Check the hash of a file that has a released file's name.
+
+    Returns:
+        The network that the weights belong to.
+
+    Raises:
+        WorkbenchError: If `source` cannot be read or identified, or `target` cannot store it.
     """
     target = target_path(target, (".safetensors", ".pth", ".npz"))
     if layout not in ("workbench", "timm"):
         raise unknown("layout", layout, ["workbench", "timm"])
     if target.suffix == ".npz" and layout == "timm":
-        raise WorkbenchError("a .npz file has the released layout: for timm's, end the name in .safetensors or .pth.")
+        raise WorkbenchError(
+            f"{target} cannot have the layout 'timm', because .npz files have the released layout. "
+            "Use .safetensors or .pth."
+        )
     weights = read_weights(find(source, verify=verify))
     model = build(weights)
     if target.suffix == ".safetensors" and layout == "workbench":
@@ -114,8 +151,8 @@ def convert(source: str | Path, target: str | Path, *, layout: str = "workbench"
     if special:
         shown = ", ".join(f"{key}={value!r}" for key, value in special.items())
         raise WorkbenchError(
-            f"{source} is a {model.recipe['name']} with {shown}, which no {target.suffix} file can say: it would load "
-            "as another function. Convert it to .safetensors."
+            f"{source} is a {model.recipe['name']} with {shown}, which a {target.suffix} file in this layout cannot "
+            "store. Convert it to .safetensors with the layout 'workbench'."
         )
     if target.suffix == ".npz":
         tree = to_haiku(model)
@@ -130,31 +167,35 @@ def convert(source: str | Path, target: str | Path, *, layout: str = "workbench"
 # ---- from arrays to a network
 
 
-def build(weights: Weights, **overrides) -> nn.Module:
-    """The network that these weights belong to, with them in it."""
+def build(weights: Weights, **overrides) -> Network:
+    """Build the network that the weights belong to, and load them."""
     model = zoo.create_model(**{**identify(weights), **overrides})
     load_strictly(model, *weights.state_for(model))
     return model
 
 
 def load_into(model: nn.Module, weights: Weights) -> None:
-    """Loads strictly; weights of another network are refused by its name."""
+    """Load weights into `model`, strictly.
+
+    Raises:
+        WorkbenchError: If they do not fit. The message names the network that they belong to.
+    """
     try:
         state, labels = weights.state_for(model)
         faults = complaints(model, state, labels)
     except WorkbenchError as error:
         faults = [str(error)]
-    asked = recipe_of(model)
-    if not faults and weights.recipe and asked:
-        faults = differences(asked, weights.recipe)
+    recipe = recipe_of(model)
+    if not faults and weights.recipe and recipe:
+        faults = differences(recipe, weights.recipe)
     if not faults:
         return load_strictly(model, state, labels)
-    name = asked["name"] if asked else type(model).__name__
+    name = recipe["name"] if recipe else type(model).__name__
     try:
         right = identify(weights)
     except WorkbenchError:
         raise WorkbenchError(f"{weights.file} does not fit {name}: {'; '.join(faults)}.") from None
     arguments = ", ".join(f"{key}={value!r}" for key, value in right.items() if key != "name")
     raise WorkbenchError(
-        f"{weights.file} belongs to create_model({right['name']!r}, {arguments}), and does not fit {name}: {faults[0]}."
+        f"{weights.file} belongs to create_model({right['name']!r}, {arguments}), not to {name}: {faults[0]}."
     )

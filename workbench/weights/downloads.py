@@ -1,4 +1,7 @@
-"""Fetching a file once: into a cache, with a progress bar, continued where it stopped, checked by size and hash."""
+"""Fetches a file once, into a cache, and checks its size and hash.
+
+An interrupted download continues where it stopped.
+"""
 
 import contextlib
 import hashlib
@@ -18,7 +21,7 @@ TIMEOUT = 30  # seconds without a byte
 
 
 def cache_folder() -> Path:
-    """WORKBENCH_CACHE, else `workbench` in the user's cache folder."""
+    """Return WORKBENCH_CACHE, or `workbench` in the user's cache folder."""
     named = os.environ.get("WORKBENCH_CACHE")
     if named:
         return Path(named).expanduser()
@@ -26,11 +29,21 @@ def cache_folder() -> Path:
 
 
 def fetch(url: str, digest: str, *, size: int | None = None, progress: bool = True) -> Path:
-    """The file at `url`, from the cache or the net.
+    """Return the file at `url`, from the cache or the network.
 
-    Args: `digest` is "md5:<hex>" or "sha256:<hex>", the latter may be a prefix; `size` in bytes where it is known.
-    An interrupted download stays beside its place as .part, and the next call continues it.
-    Raises: WorkbenchError where there is no net, or the file is not what was released (it is then removed).
+    An interrupted download stays in the cache as .part, and the next call continues it.
+
+    Args:
+        url: Where the file is.
+        digest: "md5:<hex>" or "sha256:<hex>". A prefix of the hash is enough.
+        size: Size in bytes, if it is known.
+        progress: Show a progress bar.
+
+    Returns:
+        Its path in the cache.
+
+    Raises:
+        WorkbenchError: If there is no network, or the file is not the released one. A wrong download is removed.
     """
     file = cache_folder() / Path(urllib.parse.urlparse(url).path).name
     if file.is_file():
@@ -51,7 +64,15 @@ def fetch(url: str, digest: str, *, size: int | None = None, progress: bool = Tr
 
 
 def check_digest(file: Path, digest: str) -> None:
-    """Raises: WorkbenchError where the file does not have `digest` ("md5:..." or "sha256:...", perhaps a prefix)."""
+    """Check the hash of a file.
+
+    Args:
+        file: The file.
+        digest: "md5:<hex>" or "sha256:<hex>". A prefix of the hash is enough.
+
+    Raises:
+        WorkbenchError: If the hash differs.
+    """
     kind, _, wanted = digest.partition(":")
     with open(file, "rb") as stream:
         actual = hashlib.file_digest(stream, kind).hexdigest()
@@ -69,11 +90,13 @@ def _download(url: str, part: Path, file: Path, size: int | None, progress: bool
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            if answer.status != 206:  # the server does not continue: from the start
+            if answer.status != 206:  # the server cannot continue, so it sends the whole file
                 have = 0
             total = have + int(answer.headers.get("Content-Length") or 0)
             if size is not None and total not in (have, size):
-                raise WorkbenchError(f"{url} has {total:,} bytes where {size:,} were released: it is another file.")
+                raise WorkbenchError(
+                    f"{url} has {total:,} bytes, but the released file has {size:,}. It is another file."
+                )
             bar = tqdm(
                 total=total or None, initial=have, desc=file.name, unit="B", unit_scale=True, disable=not progress
             )
@@ -84,21 +107,21 @@ def _download(url: str, part: Path, file: Path, size: int | None, progress: bool
             if total and part.stat().st_size < total:
                 raise ConnectionError("the connection closed early")
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # all of it is here already: the digest will tell
+        if error.code == 416 and have:  # the whole file is here already, and the caller checks its digest
             return
-        raise WorkbenchError(f"{url} answers {error.code} ({error.reason}): it cannot be fetched.") from error
+        raise WorkbenchError(f"Cannot fetch {url}: the server answered {error.code} ({error.reason}).") from error
     except (OSError, ConnectionError) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", None) or error
-        kept = f" What came so far ({part.stat().st_size:,} bytes) is kept and continued." if part.is_file() else ""
+        kept = f", but {part.stat().st_size:,} bytes are kept for the next try" if part.is_file() else ""
         raise WorkbenchError(
-            f"cannot fetch {file.name} from {urllib.parse.urlparse(url).netloc} ({reason}): without a net, download "
-            f"{url} elsewhere and put it at {file}.{kept}"
+            f"Cannot fetch {file.name} from {urllib.parse.urlparse(url).netloc} ({reason}){kept}. Without a network, "
+            f"download {url} elsewhere and put it at {file}."
         ) from error
 
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """One process at a time, where the system has file locks."""
+    """Let one process at a time in, if the system has file locks."""
     try:
         import fcntl
     except ImportError:

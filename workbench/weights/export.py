@@ -1,12 +1,13 @@
-"""Out again: a network of plain convolutions, torch.export, ONNX.
+"""Exports a network: with plain convolutions, by torch.export, or as ONNX.
 
-Weight standardisation does not depend on the input, so at inference it is a constant: `fold` computes it once.
+Weight standardisation does not depend on the input. At inference it is a constant, which `fold` computes once.
 """
 
 import copy
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,19 @@ from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
 from workbench.models.timm_nets import TimmConv2d
 
-# Odd after every halving: at an even size the tracer takes divisions for exact and then cannot solve its own guards.
+# Odd after every halving: at an even size the tracer assumes exact divisions, and then cannot solve its own guards.
 TRACED_AT = (97, 129)
 
 
 class SamePad2d(nn.Module):
-    """TF-SAME padding in front of a convolution of stride 2: (N, C, H, W) -> (N, C, H + pads, W + pads)."""
+    """TF-SAME padding in front of a convolution of stride 2."""
 
     def __init__(self, kernel_size: int):
         super().__init__()
         self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pad: (N, C, H, W) -> (N, C, H + pads, W + pads)."""
         top, bottom = same_padding(x.shape[-2], self.kernel_size, 2)
         left, right = same_padding(x.shape[-1], self.kernel_size, 2)
         return F.pad(x, (left, right, top, bottom))
@@ -38,11 +40,14 @@ class SamePad2d(nn.Module):
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """A copy for inference in which every convolution is a plain nn.Conv2d that computes the same.
+    """Copy a network for inference, with plain nn.Conv2d that compute the same.
 
-    gain, gamma and 1 / beta are folded into its weight, and alpha and the skip gain into the last one of a branch where
-    no gate follows it. A convolution of stride 2 becomes (SamePad2d, nn.Conv2d), for its padding depends on the size.
-    The copy is in evaluation mode; signal propagation wants the model itself.
+    The constants gain, gamma and 1 / beta are folded into the weights. The factors alpha and skip gain are folded into
+    the last convolution of a branch, unless a gate follows it. A convolution of stride 2 becomes (SamePad2d,
+    nn.Conv2d), because its padding depends on the size.
+
+    Returns:
+        The copy, in evaluation mode. Signal propagation needs the original instead.
     """
     folded = copy.deepcopy(model).eval()
     for block in getattr(folded, "blocks", []):
@@ -51,7 +56,8 @@ def fold(model: nn.Module) -> nn.Module:
         )
         if isinstance(block.conv2, ScaledStdConv2d) and (not gated or getattr(block, "attention_inside", False)):
             _fold_gain(block)
-    foreign = {m: m.plain() for m in list(folded.modules()) if hasattr(m, "plain")}  # what `normfree` has put there
+    modules: list[Any] = list(folded.modules())
+    foreign = {m: m.plain() for m in modules if hasattr(m, "plain")}  # layers that `normfree` made
     for module in list(folded.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ScaledStdConv2d | PlainConv2d):
@@ -61,8 +67,8 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def _fold_gain(block: nn.Module) -> None:
-    """alpha * skip_gain, the factor of the whole branch, into its last convolution."""
+def _fold_gain(block: Any) -> None:
+    """Fold alpha * skip_gain, the factor of the whole branch, into its last convolution."""
     factor = block.alpha
     if hasattr(block, "skip_gain"):
         factor = factor * block.skip_gain.clone()
@@ -87,15 +93,22 @@ def _plain(conv: ScaledStdConv2d | PlainConv2d) -> nn.Module:
         dtype=weight.dtype,
     )
     plain.weight.copy_(weight)
-    if conv.bias is not None:
+    if conv.bias is not None and plain.bias is not None:
         plain.bias.copy_(conv.bias)
     return nn.Sequential(SamePad2d(conv.kernel_size), plain) if same else plain
 
 
 def export_program(model: nn.Module) -> ExportedProgram:
-    """torch.export of a network of this library, plain or folded, in evaluation mode; batch and size stay free."""
+    """Trace a network by torch.export, in evaluation mode, for any batch and image size.
+
+    Args:
+        model: A network of this library, as it is or folded.
+
+    Raises:
+        WorkbenchError: For any other network.
+    """
     if not isinstance(model, Network):
-        raise WorkbenchError(f"export knows the networks of this library, but got a {type(model).__name__}.")
+        raise WorkbenchError(f"`model` must be a network of this library, got a {type(model).__name__}.")
     first = next(p for p in model.parameters() if p.ndim == 4)
     example = torch.zeros(2, first.shape[1], *TRACED_AT, device=first.device, dtype=first.dtype)
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
@@ -103,7 +116,11 @@ def export_program(model: nn.Module) -> ExportedProgram:
 
 
 def export_pt2(model: nn.Module, file: str | Path) -> Path:
-    """The exported program as a file for torch.export.load."""
+    """Write the exported program as a .pt2 file for torch.export.load.
+
+    Raises:
+        WorkbenchError: If `file` does not end in .pt2 or cannot be written, or the network is not of this library.
+    """
     file = target_path(file, (".pt2",))
     program = export_program(model)
     return write_whole(file, lambda part: _save_program(program, part))
@@ -115,16 +132,21 @@ def _save_program(program: ExportedProgram, part: Path) -> None:
 
 
 def export_onnx(model: nn.Module, file: str | Path) -> Path:
-    """An ONNX file with the input `images` (N, C, H, W) and the output `logits` (N, classes); N, H and W stay free.
+    """Write an ONNX file, for any N, H and W.
 
-    Raises: WorkbenchError where the packages for it are not installed.
+    Its input is `images` (N, C, H, W), and its output `logits` (N, num_classes).
+
+    Raises:
+        WorkbenchError: If packages are missing, `file` does not end in .onnx or cannot be written, or the network is
+            not of this library.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise WorkbenchError(f"ONNX export needs {' and '.join(missing)}: `pip install 'normfree-workbench[export]'`.")
     file = target_path(file, (".onnx",))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its notes on opset versions are not the user's business
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about opset versions, which users cannot change
     program = torch.onnx.export(
         export_program(model), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )
+    assert program is not None  # None only with dynamo=False
     return write_whole(file, program.save)

@@ -1,7 +1,7 @@
-"""The layout of the authors' released files, and ours: names and axes, one to one.
+"""Translates between the layout of the authors' released files and ours, one to one.
 
-Released: {module path: {name: array}}, convolutions HWIO, linear weights (in, out), scalars (). Ours: OIHW, (out, in),
-the skip gain (1,), because sharded training refuses scalars. Vectors are the same in both.
+Released: {module path: {name: array}}, convolutions HWIO, linear weights (in, out), scalars ().
+Ours: OIHW, (out, in), and the skip gain (1,), because sharded training refuses scalars. Vectors are the same in both.
 """
 
 import re
@@ -17,30 +17,41 @@ from workbench.models.nfnet import NFNet
 from workbench.weights.pickles import Tree
 from workbench.weights.strict import load_strictly
 
-# family: (the net's name in the files, a block's name there)
+# family: (name of the net in the files, name of a block in the files)
 _NAMES = {NFNet: ("NFNet", "nf_block"), NFResNet: ("NF_ResNet", "nf_res_block"), NFRegNet: ("NF_RegNet", "nf_block")}
 _SQUEEZE_EXCITE = {"reduce": "linear", "expand": "linear_1"}
 
 
 def from_haiku(tree: Tree, model: nn.Module) -> None:
-    """Loads a released tree into `model`, in place and strictly.
+    """Load a released tree into `model`, in place and strictly.
 
-    Args: `tree` {"NFNet/~/stem_conv0": {"w": array, "gain": array, "bias": array}, ...}.
-    Raises: WorkbenchError naming every array that is missing, extra or of the wrong shape; the model is then untouched.
+    Args:
+        tree: {"NFNet/~/stem_conv0": {"w": array, "gain": array, "bias": array}, ...}.
+        model: An NFNet, NF-ResNet or NF-RegNet.
+
+    Raises:
+        WorkbenchError: If arrays are missing, extra or of the wrong shape. The model is then unchanged.
     """
     load_strictly(model, *haiku_state(tree, model))
 
 
 def haiku_state(tree: Tree, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tree under the model's names and axes, and {our name: released name}; what it does not know keeps its own."""
+    """Translate a tree to the model's names and axes.
+
+    Returns:
+        The state, and {our name: released name}. Unknown arrays keep their released names in the state.
+
+    Raises:
+        WorkbenchError: If `tree` is no dict of dicts of numbers, or the model has no released layout.
+    """
     if not isinstance(tree, dict):
-        raise WorkbenchError(f"a released tree is a dict of modules, but got a {type(tree).__name__}.")
+        raise WorkbenchError(f"`tree` must be a dict of modules, got a {type(tree).__name__}.")
     names = haiku_names(model)
     back = {place: ours for ours, place in names.items()}
     state, labels = {}, {ours: "/".join(place) for ours, place in names.items()}
     for module, arrays in tree.items():
         if not isinstance(arrays, dict):
-            raise WorkbenchError(f"the tree's '{module}' must be a dict of arrays, but is a {type(arrays).__name__}.")
+            raise WorkbenchError(f"'{module}' of `tree` must be a dict of arrays, got a {type(arrays).__name__}.")
         for name, array in arrays.items():
             ours = back.get((module, name), f"{module}/{name}")
             state[ours] = _to_torch(ours, np.asarray(array))
@@ -48,7 +59,11 @@ def haiku_state(tree: Tree, model: nn.Module) -> tuple[dict[str, Tensor], dict[s
 
 
 def to_haiku(model: nn.Module) -> Tree:
-    """The inverse: the model's parameters as numpy arrays under the released names."""
+    """Translate the model's parameters to numpy arrays under the released names.
+
+    Raises:
+        WorkbenchError: If the model has no released layout.
+    """
     parameters = dict(model.named_parameters())
     tree: Tree = {}
     for ours, (module, name) in haiku_names(model).items():
@@ -57,13 +72,14 @@ def to_haiku(model: nn.Module) -> Tree:
 
 
 def haiku_names(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """{our parameter: (module path, name)} of the released layout.
+    """Return {our parameter: (module path, name)} of the released layout.
 
-    Raises: WorkbenchError for a network of another family.
+    Raises:
+        WorkbenchError: If the model has no released layout.
     """
     if type(model) not in _NAMES:
         known = ", ".join(family.__name__ for family in _NAMES)
-        raise WorkbenchError(f"the released layout has {known}, but this is a {type(model).__name__}.")
+        raise WorkbenchError(f"Only {known} have a released layout, got a {type(model).__name__}.")
     net, block = _NAMES[type(model)]
     return {name: _released(name, net, block) for name, _ in model.named_parameters()}
 
@@ -75,7 +91,7 @@ def _released(ours: str, net: str, block: str) -> tuple[str, str]:
         index, rest = int(inner[1]), inner[2]
         home = f"{net}/~/{block}" + (f"_{index}" if index else "")
         if not rest:
-            return home, name  # skip_gain sits in the block itself
+            return home, name  # skip_gain belongs to the block itself
         if rest.startswith("squeeze_excite."):
             linear = _SQUEEZE_EXCITE[rest.rpartition(".")[2]]
             return f"{home}/~/squeeze_excite/~/{linear}", {"weight": "w", "bias": "b"}[name]
@@ -88,7 +104,7 @@ def _released(ours: str, net: str, block: str) -> tuple[str, str]:
 
 def _to_torch(ours: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiub":
-        raise WorkbenchError(f"{ours} holds {array.dtype}, not numbers.")
+        raise WorkbenchError(f"{ours} must hold numbers, got {array.dtype}.")
     tensor = torch.from_numpy(np.array(array))
     if ours.endswith(".skip_gain"):
         return tensor.reshape(1) if tensor.ndim == 0 else tensor

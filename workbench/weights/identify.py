@@ -1,4 +1,4 @@
-"""Which network do these weights belong to?"""
+"""Identifies the network that weights belong to."""
 
 import inspect
 import json
@@ -14,26 +14,30 @@ from workbench.weights.reading import Weights
 from workbench.weights.strict import complaints
 from workbench.weights.timm_layout import IN_TIMM
 
-# Arguments that change how a network trains, but not what it computes with given weights.
+# Arguments that change how a network trains, but not what it computes from given weights.
 _TRAINING_ONLY = {"dropout", "stochastic_depth", "skip_gain", "he_init"}
 
 
 def identify(weights: Weights) -> dict:
-    """The recipe, {"name": ..., "num_classes": ..., "in_channels": ...}, of the network that these weights fit.
+    """Find the network that weights fit.
 
-    Raises: WorkbenchError where there is none, saying how far the nearest is off.
+    Returns:
+        The recipe, {"name": ..., "num_classes": ..., "in_channels": ...}.
+
+    Raises:
+        WorkbenchError: If no network fits. The message names the nearest one and its differences.
     """
     if weights.recipe:
         if is_user_code(weights.recipe["name"]):
             raise WorkbenchError(
-                f"{weights.file} is of {weights.recipe['name']}, which is no network of this library: build that and "
-                "give it, load_checkpoint(file, model)."
+                f"{weights.file} is for {weights.recipe['name']}, which is not a network of this library. "
+                "Build it and call load_checkpoint(file, model)."
             )
         return weights.recipe
     if weights.named:
         raise WorkbenchError(
-            f"{weights.file} holds a network with a function of its own for an activation, which a file cannot say: "
-            "make that network and give it, load_checkpoint(file, model)."
+            f"{weights.file} is for a network whose activation is a function, which a file cannot name. "
+            "Build that network and call load_checkpoint(file, model)."
         )
     num_classes, in_channels, blocks = weights.shape()
     nearest: tuple[int, str, list[str]] | None = None
@@ -42,7 +46,7 @@ def identify(weights: Weights) -> dict:
             model = zoo.create_model(name, num_classes, in_channels=in_channels)
         try:
             faults = complaints(model, *weights.state_for(model))
-        except WorkbenchError:  # another family
+        except WorkbenchError:  # a family without this layout
             continue
         if not faults:
             return {"name": name, "num_classes": num_classes, "in_channels": in_channels}
@@ -53,7 +57,7 @@ def identify(weights: Weights) -> dict:
 
 
 def _candidates(weights: Weights, blocks: int) -> Iterable[str]:
-    """Names of networks with so many blocks; timm's layout is that of our NFNets and of timm's own."""
+    """Names of the networks with this number of blocks that can have the layout of the weights."""
     for name, row in zoo.MODELS.items():
         if weights.layout == "timm" and row.build.func not in IN_TIMM:
             continue
@@ -62,7 +66,11 @@ def _candidates(weights: Weights, blocks: int) -> Iterable[str]:
 
 
 def recipe_of(model: nn.Module) -> dict | None:
-    """What `create_model` needs to build this model again; None where it was built otherwise, or cannot be said."""
+    """Return the arguments with which `create_model` builds this model again.
+
+    Returns:
+        None if `create_model` did not build it, or an argument cannot be stored as JSON.
+    """
     recipe = getattr(model, "recipe", None)
     if recipe is None:
         return None
@@ -75,25 +83,28 @@ def recipe_of(model: nn.Module) -> dict | None:
 
 
 def _defaults(name: str) -> dict:
-    """The arguments that a name stands for, as JSON has them."""
+    """Default arguments of the model of this name, as JSON stores them."""
     if is_user_code(name):
         return {}
-    made = zoo.entry(name).build
-    defaults = {k: p.default for k, p in inspect.signature(made.func).parameters.items()} | made.keywords
+    build = zoo.entry(name).build
+    defaults = {k: p.default for k, p in inspect.signature(build.func).parameters.items()} | build.keywords
     return json.loads(json.dumps(defaults, default=str))
 
 
 def constants(recipe: dict) -> dict:
-    """What in a recipe changes the function that its name stands for; a default that was said is a default."""
-    asked, defaults = set(recipe) - _TRAINING_ONLY - {"name", "num_classes", "in_channels"}, _defaults(recipe["name"])
-    return {key: recipe[key] for key in sorted(asked) if recipe[key] != defaults.get(key)}
+    """Return the arguments of a recipe that change the function which its name stands for.
+
+    Arguments that equal a default are left out.
+    """
+    keys, defaults = set(recipe) - _TRAINING_ONLY - {"name", "num_classes", "in_channels"}, _defaults(recipe["name"])
+    return {key: recipe[key] for key in sorted(keys) if recipe[key] != defaults.get(key)}
 
 
-def differences(asked: dict, stored: dict) -> list[str]:
-    """Constants in which two networks of equal shapes differ."""
-    if asked["name"] != stored["name"]:
-        return [f"it is {asked['name']} here and {stored['name']} in the file"]
-    defaults = _defaults(asked["name"])
-    ours, theirs = defaults | constants(asked), defaults | constants(stored)
+def differences(recipe: dict, stored: dict) -> list[str]:
+    """List the constants in which a network and a file of equal shapes differ."""
+    if recipe["name"] != stored["name"]:
+        return [f"the network is {recipe['name']}, but the file has {stored['name']}"]
+    defaults = _defaults(recipe["name"])
+    ours, theirs = defaults | constants(recipe), defaults | constants(stored)
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    return [f"`{key}` is {ours.get(key)} here and {theirs.get(key)} in the file" for key in keys]
+    return [f"`{key}` of the network is {ours.get(key)}, but the file has {theirs.get(key)}" for key in keys]

@@ -1,47 +1,57 @@
-"""Another number of input channels for a network with weights, without changing what it computes."""
+"""Changes the number of input channels of a trained network, but not what it computes."""
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models.layers import ScaledStdConv2d
+from workbench.models.layers import PlainConv2d, ScaledStdConv2d
+from workbench.models.network import Network
 
 
-def adapt_in_channels(model: nn.Module, in_channels: int) -> None:
-    """Gives the first convolution another number of input channels, keeping what it computes, in place.
+def adapt_in_channels(model: Network, in_channels: int) -> None:
+    """Change the number of input channels of the first convolution, in place.
 
-    With fewer channels C than before, feeding x is feeding the old network x with its channels repeated (channel i of
-    the old input is channel i mod C of the new): a gray image acts as it did in three equal channels. With more, the
-    further ones start with weight zero. Exact under weight standardisation: the gain takes the change of norm.
+    With fewer channels C, feeding x equals feeding the old network x with repeated channels. Channel i of the old input
+    is then channel i mod C of x. A gray image acts as it did in three equal channels. With more channels, the weights
+    of the new ones start at zero. Both are exact under weight standardisation, because the gain compensates the change
+    of norm.
+
+    Args:
+        model: A network of this library.
+        in_channels: The new number.
+
+    Raises:
+        WorkbenchError: If `in_channels` is not a whole number of at least 1.
     """
     if type(in_channels) is not int or in_channels < 1:
-        raise WorkbenchError(f"`in_channels` (={in_channels!r}) must be a whole number, at least 1.")
-    several = isinstance(model.stem, nn.ModuleList)
-    old = model.stem[0] if several else model.stem
+        raise WorkbenchError(f"`in_channels` must be a whole number of at least 1, got {in_channels!r}.")
+    stem = model.stem
+    old = cast(ScaledStdConv2d | PlainConv2d, stem[0] if isinstance(stem, nn.ModuleList) else stem)
     if in_channels == old.in_channels:
         return
     new = type(old)(in_channels, old.out_channels, old.kernel_size, old.stride, old.groups, old.scale)
     new = new.to(device=old.weight.device, dtype=old.weight.dtype)
-    new.bias = copy.deepcopy(old.bias)
-    standardized = isinstance(old, ScaledStdConv2d)
+    new.register_parameter("bias", copy.deepcopy(old.bias))
     with torch.no_grad():
-        before = old.standardized_weight() if standardized else old.weight
+        before = old.standardized_weight() if isinstance(old, ScaledStdConv2d) else old.weight
         wanted = torch.zeros_like(new.weight)
         for i in range(old.in_channels):
             wanted[:, i % in_channels] += before[:, i]
-        if standardized:
-            norm, was = _norms(wanted), _norms(old.weight - old.weight.mean((1, 2, 3), keepdim=True)).clamp_min(0.02)
-            some = norm > 0  # a filter that was switched off keeps random weights, and gain 0
-            new.weight[some] = (wanted * (was / norm.clamp_min(1e-30))[:, None, None, None])[some]
+        if isinstance(old, ScaledStdConv2d) and isinstance(new, ScaledStdConv2d):
+            centred = old.weight - old.weight.mean((1, 2, 3), keepdim=True)
+            norm, old_norm = _norms(wanted), _norms(centred).clamp_min(0.02)
+            live = norm > 0  # a filter that was switched off keeps random weights, and gain 0
+            new.weight[live] = (wanted * (old_norm / norm.clamp_min(1e-30))[:, None, None, None])[live]
             new.gain.copy_(norm / _norms(new.standardized_weight()))
             new.gain.requires_grad_(old.gain.requires_grad)
         else:
             new.weight.copy_(wanted)
         new.weight.requires_grad_(old.weight.requires_grad)
-    if several:
-        model.stem[0] = new
+    if isinstance(stem, nn.ModuleList):
+        stem[0] = new
     else:
         model.stem = new
     if hasattr(model, "recipe"):

@@ -1,16 +1,17 @@
-"""Reads the released weight files, which are pickles, without executing anything that they contain.
+"""Reads the released weight files, which are pickles, without executing anything in them.
 
-A pickle is a program: it names functions and calls them. Only the few names that a dict of arrays needs are admitted,
-each by its exact name, and each stands for a function or class of this file, never for the one it names. So
-`_create_array`, which calls whatever it is handed, hands nothing on, and only stand-ins of arrays and dtypes take a
-state. Arrays of objects are refused. So are instructions that no file of weights needs, and whatever would let a small
-file ask for much time or memory.
+A pickle is a program: it names functions and calls them. This reader admits only the few names that a dict of arrays
+needs. Each of them stands for a function or class of this file, never for the one that the pickle names. The real
+`_create_array` of dill calls any function that it gets, but its replacement here calls none of the file's. Only
+replacements of arrays and dtypes accept a state. The reader refuses arrays of objects and instructions that no file of
+weights needs. It also refuses everything that would let a small file take much time or memory.
 """
 
 import math
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,42 +19,43 @@ from workbench.errors import WorkbenchError
 
 Tree = dict[str, dict[str, np.ndarray]]
 
-DEPTH, RANK, LARGEST = 4, 8, 2**31  # of nested dicts, of an array, and of one side of it
+DEPTH, RANK, LARGEST = 4, 8, 2**31  # limits: nested dicts, dimensions of an array, length of one dimension
 _CORRUPT = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError,
             OverflowError, MemoryError, RecursionError, UnicodeError, AssertionError)  # fmt: skip
 
 
 def read_pickle(file: Path) -> Tree:
-    """The nested dict of arrays in a released file: {module: {name: array}}.
+    """Read the nested dict of arrays in a released file: {module: {name: array}}.
 
-    Raises: WorkbenchError for a file that asks for anything else, naming it, and for one that is damaged.
+    Raises:
+        WorkbenchError: If the file is damaged or needs anything else, which the message names.
     """
     try:
         with open(file, "rb") as stream:
             tree = _Reader(stream, file).load()
         if not isinstance(tree, dict):
-            raise WorkbenchError(f"{file} holds a {_kind(tree)}: a file of weights is a dict of dicts of arrays.")
+            raise WorkbenchError(f"{file} holds a {_kind(tree)}, but a file of weights is a dict of dicts of arrays.")
         return _plain(tree, file, 0)
     except WorkbenchError:
         raise
     except OSError as error:
-        raise WorkbenchError(f"cannot read {file} ({error.strerror}).") from error
+        raise WorkbenchError(f"Cannot read {file} ({error.strerror}).") from error
     except _CORRUPT as error:
         cause = str(error)[:100] or type(error).__name__
-        raise WorkbenchError(f"{file} is no released file of weights, or damaged ({cause}): fetch it again.") from error
+        raise WorkbenchError(f"{file} is damaged, or no released file of weights ({cause}). Fetch it again.") from error
 
 
-def _plain(node, file: Path, depth: int):
-    """Stand-ins into arrays, and nothing but dicts, text keys and arrays."""
+def _plain(node, file: Path, depth: int) -> Any:
+    """Turn replacements into arrays. Only dicts, arrays and numbers pass."""
     if isinstance(node, dict):
         if depth == DEPTH:
-            raise WorkbenchError(f"{file} nests its dicts more than {DEPTH} deep: no file of weights does.")
+            raise WorkbenchError(f"{file} nests its dicts more than {DEPTH} deep, which no file of weights does.")
         return {key: _plain(value, file, depth + 1) for key, value in node.items()}
     if isinstance(node, _Array) and node.value is not None:
         return node.value
     if isinstance(node, int | float):
         return np.asarray(node)
-    raise WorkbenchError(f"{file} holds a {_kind(node)}: a file of weights has only dicts of arrays.")
+    raise WorkbenchError(f"{file} holds a {_kind(node)}, but a file of weights has only dicts of arrays.")
 
 
 def _kind(node) -> str:
@@ -68,14 +70,20 @@ GLOBAL STACK_GLOBAL REDUCE BUILD MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_
 """.split()  # noqa: SIM905
 
 
-class _Reader(pickle._Unpickler):
-    """The standard library's unpickler in Python, with the instructions that dicts of arrays need and no others.
+_Unpickler: Any = pickle._Unpickler  # typeshed lacks the attributes of the class in Python
 
-    In Python, because there the instructions are a table that can be cut down, a key can be looked at before it is
-    hashed, and a memo that a file numbers wildly costs nothing; the one in C takes 2 GB for it.
+
+class _Reader(_Unpickler):
+    """The standard library's unpickler, with only the instructions that dicts of arrays need.
+
+    It is the one in Python, for three reasons:
+
+    - Its instructions are a table that can be cut down.
+    - It can look at a key before the key is hashed.
+    - Large memo numbers in a file cost nothing. The unpickler in C takes 2 GB for them.
     """
 
-    dispatch = {getattr(pickle, n)[0]: pickle._Unpickler.dispatch[getattr(pickle, n)[0]] for n in _NEEDED}  # noqa: RUF012
+    dispatch = {getattr(pickle, n)[0]: _Unpickler.dispatch[getattr(pickle, n)[0]] for n in _NEEDED}  # noqa: RUF012
 
     def __init__(self, stream, file: Path):
         super().__init__(stream)
@@ -84,10 +92,10 @@ class _Reader(pickle._Unpickler):
     def find_class(self, module: str, name: str):
         known = _ADMITTED.get((module.replace("numpy.core", "numpy._core"), name))
         if known is None:
-            asked = repr(f"{module}.{name}"[:100])[1:-1]
+            shown = repr(f"{module}.{name}"[:100])[1:-1]
             raise WorkbenchError(
-                f"{self.file} asks for {asked}, which no file of weights needs: refused, nothing was executed. "
-                "Fetch the file again from where it was released."
+                f"{self.file} contains {shown}, which no file of weights needs. The file was refused and nothing in it "
+                "was executed: fetch it again from where it was released."
             )
         return known
 
@@ -110,10 +118,10 @@ class _Reader(pickle._Unpickler):
         super().load_dict()
 
     def _text_keys(self, keys: list) -> None:
-        """Before they are hashed, which a tuple of tuples can make endless."""
+        """Check keys before they are hashed, because the hash of nested tuples can take forever."""
         for key in keys:
             if type(key) is not str:
-                raise WorkbenchError(f"{self.file} has a key of type {_kind(key)}: it must be text.")
+                raise WorkbenchError(f"{self.file} has a key of type {_kind(key)}, but keys must be text.")
 
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
@@ -122,14 +130,14 @@ class _Reader(pickle._Unpickler):
 
 
 class _Dtype:
-    """Stands for a numpy dtype of plain numbers."""
+    """Replaces a numpy dtype of plain numbers."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, code: str, *_):
         if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?(f[248]|[iu][1248]|b1)", code):
-            asked = repr(code)[:60]
-            raise WorkbenchError(f"the file holds an array of dtype {asked}: only plain numbers are read.")
+            shown = repr(code)[:60]
+            raise WorkbenchError(f"The file holds an array of dtype {shown}, but only plain numbers are read.")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state) -> None:
@@ -140,7 +148,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy array that is filled by its state."""
+    """Replaces a numpy array, whose contents come from its state."""
 
     __slots__ = ("value",)
 
@@ -154,7 +162,7 @@ class _Array:
 
 def _fill(data, dtype, shape, order: str) -> np.ndarray:
     if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype) or order not in ("C", "F"):
-        raise WorkbenchError("the file holds an array of objects: only plain numbers are read.")
+        raise WorkbenchError("The file holds an array of objects, but only plain numbers are read.")
     sides = shape if isinstance(shape, tuple) and len(shape) <= RANK else (-1,)
     if not all(type(n) is int and 0 <= n < LARGEST for n in sides):
         raise pickle.UnpicklingError("an array without a proper shape")
@@ -172,7 +180,7 @@ def _reconstruct(kind, shape, code) -> _Array:
 
 def _create_array(maker, args, state, attributes=None) -> _Array:
     if maker is not _reconstruct or attributes:
-        raise WorkbenchError("the file hands a function of its own to dill's _create_array: refused and not called.")
+        raise WorkbenchError("The file passes a function to dill's _create_array. It was refused and not called.")
     array = maker(*args)
     array.__setstate__(state)
     return array

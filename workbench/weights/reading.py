@@ -1,10 +1,11 @@
-"""A file of weights read into arrays; nothing in it is executed."""
+"""Reads a file of weights into arrays. Nothing in the file is executed."""
 
 import json
 import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,34 +15,41 @@ from workbench.errors import WorkbenchError
 from workbench.models import zoo
 from workbench.user_code import is_user_code
 from workbench.weights.haiku import haiku_state
-from workbench.weights.pickles import Tree, read_pickle
+from workbench.weights.pickles import read_pickle
 from workbench.weights.timm_layout import from_timm, is_timm
 
 FORMAT = "normfree-workbench/1"
-
-
-_WRAPPERS = r"^(module\.|_orig_mod\.)+"  # what DistributedDataParallel and torch.compile put before names
+_WRAPPERS = r"^(module\.|_orig_mod\.)+"  # prefixes by DistributedDataParallel and torch.compile
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file, read: its layout (haiku, timm or workbench), its arrays, and the network it names, where it names one."""
+    """The contents of a file of weights.
+
+    Attributes:
+        file: The file.
+        layout: "haiku", "timm" or "workbench".
+        content: {module: {name: array}} in the layout "haiku", otherwise {our name: tensor}.
+        recipe: Arguments of `create_model` for its network, if the file names one.
+        named: Whether `save_checkpoint` wrote the file. It then names its network, unless a file cannot.
+        preprocess: How its images are made. None: as for ImageNet.
+    """
 
     file: Path
     layout: str
-    content: Tree | dict[str, Tensor]
+    content: dict[str, Any]
     recipe: dict | None = None
-    named: bool = False  # whether the file is ours, and so would name its network if it could be named
-    preprocess: dict | None = None  # how its images are made, where they are not ImageNet's
+    named: bool = False
+    preprocess: dict | None = None
 
     def state_for(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The arrays under the model's names, and the file's names for them."""
+        """Return the arrays under the model's names, and {model's name: file's name}."""
         if self.layout == "haiku":
             return haiku_state(self.content, model)
         return self.content, {}
 
     def shape(self) -> tuple[int, int, int]:
-        """(classes, input channels, blocks), as the arrays tell; 0, 3 and 0 where they do not."""
+        """Read (classes, input channels, blocks) off the arrays. The defaults are 0, 3 and 0."""
         if self.layout == "haiku":
             net = next(iter(self.content), "").partition("/")[0]
             modules = {name: arrays for name, arrays in self.content.items() if isinstance(arrays, dict)}
@@ -57,7 +65,14 @@ class Weights:
 
 
 def read_weights(file: Path) -> Weights:
-    """The arrays of a file under our names (under the released ones for .npz); nothing in it is executed."""
+    """Read a file. Nothing in it is executed.
+
+    Args:
+        file: Ends in .npz (as released), .safetensors, .pth, .pt or .bin.
+
+    Raises:
+        WorkbenchError: If the file is damaged or hostile, holds no weights, or has another ending.
+    """
     if file.suffix == ".npz":
         return Weights(file, "haiku", read_pickle(file))
     if file.suffix == ".safetensors":
@@ -66,7 +81,7 @@ def read_weights(file: Path) -> Weights:
                 metadata = opened.metadata() or {}
                 state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise WorkbenchError(f"cannot read {file} as safetensors ({error}): fetch it again.") from error
+            raise WorkbenchError(f"Cannot read {file} as safetensors ({error}). Fetch it again.") from error
         if metadata.get("format") == FORMAT:
             return Weights(file, "workbench", state, *_read_metadata(metadata, file))
     elif file.suffix in (".pth", ".pt", ".bin"):
@@ -76,40 +91,40 @@ def read_weights(file: Path) -> Weights:
     state = {re.sub(_WRAPPERS, "", name): tensor for name, tensor in state.items()}
     wrong = [name for name, tensor in state.items() if tensor.is_meta or tensor.layout != torch.strided]
     if wrong:
-        raise WorkbenchError(f"{file} holds no dense weights under {wrong[0]}: save them as ordinary tensors.")
+        raise WorkbenchError(f"{file} holds no dense tensor under {wrong[0]}. Save its weights as ordinary tensors.")
     if is_timm(state):
         return Weights(file, "timm", from_timm(state))
     return Weights(file, "workbench", state)
 
 
 def _read_metadata(metadata: dict[str, str], file: Path) -> tuple[dict | None, bool, dict | None]:
-    """The recipe, that the file is ours, and how its images are made."""
+    """Return `recipe`, `named` and `preprocess` of `Weights`."""
     try:
         recipe, preprocess = json.loads(metadata["recipe"]), json.loads(metadata.get("preprocess", "null"))
-        if recipe is not None and not is_user_code(recipe["name"]):  # a file must not have code of the user's imported
+        if recipe is not None and not is_user_code(recipe["name"]):  # a file must not make us import code
             with torch.device("meta"):
-                zoo.create_model(**recipe)  # a name and arguments that this version knows
+                zoo.create_model(**recipe)  # raises if this version does not know the name or the arguments
         return recipe, True, preprocess
-    except (ValueError, TypeError, KeyError) as error:  # also a name that this version does not know
+    except (ValueError, TypeError, KeyError) as error:
         raise WorkbenchError(
-            f"{file} does not say rightly which network it is for ({error}): give load_checkpoint a model."
+            f"{file} names no network that this version knows ({error}). Pass a model: load_checkpoint(file, model)."
         ) from error
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its text advises to load it all the same
+    except pickle.UnpicklingError as error:  # torch's message advises to load the file anyway
         raise WorkbenchError(
-            f"{file} is damaged, or asks for more than tensors: refused, nothing in it was executed."
+            f"{file} is damaged, or contains more than tensors. It was refused and nothing in it was executed."
         ) from error
-    except Exception as error:  # whatever a damaged file makes of torch.load
+    except Exception as error:  # a damaged file can raise anything in torch.load
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WorkbenchError(f"cannot read {file} as weights ({cause}): nothing in it was executed.") from error
+        raise WorkbenchError(f"Cannot read {file} as weights ({cause}); nothing in it was executed.") from error
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise WorkbenchError(f"{file} holds no state dict: a dict of names and tensors is needed.")
+        raise WorkbenchError(f"{file} holds no state dict. Save a dict of names and tensors.")
     return state

@@ -1,4 +1,4 @@
-"""The released weights: where they are, how to know them, and how to find a file by name."""
+"""The released weights: their addresses and hashes, and how to find a file by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,13 @@ from workbench.weights.downloads import cache_folder, check_digest, fetch
 
 @dataclass(frozen=True)
 class Released:
-    """Where public weights are, and how to know them."""
+    """Public weights.
+
+    Attributes:
+        url: Where they are.
+        digest: "md5:<hex>" or "sha256:<hex>", which may be a prefix.
+        size: Size in bytes, if it is known.
+    """
 
     url: str
     digest: str
@@ -18,14 +24,12 @@ class Released:
 
     @property
     def file_name(self) -> str:
+        """The last part of the address."""
         return self.url.rpartition("/")[2]
 
 
 _BUCKET = "https://storage.googleapis.com/dm-nfnets"
-
-
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download"
-
 
 RELEASED = {
     "nfnet_f0": Released(f"{_BUCKET}/F0_haiku.npz", "md5:0a41039da1cb43adf47f1b7d86ddfe0f", 285_976_842),
@@ -45,9 +49,18 @@ RELEASED = {
 
 
 def find(source: str | Path, *, verify: bool = True, progress: bool = True) -> Path:
-    """The file: a path that exists, or a released one by its model's name or its file's name, fetched once."""
+    """Find a file of weights. A released file is fetched once.
+
+    Args:
+        source: A path that exists, or the name of a released model or of its file.
+        verify: Check the hash of a file that has a released file's name.
+        progress: Show a progress bar while downloading.
+
+    Raises:
+        WorkbenchError: If there is no such file, or it is not the released one.
+    """
     if not isinstance(source, str | Path):
-        raise WorkbenchError(f"`source` (={source!r}) must be a path or the name of released weights.")
+        raise WorkbenchError(f"`source` must be a path or the name of released weights, got {source!r}.")
     path = Path(source).expanduser()
     by_file = {released.file_name: released for released in RELEASED.values()}
     if path.is_file():
@@ -58,12 +71,15 @@ def find(source: str | Path, *, verify: bool = True, progress: bool = True) -> P
     if released is not None:
         return fetch(released.url, released.digest, size=released.size, progress=progress)
     if path.suffix or "/" in str(source):
-        raise WorkbenchError(f"there is no file of weights at {path}.")
+        raise WorkbenchError(f"There is no file of weights at {path}.")
     if str(source) in zoo.MODELS:
-        raise WorkbenchError(f"no weights of '{source}' were released; there are: {', '.join(RELEASED)}.")
+        raise WorkbenchError(f"No weights of '{source}' were released. Use one of {', '.join(RELEASED)}.")
     raise unknown("released model", str(source), RELEASED)
 
 
 def is_cached(model: str) -> bool:
-    """Whether the released weights of a model lie in the cache (`workbench models download` fetches them)."""
+    """Whether the cache holds the released weights of a model.
+
+    `workbench models download` fetches them.
+    """
     return model in RELEASED and (cache_folder() / RELEASED[model].file_name).is_file()

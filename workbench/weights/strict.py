@@ -1,34 +1,40 @@
-"""Loading weights by name, all of them or none."""
+"""Loads weights by name, all of them or none."""
 
 import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 
-SHOWN = 5  # of the names in one complaint
+SHOWN = 5  # names in one complaint
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str] | None = None) -> None:
-    """Copies `state` into the parameters and buffers of `model`; `labels` are the names a complaint uses, where given.
+    """Copy `state` into the parameters and buffers of `model`.
 
-    Raises: WorkbenchError naming what is missing, extra, misshapen or not a number; nothing has been copied then.
+    Args:
+        model: The network.
+        state: {name of the parameter or buffer: tensor}.
+        labels: Names to use in an error message, by the names of `state`.
+
+    Raises:
+        WorkbenchError: If tensors are missing, extra, of the wrong shape or not floating point. Nothing is copied then.
     """
     faults = complaints(model, state, labels or {})
     if faults:
-        raise WorkbenchError(f"the weights do not fit {type(model).__name__}: {'; '.join(faults)}.")
+        raise WorkbenchError(f"The weights do not fit {type(model).__name__}: {'; '.join(faults)}.")
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             tensor.copy_(state[name])
 
 
 def complaints(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str]) -> list[str]:
-    """What is wrong with `state` for this model, empty where it fits."""
+    """List what is wrong with `state` for this model. Empty if it fits."""
     needed = model.state_dict(keep_vars=True)
     missing = [labels.get(name, name) for name in needed if name not in state]
     extra = [labels.get(name, name) for name in state if name not in needed]
     shared = [name for name in needed if name in state]
     misshapen = [
-        f"{labels.get(name, name)} is {_shape(state[name])} where {_shape(needed[name])} is needed"
+        f"{labels.get(name, name)} is {_shape(state[name])}, must be {_shape(needed[name])}"
         for name in shared
         if state[name].shape != needed[name].shape
     ]

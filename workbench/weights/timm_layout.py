@@ -1,7 +1,7 @@
-"""timm's names and shapes for the same parameters, for reading its files and for writing what it loads.
+"""Translates between timm's names and shapes and ours, to read its files and write them.
 
-timm has gains (O, 1, 1, 1), squeeze-excite weights as 1x1 convolutions, the skip gain as a scalar, and counts blocks
-per stage. Its `dm_nfnet_f*` files are our `nfnet_f*`; its other nets with weights are those of timm_nets.py.
+timm has gains (O, 1, 1, 1), squeeze-excite weights as 1x1 convolutions and the skip gain as a scalar. It counts blocks
+per stage. Its `dm_nfnet_f*` are our `nfnet_f*`. Its other nets with weights are those of timm_nets.py.
 """
 
 import re
@@ -19,24 +19,31 @@ _LINEARS = {"reduce": "fc1", "expand": "fc2"}
 
 
 def is_timm(state: dict[str, Tensor]) -> bool:
-    """Whether these are names of timm's normalizer-free nets."""
+    """Whether the names are those of timm's normalizer-free nets."""
     return any(name.startswith("stages.") for name in state) and any(name.startswith("stem.conv") for name in state)
 
 
 def from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A timm state dict under our names and shapes; names it does not know stay as they are (and are refused later)."""
+    """Translate a timm state dict to our names and shapes.
+
+    Unknown names stay as they are. Loading refuses them later.
+    """
     starts = _block_starts(state)
     return {_our_name(name, starts): _our_shape(name, tensor) for name, tensor in state.items()}
 
 
 def to_timm(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that timm's `dm_nfnet_f*` (for an NFNet) or its own nets (for a `timm_*`) load strictly.
+    """Translate a model's state dict to timm's layout.
 
-    Raises: WorkbenchError for the families that timm does not compute.
+    Returns:
+        A state dict that timm loads strictly: into `dm_nfnet_f*` for an NFNet, into its own nets for a `timm_*`.
+
+    Raises:
+        WorkbenchError: If timm has no net that computes the same.
     """
     if not isinstance(model, IN_TIMM):
         raise WorkbenchError(
-            f"timm has no net that computes a {type(model).__name__}: its layout is for nfnet_* and timm_* models."
+            f"timm has no net that computes a {type(model).__name__}. Its layout is for nfnet_* and timm_* models."
         )
     numbers, count = {}, {}
     for index, block in enumerate(model.blocks):
@@ -51,7 +58,7 @@ def to_timm(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _block_starts(state: dict[str, Tensor]) -> dict[int, int]:
-    """{stage: index of its first block over the whole net}"""
+    """Return {stage: index of its first block in the whole net}."""
     depth: dict[int, int] = {}
     for name in state:
         match = re.match(r"stages\.(\d+)\.(\d+)\.", name)
