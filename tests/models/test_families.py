@@ -42,8 +42,9 @@ PUBLISHED = {
     "nf_regnet_b0": (8_595_372, "0.444", None), "nf_regnet_b1": (10_019_208, "0.734", None),
     "nf_regnet_b2": (13_785_904, "1.099", None), "nf_regnet_b3": (18_136_667, "1.999", None),
     "nf_regnet_b4": (29_315_830, "4.467", None), "nf_regnet_b5": (48_707_138, "10.56", None),
-    "nf_resnet50": (25_557_048, None, None), "nf_resnet101": (44_549_193, None, None), "nf_resnet152": (60_192_858, None, None),
-    "nf_resnet200": (64_673_898, None, None), "nf_resnet288": (146_460_552, None, None), "nf_resnet600": (300_646_896, None, None),
+    "nf_resnet50": (25_557_048, None, None), "nf_resnet101": (44_549_193, None, None),
+    "nf_resnet152": (60_192_858, None, None), "nf_resnet200": (64_673_898, None, None),
+    "nf_resnet288": (146_460_552, None, None), "nf_resnet600": (300_646_896, None, None),
 }  # fmt: skip
 # The same, as far as the digits are published, in millions.
 PUBLISHED_MILLIONS = {
@@ -92,9 +93,13 @@ def test_timms_own_nets_have_timms_parameters(name, count):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("nfnet_micro", 37), ("nf_resnet26_cifar", 35), ("nf_regnet_b2", 272), ("resnet50", 90), ("skipinit_resnet50", 64), ("fixup_resnet50", 64), ("timm_nf_resnet50", 75), ("timm_nf_regnet_b1", 75), ("timm_eca_nfnet_l0", 75)],
+    [
+        ("nfnet_micro", 37), ("nf_resnet26_cifar", 35), ("nf_regnet_b2", 272),
+        ("resnet50", 90), ("skipinit_resnet50", 64), ("fixup_resnet50", 64),
+        ("timm_nf_resnet50", 75), ("timm_nf_regnet_b1", 75), ("timm_eca_nfnet_l0", 75),
+    ],
 )  # fmt: skip
-def test_multiply_accumulates_by_forward_are_what_torch_counts_in_a_forward_pass(name, size):
+def test_forward_macs_equal_what_torch_counts_in_a_forward_pass(name, size):
     with torch.device("meta"):
         model, image = create_model(name), torch.zeros(1, 3, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -102,7 +107,7 @@ def test_multiply_accumulates_by_forward_are_what_torch_counts_in_a_forward_pass
     assert forward_macs(model, size) == counter.get_total_flops() // 2
 
 
-def test_the_two_counts_part_where_a_stride_does_not_divide():
+def test_the_two_counts_differ_where_a_stride_does_not_divide():
     with torch.device("meta"):
         b2, f0 = create_model("nf_regnet_b2"), create_model("nfnet_f0")
     assert forward_macs(f0, 256) == published_macs(f0, 256)  # 256 is a multiple of 32
@@ -121,11 +126,17 @@ def test_squeeze_excite_adds_the_published_parameters():
         ("nfnet_f0", [1, 1.0198, 1.0198, 1.0392, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954, 1.1136, 1.0198, 1.0392]),
         (
             "nf_resnet50",
-            [1, 1.0198, 1.0392, 1.0583, 1.0198, 1.0392, 1.0583, 1.0770, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954, 1.1136, 1.0198, 1.0392],
+            [
+                1, 1.0198, 1.0392, 1.0583, 1.0198, 1.0392, 1.0583, 1.0770,
+                1.0198, 1.0392, 1.0583, 1.0770, 1.0954, 1.1136, 1.0198, 1.0392,
+            ],
         ),
         (
             "nf_regnet_b0",
-            [1, 1.0198, 1.0198, 1.0392, 1.0583, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954, 1.1136, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954],
+            [
+                1, 1.0198, 1.0198, 1.0392, 1.0583, 1.0198, 1.0392, 1.0583,
+                1.0770, 1.0954, 1.1136, 1.0198, 1.0392, 1.0583, 1.0770, 1.0954,
+            ],
         ),
     ],
 )  # fmt: skip
@@ -141,7 +152,7 @@ def test_stochastic_depth_grows_from_zero_by_rate_over_blocks():
 
 
 def test_f0_is_built_block_by_block_as_published():
-    """in, out, mid, groups, stride, squeeze-excite's hidden width of each block, as the authors' code builds it."""
+    """Each row is a block: in, out, mid, groups, stride, hidden width of squeeze-excite, as in the authors' code."""
     with torch.device("meta"):
         model = create_model("nfnet_f0")
     built = [
@@ -173,7 +184,10 @@ def test_nf_regnet_b0_has_the_published_branches():
     )
 
 
-@pytest.mark.parametrize(("name", "zero"), [("nfnet_micro", False), ("nf_resnet_tiny", False), ("nf_regnet_b0", True), ("resnet_tiny", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "zero"),
+    [("nfnet_micro", False), ("nf_resnet_tiny", False), ("nf_regnet_b0", True), ("resnet_tiny", True)],
+)
 def test_classifiers_start_as_published(name, zero):
     weight = create_model(name, 50).linear.weight
     assert not weight.any() if zero else weight.std().item() == pytest.approx(0.01, rel=0.05)
@@ -218,7 +232,7 @@ def test_the_batchnorm_twin_has_the_same_skeleton(pair):
     assert [(b.stage, b.is_transition) for b in nf.blocks] == [(b.stage, b.is_transition) for b in bn.blocks]
 
 
-def test_the_groupnorm_opponent_sees_no_batch_and_has_the_same_convolutions():
+def test_the_groupnorm_baseline_does_not_mix_images_and_has_the_same_convolutions():
     model = create_model("resnet_tiny", 4, norm="group").double()
     with torch.no_grad():
         model.linear.weight.normal_()  # it starts at zero
@@ -234,13 +248,13 @@ def test_the_groupnorm_opponent_sees_no_batch_and_has_the_same_convolutions():
     assert shapes[0] == shapes[1]
     filters = model.blocks[0].conv1.standardized_weight()
     torch.testing.assert_close(filters.mean((1, 2, 3)), torch.zeros(len(filters)).double(), atol=1e-9, rtol=0)
-    with pytest.raises(WorkbenchError, match=r"`norm` \(='layer'\) must be 'batch' or 'group'"):
+    with pytest.raises(WorkbenchError, match="`norm`.*'batch'.*'group'.*'layer'"):
         create_model("resnet_tiny", norm="layer")
-    with pytest.raises(WorkbenchError, match="GroupNorm leaves channels of different variance"):
+    with pytest.raises(WorkbenchError, match="GroupNorm"):
         expected_signal(model, 32)
 
 
-def test_no_layer_of_a_normalizer_free_net_sees_the_batch():
+def test_no_layer_of_a_normalizer_free_net_mixes_images():
     model = create_model("nfnet_micro", 4).double()
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     together = model(x)
@@ -248,13 +262,13 @@ def test_no_layer_of_a_normalizer_free_net_sees_the_batch():
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
-def test_names_patterns_and_mistakes():
+def test_patterns_list_names_and_mistakes_get_the_nearest_name():
     assert list_models("nfnet_f?") == [f"nfnet_f{i}" for i in range(8)]
-    with pytest.raises(WorkbenchError, match="did you mean 'nf_resnet50'"):
+    with pytest.raises(WorkbenchError, match="'nf_resnet5O'.*'nf_resnet50'"):
         create_model("nf_resnet5O")
-    with pytest.raises(WorkbenchError, match="did you mean 'skip_gain'"):
+    with pytest.raises(WorkbenchError, match="'skipgain'.*'skip_gain'"):
         create_model("nf_resnet50", skipgain=1.0)
-    with pytest.raises(WorkbenchError, match="at least 0"):
+    with pytest.raises(WorkbenchError, match="`num_classes`.*-1"):
         create_model("nf_resnet50", num_classes=-1)
 
 
@@ -264,23 +278,26 @@ def test_a_callable_activation_gets_its_gamma_by_quadrature():
 
 
 BAD = {
-    "num_classes": (2.5, "10", True, -1), "in_channels": (0, 3.0, "3", True), "dropout": (2, -0.1, "x", float("nan"), 1),
-    "stochastic_depth": (1, 2, -0.1, "x"), "alpha": (0, -1, float("nan"), float("inf"), "0.2"), "skip_gain": (None, "a", float("nan")),
-    "se_ratio": (-1, 5, "a"), "width": (0, -1, "wide"), "widths": ((), (64,), (1.5, 2, 3, 4), "abcd"), "stem": (5, (8, 16)),
-    "stem_strides": ((1, 1), (3, 1, 1, 1)), "group_size": (0, -1, 1.5), "activation": (["relu"], 3), "two_convs": ("yes", 1),
+    "num_classes": (2.5, "10", True, -1), "in_channels": (0, 3.0, "3", True),
+    "dropout": (2, -0.1, "x", float("nan"), 1), "stochastic_depth": (1, 2, -0.1, "x"),
+    "alpha": (0, -1, float("nan"), float("inf"), "0.2"), "skip_gain": (None, "a", float("nan")),
+    "se_ratio": (-1, 5, "a"), "width": (0, -1, "wide"), "widths": ((), (64,), (1.5, 2, 3, 4), "abcd"),
+    "stem": (5, (8, 16)), "stem_strides": ((1, 1), (3, 1, 1, 1)), "group_size": (0, -1, 1.5),
+    "activation": (["relu"], 3), "two_convs": ("yes", 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=str
 )
-def test_arguments_that_cannot_be_meant_are_refused_with_value_and_rule(name, value):
+def test_invalid_arguments_are_refused_with_name_and_value(name, value):
     arguments = {"num_classes": 10} | {name: value}
-    with pytest.raises(WorkbenchError, match=f"`{name}` .*must|`stem_strides` .*must"):
+    with pytest.raises(WorkbenchError, match="must") as error:
         create_model("nfnet_micro", **arguments)
+    assert f"`{name}`" in str(error.value) and repr(value) in str(error.value)
 
 
-def test_whole_numbers_serve_where_numbers_are_meant():
+def test_whole_numbers_are_accepted_as_numbers():
     assert create_model("nf_resnet_tiny", 3, skip_gain=1).blocks[0].skip_gain.item() == 1.0
     assert create_model("nfnet_micro", 3, width=2, dropout=0, alpha=1).blocks[0].alpha == 1
 
@@ -288,13 +305,13 @@ def test_whole_numbers_serve_where_numbers_are_meant():
 @pytest.mark.parametrize(
     "activation", ["swish", torch.nn.PReLU(), lambda x: 1 / 0], ids=["unknown", "module", "raises"]
 )
-def test_activations_that_do_not_serve_are_refused(activation):
-    with pytest.raises(WorkbenchError, match=r"unknown activation 'swish'|gamma needs an elementwise function"):
+def test_invalid_activations_are_refused(activation):
+    with pytest.raises(WorkbenchError, match="'swish'|`gamma`.*(PReLU|ZeroDivisionError)"):
         create_model("nf_resnet_tiny", 3, activation=activation)
 
 
-def test_a_name_in_other_letters_gets_its_hint():
-    with pytest.raises(WorkbenchError, match="did you mean 'nfnet_f0'"):
+def test_a_name_in_capitals_gets_the_nearest_name():
+    with pytest.raises(WorkbenchError, match="'NFNET_F0'.*'nfnet_f0'"):
         create_model("NFNET_F0")
     with pytest.raises(WorkbenchError):
         create_model(["nfnet_f0"])

@@ -1,7 +1,7 @@
-"""The mistakes that public ports made, made here on purpose: each must move the network, or its update, visibly away from
-the literal reference. Evidence that the parity tests can fail, and do.
+"""Mistakes of public ports, made here on purpose: evidence that the parity tests can fail.
 
-The unmutated distances are below 1e-9 (test_networks.py); a caught mistake is above 1e-5.
+Each mistake must move the network, or its update, visibly away from the literal reference. The distances without a
+mistake are below 1e-9 (test_families.py). With a mistake they are above 1e-5.
 """
 
 import math
@@ -36,8 +36,14 @@ def weights_by(**mistake):
     )
 
 
+def fan_in_by(count):
+    return lambda patch, model: patch.setattr(
+        ScaledStdConv2d, "standardized_weight", lambda self: standardized(self, fan_in=count(self))
+    )
+
+
 def rescale(names, factor):
-    """Multiplies the folded constants of these convolutions of each block by factor(block)."""
+    """Multiply the folded constants of these convolutions of each block by factor(block)."""
 
     def mutate(patch, model):
         for block in model.blocks:
@@ -50,7 +56,7 @@ def rescale(names, factor):
 
 
 def beta_of_every_block(new):
-    """Another sequence of betas: new(block, index in its stage)."""
+    """Use another sequence of betas: new(block, index in its stage)."""
 
     def mutate(patch, model):
         seen = {}
@@ -119,9 +125,14 @@ def average_over_padding(patch, model):
         )
 
 
+def replicated_avg_pool2d(x):
+    padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
+    return F.avg_pool2d(padded, 2, 2)[..., : -(-x.shape[-2] // 2), : -(-x.shape[-1] // 2)]
+
+
 def average_without_the_border(patch, model):
     for module in (nfnet, nf_regnet):
-        patch.setattr(module, "same_avg_pool2d", lambda x: F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 2)[..., : -(-x.shape[-2] // 2), : -(-x.shape[-1] // 2)])  # fmt: skip
+        patch.setattr(module, "same_avg_pool2d", replicated_avg_pool2d)
 
 
 def activation_by(fn):
@@ -149,33 +160,47 @@ def gates_after_the_activation(patch, model):
 
 
 def relu_gamma_exactly(patch, model):
-    ratio = math.sqrt(2 / (1 - 1 / math.pi)) / 1.7139588594436646
-    rescale(["conv0", "conv1", "conv2", "conv_shortcut"], lambda _block: ratio)(patch, model)
+    ratio = math.sqrt(2 / (1 - 1 / math.pi)) / RELU
+    rescale(ALL_CONVS, lambda _block: ratio)(patch, model)
     model.gamma *= ratio
 
 
+ALL_CONVS = ["conv0", "conv1", "conv2", "conv_shortcut"]
+RELU, GELU, SILU = 1.7139588594436646, 1.7015043497085571, 1.7881293296813965  # the authors' gammas
+# name of the mistake: (case, image size, mutation)
 FORWARD = {
     "beta never updated": ("nfnet", "even", beta_of_every_block(lambda block, i: 1.0)),
-    "expected variance not reset": ("nf_resnet", "even", beta_of_every_block(lambda block, i: 1.04 if block.stage == 1 else block.beta)),
-    "no growth in a stage's first block": ("nfnet", "even", beta_of_every_block(lambda block, i: block.beta if i == 0 else math.sqrt(1 + 0.04 * (i - 1)))),
-    "multiplied by beta, not by its reciprocal": ("nf_regnet", "even", beta_of_every_block(lambda block, i: 1 / block.beta)),
+    "expected variance not reset": (
+        "nf_resnet", "even", beta_of_every_block(lambda block, i: 1.04 if block.stage == 1 else block.beta),
+    ),
+    "no growth in a stage's first block": (
+        "nfnet", "even",
+        beta_of_every_block(lambda block, i: block.beta if i == 0 else math.sqrt(1 + 0.04 * (i - 1))),
+    ),
+    "multiplied by beta, not by its reciprocal": (
+        "nf_regnet", "even", beta_of_every_block(lambda block, i: 1 / block.beta),
+    ),
     "variance taken for deviation": ("nf_regnet", "even", beta_of_every_block(lambda block, i: block.beta**2)),
     "1 / beta before the activation": ("nfnet", "even", beta_before_the_activation),
     "shortcut of the raw trunk": ("nfnet", "even", shortcut_of_the_raw_trunk),
     "alpha missing": ("nfnet", "even", lambda patch, model: [setattr(b, "alpha", 1.0) for b in model.blocks]),
-    "gamma left out": ("nf_resnet", "even", rescale(["conv1"], lambda _block: 1 / 1.7139588594436646)),
+    "gamma left out": ("nf_resnet", "even", rescale(["conv1"], lambda _block: 1 / RELU)),
     "gamma of ReLU by the formula": ("nf_resnet", "even", relu_gamma_exactly),
-    "gamma of another activation": ("nfnet", "even", rescale(["conv1"], lambda _block: 1.7881293296813965 / 1.7015043497085571)),
+    "gamma of another activation": ("nfnet", "even", rescale(["conv1"], lambda _block: SILU / GELU)),
     "GELU by erf": ("nfnet", "even", activation_by(F.gelu)),
     "gates with GELU inside": ("nfnet", "even", squeeze_excite_with(lambda x: F.gelu(x, approximate="tanh"))),
-    "gates with a scaled ReLU inside": ("nf_resnet with squeeze-excite", "even", squeeze_excite_with(lambda x: 1.7139588594436646 * F.relu(x))),
+    "gates with a scaled ReLU inside": (
+        "nf_resnet with squeeze-excite", "even", squeeze_excite_with(lambda x: RELU * F.relu(x)),
+    ),
     "gates not doubled": ("nfnet", "even", gates_not_doubled),
     "gates behind the activation": ("nf_regnet", "even", gates_after_the_activation),
     "unbiased variance": ("nfnet", "even", weights_by(correction=1)),
     "eps added": ("nfnet", "even", weights_by(floor=0.0, added=1e-4)),
-    "eps under the variance, not under N times it": ("nfnet", "even", weights_by(floor_on_product=False)),
-    "fan-in counted over outputs": ("nf_resnet", "even", lambda patch, model: patch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: standardized(self, fan_in=self.out_channels * self.kernel_size**2))),
-    "fan-in over all groups": ("nfnet", "even", lambda patch, model: patch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: standardized(self, fan_in=self.fan_in * self.groups))),
+    "floor of the variance, not of N times it": ("nfnet", "even", weights_by(floor_on_product=False)),
+    "fan-in counted over outputs": (
+        "nf_resnet", "even", fan_in_by(lambda conv: conv.out_channels * conv.kernel_size**2),
+    ),
+    "fan-in over all groups": ("nfnet", "even", fan_in_by(lambda conv: conv.fan_in * conv.groups)),
     "symmetric padding": ("nfnet", "even", symmetric_padding),
     "max-pool padded with zeros": ("nf_resnet with squeeze-excite", "even", max_pool_of_zeros),
     "average counts the padding": ("nfnet", "odd", average_over_padding),
@@ -192,14 +217,14 @@ def test_a_mistake_in_the_network_is_caught(mistake, monkeypatch):
     assert deviations["logits"] > CAUGHT, deviations
 
 
-def test_an_average_that_repeats_the_border_is_the_same_and_not_a_mistake(monkeypatch):
+def test_an_average_that_repeats_the_border_equals_the_reference(monkeypatch):
     model, description = build("nfnet")
     average_without_the_border(monkeypatch, model)
     assert distances(model, description, (75, 83))["logits"] < 1e-9
 
 
 def on_groups(change):
-    """An optimizer on parameter groups that `change` has altered."""
+    """Let `change` alter the parameter groups of the optimizer."""
     original = torch.optim.SGD.__init__
 
     def init(self, groups, **settings):
@@ -211,7 +236,7 @@ def on_groups(change):
 
 
 def norms_by(fn):
-    """AGC as a loop over parameters, with another norm."""
+    """Clip in a loop over parameters, with another norm."""
 
     def clip(parts):
         for part in parts:
@@ -236,7 +261,7 @@ def over_the_inputs(x):  # the other axis of a linear weight
 
 
 def decay_before_clipping(patch):
-    """Decay joined to the gradient before AGC sees it."""
+    """Add weight decay to the gradient before AGC clips it."""
     original = agc._clip
 
     def clip(parts):
@@ -267,7 +292,7 @@ def test_a_mistake_in_the_update_is_caught(mistake, monkeypatch):
     assert update_distance("nfnet") > CAUGHT
 
 
-def test_the_right_norm_in_the_same_loop_is_no_mistake(monkeypatch):
+def test_the_right_norm_in_the_same_loop_equals_the_reference(monkeypatch):
     norms_by(agc.unitwise_norm)(monkeypatch)
     assert update_distance("nfnet") < 1e-9
 

@@ -1,5 +1,6 @@
-"""Standardised weights. Evidence: the formula written out, its first and second derivatives, and a scope in which it is
-done once and from which nothing stale can come.
+"""Standardised weights.
+
+Evidence: the formula written out, its first and second derivatives, and a scope that never returns stale weights.
 """
 
 import copy
@@ -29,7 +30,7 @@ def literally(w, row, floor, added=0.0):
 
 @pytest.fixture
 def weights():
-    """Six filters; the second hardly varies, so it is under the floor; the third does not at all."""
+    """Six filters. The second hardly varies, so it is under the floor. The third does not vary at all."""
     torch.manual_seed(0)
     w = torch.randn(6, 4, 3, 3, dtype=torch.float64) * 0.1
     w[1] *= 1e-4
@@ -38,7 +39,7 @@ def weights():
 
 
 @pytest.mark.parametrize("rule", [{"floor": 1e-4}, {"floor": 0.0, "added": 1e-5}], ids=["floor", "added"])
-def test_it_is_the_formula_with_both_gradients(weights, rule):
+def test_standardize_equals_the_formula_with_both_gradients(weights, rule):
     w, row = weights
     c = torch.randn_like(w)
     ours, theirs = standardize(w, row, **rule), literally(w, row, **rule)
@@ -49,8 +50,8 @@ def test_it_is_the_formula_with_both_gradients(weights, rule):
         assert torch.equal(standardize(w, row, **rule), ours)
 
 
-def test_it_may_be_differentiated_twice(weights):
-    """As a Hessian-vector product does; the filter under the floor, too."""
+def test_standardize_can_be_differentiated_twice(weights):
+    """A Hessian-vector product needs this, also for the filter under the floor."""
     w, row = (t.detach()[[0, 1, 3]].requires_grad_() for t in weights)
     assert torch.autograd.gradcheck(lambda w, row: standardize(w, row, floor=1e-4), (w, row), eps=1e-9, rtol=1e-2)
     c = torch.randn_like(w)
@@ -88,7 +89,7 @@ def data(n=8):
     return torch.randn(n, 1, 28, 28, dtype=torch.float64), torch.arange(n) % 10
 
 
-def test_micro_batches_in_a_scope_give_the_gradient_of_each_on_its_own(monkeypatch):
+def test_micro_batches_in_a_scope_give_the_same_gradient_as_without(monkeypatch):
     model, (x, y), calls = net(), data(), []
     original = ScaledStdConv2d.standardized_weight
     monkeypatch.setattr(ScaledStdConv2d, "standardized_weight", lambda self: (calls.append(1), original(self))[1])
@@ -102,13 +103,13 @@ def test_micro_batches_in_a_scope_give_the_gradient_of_each_on_its_own(monkeypat
     model.zero_grad()
     with standardized_once(model):
         gradients()
-        assert model.blocks[0].conv0.weight.grad is None  # it comes at the end
+        assert model.blocks[0].conv0.weight.grad is None  # the gradient arrives at the end of the scope
     assert len(calls) - without == without / 4  # once, not for each of four
     for p, want in zip(model.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, want, rtol=1e-12, atol=1e-15)
 
 
-def test_nothing_is_left_of_a_scope_even_after_an_error():
+def test_a_scope_leaves_nothing_behind_even_after_an_error():
     model, (x, _) = net(), data()
     before = {name: set(vars(m)) for name, m in model.named_modules()}
     with pytest.raises(ZeroDivisionError), standardized_once(model):
@@ -122,7 +123,7 @@ def test_nothing_is_left_of_a_scope_even_after_an_error():
 
 
 def test_a_fused_step_between_two_scopes_is_seen():
-    """Fused optimizers move no version counter: a cache that trusted one would be stale here."""
+    """Fused optimizers do not increase version counters, so a cache that trusts them would be stale here."""
     model, (x, y) = net(), data()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, fused=True)
     for training in (True, False):  # training in evaluation mode, too
@@ -183,11 +184,11 @@ def changes(model):
 
 
 @pytest.mark.parametrize("what", list(changes(net())))
-def test_what_would_change_the_weights_is_refused(what):
+def test_changes_of_the_weights_are_refused_in_a_scope(what):
     model = net()
     change = changes(model)[what]
     before = copy.deepcopy(model.state_dict())
-    with standardized_once(model), pytest.raises(WorkbenchError, match="scope"):
+    with standardized_once(model), pytest.raises(WorkbenchError, match="standardized_once"):
         change()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -196,19 +197,23 @@ def test_backward_after_the_scope_is_refused_and_not_silently_lost():
     model, (x, y) = net(), data()
     with standardized_once(model):
         loss = F.cross_entropy(model(x), y)
-    with pytest.raises(WorkbenchError, match="call it inside"):
+    with pytest.raises(WorkbenchError, match="`backward`.*standardized_once"):
         loss.backward()
 
 
 def test_a_weight_written_to_by_hand_is_noticed():
     model, (x, _) = net().eval(), data()
-    with pytest.raises(WorkbenchError, match="written to inside a scope"), torch.no_grad(), standardized_once(model):
+    with (
+        pytest.raises(WorkbenchError, match="weight.*standardized_once.*value"),
+        torch.no_grad(),
+        standardized_once(model),
+    ):
         model(x)
         model.blocks[0].conv0.weight.mul_(2)
     model(x)
 
 
-def test_an_optimizer_of_another_model_is_let_be():
+def test_an_optimizer_of_another_model_still_steps():
     model, other = net(), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     with standardized_once(model):
