@@ -56,7 +56,7 @@ def test_a_constant_has_no_gamma():
 
 
 def test_an_unknown_name_gets_the_nearest_name():
-    with pytest.raises(WorkbenchError, match="'gellu'.*'gelu'"):
+    with pytest.raises(WorkbenchError, match=r"'gellu'.*'gelu'"):
         activation_and_gamma("gellu")
 
 

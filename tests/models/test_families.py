@@ -248,7 +248,7 @@ def test_the_groupnorm_baseline_does_not_mix_images_and_has_the_same_convolution
     assert shapes[0] == shapes[1]
     filters = model.blocks[0].conv1.standardized_weight()
     torch.testing.assert_close(filters.mean((1, 2, 3)), torch.zeros(len(filters)).double(), atol=1e-9, rtol=0)
-    with pytest.raises(WorkbenchError, match="`norm`.*'batch'.*'group'.*'layer'"):
+    with pytest.raises(WorkbenchError, match=r"`norm`.*'batch'.*'group'.*'layer'"):
         create_model("resnet_tiny", norm="layer")
     with pytest.raises(WorkbenchError, match="GroupNorm"):
         expected_signal(model, 32)
@@ -264,11 +264,11 @@ def test_no_layer_of_a_normalizer_free_net_mixes_images():
 
 def test_patterns_list_names_and_mistakes_get_the_nearest_name():
     assert list_models("nfnet_f?") == [f"nfnet_f{i}" for i in range(8)]
-    with pytest.raises(WorkbenchError, match="'nf_resnet5O'.*'nf_resnet50'"):
+    with pytest.raises(WorkbenchError, match=r"'nf_resnet5O'.*'nf_resnet50'"):
         create_model("nf_resnet5O")
-    with pytest.raises(WorkbenchError, match="'skipgain'.*'skip_gain'"):
+    with pytest.raises(WorkbenchError, match=r"'skipgain'.*'skip_gain'"):
         create_model("nf_resnet50", skipgain=1.0)
-    with pytest.raises(WorkbenchError, match="`num_classes`.*-1"):
+    with pytest.raises(WorkbenchError, match=r"`num_classes`.*-1"):
         create_model("nf_resnet50", num_classes=-1)
 
 
@@ -306,12 +306,12 @@ def test_whole_numbers_are_accepted_as_numbers():
     "activation", ["swish", torch.nn.PReLU(), lambda x: 1 / 0], ids=["unknown", "module", "raises"]
 )
 def test_invalid_activations_are_refused(activation):
-    with pytest.raises(WorkbenchError, match="'swish'|`gamma`.*(PReLU|ZeroDivisionError)"):
+    with pytest.raises(WorkbenchError, match=r"'swish'|`gamma`.*(PReLU|ZeroDivisionError)"):
         create_model("nf_resnet_tiny", 3, activation=activation)
 
 
 def test_a_name_in_capitals_gets_the_nearest_name():
-    with pytest.raises(WorkbenchError, match="'NFNET_F0'.*'nfnet_f0'"):
+    with pytest.raises(WorkbenchError, match=r"'NFNET_F0'.*'nfnet_f0'"):
         create_model("NFNET_F0")
     with pytest.raises(WorkbenchError):
         create_model(["nfnet_f0"])

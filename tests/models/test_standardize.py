@@ -197,14 +197,14 @@ def test_backward_after_the_scope_is_refused_and_not_silently_lost():
     model, (x, y) = net(), data()
     with standardized_once(model):
         loss = F.cross_entropy(model(x), y)
-    with pytest.raises(WorkbenchError, match="`backward`.*standardized_once"):
+    with pytest.raises(WorkbenchError, match=r"`backward`.*standardized_once"):
         loss.backward()
 
 
 def test_a_weight_written_to_by_hand_is_noticed():
     model, (x, _) = net().eval(), data()
     with (
-        pytest.raises(WorkbenchError, match="weight.*standardized_once.*value"),
+        pytest.raises(WorkbenchError, match=r"weight.*standardized_once.*value"),
         torch.no_grad(),
         standardized_once(model),
     ):

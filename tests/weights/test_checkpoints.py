@@ -1,5 +1,7 @@
-"""Weights in and out. Evidence: files written by real dill in the released layout, hostile files that leave a trace when
-they run, timm's own names and shapes, and networks that compute the same before and after.
+"""Reading and writing weights.
+
+Evidence: files written by real dill in the released layout, hostile files that leave a trace when they run, timm's own
+names and shapes. Networks must compute the same before and after.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ from workbench.weights.timm_layout import to_timm
 
 
 def moved(model):
-    """The model with every parameter off its special starting value, in evaluation mode."""
+    """Move every parameter off its special starting value, and switch to evaluation mode."""
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
@@ -80,7 +82,7 @@ def test_f0_has_the_published_number_of_arrays():
     assert len(list(model.parameters())) == 233
 
 
-def test_axes_move_as_they_should():
+def test_axes_are_permuted_as_released():
     model = create_model("nf_resnet_tiny", 5)
     tree = to_haiku(model)
     w = tree["NF_ResNet/~/nf_res_block_1/~/conv1"]["w"]  # (kh, kw, in, out)
@@ -101,10 +103,10 @@ def test_loading_is_strict_and_leaves_the_model_alone():
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for spoil, message in (
-        (lambda t: t["NFNet/~/nf_block_2"].pop("skip_gain"), "missing: NFNet/~/nf_block_2/skip_gain"),
-        (lambda t: t.update(extra={"w": np.zeros(3)}), "extra: extra/w"),
-        (lambda t: t["NFNet/~/linear"].update(b=np.zeros(6)), "NFNet/~/linear/b is 6 where 5 is needed"),
-        (lambda t: t["NFNet/~/linear"].update(b=np.zeros(5, np.int64)), "NFNet/~/linear/b is torch.int64"),
+        (lambda t: t["NFNet/~/nf_block_2"].pop("skip_gain"), "missing.*NFNet/~/nf_block_2/skip_gain"),
+        (lambda t: t.update(extra={"w": np.zeros(3)}), "extra.*extra/w"),
+        (lambda t: t["NFNet/~/linear"].update(b=np.zeros(6)), "shape.*NFNet/~/linear/b.*6.*5"),
+        (lambda t: t["NFNet/~/linear"].update(b=np.zeros(5, np.int64)), "NFNet/~/linear/b.*torch.int64"),
     ):
         tree = to_haiku(small())
         spoil(tree)
@@ -114,7 +116,7 @@ def test_loading_is_strict_and_leaves_the_model_alone():
 
 
 def test_other_families_have_no_released_layout():
-    with pytest.raises(WorkbenchError, match="has NFNet, NFResNet, NFRegNet, but this is a ResNet"):
+    with pytest.raises(WorkbenchError, match=r"NFNet, NFResNet, NFRegNet .*\bResNet"):
         to_haiku(create_model("resnet_tiny", 5))
 
 
@@ -148,7 +150,7 @@ def test_older_spellings_and_scalars_load(tmp_path):
 
 
 class _Runs:
-    """Leaves a trace when it is unpickled by something that calls what it finds."""
+    """Runs a call when an ordinary unpickler reads it."""
 
     def __init__(self, call, *arguments):
         self.made = (call, arguments)
@@ -163,9 +165,9 @@ def _hostile(kind: str, trace: Path) -> bytes:
         return pickle.dumps({"NFNet/~/linear": {"w": _Runs(os.system, command)}})
     if kind == "eval":
         return pickle.dumps({"a": _Runs(eval, f"__import__('os').system({command!r})")})
-    if kind == "create_array":  # dill's function calls what it is handed
+    if kind == "create_array":  # dill's function calls any function that it gets
         return pickle.dumps({"a": {"w": _Runs(dill._dill._create_array, os.system, (command,), None)}})
-    if kind == "object array":  # its elements are unpickled, and run, wherever arrays of objects are admitted
+    if kind == "object array":  # a reader that admits arrays of objects unpickles their elements, and runs them
         return pickle.dumps({"a": {"w": np.array([_Runs(os.system, command)], dtype=object)}})
     if kind == "object array by dill":
         return dill.dumps({"a": {"w": np.array([_Runs(os.system, command)], dtype=object)}})
@@ -182,7 +184,10 @@ def _hostile(kind: str, trace: Path) -> bytes:
 
 @pytest.mark.parametrize(
     "kind",
-    ["reduce", "eval", "create_array", "object array", "object array by dill", "state of a function", "attribute of a module", "near a known name", "structured dtype"],
+    [
+        "reduce", "eval", "create_array", "object array", "object array by dill", "state of a function",
+        "attribute of a module", "near a known name", "structured dtype",
+    ],
 )  # fmt: skip
 def test_hostile_files_are_refused_and_run_nothing(tmp_path, kind):
     trace, file = tmp_path / "trace", tmp_path / "hostile.npz"
@@ -211,28 +216,28 @@ def test_the_hostile_files_would_have_run(tmp_path, kind):
     assert trace.exists()
 
 
-def test_the_refusal_names_what_was_asked_for(tmp_path):
+def test_the_refusal_names_the_function(tmp_path):
     (tmp_path / "x.npz").write_bytes(_hostile("reduce", tmp_path / "trace"))
-    with pytest.raises(WorkbenchError, match=r"asks for (posix|nt)\.system, .* nothing was executed"):
+    with pytest.raises(WorkbenchError, match=r"(posix|nt)\.system.*executed"):
         load_checkpoint(tmp_path / "x.npz")
 
 
-def test_damaged_files_are_refused_in_a_sentence(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
     whole = dill.dumps(to_haiku(small()), protocol=4)
     for i, data in enumerate((b"", b"not a pickle", whole[: len(whole) // 2], whole[:-1])):
         file = tmp_path / f"{i}.npz"
         file.write_bytes(data)
-        with pytest.raises(WorkbenchError, match="damaged"):
+        with pytest.raises(WorkbenchError, match=rf"{file.name}.*damaged"):
             load_checkpoint(file)
     (tmp_path / "list.npz").write_bytes(pickle.dumps([1, 2]))
-    with pytest.raises(WorkbenchError, match="holds a list"):
+    with pytest.raises(WorkbenchError, match=r"list\.npz.*\blist\b.*dict"):
         load_checkpoint(tmp_path / "list.npz")
 
 
 def test_a_file_with_a_released_name_must_be_the_released_file(tmp_path):
     file = tmp_path / "F0_haiku.npz"
     file.write_bytes(dill.dumps(to_haiku(small())))
-    with pytest.raises(WorkbenchError, match="is not the released file: its md5 is"):
+    with pytest.raises(WorkbenchError, match=rf"F0_haiku\.npz.*md5.*{RELEASED['nfnet_f0'].digest[4:]}"):
         load_checkpoint(file)
     assert load_checkpoint(file, verify=False).recipe["name"] == "nfnet_micro"
 
@@ -255,13 +260,16 @@ def create_model_on_meta(name, **overrides):
 def timm_keys(name):
     file = Path(SHARED_DATA or ".") / "timm_keys" / f"{name}.json"
     if not file.is_file():
-        pytest.skip("timm's names and shapes are not here: set WORKBENCH_DATA to the folder that holds timm_keys/")
+        pytest.skip("timm's names and shapes are missing: set WORKBENCH_DATA to the folder that holds timm_keys/")
     return {key: tuple(shape) for key, shape in json.loads(file.read_text()).items()}
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [("nfnet_f0", "dm_nfnet_f0"), ("nfnet_f1", "dm_nfnet_f1"), ("timm_nf_resnet50", "nf_resnet50"), ("timm_nf_regnet_b1", "nf_regnet_b1"), ("timm_eca_nfnet_l0", "eca_nfnet_l0")],
+    [
+        ("nfnet_f0", "dm_nfnet_f0"), ("nfnet_f1", "dm_nfnet_f1"), ("timm_nf_resnet50", "nf_resnet50"),
+        ("timm_nf_regnet_b1", "nf_regnet_b1"), ("timm_eca_nfnet_l0", "eca_nfnet_l0"),
+    ],
 )  # fmt: skip
 def test_our_names_and_shapes_in_timms_layout_are_timms(ours, theirs):
     state = to_timm(create_model_on_meta(ours))
@@ -278,10 +286,10 @@ def test_a_timm_file_is_recognised_and_loads(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in to_timm(model).items())
 
 
-def test_a_net_of_timms_that_is_another_function_is_refused(tmp_path):
+def test_a_timm_net_that_computes_another_function_is_refused(tmp_path):
     state = {key: torch.zeros(shape) for key, shape in timm_keys("nfnet_f0").items()}  # without skip gains
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(WorkbenchError, match=r"nearest is nfnet_f0: missing: blocks.0.skip_gain"):
+    with pytest.raises(WorkbenchError, match=r"nfnet_f0.*missing.*blocks\.0\.skip_gain"):
         load_checkpoint(tmp_path / "weights.pth")
 
 
@@ -295,7 +303,7 @@ def test_the_timm_layout_round_trips_with_and_without_a_quad_stem(tmp_path):
 def test_a_pth_that_runs_code_is_refused(tmp_path):
     trace = tmp_path / "trace"
     torch.save({"w": _Runs(os.system, f"touch {trace}")}, tmp_path / "x.pth")
-    with pytest.raises(WorkbenchError, match="nothing in it was executed") as error:
+    with pytest.raises(WorkbenchError, match=r"x\.pth.*executed") as error:
         load_checkpoint(tmp_path / "x.pth")
     assert "weights_only" not in str(error.value)
     assert not trace.exists()
@@ -310,31 +318,31 @@ def test_our_files_name_their_network_with_its_constants(tmp_path):
     loaded = load_checkpoint(file)
     assert loaded.recipe["alpha"] == 0.3
     assert same(model, loaded, torch.randn(2, 1, 28, 28))
-    assert list(file.parent.iterdir()) == [file]  # nothing half-written beside it
+    assert list(file.parent.iterdir()) == [file]  # no unfinished file next to it
 
 
 def test_weights_of_other_constants_are_refused(tmp_path):
     file = save_checkpoint(small("nf_resnet_tiny", 4, activation="silu"), tmp_path / "x.safetensors")
-    with pytest.raises(WorkbenchError, match="`activation` is relu here and silu in the file"):
+    with pytest.raises(WorkbenchError, match=r"`activation`.*relu.*silu"):
         load_checkpoint(file, create_model("nf_resnet_tiny", 4))
     load_checkpoint(file, create_model("nf_resnet_tiny", 4, activation="silu", dropout=0.3))  # dropout may differ
 
 
-def test_a_network_with_a_function_for_an_activation_loads_into_its_like_only(tmp_path):
+def test_weights_of_a_network_with_a_function_as_activation_load_only_into_a_model(tmp_path):
     model = small("nf_resnet_tiny", 4, activation=torch.tanh)
     file = save_checkpoint(model, tmp_path / "x.safetensors")
     into = create_model("nf_resnet_tiny", 4, activation=torch.tanh)
     assert same(model, load_checkpoint(file, into))
-    with pytest.raises(WorkbenchError, match="a function of its own for an activation"):
-        load_checkpoint(file)  # by its shapes it would pass for the ReLU net
+    with pytest.raises(WorkbenchError, match=r"x\.safetensors.*activation.*load_checkpoint\(file, model\)"):
+        load_checkpoint(file)  # its shapes are those of the ReLU net
 
 
-def test_a_default_that_was_said_is_a_default(tmp_path):
+def test_an_explicit_default_equals_the_default(tmp_path):
     file = save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / "x.safetensors")
     load_checkpoint(file, create_model("nf_resnet_tiny", 4, alpha=0.2, activation="relu", in_channels=3))
 
 
-def test_converting_keeps_how_images_are_made_and_takes_a_default_that_was_said(tmp_path):
+def test_converting_keeps_the_preprocessing_and_accepts_an_explicit_default(tmp_path):
     images = {"mean": [0.5], "std": [0.2], "image_size": 28, "style": "whole"}
     file = save_checkpoint(small("nfnet_micro", 4, alpha=0.2), tmp_path / "x.safetensors", images)
     convert(file, tmp_path / "y.safetensors")
@@ -342,37 +350,38 @@ def test_converting_keeps_how_images_are_made_and_takes_a_default_that_was_said(
     convert(file, tmp_path / "z.npz")
 
 
-def test_what_cannot_be_named_is_not_saved(tmp_path):
+def test_networks_that_a_file_cannot_name_are_not_saved(tmp_path):
     from workbench.models.nf_resnet import NFResNet
     from workbench.weights.export import fold
 
     model = small("nf_resnet_tiny", 4)
     for bad in (fold(model), nn.DataParallel(model), NFResNet(depth=(1, 1, 1), widths=(32, 64, 128), width=1)):
-        with pytest.raises(WorkbenchError, match="cannot be named in a file"):
+        with pytest.raises(WorkbenchError, match=rf"\b{type(bad).__name__}\b.*state_dict"):
             save_checkpoint(bad, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def test_names_that_wrappers_prefix_are_read(tmp_path):
+def test_the_prefixes_of_wrappers_are_ignored(tmp_path):
     model = small("nf_resnet_tiny", 4)
     torch.save({f"module._orig_mod.{k}": v for k, v in model.state_dict().items()}, tmp_path / "x.pth")
     assert same(model, load_checkpoint(tmp_path / "x.pth"))
 
 
-def test_constants_that_a_layout_cannot_say_are_not_lost_on_the_way(tmp_path):
+def test_convert_refuses_layouts_that_cannot_store_the_constants(tmp_path):
     file = save_checkpoint(small("nfnet_micro", 4, alpha=0.5), tmp_path / "x.safetensors")
     for target, layout in (("y.pth", "workbench"), ("y.npz", "workbench"), ("y.safetensors", "timm")):
-        with pytest.raises(WorkbenchError, match=r"nfnet_micro with alpha=0.5, which no \.\w+ file can say"):
+        with pytest.raises(WorkbenchError, match=rf"nfnet_micro.*alpha=0\.5.*\.{target.split('.')[1]}"):
             convert(file, tmp_path / target, layout=layout)
     assert convert(file, tmp_path / "z.safetensors").recipe["alpha"] == 0.5
 
 
 @pytest.mark.parametrize("target", ["folder.safetensors", "file/x.safetensors", "x.pth", "a" * 300 + ".safetensors"])
-def test_targets_that_cannot_be_written_are_refused_in_a_sentence(tmp_path, target):
+def test_targets_that_cannot_be_written_are_refused(tmp_path, target):
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(WorkbenchError, match=r"must end in|no file that could be replaced|cannot write"):
+    with pytest.raises(WorkbenchError) as error:
         save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / target)
+    assert str(tmp_path / target) in str(error.value)
 
 
 def test_a_device_is_never_replaced():
@@ -382,7 +391,7 @@ def test_a_device_is_never_replaced():
     assert os.stat(os.devnull).st_mode == before
 
 
-def test_files_are_written_as_the_umask_has_it_through_links_and_home(tmp_path, monkeypatch):
+def test_files_follow_the_umask_links_and_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     model = small("nf_resnet_tiny", 4)
     file = save_checkpoint(model, "~/x.safetensors")
@@ -408,7 +417,7 @@ def test_a_bfloat16_network_is_written_in_the_released_layout():
 def _bomb(kind: str) -> bytes:
     if kind == "shared dicts":
         parts = b"\x80\x02}q\x00"
-        for i in range(24):  # each dict holds the one before it twice
+        for i in range(24):  # each dict holds the previous one twice
             parts += (
                 b"}q"
                 + bytes([i + 1])
@@ -421,12 +430,13 @@ def _bomb(kind: str) -> bytes:
         return parts + b"."
     if kind == "tuple key":
         parts = b"\x80\x02)q\x000"
-        for i in range(60):  # each tuple holds the one before it twice: a hash visits 2^60 of them
+        for i in range(60):  # each tuple holds the previous one twice: a hash visits 2^60 of them
             parts += b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) + b"0"
         return parts + b"}h\x3cNs."
     if kind == "memo":
         return b"\x80\x04}r\xff\xff\xff\x07."
-    array = b"\x80\x02}X\x01\x00\x00\x00acnumpy._core.numeric\n_frombuffer\n(C\x04\x00\x00\x00\x00cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R"
+    array = b"\x80\x02}X\x01\x00\x00\x00acnumpy._core.numeric\n_frombuffer\n"
+    array += b"(C\x04\x00\x00\x00\x00cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R"
     if kind == "huge shape":
         return array + b"(X\x01\x00\x00\x00zJ\x00\x00\x00\x40tX\x01\x00\x00\x00CtRs."
     if kind == "long integer":
@@ -435,7 +445,7 @@ def _bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["shared dicts", "tuple key", "memo", "huge shape", "long integer"])
-def test_small_files_cannot_ask_for_much_time_or_memory(tmp_path, kind):
+def test_small_files_cannot_take_much_time_or_memory(tmp_path, kind):
     import resource
     import time
 
@@ -456,48 +466,62 @@ def test_a_long_or_ugly_name_is_shown_short_and_plain(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors", ".npz"])
 @pytest.mark.parametrize("content", [b"", b"text, renamed", b"\x00" * 100])
-def test_files_that_are_none_are_refused_in_a_sentence(tmp_path, suffix, content):
+def test_files_without_weights_are_refused(tmp_path, suffix, content):
     file = tmp_path / f"x{suffix}"
     file.write_bytes(content)
-    with pytest.raises(WorkbenchError, match=r"cannot read|damaged"):
+    with pytest.raises(WorkbenchError, match=rf"x\{suffix}"):
         load_checkpoint(file)
 
 
 @pytest.mark.parametrize(
     "state",
-    [{0: torch.ones(1)}, {"linear.bias": torch.tensor(1.0)}, {"stem.weight": torch.ones(3)}, {"a": torch.ones(2).to_sparse()}, {}],
-)  # fmt: skip
-def test_state_dicts_that_are_none_of_ours_are_refused_in_a_sentence(tmp_path, state):
+    [
+        {0: torch.ones(1)},
+        {"linear.bias": torch.tensor(1.0)},
+        {"stem.weight": torch.ones(3)},
+        {"a": torch.ones(2).to_sparse()},
+        {},
+    ],
+)
+def test_state_dicts_of_no_known_network_are_refused(tmp_path, state):
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(WorkbenchError):
+    with pytest.raises(WorkbenchError, match=r"x\.pth"):
         load_checkpoint(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
     "recipe", ["{", "[1]", '{"name": "nf_resnet_tiny", "width": "a"}', '{"name": "nf_resnet_tyni"}']
 )
-def test_a_recipe_that_says_nothing_is_refused_in_a_sentence(tmp_path, recipe):
+def test_an_invalid_recipe_is_refused(tmp_path, recipe):
     from safetensors.torch import save_file
 
     save_file(
         {"linear.bias": torch.ones(2)}, tmp_path / "x.safetensors", {"format": "normfree-workbench/1", "recipe": recipe}
     )
-    with pytest.raises(WorkbenchError, match="does not say rightly which network"):
+    with pytest.raises(WorkbenchError, match=r"x\.safetensors.*load_checkpoint\(file, model\)"):
         load_checkpoint(tmp_path / "x.safetensors")
 
 
-def test_a_file_that_names_code_has_none_of_it_imported(tmp_path, monkeypatch):
+def test_a_file_that_names_code_does_not_import_it(tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     recipe = json.dumps({"name": "evil.py:build", "num_classes": 2, "source": "0" * 16})
     metadata = {"format": "normfree-workbench/1", "recipe": recipe}
     safetensors.torch.save_file({"linear.bias": torch.ones(2)}, tmp_path / "x.safetensors", metadata)
-    with pytest.raises(WorkbenchError, match=r"is of evil\.py:build, which is no network of this library"):
+    with pytest.raises(WorkbenchError, match=r"x\.safetensors.*evil\.py:build"):
         load_checkpoint(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("tree", [[1], {"NFNet/~/linear": np.ones(2)}, {"NFNet/~/linear": {"b": np.float32(1)}}, {"a": {"b": {"c": {"d": {"e": 1}}}}}])  # fmt: skip
-def test_trees_that_are_none_are_refused_in_a_sentence(tmp_path, tree):
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [1],
+        {"NFNet/~/linear": np.ones(2)},
+        {"NFNet/~/linear": {"b": np.float32(1)}},
+        {"a": {"b": {"c": {"d": {"e": 1}}}}},
+    ],
+)
+def test_invalid_trees_are_refused(tmp_path, tree):
     (tmp_path / "x.npz").write_bytes(pickle.dumps(tree))
     with pytest.raises(WorkbenchError):
         load_checkpoint(tmp_path / "x.npz")
@@ -510,7 +534,7 @@ def test_arguments_of_other_types_are_refused(tmp_path):
             call()
     tree = to_haiku(model)
     tree["NF_ResNet/~/linear"]["b"] = np.array(["a", "b"])
-    with pytest.raises(WorkbenchError, match="not numbers"):
+    with pytest.raises(WorkbenchError, match=r"linear\.bias.*U1"):
         from_haiku(tree, model)
 
 
@@ -532,37 +556,37 @@ def test_loading_into_the_wrong_net_names_the_right_one(tmp_path):
     file = save_checkpoint(small("nf_resnet_tiny", 4), tmp_path / "x.safetensors")
     with pytest.raises(
         WorkbenchError,
-        match=r"belongs to create_model\('nf_resnet_tiny', num_classes=4\), and does not fit nfnet_micro",
+        match=r"x\.safetensors.*create_model\('nf_resnet_tiny', num_classes=4\).*nfnet_micro",
     ):
         load_checkpoint(file, create_model("nfnet_micro", 4))
-    torch.save(small("nf_resnet26_cifar", 4).state_dict(), tmp_path / "y.pth")  # no recipe: told by its shapes
-    with pytest.raises(WorkbenchError, match=r"belongs to create_model\('nf_resnet26_cifar', num_classes=4"):
+    torch.save(small("nf_resnet26_cifar", 4).state_dict(), tmp_path / "y.pth")  # without a recipe its shapes decide
+    with pytest.raises(WorkbenchError, match=r"y\.pth.*create_model\('nf_resnet26_cifar', num_classes=4"):
         load_checkpoint(tmp_path / "y.pth", create_model("nf_resnet_tiny", 4))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nfnet_f9", "did you mean 'nfnet_f"),
-        ("nf_resnet50", "no weights of 'nf_resnet50' were released"),
-        ("nowhere.npz", "no file of weights at nowhere.npz"),
-        ("folder/nowhere", "no file of weights"),
+        ("nfnet_f9", "'nfnet_f9'.*'nfnet_f"),
+        ("nf_resnet50", "'nf_resnet50'.*nfnet_f0, "),
+        ("nowhere.npz", r"nowhere\.npz"),
+        ("folder/nowhere", "folder/nowhere"),
     ],
 )
-def test_what_is_not_there_is_said(source, message):
+def test_missing_sources_are_named(source, message):
     with pytest.raises(WorkbenchError, match=message):
         load_checkpoint(source)
 
 
 def test_other_suffixes_and_broken_safetensors_are_refused(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"x")
-    with pytest.raises(WorkbenchError, match=r"must end in \.npz"):
+    with pytest.raises(WorkbenchError, match=r"x\.h5.*\.npz.*\.safetensors.*\.pth"):
         load_checkpoint(tmp_path / "x.h5")
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"x")
-    with pytest.raises(WorkbenchError, match="as safetensors"):
+    with pytest.raises(WorkbenchError, match=r"x\.safetensors"):
         load_checkpoint(tmp_path / "x.safetensors")
     torch.save([1, 2], tmp_path / "x.pth")
-    with pytest.raises(WorkbenchError, match="no state dict"):
+    with pytest.raises(WorkbenchError, match=r"x\.pth.*state dict"):
         load_checkpoint(tmp_path / "x.pth")
 
 
@@ -579,7 +603,7 @@ def test_another_number_of_classes_gets_a_new_classifier_and_keeps_the_rest(tmp_
     assert loaded.linear.weight.std().item() == pytest.approx(0.01, rel=0.1)
     headless = load_checkpoint(file, num_classes=0).eval()
     assert torch.equal(headless(x), model.forward_features(x))
-    with pytest.raises(WorkbenchError, match="not both"):
+    with pytest.raises(WorkbenchError, match=r"`model`.*`num_classes`"):
         load_checkpoint(file, create_model("nfnet_micro", 6), num_classes=3)
 
 
@@ -633,18 +657,18 @@ def test_convert_reaches_every_layout_and_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("target", "layout", "message"),
     [
-        ("x.onnx", "workbench", "must end in .safetensors or .pth or .npz"),
-        ("x.pth", "tim", "did you mean 'timm'"),
-        ("x.npz", "timm", "has the released layout"),
+        ("x.onnx", "workbench", r"x\.onnx.*\.safetensors.*\.pth.*\.npz"),
+        ("x.pth", "tim", "'tim'.*'timm'"),
+        ("x.npz", "timm", r"x\.npz.*'timm'"),
     ],
 )
-def test_convert_refuses_what_it_cannot_write(tmp_path, target, layout, message):
+def test_convert_refuses_invalid_targets_and_layouts(tmp_path, target, layout, message):
     with pytest.raises(WorkbenchError, match=message):
         convert("nowhere.npz", tmp_path / target, layout=layout)
 
 
-def test_what_timm_does_not_compute_is_not_written_in_its_layout(tmp_path):
+def test_networks_that_timm_lacks_are_not_written_in_its_layout(tmp_path):
     file = save_checkpoint(small("nf_resnet_tiny", 5), tmp_path / "x.safetensors")
-    with pytest.raises(WorkbenchError, match="timm has no net that computes a NFResNet"):
+    with pytest.raises(WorkbenchError, match=r"timm.*NFResNet"):
         convert(file, tmp_path / "y.pth", layout="timm")
     assert not (tmp_path / "y.pth").exists()

@@ -23,12 +23,15 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """Serves DATA; `asked` has the Range of every request; `cut` ends an answer after so many bytes; `ranges` honours."""
+    """Serve DATA.
+
+    `requested` lists the Range of every request. `cut` ends an answer after so many bytes. `ranges` honours Range.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             wanted = self.headers.get("Range")
-            self.server.asked.append(wanted)
+            self.server.requested.append(wanted)
             if self.path == "/missing.bin":
                 self.send_error(404)
                 return
@@ -46,7 +49,7 @@ def server():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        listener.asked, listener.cut, listener.ranges = [], None, True
+        listener.requested, listener.cut, listener.ranges = [], None, True
         threading.Thread(target=listener.serve_forever, daemon=True).start()
         listener.url = f"http://127.0.0.1:{listener.server_port}/weights.bin"
         yield listener
@@ -57,19 +60,19 @@ def test_a_file_is_fetched_once(server, cache):
     first = fetch(server.url, MD5, size=len(DATA), progress=False)
     assert first.read_bytes() == DATA and first.parent == cache == cache_folder()
     assert fetch(server.url, SHA, progress=False) == first
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert not list(cache.glob("*.part"))
 
 
 def test_an_interrupted_download_is_continued(server, cache):
     server.cut = 500_000
-    with pytest.raises(WorkbenchError, match=r"kept and continued"):
+    with pytest.raises(WorkbenchError, match=r"weights\.bin.*500,000 bytes"):
         fetch(server.url, MD5, progress=False)
     part = cache / "weights.bin.part"
     assert part.read_bytes() == DATA[:500_000]
     server.cut = None
     assert fetch(server.url, MD5, progress=False).read_bytes() == DATA
-    assert server.asked == [None, "bytes=500000-"]
+    assert server.requested == [None, "bytes=500000-"]
 
 
 def test_a_server_without_ranges_starts_over(server, cache):
@@ -85,26 +88,26 @@ def test_a_whole_part_is_only_checked(server, cache):
     assert fetch(server.url, MD5, progress=False).read_bytes() == DATA
 
 
-def test_another_file_than_was_released_is_refused_and_removed(server, cache):
-    with pytest.raises(WorkbenchError, match="is not the released file"):
+def test_a_file_that_is_not_the_released_one_is_refused_and_removed(server, cache):
+    with pytest.raises(WorkbenchError, match=f"md5.*{MD5[4:]}.*{'0' * 32}"):
         fetch(server.url, "md5:" + "0" * 32, progress=False)
     assert not list(cache.glob("weights.bin*part")) and not (cache / "weights.bin").exists()
-    with pytest.raises(WorkbenchError, match=r"has 1,280,000 bytes where 7 were released"):
+    with pytest.raises(WorkbenchError, match=r"1,280,000 bytes.*\b7\b"):
         fetch(server.url, MD5, size=7, progress=False)
 
 
 def test_a_spoilt_file_in_the_cache_is_refused(server, cache):
     fetch(server.url, MD5, progress=False).write_bytes(b"spoilt")
-    with pytest.raises(WorkbenchError, match=r"Remove it and fetch it again"):
+    with pytest.raises(WorkbenchError, match=rf"weights\.bin.*md5.*{MD5[4:]}"):
         fetch(server.url, MD5, progress=False)
 
 
-def test_a_missing_page_is_said(server):
-    with pytest.raises(WorkbenchError, match="answers 404"):
+def test_a_missing_page_is_reported(server):
+    with pytest.raises(WorkbenchError, match=r"missing\.bin.*404"):
         fetch(server.url.replace("weights", "missing"), MD5, progress=False)
 
 
-def test_without_a_net_one_sentence_says_where_to_put_the_file(cache, monkeypatch):
+def test_without_a_network_the_message_says_where_to_put_the_file(cache, monkeypatch):
     import urllib.error
     import urllib.request
 
@@ -115,8 +118,8 @@ def test_without_a_net_one_sentence_says_where_to_put_the_file(cache, monkeypatc
     with pytest.raises(WorkbenchError) as error:
         load_checkpoint("nfnet_f0")
     text = str(error.value)
-    assert "cannot fetch F0_haiku.npz from storage.googleapis.com" in text
-    assert f"put it at {cache / 'F0_haiku.npz'}" in text and "\n" not in text
+    assert "F0_haiku.npz" in text and "storage.googleapis.com" in text and "Name or service not known" in text
+    assert str(cache / "F0_haiku.npz") in text and "\n" not in text
 
 
 def test_progress_is_shown(server, capsys):

@@ -1,5 +1,7 @@
-"""Out again. Evidence: folded, exported and ONNX networks compute what the network computes, at sizes of other parity than
-the traced one; onnxruntime is the judge. Full-size networks and inductor are in the slow set.
+"""Folding and exporting networks, and the ways to run them.
+
+Evidence: folded, exported and ONNX networks compute what the network computes, at sizes of other parity than the traced
+one. onnxruntime runs the ONNX files. Full-size networks and inductor are in the slow set.
 """
 
 import importlib.util
@@ -29,7 +31,7 @@ FOLDED = {
 
 
 def moved(model):
-    """Off the starting values, which make branches vanish and some classifiers zero; in evaluation mode."""
+    """Leave the starting values, which make branches and some classifiers zero, and switch to evaluation mode."""
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p) if p.ndim == 1 else 0.05 * torch.randn_like(p))
@@ -60,8 +62,8 @@ def test_alpha_and_the_skip_gain_are_folded_where_no_gate_follows():
     assert all(b.alpha == 0.2 and b.skip_gain.item() != 1.0 for b in gated.blocks)
 
 
-def check_everywhere(model, tmp_path, channels=3):
-    """torch.export and onnxruntime beside the network, plain and folded, at even and odd sizes."""
+def check_exports(model, tmp_path, channels=3):
+    """Compare torch.export and onnxruntime with the network, as it is and folded, at even and odd sizes."""
     import onnxruntime
 
     for net in (model, fold(model)):
@@ -77,27 +79,28 @@ def check_everywhere(model, tmp_path, channels=3):
             assert relative(torch.from_numpy(logits), wanted) < 1e-5
 
 
-def test_a_small_network_leaves_by_every_door(tmp_path):
-    check_everywhere(moved(create_model("nf_resnet_tiny", 5, in_channels=1)), tmp_path, channels=1)
+def test_a_small_network_is_exported_in_every_format(tmp_path):
+    check_exports(moved(create_model("nf_resnet_tiny", 5, in_channels=1)), tmp_path, channels=1)
     assert list(tmp_path.iterdir()) == [tmp_path / "x.onnx"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0", "timm_nfnet_l0", "resnet50", "fixup_resnet50", "skipinit_resnet50"])  # fmt: skip
-def test_full_size_networks_leave_by_every_door(name, tmp_path):
-    check_everywhere(moved(create_model(name, 11)), tmp_path)
+@pytest.mark.parametrize(
+    "name",
+    ["nfnet_f0", "nf_resnet50", "nf_regnet_b0", "timm_nfnet_l0", "resnet50", "fixup_resnet50", "skipinit_resnet50"],
+)
+def test_full_size_networks_are_exported_in_every_format(name, tmp_path):
+    check_exports(moved(create_model(name, 11)), tmp_path)
 
 
-def test_without_the_packages_the_cure_is_named(monkeypatch, tmp_path):
+def test_missing_export_packages_are_named_with_the_install_command(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        WorkbenchError, match=r"needs onnx and onnxscript: `pip install 'normfree-workbench\[export\]'`"
-    ):
+    with pytest.raises(WorkbenchError, match=r"onnx and onnxscript.*pip install 'normfree-workbench\[export\]'"):
         export_onnx(create_model("nf_resnet_tiny", 3), tmp_path / "x.onnx")
 
 
 def test_foreign_networks_are_refused():
-    with pytest.raises(WorkbenchError, match="got a Linear"):
+    with pytest.raises(WorkbenchError, match=r"`model`.*Linear"):
         export_program(nn.Linear(2, 2))
 
 
@@ -151,7 +154,8 @@ def test_autocast_computes_in_half_precision_and_standardises_in_float32(name, d
     model = moved(create_model(name, 5, **NETS[name])).train()
     x = torch.randn(4, 3, 32, 32)
     convolved, standardised = [], []
-    hooks = [m.register_forward_hook(lambda _m, _i, out: convolved.append(out.dtype)) for m in model.modules() if hasattr(m, "fan_in")]  # fmt: skip
+    convs = [m for m in model.modules() if hasattr(m, "fan_in")]
+    hooks = [conv.register_forward_hook(lambda _m, _i, out: convolved.append(out.dtype)) for conv in convs]
     original = ScaledStdConv2d.standardized_weight
 
     def watched(self):
@@ -176,14 +180,14 @@ def test_autocast_computes_in_half_precision_and_standardises_in_float32(name, d
 def test_a_half_precision_network_standardises_in_float32():
     conv = ScaledStdConv2d(64, 8, 3)
     with torch.no_grad():
-        conv.weight.mul_(1e-3)  # its variance is 1e-9, which float16 does not have
+        conv.weight.mul_(1e-3)  # its variance is 1e-9, which float16 cannot store
     exact = conv.standardized_weight()
     half = conv.half().standardized_weight()
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), exact, rtol=2e-3, atol=2e-4)
 
 
-def test_feature_extraction_as_users_expect_it():
+def test_feature_maps_features_and_a_new_classifier_have_the_documented_shapes():
     model = moved(create_model("nfnet_micro", 5))
     x = torch.randn(2, 3, 32, 32)
     maps = model.forward_stages(x)
@@ -195,7 +199,7 @@ def test_feature_extraction_as_users_expect_it():
     assert torch.equal(model.forward_features(x), features)
     model.reset_classifier(0)
     assert torch.equal(model(x), features)
-    with pytest.raises(WorkbenchError, match="at least 0"):
+    with pytest.raises(WorkbenchError, match=r"`num_classes`.*-1"):
         model.reset_classifier(-1)
 
 
@@ -206,7 +210,7 @@ def test_f0_has_the_strides_that_detectors_expect():
     assert [(m.shape[1], 256 // m.shape[2]) for m in maps] == [(256, 4), (512, 8), (1536, 16), (1536, 32)]
 
 
-def test_a_new_classifier_comes_on_the_models_device_and_precision():
+def test_a_new_classifier_has_the_models_device_and_precision():
     model = create_model("nf_resnet_tiny", 5).double()
     model.reset_classifier(3)
     assert model.linear.weight.dtype == torch.float64
@@ -219,7 +223,13 @@ def test_glu_halves_channels_everywhere():
         assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("activation", ["celu", "elu", "identity", "leaky_relu", "log_sigmoid", "log_softmax", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softplus", "tanh"])  # fmt: skip
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "celu", "elu", "identity", "leaky_relu", "log_sigmoid", "log_softmax", "relu6",
+        "selu", "sigmoid", "silu", "soft_sign", "softplus", "tanh",
+    ],
+)  # fmt: skip
 def test_every_activation_of_the_table_builds_a_network_that_runs(activation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -229,7 +239,7 @@ def test_every_activation_of_the_table_builds_a_network_that_runs(activation):
 
 @pytest.mark.parametrize("name", ["nf_resnet_tiny", "nfnet_micro"])
 def test_a_compiled_training_step_has_one_graph_and_is_compiled_once(name):
-    """Over steps in which weights, rates and batches change; the gradients are those of the network itself."""
+    """Weights, rates and batches change over the steps. The gradients are those of the uncompiled network."""
     from torch._dynamo.utils import counters
 
     from workbench.optim import AGC, param_groups
