@@ -5,7 +5,7 @@ Differences from nfnet.py, nf_resnet.py and nf_regnet.py:
 
 - Padding is symmetric.
 - eps 1e-5 is added to the variance, instead of the floor under N var.
-- gamma is in every convolution, the stem's included, so there is none after the last activation.
+- gamma is in every convolution, the stem's included, and not after the last activation.
 - Widths are rounded to multiples of 8.
 - There is no skip gain. The last convolution of a branch starts with gain 0.
 - The shortcut averages in the ResNet, too.

@@ -92,9 +92,9 @@ def _defaults(name: str) -> dict:
 
 
 def constants(recipe: dict) -> dict:
-    """Return the arguments of a recipe that change the function which its name stands for.
+    """Return the arguments of a recipe that change what its network computes.
 
-    Arguments that equal a default are left out.
+    Arguments that equal the defaults of its name are left out.
     """
     keys, defaults = set(recipe) - _TRAINING_ONLY - {"name", "num_classes", "in_channels"}, _defaults(recipe["name"])
     return {key: recipe[key] for key in sorted(keys) if recipe[key] != defaults.get(key)}

@@ -1,8 +1,8 @@
 """Reads the released weight files, which are pickles, without executing anything in them.
 
 A pickle is a program: it names functions and calls them. This reader admits only the few names that a dict of arrays
-needs. Each of them stands for a function or class of this file, never for the one that the pickle names. The real
-`_create_array` of dill calls any function that it gets, but its replacement here calls none of the file's. Only
+needs. It replaces each of them by a function or class of this module, and never calls the one that the pickle names.
+The real `_create_array` of dill calls any function that it gets, but its replacement calls none of the file's. Only the
 replacements of arrays and dtypes accept a state. The reader refuses arrays of objects and instructions that no file of
 weights needs. It also refuses everything that would let a small file take much time or memory.
 """
