@@ -42,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train, study and compare networks without normalization. Every result is recorded in one store.",
+    help="Train, study and compare networks without normalization. Runs are recorded in one store.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
