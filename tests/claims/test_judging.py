@@ -91,7 +91,7 @@ def test_a_run_with_other_parameters_counts_if_no_other_exists_and_its_parameter
     assert (judgement.evidence.run, judgement.evidence.departs) == (newest, "train_size=none, steps=20")
     assert "not as in the study's file: train_size=none, steps=20" in as_markdown([judgement])
     shown = CliRunner().invoke(app, ["claims", "7", "--from", "store"], env={"COLUMNS": "300"})
-    assert "whose parameters are not those of stability_boundary.yaml: train_size=none, steps=20" in shown.output
+    assert "stability_boundary.yaml: train_size=none, steps=20" in shown.output
 
     export([judgement], results_folder())
     (again,) = judged(chosen(["7"]), where="docs")

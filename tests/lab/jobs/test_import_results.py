@@ -253,7 +253,7 @@ def test_the_command_reports_its_counts_and_the_damaged_lines(root, tmp_path, co
     folder = folder_with(tmp_path, record(1), record(2))
     code, out, _ = command("import", folder)
     assert code == 0 and "2 imported, 0 known already, 0 damaged" in out
-    assert "other code" in out
+    assert "2 of them" in out  # are of another code
     with open(folder / "results.jsonl", "a") as file:
         file.write("{}\n")
     code, out, err = command("import", folder)
