@@ -103,6 +103,7 @@ def test_old_trainings_are_replayed_bit_for_bit(mended, command, what):
     assert code == 0 and "bitwise as recorded" in output, output + errors
 
 
+@pytest.mark.slow
 def test_old_studies_are_stale_and_finished_after_a_new_run(mended, command):
     code, output, errors = command("study", *STUDY, "--dry-run")
     assert code == 0 and "stale" in output and "code" in output, errors
@@ -112,6 +113,7 @@ def test_old_studies_are_stale_and_finished_after_a_new_run(mended, command):
     assert code == 0 and "Nothing to run" in output
 
 
+@pytest.mark.slow
 def test_old_searches_can_be_continued(mended, command):
     code, output, errors = command("study", "clipping_search", "--quick", "-p", "trials=2", "-p", "steps=8")
     assert code == 0, output + errors

@@ -74,6 +74,7 @@ def checkout(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_four_files_add_a_study(checkout):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WORKBENCH_", "MLFLOW_"))}
     environment |= {"PYTHONPATH": str(checkout), "WORKBENCH_ROOT": str(checkout)}

@@ -185,6 +185,7 @@ def test_a_full_run_does_not_reuse_quick_trainings(tour, store):
     assert store.find_training(training.tags["key"], "full") is None
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_trains_only_the_arms_that_use_it(tour, tmp_path):
     """With another threshold, BN and NF are reused and NF+AGC trains again."""
     copy = tmp_path / "root"
