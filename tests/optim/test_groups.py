@@ -7,7 +7,6 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.optim import groups_table, param_groups
-from workbench.optim.groups import classifier_weight
 
 
 def by_name(groups):
@@ -36,12 +35,6 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 
 
 def test_the_rule_finds_the_groups_of_foreign_models():
-    encoder = nn.TransformerEncoderLayer(8, 2, 16)
-    named = nn.ModuleDict({"fc": nn.Linear(8, 3), "encoder": encoder})
-    assert classifier_weight(named) == "fc.weight"
-    assert classifier_weight(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))) == "2.weight"
-    assert classifier_weight(nn.Linear(2, 2)) == "weight"
-    assert classifier_weight(nn.Conv2d(1, 2, 3)) is None
     norm = by_name(param_groups(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))))
     assert norm["gains_biases"]["names"] == ["0.bias", "1.weight", "1.bias", "2.bias"]
 
@@ -106,3 +99,72 @@ def test_the_pattern_vectors_matches_gains_and_biases():
     groups = by_name(param_groups(create_model("nfnet_micro", 10), overrides={"vectors": {"clip": None}}))
     assert groups["gains_biases, clip None"]["clip"] is None and "gains_biases" not in groups
     assert groups["weights"]["clip"] == 0.01
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Task(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.compile(Net())
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def inside_compiled():
+    model = Net()
+    model.blocks[0] = torch.compile(model.blocks[0])
+    return model
+
+
+WRAPPED = {
+    "compiled": lambda: torch.compile(Net()),
+    "a compiled block": inside_compiled,
+    "data parallel": lambda: nn.DataParallel(Net()),
+    "compiled data parallel": lambda: torch.compile(nn.DataParallel(Net())),
+    "averaged": lambda: torch.optim.swa_utils.AveragedModel(Net()),
+    "Lightning": Task,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_wrappers_change_neither_names_nor_patterns_nor_groups(wrapper):
+    overrides = {"blocks.0.*": {"clip": None}}
+    groups = [param_groups(model, overrides=overrides) for model in (Net(), WRAPPED[wrapper]())]
+    assert [(g["name"], g["names"]) for g in groups[1]] == [(g["name"], g["names"]) for g in groups[0]]
+    table = groups_table(groups[1]).set_index("parameter")
+    assert table.loc["blocks.0.weight", "clip"] == table.loc["head.weight", "clip"] == "exempt"
+
+
+def test_patterns_with_the_prefix_of_a_wrapper_match_too():
+    groups = param_groups(torch.compile(Net()), overrides={"_orig_mod.blocks.0.*": {"clip": None}})
+    assert {n for g in groups if g["clip"] is None for n in g["names"]} == {
+        "blocks.0.weight",
+        "blocks.0.bias",
+        "head.weight",
+    }
+
+
+def test_a_part_that_is_called_model_keeps_its_name_if_other_parts_exist():
+    net = nn.Sequential()
+    net.model, net.head = nn.Linear(3, 3), nn.Linear(3, 2)
+    assert {n for g in param_groups(net) for n in g["names"]} == {n for n, _ in net.named_parameters()}
+
+
+def test_every_name_of_a_shared_parameter_is_a_pattern():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    net[1].weight, net[1].stage = net[0].weight, 1
+    for pattern in ("1.weight", "stage2"):
+        groups = param_groups(net, overrides={pattern: {"clip": 0.5}})
+        assert [g["clip"] for g in groups if "0.weight" in g["names"]] == [0.5]

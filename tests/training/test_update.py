@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from workbench.errors import WorkbenchError
 from workbench.training import TrainConfig
+from workbench.training.setup import groups_of
 from workbench.training.update import Update
 
 BASE = TrainConfig(steps=10, scale_lr=False, base_lr=0.5, warmup=0.0, momentum=0.0, weight_decay=0.0)
@@ -29,6 +31,38 @@ def test_agc_clips_large_gradients_before_the_update():
     torch.testing.assert_close(net[0].weight, torch.tensor([[3.0 - 0.35, 4.0 - 1.2], [3.0 - 0.075, 4.0 - 0.1]]))
     torch.testing.assert_close(net[1].weight, torch.tensor([[1.0 - 50.0, 0.0]]))
     assert update.clipped() == {"clipped_share": 0.5, "ratio_p99": pytest.approx(5.0)}
+
+
+def test_clip_head_clips_every_head_and_is_refused_without_one():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    clips = {n: g["clip"] for g in groups_of(TwoHeads(), BASE.replace(clip=0.5, clip_head=True)) for n in g["names"]}
+    assert set(clips.values()) == {0.5} and len(clips) == 4
+    with pytest.raises(WorkbenchError, match=r"`clip_head`.*LayerNorm"):
+        groups_of(nn.LayerNorm(3), BASE.replace(clip=0.5, clip_head=True))
+
+
+def test_clip_exempt_or_no_clipping_decide_where_the_network_does_not():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = x + self.a(x)
+            return x + self.b(x)
+
+    with pytest.raises(WorkbenchError, match=r"Residual.*`clip_exempt`"):
+        groups_of(Residual(), BASE.replace(clip=0.5))
+    groups = groups_of(Residual(), BASE.replace(clip=0.5, clip_exempt=["b.weight"]))
+    assert [n for g in groups if g["clip"] is None for n in g["names"]] == ["b.weight"]
+    assert len(groups_of(Residual(), BASE.replace(clip=None))) == 2
 
 
 def test_the_classifier_is_clipped_with_clip_head():

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.optim.classifier import classifier_weights, named_weights
+from workbench.optim.names import plain_names
 from workbench.optim.sharded import is_one_unit
 
 log = logging.getLogger(__name__)
 
-HEADS = ("linear", "fc", "head", "classifier")
 SETTINGS = ("clip", "clip_eps", "weight_decay", "lr")
 
 
@@ -29,6 +30,9 @@ def param_groups(
     weight_decay: float = 2e-5,
     clip=0.01,
     overrides: Mapping[str, Mapping] | None = None,
+    *,
+    classifier: str | Iterable[str] | None = None,
+    example: object = None,
 ) -> list[dict]:
     """Make three parameter groups for any torch.optim optimizer.
 
@@ -37,12 +41,12 @@ def param_groups(
     The rule holds for our models and for foreign ones:
 
     - A parameter that is a scalar or vector after removing its size-1 axes is a gain or bias.
-    - The classifier's weight is that of the last nn.Linear whose name ends in linear, fc, head or classifier. Without
-      such a name it is that of the last nn.Linear.
+    - The classifier is what produces the output, whatever its name and type. Several heads are all exempt, and so is a
+      head that shares its weight with an embedding.
     - Every other parameter is a weight.
 
     Parameters that do not require a gradient are left out. The keys "name" and "names" of a group say what it holds,
-    and `groups_table` shows the choice.
+    and `groups_table` shows the choice. Names come without the prefixes of wrappers, such as torch.compile's.
 
     Args:
         model: Any nn.Module.
@@ -52,12 +56,17 @@ def param_groups(
             wins. A pattern is a shell pattern (``blocks.3.*``), or ``vectors`` for gains and biases. In our models
             ``stage4`` and ``first_conv`` are patterns too, for the paper's study of which layers to clip. The settings
             are clip, clip_eps, weight_decay and lr.
+        classifier: Names or patterns of the exempt weights or their layers, instead of following the output. Use
+            ``()`` if there is no classifier.
+        example: An input, or a tuple or dict of inputs. It is used if the output cannot be followed without. The
+            network then runs on tensors without data.
 
     Returns:
         The groups that are not empty: weights, gains and biases, classifier. A group is split if overrides differ.
 
     Raises:
-        WorkbenchError: For a negative decay, a pattern that matches nothing, or an unknown setting.
+        WorkbenchError: For a negative decay, a pattern that matches nothing, an unknown setting, or if nothing decides
+            which weight is the classifier.
     """
     if weight_decay < 0:
         raise WorkbenchError(f"`weight_decay` must be at least 0, got {weight_decay}. Use 0 for no decay.")
@@ -66,24 +75,29 @@ def param_groups(
         "gains_biases": {"weight_decay": 0.0, "clip": clip},
         "classifier": {"weight_decay": weight_decay, "clip": None},
     }
+    params = dict(model.named_parameters())
+    plain = dict(zip(params, plain_names(list(params)), strict=True))
     aliases = _aliases(model)
     by_name = _settings_by_name(aliases, overrides or {})
-    head = classifier_weight(model)
+    if classifier is None:
+        heads = set(classifier_weights(model, example))
+    else:
+        heads = {plain[name] for name in named_weights(aliases, params, classifier)}
     groups: dict[tuple, dict] = {}
-    for name, p in model.named_parameters():
+    for name, p in params.items():
         if not p.requires_grad:
             continue
-        kind = "classifier" if name == head else "gains_biases" if is_one_unit(p) else "weights"
+        kind = "classifier" if plain[name] in heads else "gains_biases" if is_one_unit(p) else "weights"
         settings = by_name.get(name, {})
         key = (kind, *sorted(settings.items(), key=lambda item: item[0]))
         label = ", ".join([kind, *(f"{k} {v}" for k, v in settings.items())])
         group = groups.setdefault(key, {"name": label, **kinds[kind], **settings, "names": [], "params": []})
-        group["names"].append(name)
+        group["names"].append(plain[name])
         group["params"].append(p)
     order = list(kinds)
     ordered = sorted(groups.values(), key=lambda group: order.index(group["name"].partition(",")[0]))
     log.info("%s", groups_table(ordered).to_string())
-    log.info("classifier weight, exempt from clipping: %s", head or "none found")
+    log.info("classifier weight, exempt from clipping: %s", ", ".join(sorted(heads)) or "none")
     return ordered
 
 
@@ -112,29 +126,26 @@ def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["parameter", "shape", "group", "weight_decay", "clip"])
 
 
-def classifier_weight(model: nn.Module) -> str | None:
-    """Return the name of the classifier's weight, or None if the model has no nn.Linear."""
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    heads = [name for name in linears if name.rpartition(".")[2] in HEADS]
-    chosen = (heads or linears or [None])[-1]
-    return None if chosen is None else f"{chosen}.weight".lstrip(".")
-
-
 def _aliases(model: nn.Module) -> dict[str, set[str]]:
-    """Map each parameter to its name and its aliases: stage1 ..., first_conv and vectors."""
-    names = {name: {name, "vectors"} if is_one_unit(p) else {name} for name, p in model.named_parameters()}
-    first = next((name for name, p in model.named_parameters() if p.ndim >= 3), None)
-    for path, module in model.named_modules():
+    """Map each parameter to all its names, with and without wrappers, and to stage1 ..., first_conv and vectors."""
+    params = dict(model.named_parameters())
+    first_name = {id(p): name for name, p in params.items()}
+    words: dict[str, set[str]] = {name: {"vectors"} if is_one_unit(p) else set() for name, p in params.items()}
+    every = list(model.named_parameters(remove_duplicate=False))
+    for (name, p), plain in zip(every, plain_names([name for name, _ in every]), strict=True):
+        words[first_name[id(p)]] |= {name, plain}
+    for _, module in model.named_modules():
         stage = getattr(module, "stage", None)
         if isinstance(stage, int):
-            for name, _ in module.named_parameters(prefix=path):
-                names[name].add(f"stage{stage + 1}")
+            for p in module.parameters():
+                words[first_name[id(p)]].add(f"stage{stage + 1}")
+    first = next((name for name, p in params.items() if p.ndim >= 3), None)
     if first is not None:
         home = first.rpartition(".")[0]
-        for name, words in names.items():
+        for name in params:
             if name.rpartition(".")[0] == home:
-                words.add("first_conv")
-    return names
+                words[name].add("first_conv")
+    return words
 
 
 def _settings_by_name(aliases: dict[str, set[str]], overrides: Mapping[str, Mapping]) -> dict[str, dict]:

@@ -16,7 +16,7 @@ from workbench.training.inputs import Inputs
 from workbench.training.observers import Observer, measurements
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.scoring import evaluate, few_images
-from workbench.training.setup import initial_model, layout
+from workbench.training.setup import example_input, initial_model, layout
 from workbench.training.streamed import StreamedInputs
 from workbench.training.update import Update
 from workbench.training.watch import LossWatch
@@ -54,7 +54,7 @@ class Training:
             device, memory_format=memory_format
         )
         net = world.wrapped(Bfloat16Copies(self.model) if config.precision == "bfloat16_copies" else self.model)
-        self.update = Update(self.model, config, total_steps)
+        self.update = Update(self.model, config, total_steps, example_input(config, data))
         self.gradients = Gradients(self.model, net, config, world, device)
         self.inputs: Inputs | StreamedInputs
         if isinstance(data, ImageFolder):

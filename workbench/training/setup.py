@@ -1,16 +1,17 @@
 """What a training starts from: network, parameter groups, length, device and memory layout."""
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.data import Dataset
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
 from workbench.networks import NORMFREE, build_network
 from workbench.optim import param_groups
-from workbench.optim.groups import classifier_weight
+from workbench.optim.classifier import classifier_weights
 from workbench.training.config import TrainConfig
 from workbench.weights.checkpoints import load_checkpoint
 
@@ -49,17 +50,57 @@ def _pixels(config: TrainConfig, data: Dataset | ImageFolder) -> int | None:
     return data.train.images.shape[-1] if isinstance(data, Dataset) else config.image_size
 
 
-def groups_of(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Return the parameter groups of this training, with the decay and the clipping of each."""
+def example_input(config: TrainConfig, data: Dataset | ImageFolder) -> Tensor | None:
+    """Return two black images (2, C, H, W) of the training's size, or None if the size is not known."""
+    side = _pixels(config, data)
+    return None if side is None else torch.zeros(2, data.channels, side, side)
+
+
+def groups_of(
+    model: nn.Module,
+    config: TrainConfig,
+    example: Tensor | None = None,
+    classifier: Iterable[str] | None = None,
+) -> list[dict]:
+    """Return the parameter groups of this training, with the decay and the clipping of each.
+
+    Args:
+        model: The network.
+        config: The configuration.
+        example: An input, for networks whose output cannot be followed without.
+        classifier: The names of the classifier's weights. None: those that produce the output.
+
+    Raises:
+        WorkbenchError: If nothing decides which weight is the classifier, or `clip_head` is set and there is none.
+    """
+    heads = _classifier(model, config, example) if classifier is None else list(classifier)
     overrides: dict[str, dict[str, float | None]] = {pattern: {"clip": None} for pattern in config.clip_exempt}
+    if config.clip_head and not heads:
+        raise WorkbenchError(
+            f"`clip_head` clips the classifier's weight, but {type(model).__name__} has none. Use clip_head=False."
+        )
     if config.clip_head:
-        overrides[cast(str, classifier_weight(model))] = {"clip": config.clip}  # None only without an nn.Linear
+        overrides |= {name: {"clip": config.clip} for name in heads}
     return param_groups(
         model,
         config.weight_decay,
         config.clip,  # pyright: ignore[reportArgumentType]  # has no annotation there, and may be None
         overrides,
+        classifier=heads,
     )
+
+
+def _classifier(model: nn.Module, config: TrainConfig, example: Tensor | None) -> list[str]:
+    """Return the names of the classifier's weights. `clip_exempt` can name them if nothing else decides."""
+    try:
+        return classifier_weights(model, example)
+    except WorkbenchError as error:
+        if config.clip is None or (config.clip_exempt and not config.clip_head):
+            return []
+        raise WorkbenchError(
+            f"Nothing decides which weight of {type(model).__name__} is the classifier, which AGC must not clip. "
+            "Name it in `clip_exempt`."
+        ) from error
 
 
 def steps_of(config: TrainConfig, n: int) -> int:

@@ -18,11 +18,12 @@ class Update:
         model: The network, whose parameters have the gradients.
         config: The configuration.
         total_steps: Steps of the whole training.
+        example: An input, for networks whose classifier cannot be found without.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, total_steps: int):
+    def __init__(self, model: nn.Module, config: TrainConfig, total_steps: int, example: Tensor | None = None):
         sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.momentum > 0}
-        self.optimizer = torch.optim.SGD(groups_of(model, config), **sgd, fused=True)
+        self.optimizer = torch.optim.SGD(groups_of(model, config, example), **sgd, fused=True)
         self.agc = AGC(self.optimizer, eps=config.clip_eps) if config.clip is not None else None
         self.schedule = warmup_cosine(
             self.optimizer, config.warmup * total_steps, total_steps, config.final_lr / config.lr

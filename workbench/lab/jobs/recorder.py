@@ -62,7 +62,8 @@ class Recorder(Observer):
 
     def _set_clip(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Give the groups the thresholds that `train` gives them with this one."""
-        groups = groups_of(model, self.config.replace(clip=self.clip, clip_norm=None))
+        heads = [n for g in optimizer.param_groups if g["name"].startswith("classifier") for n in g["names"]]
+        groups = groups_of(model, self.config.replace(clip=self.clip, clip_norm=None), classifier=heads)
         for group, wanted in zip(optimizer.param_groups, groups, strict=True):
             group["clip"] = wanted["clip"]
         if self.config.clip is None:

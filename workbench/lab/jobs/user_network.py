@@ -34,7 +34,7 @@ from workbench.probes.preflight import Preflight, preflight
 from workbench.training import TrainConfig, planned
 from workbench.training.distributed import World
 from workbench.training.inputs import Inputs, source
-from workbench.training.setup import initial_model, pick_device, steps_of
+from workbench.training.setup import example_input, initial_model, pick_device, steps_of
 from workbench.weights.checkpoints import load_checkpoint
 from workbench.weights.released import is_cached
 
@@ -206,7 +206,7 @@ def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion
     seen, quiet = _Batches(config, steps), {"progress": not channel.has_listener(), "seed": config.seed}
     for rate in (lr, lr / 4, lr / 16):
         model = _built(config)
-        groups = param_groups(model, config.weight_decay)
+        groups = param_groups(model, config.weight_decay, example=example_input(config, source(config)))
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
         try:
             return suggest_clip(model, seen, optimizer, steps=steps, eps=config.clip_eps, **quiet)
