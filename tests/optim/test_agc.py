@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workbench.errors import WorkbenchError
-from workbench.optim import AGC, clip_grad_agc_, param_groups, unitwise_norm
+from workbench.optim import AGC, SAM, clip_grad_agc_, param_groups, unitwise_norm
 
 
 def param(weight, grad):
@@ -131,6 +131,148 @@ def test_the_errors_for_sparse_and_complex_gradients_name_the_solution():
     wave.grad = torch.ones_like(wave)
     with pytest.raises(WorkbenchError, match="view_as_real"):
         clip_grad_agc_(wave)
+
+
+# ---- values that are not finite, or nearly so
+
+
+@pytest.mark.parametrize("large", [1e20, 1e30, 3e38])
+@pytest.mark.parametrize("shape", [(4, 3), (12,), (4, 200, 100)])
+@pytest.mark.parametrize("share", ["one element", "all elements"])
+def test_large_gradients_are_clipped_to_the_limit_without_overflow(large, shape, share):
+    p = nn.Parameter(torch.ones(shape))
+    p.grad = torch.full(shape, 1e-6)
+    if share == "one element":
+        p.grad.view(-1)[0] = large
+    else:
+        p.grad.fill_(large / math.prod(shape) ** 0.5)
+    stats = clip_grad_agc_(p, clip=0.01)
+    unit = p.grad[0] if len(shape) > 1 else p.grad
+    assert unit.norm().item() == pytest.approx(
+        0.01 * p[0].norm().item() if len(shape) > 1 else 0.01 * p.norm().item(), rel=1e-2
+    )
+    assert p.grad.isfinite().all() and not stats.not_finite()
+    if share == "one element" and len(shape) > 1:
+        assert (p.grad[1:] == 1e-6).all()  # the other rows are as they were
+
+
+def test_large_norms_are_exact_and_others_keep_their_bits():
+    x = torch.randn(6, 40)
+    x[2] *= 1e25
+    expected = torch.linalg.vector_norm(x.double(), dim=1)
+    norms = unitwise_norm(x).flatten()
+    torch.testing.assert_close(norms.double(), expected, rtol=1e-6, atol=0)
+    plain = torch.linalg.vector_norm(x, dim=1)
+    assert plain[2].isinf() and torch.equal(norms[[0, 1, 3, 4, 5]], plain[[0, 1, 3, 4, 5]])
+    assert unitwise_norm(1e200 * torch.ones(2, 2, dtype=torch.float64)).flatten().tolist() == pytest.approx(
+        [2**0.5 * 1e200] * 2
+    )
+
+
+def test_norms_that_must_not_wait_for_the_device_equal_those_of_the_cpu(monkeypatch):
+    tensors = [torch.randn(6, 40), torch.randn(9), torch.randn(1, 1)]
+    tensors[0][2] *= 1e25
+    tensors[0][3, 0] = math.inf
+    tensors[1][0] = 1e30
+    expected = [unitwise_norm(x) for x in tensors]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert all(torch.equal(unitwise_norm(x), norm) for x, norm in zip(tensors, expected, strict=True))
+    assert expected[0].flatten()[3].isinf() and expected[1].isfinite()
+
+
+def test_large_weights_do_not_switch_clipping_off():
+    p = nn.Parameter(torch.full((2, 4), 1e25))
+    p.grad = torch.full((2, 4), 1e30)
+    clip_grad_agc_(p, clip=0.01)
+    torch.testing.assert_close(p.grad, torch.full((2, 4), 1e23))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(4, 3), (12,), (200, 400), (200, 20, 5, 5)])
+def test_a_unit_that_is_not_finite_becomes_nan_as_a_whole_and_shows_in_the_stats(value, shape):
+    p, q = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(5, 2))
+    p.grad, q.grad = torch.full(shape, 1e-6), torch.full((5, 2), 1e-6)
+    p.grad.view(-1)[1] = value
+    stats = clip_grad_agc_([q, p], clip=0.01)
+    first = p.grad[0] if len(shape) > 1 else p.grad
+    assert first.isnan().all()
+    if len(shape) > 1:
+        assert (p.grad[1:] == 1e-6).all()
+    assert (q.grad == 1e-6).all()
+    assert stats.not_finite() == {"1": 1}
+
+
+def test_error_if_nonfinite_names_the_parameter_and_changes_nothing():
+    p, q = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2, dtype=torch.float64))
+    p.grad, q.grad = torch.full((3, 2), 100.0), torch.full((3, 2), 100.0, dtype=torch.float64)
+    q.grad[2, 0] = math.nan
+    before = p.grad.clone(), q.grad.clone()
+    with pytest.raises(WorkbenchError, match=r"\b1 \(1 units\)"):
+        clip_grad_agc_([p, q], clip=0.01, error_if_nonfinite=True)
+    for grad, old in zip((p.grad, q.grad), before, strict=True):
+        torch.testing.assert_close(grad, old, rtol=0, atol=0, equal_nan=True)
+    q.grad[2, 0] = 100.0
+    assert clip_grad_agc_([p, q], clip=0.01, error_if_nonfinite=True).clipped_share() == 1.0
+
+
+def test_agc_hands_on_a_gradient_that_is_not_finite_so_that_the_loss_shows_it():
+    model = tiny()
+    optimizer = torch.optim.SGD(param_groups(model, clip=0.01), lr=0.1)
+    agc = AGC(optimizer)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    model[0].weight.grad[1, 2] = math.nan
+    optimizer.step()
+    assert model[0].weight[1].isnan().all() and model[0].weight[[0, 2]].isfinite().all()
+    assert agc.stats.not_finite() == {"0.weight": 1}
+
+
+# ---- groups instead of an optimizer
+
+
+def test_the_function_on_groups_equals_agc_around_an_optimizer():
+    gradients = []
+    for by_function in (True, False):
+        model = tiny()
+        model(torch.linspace(-9, 9, 32).view(8, 4)).square().sum().backward()
+        groups = param_groups(model, clip=0.02, overrides={"0.bias": {"clip": 0.5, "clip_eps": 2.0}})
+        if by_function:
+            stats = clip_grad_agc_(groups)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=0.0)
+            agc = AGC(optimizer)
+            optimizer.step()
+            stats = agc.stats
+        gradients.append([p.grad for p in model.parameters()])
+        assert stats.table().parameter.tolist() == ["0.weight", "0.bias", "2.bias"]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_groups_without_a_threshold_use_the_arguments_and_functions_are_refused():
+    p = param([3.0, 4.0], [30.0, 40.0])
+    clip_grad_agc_([{"params": [p]}], clip=0.1, eps=10.0)
+    assert p.grad.tolist() == pytest.approx([0.6, 0.8])
+    with pytest.raises(WorkbenchError, match=r"'late'.*AGC\(optimizer\)"):
+        clip_grad_agc_([{"params": [p], "clip": schedule, "name": "late"}])
+    with pytest.raises(WorkbenchError, match="str"):
+        clip_grad_agc_(["weight"])
+
+
+def test_the_flattened_parameters_of_fully_sharded_data_parallel_are_refused():
+    model = tiny()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    AGC(optimizer)
+    model[0].weight._fsdp_flattened = True  # as torch marks them
+    for use in (
+        lambda: clip_grad_agc_(model.parameters()),
+        lambda: param_groups(model),
+        lambda: SAM(model.parameters()),
+        optimizer.step,
+    ):
+        with pytest.raises(WorkbenchError, match=r"FullyShardedDataParallel.*fully_shard"):
+            use()
 
 
 # ---- telemetry

@@ -126,6 +126,37 @@ def check_communication(rank):
     return {"matrices": matrices, "mixed": mixed, "whole": whole, "same": same, "refused": refused}
 
 
+def check_columns(rank):
+    """Units along dimension 1 are split by the shards, so their norms need one all-reduce."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+
+    def clipped(placement, units, factor=10.0, **settings):
+        params = []
+        for shape in [(5, 4, 3, 3), (3, 6), (2, 2, 3)]:
+            torch.manual_seed(len(params))
+            p = nn.Parameter(distribute_tensor(torch.randn(shape), mesh, [placement]))
+            p.grad = distribute_tensor(torch.randn(shape) * factor, mesh, [placement])
+            params.append(p)
+        clip_grad_agc_([{"params": params, "units": units}], clip=0.01, **settings)
+        return [p.grad.full_tensor() for p in params]
+
+    same = max(
+        (a - b).abs().max().item()
+        for factor in (10.0, 1e30)
+        for a, b in zip(clipped(Shard(0), 1, factor), clipped(Replicate(), 1, factor), strict=True)
+    )
+    refused = []
+    for arguments in ({"units": 2}, {"units": None, "factor": 1e39, "error_if_nonfinite": True}):
+        try:
+            clipped(Shard(0), **arguments)
+        except WorkbenchError as error:
+            refused.append(str(error))
+    return {"same": same, "refused": refused}
+
+
 def check_train(rank):
     """Train with torchrun's environment. Only the first process logs."""
     from workbench.training import TrainConfig, train
@@ -192,6 +223,13 @@ def test_only_split_vectors_are_communicated_and_unknown_placements_are_refused(
         assert result["mixed"] == [6]  # |g|^2 and |w|^2 of three vectors in one call
         assert result["same"] < 1e-6
         assert all(word in result["refused"] for word in ("dimension 0", "fully_shard", "Shard(dim=1)"))
+
+
+def test_split_columns_equal_whole_ones_and_split_groups_of_channels_are_refused():
+    for result in run("columns"):
+        assert result["same"] < 1e-6
+        groups, not_finite = result["refused"]
+        assert "2 groups" in groups and "error_if_nonfinite" in not_finite
 
 
 @pytest.mark.parametrize("extra", [{}, {"mix": True, "ema": 0.9, "cutout": 5, "sam_rho": 0.5}], ids=["plain", "recipe"])

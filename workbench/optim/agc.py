@@ -1,158 +1,17 @@
-"""Adaptive gradient clipping: a unit's gradient norm is at most `clip` times its weights'.
+"""Adaptive gradient clipping around an optimizer. The rule is in `workbench.optim.clipping`."""
 
-Source: NFNet paper, section 3 (equation 4), and the authors' code. For every unit i of a parameter W with gradient G:
-
-    G_i <- clip * max(|W_i|, eps) / |G_i| * G_i    if    |G_i| > clip * max(|W_i|, eps)
-
-A unit is one index of dimension 0: a row of a Linear, an Embedding or a fused qkv, or a filter of a Conv1d to Conv3d.
-A parameter that is a scalar or a vector after removing its size-1 axes is one unit, as in the authors' code. Examples
-are a bias, a gain and a skip gain.
-"""
-
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.optim.scope import refuse_open
-from workbench.optim.sharded import Local, is_one_unit, local_part, sum_over_shards
+from workbench.optim.clipping import _check_positive, _clip, _Clipped, clip_grad_agc_
+from workbench.optim.norms import unitwise_norm
 from workbench.optim.telemetry import AGCStats
 
+__all__ = ["AGC", "AGCStats", "Clip", "clip_grad_agc_", "unitwise_norm"]
+
 Clip = float | Callable[[int], float]  # a number, or a function of the step, counted from 0
-
-
-def unitwise_norm(x: Tensor) -> Tensor:
-    """Compute the norm of every unit of `x`, in at least float32.
-
-    Args:
-        x: A tensor of any rank, (O, ...).
-
-    Returns:
-        Shape () if `x` is one unit, else (O, 1, ..., 1), which broadcasts against `x`.
-    """
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if is_one_unit(x):
-        return torch.linalg.vector_norm(x)
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
-
-
-def clip_grad_agc_(params: Tensor | Iterable[Tensor], clip: float = 0.01, eps: float = 1e-3) -> AGCStats:
-    """Clip gradients in place, unit by unit.
-
-    Args:
-        params: Parameters of any rank, or DTensors as `fully_shard` makes them. Those without a gradient are skipped.
-        clip: The paper's lambda.
-        eps: Lower bound on |W_i|, so that zero-initialised units can move.
-
-    Returns:
-        The norms of this call.
-
-    Raises:
-        WorkbenchError: If `clip` or `eps` is not positive, a gradient is sparse or complex, or a DTensor is placed in
-            another way.
-    """
-    params = [params] if isinstance(params, Tensor) else list(params)
-    return _clip([_Clipped(p, str(i), clip, eps) for i, p in enumerate(params)])
-
-
-class _Clipped(NamedTuple):
-    """A parameter, its name, and its clipping rule."""
-
-    p: Tensor
-    name: str
-    clip: float
-    eps: float
-
-
-LARGE = 2**16  # elements of a gradient, above which the CPU rewrites only the clipped rows
-
-
-@torch.no_grad()
-def _clip(parts: list[_Clipped]) -> AGCStats:
-    """Apply the rule in few operations over all parameters of one device and precision."""
-    for clip, eps in {(part.clip, part.eps) for part in parts}:
-        _check_positive("clip", clip)
-        _check_positive("eps", eps)
-    refuse_open([part.p for part in parts], "AGC cannot clip")
-    kinds: dict[tuple, list[tuple[_Clipped, Local]]] = {}
-    seen = set()  # a shared parameter is clipped once
-    for part in parts:
-        if part.p.grad is None or id(part.p) in seen or part.p.numel() == 0:
-            continue
-        seen.add(id(part.p))
-        local = local_part(part.p, part.name)
-        kinds.setdefault((local.weight.device, local.weight.dtype, local.grad.dtype), []).append((part, local))
-    stats = AGCStats(order=[part.name for part in parts])
-    for members in kinds.values():
-        _clip_together(members, stats)
-    return stats
-
-
-def _clip_together(members: list[tuple[_Clipped, Local]], stats: AGCStats) -> None:
-    members = sorted(members, key=lambda member: member[1].one_unit)  # matrices first, then parameters of one unit
-    parts, locals_ = [part for part, _ in members], [local for _, local in members]
-    rows = sum(not local.one_unit for local in locals_)
-    grads, weights = [local.grad for local in locals_], [local.weight for local in locals_]
-    g_norms, w_norms = _norms(grads, rows), _norms(weights, rows)
-    sum_over_shards(locals_, [g_norms, w_norms])
-    sizes = [norm.numel() for norm in g_norms]
-    g_norm, w_norm = _flat(g_norms, rows), _flat(w_norms, rows)  # (units,)
-    w_norm = _at_least(w_norm, [part.eps for part in parts], sizes)
-    max_norm = w_norm * _spread([part.clip for part in parts], sizes, w_norm)
-    factor = torch.where(g_norm > max_norm, max_norm / g_norm.clamp_min(1e-6), 1.0)
-    units = sum(sizes[:rows])
-    for grad, f in zip(grads, factor[:units].split(sizes[:rows]), strict=False):
-        _scale_rows(grad, f)
-    whole, factors = grads[rows:], factor[units:].unbind()
-    if whole and whole[0].dtype == factor.dtype:
-        torch._foreach_mul_(whole, factors)  # pyright: ignore[reportPrivateImportUsage]: torch does not export it
-    else:  # half precision: a factor of the gradient's precision would round twice
-        for grad, f in zip(whole, factors, strict=True):
-            grad.mul_(f)
-    stats.add([part.name for part in parts], sizes, g_norm, w_norm, max_norm)
-
-
-def _scale_rows(grad: Tensor, factor: Tensor) -> None:
-    """Multiply grad (O, ...) by factor (O,) in place."""
-    shape = (-1, *[1] * (grad.ndim - 1))
-    if grad.numel() > LARGE and grad.device.type == "cpu" and not torch.compiler.is_compiling():
-        (clipped,) = (factor < 1).nonzero(as_tuple=True)
-        if 2 * len(clipped) < len(factor):
-            rows = grad.index_select(0, clipped).mul_(factor[clipped].view(shape))
-            grad.index_copy_(0, clipped, rows)
-            return
-    grad.mul_(factor.view(shape))
-
-
-def _norms(tensors: list[Tensor], rows: int) -> list[Tensor]:
-    """Compute unit norms in at least float32.
-
-    The first `rows` tensors give (O,), one norm per row. Each of the others is one unit and gives ().
-    """
-    if tensors[0].dtype not in (torch.float32, torch.float64):
-        tensors = [x.float() for x in tensors]
-    norms = [torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) for x in tensors[:rows]]
-    if rows == len(tensors):
-        return norms
-    return norms + list(torch._foreach_norm(tensors[rows:]))  # pyright: ignore[reportPrivateImportUsage]: see above
-
-
-def _flat(norms: list[Tensor], rows: int) -> Tensor:
-    return torch.cat(norms[:rows] + ([torch.stack(norms[rows:])] if rows < len(norms) else []))
-
-
-def _spread(values: list[float], sizes: list[int], like: Tensor) -> float | Tensor:
-    """Return one value for all units, or (units,) if the parameters differ."""
-    if len(set(values)) == 1:
-        return values[0]
-    return torch.cat([like.new_full((n,), value) for value, n in zip(values, sizes, strict=True)])
-
-
-def _at_least(norm: Tensor, floors: list[float], sizes: list[int]) -> Tensor:
-    floor = _spread(floors, sizes, norm)
-    return torch.maximum(norm, floor) if isinstance(floor, Tensor) else norm.clamp_min(floor)
 
 
 class AGC:
@@ -232,11 +91,15 @@ class AGC:
             numbers = [f"group {i}, {j}" for j in range(len(group["params"]))]
             names = group.get("names") or group.get("param_names") or numbers
             eps = group.get("clip_eps", self.eps)
-            parts += [_Clipped(p, name, clip, eps) for p, name in zip(group["params"], names, strict=True)]
+            parts += [
+                _Clipped(p, name, clip, eps, group.get("units")) for p, name in zip(group["params"], names, strict=True)
+            ]
         return parts
 
     def _keep(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        self._kept = [{k: g[k] for k in ("clip", "clip_eps", "names") if k in g} for g in optimizer.param_groups]
+        self._kept = [
+            {k: g[k] for k in ("clip", "clip_eps", "names", "units") if k in g} for g in optimizer.param_groups
+        ]
 
     def _put_back(self, optimizer: torch.optim.Optimizer) -> None:
         for group, kept in zip(optimizer.param_groups, self._kept, strict=True):
@@ -274,10 +137,3 @@ def _without_functions(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """Drop threshold schedules from a saved state: they are code, and a saved state is data."""
     groups = [{k: v for k, v in g.items() if not (k == "clip" and callable(v))} for g in state["param_groups"]]
     return {**state, "param_groups": groups}
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise WorkbenchError(
-            f"`{name}` must be above 0, got {value}. To clip nothing, leave AGC out or exempt the group with clip=None."
-        )

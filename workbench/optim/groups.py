@@ -18,7 +18,8 @@ from torch import nn
 from workbench.errors import WorkbenchError, unknown
 from workbench.optim.classifier import classifier_weights, named_weights
 from workbench.optim.names import plain_names
-from workbench.optim.sharded import is_one_unit
+from workbench.optim.sharded import WHOLE, is_one_unit, refuse_flattened
+from workbench.optim.units import units_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def param_groups(
             network then runs on tensors without data.
 
     Returns:
-        The groups that are not empty: weights, gains and biases, classifier. A group is split if overrides differ.
+        The groups that are not empty: weights, gains and biases, classifier. A group is split if overrides differ. It
+        is also split for layers whose units are not rows, such as ConvTranspose2d. The key "units" tells AGC so.
 
     Raises:
         WorkbenchError: For a negative decay, a pattern that matches nothing, an unknown setting, or if nothing decides
@@ -76,6 +78,7 @@ def param_groups(
         "classifier": {"weight_decay": weight_decay, "clip": None},
     }
     params = dict(model.named_parameters())
+    refuse_flattened(params.values(), "param_groups cannot sort")
     plain = dict(zip(params, plain_names(list(params)), strict=True))
     aliases = _aliases(model)
     by_name = _settings_by_name(aliases, overrides or {})
@@ -84,11 +87,14 @@ def param_groups(
     else:
         heads = {plain[name] for name in named_weights(aliases, params, classifier)}
     groups: dict[tuple, dict] = {}
+    units = units_of(model)
     for name, p in params.items():
         if not p.requires_grad:
             continue
-        kind = "classifier" if plain[name] in heads else "gains_biases" if is_one_unit(p) else "weights"
-        settings = by_name.get(name, {})
+        layout = {"units": units[id(p)]} if id(p) in units and not is_one_unit(p) else {}
+        gain = is_one_unit(p) or layout.get("units") == WHOLE
+        kind = "classifier" if plain[name] in heads else "gains_biases" if gain else "weights"
+        settings = {**by_name.get(name, {}), **layout}
         key = (kind, *sorted(settings.items(), key=lambda item: item[0]))
         label = ", ".join([kind, *(f"{k} {v}" for k, v in settings.items())])
         group = groups.setdefault(key, {"name": label, **kinds[kind], **settings, "names": [], "params": []})

@@ -8,6 +8,11 @@ INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # 
 OUTSIDE = ("module", "model")  # a prefix of a wrapper only if all names have it
 
 
+def inner_name(name: str) -> str:
+    """Remove the prefixes that torch reserves for wrappers, such as ``_orig_mod.``."""
+    return ".".join(part for part in name.split(".") if part not in INSIDE)
+
+
 def plain_names(names: Sequence[str]) -> list[str]:
     """Remove the prefixes of wrappers from the parameter names of one network.
 
@@ -17,7 +22,7 @@ def plain_names(names: Sequence[str]) -> list[str]:
     Returns:
         The names in the same order, such as ``fc.weight`` for ``module._orig_mod.fc.weight``.
     """
-    parts = [[part for part in name.split(".") if part not in INSIDE] for name in names]
+    parts = [inner_name(name).split(".") for name in names]
     while parts and parts[0][0] in OUTSIDE and all(p[0] == parts[0][0] and len(p) > 1 for p in parts):
         parts = [p[1:] for p in parts]
     return [".".join(p) for p in parts]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.optim.scope import refuse_open
+from workbench.optim.sharded import refuse_flattened
 
 SHARE = 0.2  # share of the batch for the ascent
 
@@ -33,13 +34,14 @@ class SAM:
         rho: Length of the step uphill.
 
     Raises:
-        WorkbenchError: If `rho` is not positive.
+        WorkbenchError: If `rho` is not positive, or the parameters are those of FullyShardedDataParallel.
     """
 
     def __init__(self, params: Iterable[Tensor], rho: float = 0.05):
         if not rho > 0:
             raise WorkbenchError(f"`rho` must be above 0, got {rho}. To train without SAM, leave it out.")
         self.params, self.rho = [p for p in params if p.requires_grad], rho
+        refuse_flattened(self.params, "SAM cannot climb with")
         self._before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()

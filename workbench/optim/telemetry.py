@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from workbench.optim.names import inner_name
+
 LADDER = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # the paper's five thresholds, and larger ones
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
@@ -55,6 +57,17 @@ class AGCStats:
         """Return the share of units whose gradient was scaled down, from 0 to 1 (0 without units)."""
         pairs = zip(self.grad_norms, self.max_norms, strict=True)
         return sum((g > m).sum().item() for g, m in pairs) / max(self.units, 1)
+
+    def not_finite(self) -> dict[str, int]:
+        """Count the units whose gradient norm is not finite, by parameter. Parameters without such units are left out.
+
+        AGC sets all gradients of these units to nan.
+        """
+        counts: dict[str, int] = {}
+        for names, sizes, norms in zip(self.names, self.sizes, self.grad_norms, strict=True):
+            for name, bad in zip(names, (~norms.isfinite()).split(sizes), strict=True):
+                counts[name] = int(bad.sum())
+        return {name: counts[name] for name in self.order if counts.get(name)}
 
     def ratios(self) -> Tensor:
         """Return |G_i| / max(|W_i|, eps) of all units, (units,) float64 on the CPU."""
@@ -103,7 +116,7 @@ def table_of_steps(
         at = {name: i for i, name in enumerate(stats.order)}
         for these, sizes in zip(stats.names, stats.sizes, strict=True):
             step_of += [step] * len(these)
-            names += these
+            names += [inner_name(name) for name in these]
             units += sizes
             place += [at.get(name, 0) for name in these]
         norms = zip(stats.grad_norms, stats.weight_norms, stats.max_norms, strict=True)

@@ -4,7 +4,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from workbench.optim import unitwise_norm
+from workbench.optim.norms import unit_norms
+from workbench.optim.units import units_of
 
 
 def gradient_ratios(model: nn.Module, eps: float = 1e-3) -> pd.DataFrame:
@@ -19,10 +20,11 @@ def gradient_ratios(model: nn.Module, eps: float = 1e-3) -> pd.DataFrame:
     Returns:
         One row per parameter, with the columns parameter (its name), units (their number), median, p99 and max.
     """
-    rows = []
+    rows, layouts = [], units_of(model)
     for name, p in model.named_parameters():
         if p.grad is not None:
-            ratio = (unitwise_norm(p.grad) / unitwise_norm(p.detach()).clamp_min(eps)).flatten().double().cpu()
+            units = layouts.get(id(p))
+            ratio = (unit_norms(p.grad, units) / unit_norms(p.detach(), units).clamp_min(eps)).double().cpu()
             median, p99 = torch.quantile(ratio, torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
             rows.append(
                 {"parameter": name, "units": ratio.numel(), "median": median, "p99": p99, "max": ratio.max().item()}

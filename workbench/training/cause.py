@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from workbench.optim.agc import unitwise_norm
+from workbench.optim.norms import unit_norms
+from workbench.optim.units import units_of
 from workbench.training.watch import LossWatch
 
 Calls = list[tuple[str, list[str], bool]]  # path of the module, its direct parameters, whether its output was finite
@@ -42,13 +43,13 @@ def largest_ratios(model: nn.Module, eps: float = 1e-3) -> Tensor:
     Returns:
         (P,) on the device, or 0 for a missing gradient.
     """
-    zero = next(model.parameters()).new_zeros(())
-    return torch.stack(
-        [
-            zero if p.grad is None else (unitwise_norm(p.grad) / unitwise_norm(p).clamp_min(eps)).max()
-            for p in model.parameters()
-        ]
-    )
+    zero, layouts = next(model.parameters()).new_zeros(()), units_of(model)
+
+    def largest(p: nn.Parameter) -> Tensor:
+        units = layouts.get(id(p))
+        return zero if p.grad is None else (unit_norms(p.grad, units) / unit_norms(p, units).clamp_min(eps)).max()
+
+    return torch.stack([largest(p) for p in model.parameters()])
 
 
 def calls_of(model: nn.Module, run: Callable[[], object]) -> Calls:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.optim import AGC
-from workbench.optim.agc import unitwise_norm
+from workbench.optim.norms import unit_norms
+from workbench.optim.units import units_of
 from workbench.training import TrainConfig
 from workbench.training.cause import largest_ratios
 from workbench.training.observers import Observer
@@ -75,9 +76,9 @@ class Recorder(Observer):
         if self._before is None:
             return
         before, self._before = self._before, None
-        eps = self.config.clip_eps
+        eps, layouts = self.config.clip_eps, units_of(model)
         moved = [
-            (unitwise_norm(p - old) / unitwise_norm(old).clamp_min(eps)).max()
+            (unit_norms(p - old, layouts.get(id(p))) / unit_norms(old, layouts.get(id(p))).clamp_min(eps)).max()
             for p, old in zip(model.parameters(), before, strict=True)
         ]
         self._updates[step] = torch.stack(moved)
