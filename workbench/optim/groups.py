@@ -127,9 +127,15 @@ def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame
             "clip": _shown(group.get("clip", "AGC's")),
         }
         for i, group in enumerate(groups)
-        for name, p in zip(group.get("names") or map(str, range(len(group["params"]))), group["params"], strict=True)
+        for name, p in zip(_names(group), group["params"], strict=True)
     ]
     return pd.DataFrame(rows, columns=["parameter", "shape", "group", "weight_decay", "clip"])
+
+
+def _names(group: dict) -> list[str]:
+    """Return the names of a group's parameters. Those that were appended later get numbers."""
+    names = list(group.get("names") or [])
+    return names + [str(i) for i in range(len(names), len(group["params"]))]
 
 
 def _aliases(model: nn.Module) -> dict[str, set[str]]:

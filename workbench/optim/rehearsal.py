@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workbench.errors import WorkbenchError
-from workbench.optim.agc import AGC
+from workbench.optim.hooks import AGC
 
 FAR = 20.0  # a loss above this many times the first is a divergence
 FALL = 0.02  # a run has learnt if its loss falls by at least this share of the first losses

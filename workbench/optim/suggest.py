@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.optim.rehearsal import Rehearsal, is_clipped, rehearse, seeded, set_rates, twin
 from workbench.optim.telemetry import LADDER, _quantile
+from workbench.optim.wrappers import layers_of, parameters_of
 
 MOVE = 0.16  # share of its length that a unit may move per step, if the step grows with the gradient
 EVEN = 0.1  # quantile of the ratios that is the threshold, if the step does not grow
@@ -109,7 +110,7 @@ def suggest_clip(
         WorkbenchError: If the loader is empty or cannot start again, the rate is 0, `steps` is below 8, or there is
             nothing to clip.
     """
-    _check(model, optimizer, lr, steps)
+    optimizer = _check(model, optimizer, lr, steps)
     peaks = _peak_rates(optimizer, lr)
     with tqdm(total=2 * steps, desc="suggest_clip", unit="step", leave=False, disable=not progress) as bar:
         start = (model, loader, optimizer, loss)
@@ -218,7 +219,8 @@ def _share_above(ratios: Tensor, clip: float) -> float:
     return (ratios > clip).double().mean().item()
 
 
-def _check(model: nn.Module, optimizer: Optimizer, lr: float | None, steps: int) -> None:
+def _check(model: nn.Module, optimizer: Optimizer, lr: float | None, steps: int) -> Optimizer:
+    """Return the optimizer that updates the weights, which may be inside a wrapper."""
     if steps < LEAST_STEPS:
         raise WorkbenchError(
             f"`steps` must be at least {LEAST_STEPS}, got {steps}. For most networks 60 steps are enough."
@@ -229,12 +231,19 @@ def _check(model: nn.Module, optimizer: Optimizer, lr: float | None, steps: int)
         raise WorkbenchError(
             f"`optimizer` must be a torch.optim.Optimizer built on `model`, got {type(optimizer).__name__}."
         )
+    wrapper, optimizer = optimizer, layers_of(optimizer)[-1]
+    if not parameters_of(wrapper) <= parameters_of(optimizer):
+        raise WorkbenchError(
+            f"`optimizer` must hold all its parameters in this process, but {type(wrapper).__name__} holds a part. "
+            f"Call suggest_clip with a {type(optimizer).__name__} on the whole model."
+        )
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     if not any(id(p) in trainable for group in optimizer.param_groups if is_clipped(group) for p in group["params"]):
         raise WorkbenchError(
             "`optimizer` holds no parameter of `model` that requires a gradient and is not exempt (clip=None). Build "
             "`optimizer` on `model`, and let at least one group be clipped."
         )
+    return optimizer
 
 
 def _peak_rates(optimizer: Optimizer, lr: float | None) -> list[float]:

@@ -31,6 +31,7 @@ class AGCStats:
         weight_norms: max(|W_i|, eps), (units,).
         max_norms: clip * max(|W_i|, eps), (units,).
         order: All names in the order of the call, which is the order of the table.
+        seen: Whether there was a clipping. False before the first step of an optimizer with AGC.
     """
 
     names: list[list[str]] = field(default_factory=list)
@@ -39,6 +40,7 @@ class AGCStats:
     weight_norms: list[Tensor] = field(default_factory=list)
     max_norms: list[Tensor] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    seen: bool = True
 
     def add(self, names: list[str], sizes: list[int], g_norm: Tensor, w_norm: Tensor, max_norm: Tensor) -> None:
         """Add the parameters of one device and precision."""

@@ -85,7 +85,7 @@ def stale_after(file, text=LINE) -> set[str]:
     ("file", "stale"),
     [
         ("models/layers.py", TRAININGS | STUDIES),
-        ("optim/agc.py", TRAININGS | STUDIES),
+        ("optim/clipping.py", TRAININGS | STUDIES),
         ("data/augment.py", TRAININGS | STUDIES),
         ("training/loop.py", TRAININGS | STUDIES),
         ("weights/released.py", {STARTED}),
