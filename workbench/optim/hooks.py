@@ -112,7 +112,7 @@ class AGC:
             return []
         return handles
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict) -> tuple | None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._clip()
@@ -130,7 +130,7 @@ class AGC:
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": clipped_closure}
-        return (*args[:1], clipped_closure, *args[2:]), kwargs
+        return (optimizer, clipped_closure, *args[2:]), kwargs
 
     def _clip(self) -> None:
         if getattr(self._layers[-1], "grad_scale", None) is not None:

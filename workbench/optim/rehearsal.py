@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workbench.errors import WorkbenchError
+from workbench.optim.copies import copy_of
 from workbench.optim.hooks import AGC
 
 FAR = 20.0  # a loss above this many times the first is a divergence
@@ -96,7 +97,8 @@ def rehearse(
     """
     memo: dict = {}
     with seeded(seed, model, loader):
-        model, loss = copy.deepcopy((model, loss), memo)
+        model = copy_of(model, memo, if_sharded="Call suggest_clip before it.")
+        loss = copy_of(loss, memo, if_sharded="Call suggest_clip before it.")
         optimizer = twin(optimizer, memo)
         if not model.training:  # in a model that trains, parts may be in evaluation mode on purpose
             model.train()

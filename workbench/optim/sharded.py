@@ -106,7 +106,7 @@ def local_part(p: Tensor, name: str, units: Units = None) -> Local:
             f"AGC needs real gradients, but the gradient of {name} is {grad.dtype}. "
             "View the parameter as real with torch.view_as_real."
         )
-    if not _is_dtensor(grad):
+    if not is_dtensor(grad):
         weight, axes = by_unit(p, units, one_unit)
         return Local(weight, by_unit(grad, units, one_unit)[0], axes)
     from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -132,7 +132,8 @@ def local_part(p: Tensor, name: str, units: Units = None) -> Local:
     return Local(weight, by_unit(grad.to_local(), units, one_unit)[0], axes, mesh, split)
 
 
-def _is_dtensor(x: Tensor) -> bool:
+def is_dtensor(x: Tensor) -> bool:
+    """Return whether `x` is a DTensor, as `fully_shard` makes them."""
     return type(x).__name__ == "DTensor"  # by name, to avoid the slow import of torch.distributed.tensor
 
 
