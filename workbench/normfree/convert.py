@@ -18,7 +18,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_map
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.normfree.fused_norms import check_norm
+from workbench.normfree.operations import Operations, difference
 from workbench.normfree.shadows import tensors_in
+from workbench.normfree.standardized_convs import StandardizedCall
 from workbench.normfree.surgery import Row, operate, place
 from workbench.normfree.survey import End, Survey, Surveyor
 
@@ -68,7 +71,8 @@ def normfree(
 
     Weights are kept and standardised. Units of equal weights are drawn again. The weight and bias of a BatchNorm right
     after a convolution become the gain and bias of the convolution. A BatchNorm weight of zeros is not kept, because
-    the skip gain replaces it. Linear layers and other norms stay.
+    the skip gain replaces it. Linear layers and other norms stay. So does what a BatchNorm class does besides normalising,
+    such as an activation. On the same input, the copy must run the same activations as the network, in the same order.
 
     Like the authors, this function ignores the effect of pools on the variance. Average pools shrink the variance of
     white noise and max-pools enlarge it. For images both effects are smaller.
@@ -91,8 +95,8 @@ def normfree(
 
     Raises:
         WorkbenchError: If the network has no BatchNorm or no convolution, does not run on `x`, has lazy modules, or
-            normalises by the batch in code without a module. Also for unknown names, and an `alpha` or a variance that
-            is not positive.
+            normalises by the batch in code without a module. Also if the copy would run other operations than the
+            network, for unknown names, and for an `alpha` or a variance that is not positive.
     """
     _check(model, alpha, blocks)
     new = copy.deepcopy(model)
@@ -103,7 +107,8 @@ def normfree(
             module.eval()  # dropout, stochastic depth
     x = example_input(new) if x is None else x
     inputs = x if isinstance(x, tuple) else (x,)
-    _run(new, inputs)
+    with Operations(new, _maps(inputs)) as before:
+        _run(new, inputs)
 
     modules, no_ends = dict(new.named_modules()), {}
     while True:  # an addition that turns out to be no block end changes the expected variances behind it
@@ -116,7 +121,11 @@ def normfree(
 
     places = [cast(str, place(end, survey, modules)) for end in survey.ends]  # `_no_end` left no end without a place
     new, rows, undone = operate(new, survey, places, skip_gain)
-    if not all(out.isfinite().all() for out in tensors_in(_run(new, inputs))):
+    with Operations(new, _maps(inputs)) as after:
+        outputs = _run(new, inputs)
+    _check_operations(type(model).__name__, before, after)
+    undone += _unused_biases(new, after)
+    if not all(out.isfinite().all() for out in tensors_in(outputs)):
         raise WorkbenchError(
             f"The normalizer-free {type(model).__name__} gives infinite or undefined outputs. Check the weights of the "
             "network and the input `x`."
@@ -193,9 +202,13 @@ def _run(model: nn.Module, inputs: tuple):
 
 
 def _survey(model: nn.Module, inputs: tuple, **how) -> Survey:
-    with Surveyor(model, [t for t in tensors_in(inputs) if t.is_floating_point()], **how) as surveyor:
+    with Surveyor(model, _maps(inputs), **how) as surveyor:
         _call(model, inputs)
     return surveyor.survey
+
+
+def _maps(inputs: tuple) -> list[Tensor]:
+    return [t for t in tensors_in(inputs) if t.is_floating_point()]
 
 
 def _no_end(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str | None:
@@ -210,6 +223,27 @@ def _no_end(end: End, survey: Survey, modules: Mapping[str, nn.Module]) -> str |
     return None
 
 
+def _check_operations(name: str, before: Operations, after: Operations) -> None:
+    changed = difference(before.ran, after.ran)
+    if changed:
+        raise WorkbenchError(
+            f"{name} without BatchNorm would be another function: on the same input, it {changed}. Call each norm as "
+            "an attribute of its module, and let no code depend on the norm's class."
+        )
+
+
+def _unused_biases(model: nn.Module, operations: Operations) -> list[str]:
+    """Return sentences about convolutions of unknown classes that do not read the bias that they got."""
+    unused = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, StandardizedCall)
+        and id(m.weight) in operations.read
+        and id(m.conv.bias) not in operations.read
+    ]
+    return [f"'{name}' has no bias, because its class does not use the attribute `bias`." for name in unused]
+
+
 def _check_survey(model: nn.Module, survey: Survey, variances: Mapping[str, float]) -> None:
     if survey.functional:
         name = survey.functional[0] or type(model).__name__
@@ -217,6 +251,9 @@ def _check_survey(model: nn.Module, survey: Survey, variances: Mapping[str, floa
             f"'{name}' normalises by the batch in code, without a module that can be removed. "
             "Make the norm an attribute of the network, such as nn.BatchNorm2d."
         )
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and survey.calls[name]:
+            check_norm(name, module, normalises=name in survey.norms)
     if not survey.scales:
         raise WorkbenchError(_NO_CONVOLUTION.format(type(model).__name__))
     paths = {end.path for end in survey.ends}

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from workbench.normfree.fused_norms import WithoutNorm, is_plain, only_module
 from workbench.normfree.standardized_convs import BranchEnd, BranchGain, Scale, standardized
 from workbench.normfree.survey import End, Survey
 
@@ -113,9 +114,10 @@ def operate(
             )
     for name, norm in modules.items():
         if isinstance(norm, _BatchNorm):
-            made[name] = _instead(norm, _constant(name, survey, owners), gains.pop(name, None))
             notes[name] = f"weight and bias went to {owners[name]}" if name in owners else ""
             undone += _losses(name, norm, survey, modules, left, owners)
+            call = survey.fused.get(name)
+            made[name] = _instead(norm, _constant(name, survey, owners), gains.pop(name, None), call)
     for name, gain in gains.items():
         made[name] = gain if type(modules[name]) is nn.Identity else BranchEnd(made.get(name, modules[name]), gain)
 
@@ -160,13 +162,15 @@ def _gain_and_bias(conv: nn.Module, norm: _BatchNorm | None) -> tuple[nn.Paramet
     ones = nn.Parameter(weight.new_ones(n), weight.requires_grad)
     zeros = nn.Parameter(weight.new_zeros(n), weight.requires_grad)
     if norm is None:
-        return ones, zeros if conv.bias is None else cast(nn.Parameter, conv.bias)
+        bias = getattr(conv, "bias", None)
+        return ones, bias if isinstance(bias, nn.Parameter) else zeros
     if not norm.affine:
         return ones, zeros
+    bias = zeros if norm.bias is None else norm.bias
     if norm.weight.any():
-        return norm.weight, norm.bias
+        return norm.weight, bias
     ones.requires_grad_(norm.weight.requires_grad)
-    return ones, norm.bias
+    return ones, bias
 
 
 def _constant(name: str, survey: Survey, owners: Mapping[str, str]) -> Scale | None:
@@ -178,13 +182,13 @@ def _constant(name: str, survey: Survey, owners: Mapping[str, str]) -> Scale | N
     return None
 
 
-def _instead(norm: nn.Module, constant: Scale | None, gain: BranchGain | None) -> nn.Module:
-    """Return the replacement of a BatchNorm.
-
-    It keeps an activation inside the norm, which some libraries have.
-    """
-    parts = [constant, *(m for m in norm.children() if type(m) is not nn.Identity), gain]
-    parts = [part for part in parts if part is not None]
+def _instead(norm: _BatchNorm, constant: Scale | None, gain: BranchGain | None, call: tuple | None) -> nn.Module:
+    """Return the replacement of a BatchNorm. What its class does besides normalising stays."""
+    module = nn.Identity() if is_plain(norm) else only_module(norm, call)
+    if module is None:
+        kept = WithoutNorm(norm, None if constant is None else constant.scale)
+        return kept if gain is None else BranchEnd(kept, gain)
+    parts = [part for part in (constant, module, gain) if part is not None and type(part) is not nn.Identity]
     if len(parts) > 1:
         return nn.Sequential(*parts)
     return parts[0] if parts else nn.Identity()
@@ -204,6 +208,7 @@ def _losses(
     losses, read = [], survey.norms[name][0]
     if read in left or isinstance(modules.get(read), nn.Linear):
         losses.append(f"'{name}' normalised the output of '{read}', which is not standardised.")
-    if name not in owners and norm.affine and (norm.bias.any() or not (norm.weight == 1).all()):
+    shifts = norm.bias is not None and norm.bias.any()
+    if name not in owners and norm.affine and (shifts or not (norm.weight == 1).all()):
         losses.append(f"The weight and bias of '{name}' are lost, because no convolution belongs to it alone.")
     return losses

@@ -11,6 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -20,6 +21,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from workbench.models.additions import ADDITIONS, PRODUCTS, Addition, aten, watch_modules
+from workbench.normfree.fused_norms import is_plain
+from workbench.normfree.operations import OTHERS
 from workbench.normfree.shadows import Shadows, is_constant, normalised, per_row, spread, tensors_in
 from workbench.normfree.standardized_convs import can_be_standardized
 
@@ -80,6 +83,7 @@ class Survey:
         followed: Convolutions with a product or a BatchNorm behind them.
         ends: The block ends.
         functional: Modules whose code normalises by the batch without a module.
+        fused: {BatchNorm that does more than normalise: arguments and named arguments of a call}.
     """
 
     calls: Counter = field(default_factory=Counter)
@@ -92,6 +96,7 @@ class Survey:
     followed: set[str] = field(default_factory=set)
     ends: list[End] = field(default_factory=list)
     functional: list[str] = field(default_factory=list)
+    fused: dict[str, tuple] = field(default_factory=dict)
 
 
 class Surveyor(Shadows):
@@ -129,7 +134,11 @@ class Surveyor(Shadows):
         self.additions, self.end, self.branch = 0, None, None
 
     def __enter__(self):
+        fused = {name: m for name, m in self.modules.items() if isinstance(m, _BatchNorm) and not is_plain(m)}
         self.hooks = watch_modules(self.model, self.stack)
+        for name, module in fused.items():
+            keep = partial(self._called, name)
+            self.hooks.append(module.register_forward_pre_hook(keep, with_kwargs=True))
         for name, module in self.modules.items():
             self.hooks.append(module.register_forward_hook(lambda m, args, out, name=name: self._returned(name, out)))
         return super().__enter__()
@@ -138,6 +147,9 @@ class Surveyor(Shadows):
         for hook in self.hooks:
             hook.remove()
         return super().__exit__(*error)
+
+    def _called(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.survey.fused[name] = (args, kwargs)
 
     def _returned(self, name: str, out) -> None:
         self.survey.calls[name] += 1
@@ -178,7 +190,7 @@ class Surveyor(Shadows):
             return Trail(frozenset([self.stack[-1]] if is_conv else []), convs or is_conv, is_conv, upsampled)
         if "batch_norm" in name:
             self.survey.followed |= last
-        elif torch.Tag.pointwise in func.tags and name not in LINEAR:
+        elif (torch.Tag.pointwise in func.tags and name not in LINEAR) or name.removesuffix("_") in OTHERS:
             linear = False
         return Trail(last, convs, linear, upsampled)
 
@@ -214,12 +226,14 @@ class Surveyor(Shadows):
         if not isinstance(norm, _BatchNorm):
             self.survey.functional.append(name)
             return shadow
-        makers = self.makers.get(args[0]) or [""]
-        conv = next((maker for maker in makers if maker in self.survey.scales), None)
-        self.survey.norms[name].append(conv or makers[0])
+        makers, trail = self.makers.get(args[0]) or [""], self.trails[args[0]]
+        convs = [maker for maker in makers if maker in self.survey.scales]
+        conv = convs[0] if convs and trail.linear else None  # an activation may follow inside the module
+        self.survey.norms[name].append(conv or next((maker for maker in makers if maker not in convs), ""))
         if conv is None or not norm.affine or not norm.weight.any():
             return shadow
-        return normalised(shadow, 1) * per_row(norm.weight) + per_row(norm.bias)
+        shadow = normalised(shadow, 1) * per_row(norm.weight)
+        return shadow if norm.bias is None else shadow + per_row(norm.bias)
 
     def _divide_trunks(self, args: tuple) -> None:
         """Divide by beta where a BatchNorm reads the trunk and an addition reads the BatchNorm.
