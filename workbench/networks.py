@@ -10,7 +10,6 @@ A training stores the name of its network. A worker or another machine can then 
 recognises its results.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from workbench import user_code
+from workbench.copies import copied
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.models.zoo import entry
@@ -98,7 +98,7 @@ def builder_hash(name: str) -> str:
 
     The hash does not cover the models. It is empty for a network of the library.
     """
-    return "" if is_library(name) else source_hash("normfree", "networks.py", "user_code.py")
+    return "" if is_library(name) else source_hash("normfree", "networks.py", "user_code.py", "copies.py")
 
 
 def network_info(name: str) -> NetworkInfo:
@@ -175,7 +175,7 @@ def _user_network(
     with user_code.loaded(place) as function:
         arguments = {**_sizes_taken(function, sizes), **(arguments or {}), **more}
         if isinstance(function, nn.Module) and not arguments:
-            return copy.deepcopy(function)  # Python imports a module once, so each build must get a new network
+            return copied(function)  # Python imports a module once, so each build must get a new network
         try:
             model = function(**arguments)
         except TypeError as error:

@@ -5,7 +5,6 @@ convolutions. The network's code does not matter: surgery.py replaces leaf modul
 in the new modules, which survey.py finds by running the network.
 """
 
-import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_map
 
+from workbench.copies import copied
 from workbench.errors import WorkbenchError, unknown
 from workbench.normfree.fused_norms import check_norm
 from workbench.normfree.operations import Operations, difference
@@ -99,7 +99,7 @@ def normfree(
             network, for unknown names, and for an `alpha` or a variance that is not positive.
     """
     _check(model, alpha, blocks)
-    new = copy.deepcopy(model)
+    new = copied(model)
     modes = {module: module.training for module in new.modules()}
     buffers = {buffer: buffer.clone() for buffer in new.buffers()}
     for module in new.modules():

@@ -1,6 +1,5 @@
 """Measure a training: loss and accuracy on a split, and the final metrics."""
 
-import copy
 import math
 from collections.abc import Iterable
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from workbench.copies import copied
 from workbench.errors import WorkbenchError
 from workbench.models.once import standardized_once
 from workbench.optim import EMA
@@ -57,7 +57,7 @@ def with_statistics_of(model: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         model: The network, which stays unchanged.
         batches: Images (N, C, H, W) and labels, which are not used.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     torch.optim.swa_utils.update_bn(batches, model)
     return model
 

@@ -3,7 +3,6 @@
 Weight standardisation does not depend on the input. At inference it is a constant, which `fold` computes once.
 """
 
-import copy
 import importlib.util
 import logging
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from workbench.copies import copied
 from workbench.errors import WorkbenchError
 from workbench.files import target_path, write_whole
 from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
@@ -49,7 +49,7 @@ def fold(model: nn.Module) -> nn.Module:
     Returns:
         The copy, in evaluation mode. Signal propagation needs the original instead.
     """
-    folded = copy.deepcopy(model).eval()
+    folded = copied(model).eval()
     for block in getattr(folded, "blocks", []):
         gated = (
             getattr(block, "squeeze_excite", None) is not None or getattr(block, "channel_attention", None) is not None
@@ -112,7 +112,7 @@ def export_program(model: nn.Module) -> ExportedProgram:
     first = next(p for p in model.parameters() if p.ndim == 4)
     example = torch.zeros(2, first.shape[1], *TRACED_AT, device=first.device, dtype=first.dtype)
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    return torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes={"x": free})
+    return torch.export.export(copied(model).eval(), (example,), dynamic_shapes={"x": free})
 
 
 def export_pt2(model: nn.Module, file: str | Path) -> Path:
