@@ -71,8 +71,10 @@ def normfree(
 
     Weights are kept and standardised. Units of equal weights are drawn again. The weight and bias of a BatchNorm right
     after a convolution become the gain and bias of the convolution. A BatchNorm weight of zeros is not kept, because
-    the skip gain replaces it. Linear layers and other norms stay. So does what a BatchNorm class does besides normalising,
-    such as an activation. On the same input, the copy must run the same activations as the network, in the same order.
+    the skip gain replaces it. Linear layers and other norms stay.
+
+    What a BatchNorm class does besides normalising stays, too, such as an activation. On one input, the copy must run
+    the same activations as the network, in the same order.
 
     Like the authors, this function ignores the effect of pools on the variance. Average pools shrink the variance of
     white noise and max-pools enlarge it. For images both effects are smaller.
