@@ -7,23 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from workbench.data.preprocess import (
-    MEAN_RGB,
-    STD_RGB,
-    center_box,
-    crop,
-    eval_image,
-    random_box,
-    squash,
-    train_pixels,
-    whole,
-)
+from workbench.data.pixels import Preprocess
+from workbench.data.preprocess import center_box, crop, random_box, squash, train_pixels, whole
 from workbench.errors import WorkbenchError
-
-
-def pixels(tensor):
-    """Undo the normalisation: (H, W, 3) in units of 0 to 255."""
-    return tensor.permute(1, 2, 0).numpy() * STD_RGB + MEAN_RGB
 
 
 def gradient(width, height):
@@ -34,7 +20,7 @@ def gradient(width, height):
 
 def test_the_normalisation_equals_a_calculation_by_hand():
     white = Image.new("RGB", (50, 50), (255, 255, 255))
-    out = squash(white, 16)
+    out = Preprocess("squash", 16, 16).made(white)
     expected = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
     torch.testing.assert_close(out[:, 3, 4], expected)
     assert out.shape == (3, 16, 16) and out.dtype == torch.float32
@@ -42,7 +28,7 @@ def test_the_normalisation_equals_a_calculation_by_hand():
 
 def test_squash_ignores_the_aspect_ratio_and_cuts_off_sixteen_pixels():
     size = 32  # the resized image is 64 x 64, so an image of 128 x 64 shrinks in width only, two to one
-    squashed = pixels(squash(gradient(128, 64), size))
+    squashed = squash(gradient(128, 64), size)
     middle = squashed[8:24, 8:24]
     rows, columns = np.arange(8, 24) + 16, np.arange(8, 24) + 16
     np.testing.assert_allclose(
@@ -64,7 +50,7 @@ def test_the_centre_box_equals_a_calculation_by_hand(width, height, size, box):
 
 
 def test_crop_keeps_the_aspect_ratio():
-    cropped = pixels(crop(gradient(200, 128), 96))  # the box has 96 px, columns 52 to 147, rows 16 to 111
+    cropped = crop(gradient(200, 128), 96)  # the box has 96 px, columns 52 to 147, rows 16 to 111
     np.testing.assert_allclose(cropped[5:-5, 5:-5, 0], np.broadcast_to(np.arange(57, 143), (86, 86)), atol=1e-3)
     np.testing.assert_allclose(
         cropped[5:-5, 5:-5, 1], np.broadcast_to(np.arange(21, 107)[:, None], (86, 86)), atol=1e-3
@@ -80,7 +66,7 @@ def keys(x):
 def test_resizing_is_keys_cubic_and_is_not_clamped():
     step = np.zeros((8, 8, 3), np.uint8)
     step[:, 4:] = 255
-    resized = pixels(squash(Image.fromarray(step), 32))[10, :, 0]  # 8 px become 64 px, of which columns 16 to 47 remain
+    resized = squash(Image.fromarray(step), 32)[10, :, 0]  # 8 px become 64 px, of which columns 16 to 47 remain
     centres = (np.arange(64) + 0.5) / 8 - 0.5
     line = step[0, :, 0].astype(float)
     literal = []
@@ -127,22 +113,29 @@ def test_train_crops_depend_on_the_generator_alone_and_half_are_mirrored():
     assert 70 < mirrored < 130
 
 
-def test_images_of_other_modes_are_read_as_rgb():
+@pytest.mark.parametrize("style", ["squash", "crop", "whole", "fit"])
+def test_images_of_other_modes_are_read_as_rgb(style):
     for mode in ("L", "RGBA", "P", "CMYK"):
-        assert eval_image(Image.new(mode, (40, 30)), 16, "crop").shape == (3, 16, 16)
+        assert Preprocess(style, 16, 16).made(Image.new(mode, (40, 30))).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
-    ("size", "style", "words"), [(16, "squish", "'squish'.*'squash'"), (0, "crop", r"`size`.*\b0\b")]
+    ("style", "size", "words"),
+    [
+        ("squish", (16, 16), "'squish'.*'squash'"),
+        ("crop", (0, 0), r"`image_size`.*\b0x0\b"),
+        ("fit", (10**9, 8), r"`image_size`.*1000000000x8"),
+        ("whole", (16, 24), "'whole'.*16x24.*'fit'"),
+    ],
 )
-def test_unknown_styles_and_size_0_are_refused(size, style, words):
+def test_unknown_styles_and_impossible_sizes_are_refused(style, size, words):
     with pytest.raises(WorkbenchError, match=words):
-        eval_image(Image.new("RGB", (40, 30)), size, style)
+        Preprocess(style, *size)
 
 
 def test_networks_for_small_images_see_the_whole_image():
     image = gradient(32, 32)
-    np.testing.assert_allclose(pixels(whole(image, 32)), np.asarray(image, float), atol=1e-3)
+    np.testing.assert_allclose(whole(image, 32), np.asarray(image, float), atol=1e-3)
     from workbench.models.zoo import MODELS
 
     assert {row.eval_style for row in MODELS.values() if row.test_size <= 32} == {"whole"}

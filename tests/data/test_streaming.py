@@ -18,7 +18,8 @@ from torch.nn.functional import one_hot
 from workbench.data import image_folder as open_image_folder
 from workbench.data.augment import generator_for, seed_for
 from workbench.data.mixing import cutmix_boxes
-from workbench.data.preprocess import eval_image, train_pixels
+from workbench.data.pixels import Preprocess
+from workbench.data.preprocess import train_pixels
 from workbench.data.randaugment import rand_augment
 from workbench.data.streaming import EvalImages, Request, TrainImages, chunks, normalized
 from workbench.errors import WorkbenchError
@@ -125,7 +126,7 @@ def test_mixed_labels_are_weighted_by_the_share(stripes):
 def test_validation_images_are_cut_in_the_models_style(stripes):
     data = open_image_folder(str(stripes))
     images = torch.cat([x for x, _ in StreamedInputs(config(stripes, eval_size=40), data, World(), CPU).val()])
-    wanted = [eval_image(Image.open(path), 40, "whole") for path in data.val.paths]
+    wanted = [Preprocess("whole", 40, 40).made(Image.open(path)) for path in data.val.paths]
     assert torch.equal(images, torch.stack(wanted))
     labels = torch.cat([y for _, y in StreamedInputs(config(stripes), data, World(), CPU).val()])
     assert torch.equal(labels, data.val.labels)
@@ -368,7 +369,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(stripes, changes, named):
 def test_the_error_for_too_many_images_in_memory_names_stream(stripes, monkeypatch):
     from workbench.data import load_dataset
 
-    monkeypatch.setattr("workbench.data.datasets.MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("workbench.data.memory.MEMORY_SHARE", 1e-9)
     with pytest.raises(WorkbenchError, match=r"24x24.*stream=true"):
         load_dataset(str(stripes), 24)
 
@@ -384,5 +385,8 @@ def test_skipped_images_in_memory_are_reported_by_name(stripes, capsys):
 
 def test_chunks_keep_their_order(stripes):
     files = open_image_folder(str(stripes)).train
-    labels = [chunk.labels for chunk in chunks(EvalImages(files, 16, "whole"), [[i, i + 1] for i in range(20)], 2)]
+    labels = [
+        chunk.labels
+        for chunk in chunks(EvalImages(files, Preprocess("whole", 16, 16)), [[i, i + 1] for i in range(20)], 2)
+    ]
     assert torch.equal(torch.stack(labels), torch.stack([files.labels[i : i + 2] for i in range(20)]))

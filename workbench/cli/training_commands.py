@@ -83,13 +83,21 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="A folder with one folder of images per class, a parquet file, or a folder of parquet files."
+            help="A data set (mnist5k, cifar10), a folder with one folder of images per class, a parquet file, or a "
+            "folder of parquet files."
         ),
     ],
     weights: Annotated[
         Optional[str],
         typer.Option(
             help="A file: .safetensors, .pth, or .npz as released. Default: the released weights, downloaded once."
+        ),
+    ] = None,
+    split: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="all|train|val|test",
+            help="The images to score. Default: the test split of the training or of the data, else all.",
         ),
     ] = None,
     image_size: Annotated[
@@ -99,23 +107,27 @@ def evaluate(
     style: Annotated[
         Optional[str],
         typer.Option(
-            metavar="squash|crop|whole", help="How to cut images. Default: as the weights file says, else the model's."
+            metavar="squash|crop|whole|fit",
+            help="How to cut images. Default: as the weights file says, else the model's.",
         ),
     ] = None,
     classes: Annotated[
         Optional[str],
         typer.Option(
             metavar="FILE",
-            help="A file with one name per output of the network. Needed if the data has only some classes.",
+            help="A file with one name per output of the network. Default: as the weights file says. Needed if it does "
+            "not, and the data has only some classes.",
         ),
     ] = None,
+    unreadable: Annotated[str, typer.Option(help="refuse, or skip images that cannot be read.")] = "refuse",
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     workers: Annotated[int, typer.Option(help="Threads that decode images.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Measure a network's top-1 and top-5 accuracy on images.
 
-    Prints 95 % confidence intervals, and records the evaluation in the store.
+    Prints 95 % confidence intervals, and records the evaluation in the store. Classes are matched by name if the file
+    of weights names them.
     """
     from rich.console import Console
 
@@ -126,9 +138,11 @@ def evaluate(
         model,
         weights,
         data,
+        split=split,
         image_size=image_size,
         style=style,
         classes=names,
+        unreadable=unreadable,
         batch_size=batch_size,
         workers=workers,
         device=device,
@@ -136,6 +150,8 @@ def evaluate(
     console = Console()
     published = scores.published or (None, None)
     for name, share, theirs in (("top-1", scores.top1, published[0]), ("top-5", scores.top5, published[1])):
+        if share is None:
+            continue
         reference = f"   published, ImageNet: {theirs} %" if theirs else ""
         interval = f"{share.mean:.2%} [{share.low:.2%}, {share.high:.2%}] of {share.n:,}"
         console.print(f"  {name:18} {interval}{reference}", highlight=False)
@@ -143,7 +159,14 @@ def evaluate(
     if scores.not_finite:
         console.print(f"  {scores.not_finite:,} images have outputs that are not finite. They count as wrong.")
     console.print(f"  {'images per second':18} {scores.images_per_second:.0f}", highlight=False)
+    console.print(f"  {'split':18} {scores.split}", highlight=False)
     console.print(f"run {scores.run_id}", highlight=False)
+    if scores.trained_on:
+        print(
+            "workbench: The weights were trained on some of these images, so the accuracy is too high. "
+            "Use --split test.",
+            file=sys.stderr,
+        )
 
 
 @app.command()

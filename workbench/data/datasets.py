@@ -11,45 +11,23 @@ Searches, pruning and screening see the validation split. Only confirmation runs
 import hashlib
 import importlib.util
 import os
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from workbench.data.decode import decode
-from workbench.data.folders import Files, ImageFolder, image_files, open_folder, stratified_parts
+from workbench.data.folders import ImageFolder, add_contents, image_files, open_folder, stratified_parts
+from workbench.data.memory import Split, read_folder, read_table
+from workbench.data.parquet import ImageTable, in_memory, open_parquet
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import data_folder
 
 CIFAR = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
 EMBEDDED = "mnist5k"
-MEMORY_SHARE = 0.5  # share of this machine's memory that a split may take
-UNREADABLE_CURE = "Remove it, replace it, or set unreadable=skip"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> "Split":
-        """Return the split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
-
-    def take(self, index) -> "Split":
-        """Return the images and labels at `index`, a slice or a tensor of indices."""
-        return Split(self.images[index], self.labels[index])
+CIFAR_VAL = 5000  # images at the end of train that are the validation split
 
 
 @dataclass(frozen=True)
@@ -66,6 +44,7 @@ class Dataset:
         std: (C,), of the training split, in units of 0 to 1.
         flip: Whether a mirrored image keeps its class.
         digest: Identifies the source files, see `dataset_digest`.
+        listing: The name, or identifies the files of a folder, see `ImageFolder.listing`.
     """
 
     name: str
@@ -77,6 +56,7 @@ class Dataset:
     std: Tensor
     flip: bool
     digest: str
+    listing: str = ""
 
     @property
     def channels(self) -> int:
@@ -149,17 +129,21 @@ def _load(name: str, image_size: int | None, unreadable: str, digest: str) -> Da
             f"`image_size` is only for folders of images, got {image_size} for '{name}', whose size is fixed. "
             "Leave `image_size` out."
         )
+    listing = name
     if name == EMBEDDED:
         train, val, test, classes = _mnist5k()
     elif name in CIFAR:
-        train, val, test, classes = _cifar(name)
+        train, val, test, classes = _cifar(name, unreadable)
     else:
-        train, val, test, classes = _folder(open_folder(_image_folder(name)), image_size, unreadable)
+        folder = open_folder(_image_folder(name))
+        listing, classes = folder.listing, folder.classes
+        train, val, test = read_folder(folder, image_size, unreadable)
     for split_name, split in (("train", train), ("val", val), ("test", test)):
         if len(split) == 0:
             raise WorkbenchError(f"The {split_name} split of '{name}' is empty. Add images to it.")
     mean, std = _channel_moments(train.images)
-    return Dataset(name, train, val, test, classes, mean, std, flip=name != EMBEDDED, digest=digest)
+    flip = name != EMBEDDED
+    return Dataset(name, train, val, test, classes, mean, std, flip=flip, digest=digest, listing=listing)
 
 
 def _channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,39 +187,27 @@ def _parquet_files(name: str) -> list[Path]:
     return files if all(f.is_file() for f in files) else []
 
 
-def _cifar(name: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
-    import pyarrow.parquet as pq
+def _cifar(name: str, unreadable: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
+    tables = cifar_tables(name)
+    train, test = (read_table(table, name, unreadable) for table in tables)
+    return train.take(slice(0, -CIFAR_VAL)), train.take(slice(-CIFAR_VAL, None)), test, tables[0].classes
 
+
+def cifar_tables(name: str) -> tuple[ImageTable, ImageTable]:
+    """Open the rows of train (with the validation split at its end) and test. No image is read.
+
+    Raises:
+        WorkbenchError: For damaged files, other columns, or labels out of range.
+    """
     files = _parquet_files(name)
-    try:
-        tables = [pq.read_table(f) for f in files] if files else _from_hub(name).tables
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(f"Cannot read {files[0].parent} as parquet ({error}). Fetch its files again.") from error
-    train, test = (_decode_table(table, CIFAR[name][1], name) for table in tables)
-    classes = _class_names(tables[0], CIFAR[name][1]) or tuple(map(str, range(int(train.labels.max()) + 1)))
-    return train.take(slice(0, -5000)), train.take(slice(-5000, None)), test, classes
-
-
-def _decode_table(table, label: str, name: str) -> Split:
-    image = next((c for c in ("img", "image") if c in table.column_names), None)
-    if image is None or label not in table.column_names:
+    tables = [open_parquet(file) for file in files] or [in_memory(table, name) for table in _from_hub(name).tables]
+    train, test = tables
+    if test.names != train.names or test.top >= len(train.classes):
         raise WorkbenchError(
-            f"'{name}' must have the columns img (or image) and {label}, got {', '.join(table.column_names)}. "
-            "Fetch its files again."
+            f"The train and test images of '{name}' must have the same classes, got {len(train.classes)} and "
+            f"{len(test.classes)}. Fetch the files again."
         )
-    cells = table[image].combine_chunks().field("bytes")
-    images = np.stack([np.asarray(decode(cell.as_py(), f"row {i} of {name}")) for i, cell in enumerate(cells)])
-    return Split(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(table[label].to_numpy(), dtype=torch.int64),
-    )
-
-
-def _class_names(table, label: str) -> tuple[str, ...] | None:
-    import json
-
-    info = (table.schema.metadata or {}).get(b"huggingface")
-    return tuple(json.loads(info)["info"]["features"][label].get("names", ())) if info else None
+    return train, test
 
 
 @dataclass(frozen=True)
@@ -280,63 +252,10 @@ def _image_folder(name: str, only_folders: bool = False) -> Path:
     raise unknown("data set", name, [EMBEDDED, *CIFAR])
 
 
-def _folder(folder: ImageFolder, size: int | None, unreadable: str) -> tuple[Split, Split, Split, tuple[str, ...]]:
-    splits = (folder.train, folder.val, folder.test)
-    if size is None:
-        size = _common_size([path for split in splits for path in split.paths], unreadable)
-    return *(_read_split(split, size, unreadable) for split in splits), folder.classes
-
-
-def _common_size(paths: list[str], unreadable: str) -> tuple[int, int]:
-    """Return (width, height) of the images. More than one size is an error."""
-    sizes = set()
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.add(image.size)
-        except OSError as error:
-            if unreadable == "refuse":
-                raise WorkbenchError(f"Cannot read {path} as an image ({error}). {UNREADABLE_CURE}.") from error
-    if len(sizes) > 1:
-        raise WorkbenchError(
-            f"All images must have the same size, got {len(sizes)} sizes from {min(sizes)} to {max(sizes)}. "
-            "Set `image_size`, such as image_size=64."
-        )
-    return sizes.pop() if sizes else (1, 1)
-
-
-def _read_split(files: Files, size: int | tuple[int, int], unreadable: str) -> Split:
-    width, height = size if isinstance(size, tuple) else (size, size)
-    needed, memory = len(files) * width * height * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > MEMORY_SHARE * memory:
-        raise WorkbenchError(
-            f"{len(files):,} images of {width}x{height} pixels need {needed / 2**30:.1f} GiB, more than half of this "
-            f"machine's {memory / 2**30:.1f}. Set stream=true to read them from disk during the training."
-        )
-    images, kept = torch.empty(len(files), 3, height, width, dtype=torch.uint8), []
-    for i, path in enumerate(tqdm(files.paths, desc="reading images", unit="image", leave=False, delay=2)):
-        try:
-            pixels = _fitted(path, path, size if isinstance(size, int) else None)
-        except WorkbenchError as error:
-            if unreadable == "refuse":
-                raise
-            tqdm.write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}", file=sys.stderr)
-            continue
-        images[len(kept)] = torch.from_numpy(pixels).permute(2, 0, 1)
-        kept.append(i)
-    return Split(images[: len(kept)], files.labels[kept])
-
-
-def _fitted(source: str | bytes, where: str, size: int | None = None) -> np.ndarray:
-    """Return an image as (H, W, 3) uint8. `size` scales the shorter side and crops the centre."""
-    image = decode(source, where, UNREADABLE_CURE)
-    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if size else image)
-
-
 def _hash_files(files: list[Path], relative_to: Path | None = None) -> str:
     digest = hashlib.sha256()
     for file in files:
         if relative_to:
             digest.update(os.fsencode(f"{file.relative_to(relative_to)}\n"))
-        digest.update(file.read_bytes())
+        add_contents(digest, file)
     return digest.hexdigest()[:16]

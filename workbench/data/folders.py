@@ -7,6 +7,7 @@ A folder has one of two layouts:
     <class>/*.png           is split 70 / 10 / 20 by class
 """
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -63,13 +64,21 @@ class ImageFolder:
 
         Above 1 GiB it covers names and sizes only, because reading hundreds of gigabytes takes too long.
         """
+        return self._hash(contents=True)
+
+    @cached_property
+    def listing(self) -> str:
+        """SHA-256 (16 hex digits) of the files' names and sizes, which determine the splits. No file is read."""
+        return self._hash(contents=False)
+
+    def _hash(self, contents: bool) -> str:
         paths = [path for split in (self.train, self.val, self.test) for path in split.paths]
-        sizes = [os.stat(path).st_size for path in paths]
-        whole, hashed = sum(sizes) <= HASHED, hashlib.sha256()
+        sizes = [file_size(path) for path in paths]
+        whole, hashed = contents and sum(sizes) <= HASHED, hashlib.sha256()
         for path, size in zip(paths, sizes, strict=True):
             hashed.update(os.fsencode(f"{Path(path).relative_to(self.path)} {size}\n"))
             if whole:
-                hashed.update(Path(path).read_bytes())
+                add_contents(hashed, path)
         return hashed.hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -153,6 +162,21 @@ def image_files(folder: Path) -> list[Path]:
         paths = (Path(place, name) for name in names if not name.startswith("."))
         images += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     return sorted(images)
+
+
+def file_size(path: str | Path) -> int:
+    """Return the size of a file in bytes, 0 if it is gone."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def add_contents(hashed, path: str | Path) -> None:
+    """Add the bytes of a file to a hash. A file that cannot be read adds none: decoding it reports it, or skips it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        while block := file.read(2**20):
+            hashed.update(block)
 
 
 def stratified_parts(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -> list[Tensor]:

@@ -3,19 +3,15 @@
 Source: the authors' data code. Resizing is bicubic and not clamped, so values overshoot 0 and 255, as in their code.
 Pillow averages when it shrinks an image, and the authors' resize does not. So shrunk images are smoother than theirs.
 
-Every function takes a PIL image. All but `train_pixels` return (3, size, size) float32, normalised by ImageNet's mean
-and standard deviation.
+Every function takes a PIL image and returns (size, size, 3) float32, not normalised. `pixels.Preprocess` makes whole
+test images of them.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-
-from workbench.errors import WorkbenchError, unknown
 
 MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STD_RGB = np.array([0.229, 0.224, 0.225], np.float32) * 255
@@ -26,24 +22,23 @@ COVERED = 0.1  # share of the image that a train crop must keep. The authors' se
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def squash(image: Image.Image, size: int) -> Tensor:
+def squash(image: Image.Image, size: int) -> np.ndarray:
     """Make NFNets' test images: resize both sides to size + 32, then cut out the centre."""
     start = (MARGIN + 1) // 2
-    pixels = _resize(image, size + MARGIN)[start : start + size, start : start + size]
-    return _normalized(pixels)
+    return _resize(image, size + MARGIN)[start : start + size, start : start + size]
 
 
-def crop(image: Image.Image, size: int) -> Tensor:
+def crop(image: Image.Image, size: int) -> np.ndarray:
     """Make ResNets' and NF-RegNets' test images: cut out the centre square, then resize it.
 
     The side of the square is size / (size + 32) of the short side.
     """
-    return _normalized(_resize(image.crop(center_box(*image.size, size)), size))
+    return _resize(image.crop(center_box(*image.size, size)), size)
 
 
-def whole(image: Image.Image, size: int) -> Tensor:
+def whole(image: Image.Image, size: int) -> np.ndarray:
     """Make test images of networks for small images: resize the whole image to a square."""
-    return _normalized(_resize(image, size))
+    return _resize(image, size)
 
 
 def train_pixels(image: Image.Image, size: int, generator: torch.Generator, flip: bool = True) -> np.ndarray:
@@ -64,35 +59,6 @@ def train_pixels(image: Image.Image, size: int, generator: torch.Generator, flip
 
 
 STYLES = {"squash": squash, "crop": crop, "whole": whole}
-
-
-def eval_image(
-    image: Image.Image, size: int, style: str, mean: Sequence[float] = (), std: Sequence[float] = ()
-) -> Tensor:
-    """Make a test image in one of the styles.
-
-    Args:
-        image: A PIL image.
-        size: Side of the result in pixels.
-        style: "squash", "crop" or "whole".
-        mean: One number per channel in units of 0 to 1. Empty: ImageNet's.
-        std: One number per channel in units of 0 to 1. Used if `mean` is not empty.
-
-    Returns:
-        (3, size, size) float32, normalised.
-
-    Raises:
-        WorkbenchError: For an unknown style (the error names the nearest), or a size below 1.
-    """
-    if style not in STYLES:
-        raise unknown("style of test images", style, STYLES)
-    if size < 1:
-        raise WorkbenchError(f"`size` must be at least 1 pixel, got {size}. Use the network's image size.")
-    out = STYLES[style](image, size)
-    if not mean:
-        return out
-    pixels = out * torch.from_numpy(STD_RGB)[:, None, None] + torch.from_numpy(MEAN_RGB)[:, None, None]
-    return (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def center_box(width: int, height: int, size: int) -> Box:
@@ -149,7 +115,3 @@ def _resize(image: Image.Image, size: int) -> np.ndarray:
     return np.stack(
         [np.asarray(Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC)) for c in channels], axis=-1
     )
-
-
-def _normalized(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(((pixels - MEAN_RGB) / STD_RGB).transpose(2, 0, 1)))

@@ -21,7 +21,8 @@ from workbench.data.augment import generator_for, seed_for
 from workbench.data.decode import decode
 from workbench.data.folders import Files
 from workbench.data.mixing import MIXUP_ALPHA, cutmix_boxes
-from workbench.data.preprocess import MEAN_RGB, STD_RGB, eval_image, train_pixels
+from workbench.data.pixels import Preprocess
+from workbench.data.preprocess import MEAN_RGB, STD_RGB, train_pixels
 from workbench.data.randaugment import LAYERS, rand_augment
 from workbench.errors import WorkbenchError
 
@@ -137,24 +138,23 @@ class TrainImages(Dataset):
 
 @dataclass(frozen=True)
 class EvalImages(Dataset):
-    """A data set of test images, normalised as for ImageNet. Unreadable images have label -1.
+    """A data set of test images. Unreadable images have label -1.
 
     Attributes:
         files: Paths and labels of the images.
-        size: Side of an image in pixels.
-        style: The way to cut images, one of `preprocess.STYLES`.
+        preprocess: How the images are made.
     """
 
     files: Files
-    size: int
-    style: str
+    preprocess: Preprocess
 
     def __getitem__(self, index: int) -> Made:
         path, label = self.files.paths[index], int(self.files.labels[index])
         try:
-            return Made(eval_image(decode(path, path), self.size, self.style), label, label, 1.0, ())
+            return Made(self.preprocess.made(decode(path, path)), label, label, 1.0, ())
         except WorkbenchError as error:
-            return Made(torch.zeros(3, self.size, self.size), -1, -1, 1.0, ((path, str(error)),))
+            blank = torch.zeros(3, self.preprocess.height, self.preprocess.width)
+            return Made(blank, -1, -1, 1.0, ((path, str(error)),))
 
 
 def first_readable(files: Files, index: int, broken: list[tuple[str, str]]) -> tuple[Image.Image, int]:

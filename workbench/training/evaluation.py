@@ -1,5 +1,6 @@
 """Evaluate a network on labelled images: top-1, top-5, cross-entropy, images per second."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,8 @@ from tqdm.auto import tqdm
 
 from workbench.data.decode import decode
 from workbench.data.labelled import Labelled
-from workbench.data.preprocess import eval_image
+from workbench.data.memory import UNREADABLE_CURE
+from workbench.data.pixels import Preprocess
 from workbench.errors import WorkbenchError, unknown
 from workbench.models.once import standardized_once
 
@@ -50,7 +52,7 @@ def class_indices(data: Labelled, num_classes: int, order: Sequence[str] | None 
     Args:
         data: The images.
         num_classes: Number of outputs of the network.
-        order: Names of the outputs, for data with only some of the network's classes.
+        order: Names of the outputs. Without them the order of the classes must be that of the outputs.
 
     Raises:
         WorkbenchError: If there is no order and the numbers of classes and outputs differ, if the order has another
@@ -65,12 +67,12 @@ def class_indices(data: Labelled, num_classes: int, order: Sequence[str] | None 
         return list(range(num_classes))
     if len(order) != num_classes:
         raise WorkbenchError(
-            f"--classes names {len(order)} outputs, but the network has {num_classes}. Name each output once."
+            f"The classes name {len(order)} outputs, but the network has {num_classes}. Name each output once."
         )
     index = {name: i for i, name in enumerate(order)}
     if len(index) < len(order):
         repeated = next(name for i, name in enumerate(order) if index[name] != i)
-        raise WorkbenchError(f"--classes names '{repeated}' twice. Give each output a different name.")
+        raise WorkbenchError(f"The classes name '{repeated}' twice. Give each output a different name.")
     for name in data.classes:
         if name not in index:
             raise unknown("class among the network's outputs", name, order)
@@ -81,15 +83,14 @@ def class_indices(data: Labelled, num_classes: int, order: Sequence[str] | None 
 def evaluate_images(
     model: nn.Module,
     data: Labelled,
+    preprocess: Preprocess,
     *,
-    image_size: int,
-    style: str,
     indices: Sequence[int],
     device: torch.device,
     batch_size: int = 64,
     workers: int = 4,
+    unreadable: str = "refuse",
     progress: bool = True,
-    moments: tuple[Sequence[float], Sequence[float]] = ((), ()),
 ) -> Evaluation:
     """Evaluate a network on all images, in evaluation mode and float32.
 
@@ -98,14 +99,13 @@ def evaluate_images(
     Args:
         model: The network. It is moved to `device`.
         data: The images.
-        image_size: See `workbench.data.preprocess.eval_image`.
-        style: See `workbench.data.preprocess.eval_image`.
+        preprocess: How they are made.
         indices: The output of each class, see `class_indices`.
         device: Where the network runs.
         batch_size: Images per batch.
         workers: Threads that decode images.
+        unreadable: "refuse" raises an error for an image that cannot be read. "skip" reports it and leaves it out.
         progress: Show a progress bar.
-        moments: Mean and standard deviation, see `workbench.data.preprocess.eval_image`.
 
     Raises:
         WorkbenchError: If `batch_size` or `workers` is below 1, or an image cannot be read.
@@ -115,17 +115,19 @@ def evaluate_images(
     model = model.to(device).eval()
     top1 = top5 = seen = not_finite = 0
     loss, started = 0.0, time.perf_counter()
-    bar = tqdm(total=len(data), desc=f"{data.path.name} at {image_size} px", unit="image", disable=not progress)
+    shown = f"{data.path.name} at {preprocess.width} px"
+    bar = tqdm(total=len(data), desc=shown, unit="image", disable=not progress)
     with bar, ThreadPoolExecutor(workers) as pool, standardized_once(model):
         try:
-            for images, labels in _batches(data, indices, image_size, style, moments, batch_size, pool):
+            for images, labels in _batches(data, indices, preprocess, batch_size, pool, unreadable):
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                logits = model(images).float()
-                ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                finite = logits.isfinite().all(1, keepdim=True)  # an output that is not finite counts as wrong
+                logits = model(preprocess.batch(images)).float()
+                finite = logits.isfinite().all(1)  # an output that is not finite counts as wrong
+                right = (logits.argmax(1) == labels) & finite  # as a training counts, also where outputs are equal
+                among = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1) & finite
                 not_finite += int((~finite).sum())
-                top1 += int((ranked[:, :1] & finite).sum())
-                top5 += int((ranked & finite).sum())
+                top1 += int(right.sum())
+                top5 += int((right | among).sum())
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
                 seen += len(labels)
                 bar.update(len(labels))
@@ -133,22 +135,29 @@ def evaluate_images(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if seen == 0:
+        raise WorkbenchError(f"None of the {len(data)} images of {data.path} can be read. The lines above name them.")
     return Evaluation(seen, top1, top5, loss / seen, time.perf_counter() - started, not_finite)
 
 
 def _batches(
     data: Labelled,
     indices: Sequence[int],
-    image_size: int,
-    style: str,
-    moments: tuple[Sequence[float], Sequence[float]],
+    preprocess: Preprocess,
     batch_size: int,
     pool: ThreadPoolExecutor,
+    unreadable: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (N, 3, H, W) and labels (N,). Two batches are decoded while one is used."""
+    """Yield batches (N, C, H, W) and labels (N,). Two batches are decoded while one is used."""
 
-    def load(source, where: str) -> Tensor:
-        return eval_image(decode(source, where), image_size, style, *moments)
+    def load(source, where: str) -> Tensor | None:
+        try:
+            return preprocess.made(decode(source, where, UNREADABLE_CURE, preprocess.channels))
+        except WorkbenchError as error:
+            if unreadable == "refuse":
+                raise
+            tqdm.write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}", file=sys.stderr)
+            return None
 
     items = iter(data)
     waiting: list[tuple[list[Future], list[int]]] = []
@@ -162,4 +171,7 @@ def _batches(
         if not waiting:
             return
         futures, labels = waiting.pop(0)
-        yield torch.stack([future.result() for future in futures]), torch.tensor(labels)
+        made = [(future.result(), label) for future, label in zip(futures, labels, strict=True)]
+        if read := [(image, label) for image, label in made if image is not None]:
+            images, labels = zip(*read, strict=True)
+            yield torch.stack(images), torch.tensor(labels)

@@ -15,6 +15,7 @@ from workbench.data import Dataset, Split, dataset_digest, image_folder, load_da
 from workbench.data.augment import cutout, flip_shift, generator_for, normalize, seed_for
 from workbench.data.folders import ImageFolder
 from workbench.data.mixing import mix_halves
+from workbench.data.pixels import Preprocess
 from workbench.training.config import TrainConfig
 from workbench.training.distributed import World
 
@@ -65,7 +66,11 @@ class Part:
 
 
 class Inputs:
-    """Batches of one training, from images in the memory of the device."""
+    """Batches of one training, from images in the memory of the device.
+
+    Attributes:
+        preprocess: How test images are made, which an evaluation of the weights repeats.
+    """
 
     def __init__(self, config: TrainConfig, data: Dataset, world: World, device: torch.device):
         self.config, self.data, self.world = config, data, world
@@ -73,6 +78,9 @@ class Inputs:
         self.mean, self.std = data.mean.to(device), data.std.to(device)
         self.flip = data.flip if config.flip is None else config.flip
         self.shift = self.train.images.shape[-1] // 8 if config.shift is None else config.shift
+        height, width = data.test.images.shape[2:]
+        moments = tuple(data.mean.tolist()), tuple(data.std.tolist())
+        self.preprocess = Preprocess("fit", height, width, *moments, data.classes, data.listing)
         self._val = data.val.to(device)
         self.unreadable: set[str] = set()  # always empty: images that were skipped are not in the data
 
@@ -137,13 +145,7 @@ class Inputs:
 
     def _whole(self, split: Split) -> Iterator[Batch]:
         for x, y in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):
-            yield normalize(x, self.mean, self.std), y
-
-    @property
-    def preprocess(self) -> dict:
-        """The preprocessing that an evaluation of the weights must repeat."""
-        size = self.train.images.shape[-1]
-        return {"mean": self.data.mean.tolist(), "std": self.data.std.tolist(), "image_size": size, "style": "whole"}
+            yield self.preprocess.batch(x), y
 
 
 def orders(config: TrainConfig, n: int, total_steps: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -73,8 +73,8 @@ def train(
             "curvature" one row per step (`curvature_every`).
         checkpoints: Where checkpoints are written. A training that was killed continues from its last checkpoint and
             gives exactly the same result. `log` then also gets the rows before the checkpoint.
-        save: File (.safetensors) for the final weights, with the size and moments of their input images. The moving
-            average is written next to it as NAME.ema.safetensors.
+        save: File (.safetensors) for the final weights, with the names of their classes and how to make their test
+            images. The moving average is written next to it as NAME.ema.safetensors.
         stop: Called after every step except the last. If it returns True, a checkpoint is written (with `checkpoints`)
             and KeyboardInterrupt is raised. The next `train` continues after that step.
         observers: Called during the training.
@@ -169,9 +169,10 @@ def _failed_evaluation(t: Training, step: int, scores: dict[str, float]) -> Endi
 
 
 def _save_weights(t: Training, file: str | Path) -> None:
-    file = save_checkpoint(t.model, file, t.inputs.preprocess)
+    preprocess = t.inputs.preprocess.to_dict()
+    file = save_checkpoint(t.model, file, preprocess)
     if t.update.ema is not None:
-        save_checkpoint(t.update.ema.model, file.with_suffix(".ema.safetensors"), t.inputs.preprocess)
+        save_checkpoint(t.update.ema.model, file.with_suffix(".ema.safetensors"), preprocess)
 
 
 def _hand_out_tables(t: Training, ending: Ending, tables: Tables) -> None:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from workbench.data.augment import cutout, generator_for, seed_for
 from workbench.data.folders import Files, ImageFolder
 from workbench.data.mixing import mixed_labels
-from workbench.data.preprocess import MEAN_RGB, STD_RGB
+from workbench.data.pixels import Preprocess
 from workbench.data.streaming import CHUNK, Chunk, EvalImages, Request, TrainImages, chunks, normalized
 from workbench.errors import WorkbenchError
 from workbench.machine import cores
@@ -33,6 +33,7 @@ class StreamedInputs:
         device: Where the batches go.
 
     Attributes:
+        preprocess: How test images are made, which an evaluation of the weights repeats.
         unreadable: Paths of the images that were skipped so far.
     """
 
@@ -40,8 +41,11 @@ class StreamedInputs:
         self.config, self.data, self.world, self.device = config, data, world, device
         self.train = data.train.take(torch.arange(min(config.train_size or len(data.train), len(data.train))))
         model = network_info(config.model)
-        self.size, self.style = config.image_size or model.train_size, model.eval_style
-        self.eval_size = config.eval_size or config.image_size or model.test_size
+        self.size = config.image_size or model.train_size
+        eval_size = config.eval_size or config.image_size or model.test_size
+        self.preprocess = Preprocess(
+            model.eval_style, eval_size, eval_size, classes=data.classes, trained_on=data.listing
+        )
         self.workers = default_workers(world) if config.workers is None else config.workers
         self.unreadable: set[str] = set()
 
@@ -118,17 +122,11 @@ class StreamedInputs:
 
     def _whole(self, files: Files) -> Iterator[Batch]:
         indices = [list(range(start, min(start + CHUNK, len(files)))) for start in range(0, len(files), CHUNK)]
-        images = EvalImages(files, self.eval_size, self.style)
+        images = EvalImages(files, self.preprocess)
         for chunk in chunks(images, indices, self.workers, pin=self.device.type == "cuda"):
             read = self._reported(chunk).labels >= 0
             pixels = chunk.pixels[read].to(self.device, non_blocking=True)
             yield pixels, chunk.labels[read].to(self.device, non_blocking=True)
-
-    @property
-    def preprocess(self) -> dict:
-        """The preprocessing that an evaluation of the weights must repeat."""
-        moments = {"mean": (MEAN_RGB / 255).tolist(), "std": (STD_RGB / 255).tolist()}
-        return {**moments, "image_size": self.eval_size, "style": self.style}
 
 
 def default_workers(world: World) -> int:

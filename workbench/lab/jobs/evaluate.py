@@ -1,25 +1,27 @@
-"""Evaluations of weights on a folder or parquet of images, each a run of the store."""
+"""Evaluations of weights on labelled images, each a run of the store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from workbench.data.labelled import open_labelled
-from workbench.data.preprocess import STYLES
+from workbench.data.labelled import ALL, Labelled, open_labelled
+from workbench.data.pixels import Preprocess
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
 from workbench.lab.statistics.intervals import Interval, share_interval
 from workbench.lab.store.client import Store
 from workbench.models.zoo import entry
-from workbench.networks import build_network, is_library, located, network_info
-from workbench.training.evaluation import class_indices, evaluate_images
+from workbench.networks import build_network, is_library, is_user_network, located, network_info, source_of
+from workbench.training.evaluation import Evaluation, class_indices, evaluate_images
 from workbench.training.setup import pick_device
 from workbench.weights.checkpoints import load_into
 from workbench.weights.reading import Weights, read_weights
 from workbench.weights.released import find
+
+FEW = 6  # below so many outputs a top-5 accuracy says nothing
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,24 @@ class Scores:
     Attributes:
         run_id: The run that holds it.
         top1: Share of images whose best output is right, 0 to 1, with its Wilson interval.
-        top5: Share of images with the right class among the five best outputs, likewise.
+        top5: Share of images with the right class among the five best outputs, likewise. None: fewer than six outputs.
         loss: Mean cross-entropy.
         images_per_second: Speed of the evaluation.
         published: Published top-1 and top-5 in per cent. None: these are not released weights.
         not_finite: Number of images with outputs that are not finite.
+        split: The images that were scored: "all", "train", "val" or "test".
+        trained_on: Whether the weights were trained on some of the scored images, as far as their file tells.
     """
 
     run_id: str
     top1: Interval
-    top5: Interval
+    top5: Interval | None
     loss: float
     images_per_second: float
     published: tuple[float, float] | None
     not_finite: int
+    split: str = ALL
+    trained_on: bool = False
 
 
 def evaluate(
@@ -50,9 +56,11 @@ def evaluate(
     weights: str | Path | None,
     data_path: str | Path,
     *,
+    split: str | None = None,
     image_size: int | None = None,
     style: str | None = None,
     classes: Sequence[str] | None = None,
+    unreadable: str = "refuse",
     batch_size: int = 64,
     workers: int = 4,
     device: str = "auto",
@@ -60,15 +68,18 @@ def evaluate(
 ) -> Scores:
     """Load a network, evaluate it, and keep the result as a run.
 
-    All arguments are checked before the first image is read.
+    The file of a training states how test images are made and what the outputs stand for. The test split of its data
+    then has the accuracy that the training reported. All arguments are checked before the first image is read.
 
     Args:
         model_name: A library model, or a user's network.
         weights: A file. None: the released weights of this model.
-        data_path: A folder with one folder of images per class, or parquet.
+        data_path: A data set, a folder with one folder of images per class, or parquet.
+        split: "all", "train", "val" or "test". None: the test split, if the data or the file of weights has one.
         image_size: Pixels per side. None: as the file of weights states, else the model's test size.
         style: How images are cropped and resized. None: as the file of weights states, else the model's style.
-        classes: Names of the network's outputs, if the data has only some of them.
+        classes: Names of the network's outputs. None: those in the file of weights, else all classes of the data.
+        unreadable: "refuse" raises an error for an image that cannot be read. "skip" reports it and leaves it out.
         batch_size: Images at a time.
         workers: Threads that read images.
         device: "auto", "cpu", "cuda", ...
@@ -82,21 +93,23 @@ def evaluate(
     model_name = located(model_name)
     if weights is None and not is_library(model_name):
         raise WorkbenchError(f"{model_name} has no released weights. Give a file with `weights`.")
-    torch_device, data = pick_device(device), open_labelled(data_path)
-    file = find(weights or model_name, progress=progress)
-    read = read_weights(file)
-    preprocess = read.preprocess or {"image_size": info.test_size, "style": info.eval_style, "mean": (), "std": ()}
-    size = preprocess["image_size"] if image_size is None else image_size
-    style = preprocess["style"] if style is None else style
-    if style not in STYLES:
-        raise unknown("style of test images", style, STYLES)
-    if not 8 <= size <= 4096:
-        raise WorkbenchError(f"`image_size` must be at least 8 and at most 4096 pixels, got {size}.")
+    if unreadable not in ("refuse", "skip"):
+        raise unknown("value of `unreadable`", unreadable, ("refuse", "skip"))
+    if image_size is not None and not 8 <= image_size <= 4096:
+        raise WorkbenchError(f"`image_size` must be at least 8 and at most 4096 pixels, got {image_size}.")
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
             raise WorkbenchError(f"`{name}` must be at least 1, got {value}.")
-    model = _network(model_name, read, len(classes or data.classes))
-    load_into(model, read)
+    torch_device = pick_device(device)
+    file = find(weights or model_name, progress=progress)
+    read = read_weights(file)
+    preprocess = Preprocess(info.eval_style, info.test_size, info.test_size)
+    if read.preprocess is not None:
+        preprocess = Preprocess.from_dict(read.preprocess, str(file))
+    preprocess = preprocess.resized(image_size, style)
+    data = open_labelled(data_path, split, preprocess.trained_on)
+    classes = classes or preprocess.classes or None
+    model = _network(model_name, read, preprocess.channels, len(classes or data.classes))
     indices = class_indices(data, model.num_classes, classes)
 
     store = Store()
@@ -107,64 +120,120 @@ def evaluate(
             "model": model_name,
             "weights": file.name,
             "data": str(data.path),
+            "split": data.split,
             "images": len(data),
-            "image_size": size,
-            "style": style,
+            "image_size": preprocess.width,
+            "style": preprocess.style,
             "batch_size": batch_size,
         },
-        {"data": data.digest(), "weights_sha256": sha256(file)[:16], "device": _device_name(torch_device)},
+        {"data": data.digest, "weights_sha256": sha256(file)[:16], "device": _device_name(torch_device)},
         source="workbench evaluate",
     )
     try:
         measured = evaluate_images(
             model,
             data,
-            image_size=size,
-            style=style,
+            preprocess,
             indices=indices,
             device=torch_device,
             batch_size=batch_size,
             workers=workers,
+            unreadable=unreadable,
             progress=progress,
-            moments=(preprocess["mean"], preprocess["std"]),
         )
     except BaseException as error:
         store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
         store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    top1, top5 = share_interval(measured.top1, measured.n), share_interval(measured.top5, measured.n)
-    metrics = {"top1": top1.mean, "top1_low": top1.low, "top1_high": top1.high, "top5": top5.mean}
+    published = entry(model_name).published if file.name.endswith("_haiku.npz") else None
+    scores = _scores(run_id, measured, model.num_classes, published, data, preprocess)
+    _record(store, scores, measured)
+    return scores
+
+
+def _scores(
+    run_id: str,
+    measured: Evaluation,
+    outputs: int,
+    published: tuple[float, float] | None,
+    data: Labelled,
+    preprocess: Preprocess,
+) -> Scores:
+    seen = bool(data.listing) and data.listing == preprocess.trained_on and data.split in (ALL, "train")
+    return Scores(
+        run_id,
+        share_interval(measured.top1, measured.n),
+        share_interval(measured.top5, measured.n) if outputs >= FEW else None,
+        measured.loss,
+        measured.images_per_second,
+        published,
+        measured.not_finite,
+        data.split,
+        seen,
+    )
+
+
+def _record(store: Store, scores: Scores, measured: Evaluation) -> None:
+    top1, top5, published = scores.top1, scores.top5, scores.published
+    metrics = {"top1": top1.mean, "top1_low": top1.low, "top1_high": top1.high}
+    metrics |= {"top5": top5.mean} if top5 else {}
     metrics |= {
         "loss": measured.loss,
         "images_per_second": measured.images_per_second,
         "device_seconds": measured.seconds,
     }
-    published = entry(model_name).published if file.name.endswith("_haiku.npz") else None
     if published:
         metrics |= {"published_top1": published[0] / 100, "published_top5": published[1] / 100}
-    published_text = f"; published: {published[0]} %" if published else ""
-    store.describe(run_id, f"top-1 {top1:.2%} of {measured.n:,} images, top-5 {top5:.2%}{published_text}")
     if measured.not_finite:
         metrics["not_finite"] = measured.not_finite
-    store.log_metrics(run_id, metrics)
-    store.set_tags(run_id, outcome="diverged" if measured.not_finite else "complete")
-    store.close(run_id, "FINISHED")
-    return Scores(run_id, top1, top5, measured.loss, measured.images_per_second, published, measured.not_finite)
+    top5_text = f", top-5 {top5:.2%}" if top5 else ""
+    published_text = f"; published: {published[0]} %" if published else ""
+    store.describe(scores.run_id, f"top-1 {top1:.2%} of {measured.n:,} images{top5_text}{published_text}")
+    store.log_metrics(scores.run_id, metrics)
+    store.set_tags(scores.run_id, outcome="diverged" if measured.not_finite else "complete")
+    store.close(scores.run_id, "FINISHED")
 
 
-def _network(name: str, weights: Weights, classes: int) -> nn.Module:
-    """Build the network of this name as the file describes it, ready for its weights.
+def _network(name: str, weights: Weights, channels: int, classes: int) -> nn.Module:
+    """Build the network of this name as the file describes it, and load its weights.
 
     The recipe of another network is ignored: `load_into` then reports the right name.
+
+    Args:
+        name: A located name.
+        weights: The file.
+        channels: Of the images.
+        classes: The number of outputs, if the file does not have it.
     """
-    recipe = weights.recipe if weights.recipe and weights.recipe["name"] == name else {}
-    if recipe.get("in_channels", 3) != 3:
+    recipe = weights.recipe or {}
+    if recipe and _is_same(name, recipe["name"]):
+        recipe = {**recipe, "name": name}  # the user's file may have moved
+        weights = replace(weights, recipe=recipe)
+        if recipe.get("source") not in (None, source_of(name)):
+            raise WorkbenchError(
+                f"{name} has changed since it was trained: its hash was {recipe['source']} and is now "
+                f"{source_of(name)}. Evaluate {weights.file} with the code of that time."
+            )
+    else:
+        recipe = {}
+    outputs, read_channels, _ = weights.shape()
+    in_channels = recipe.get("in_channels", read_channels if is_library(name) else channels)
+    if in_channels != channels:
         raise WorkbenchError(
-            f"{weights.file} is for images with {recipe['in_channels']} channels, but evaluate reads RGB images. "
-            "Use weights of a network with 3 channels."
+            f"{weights.file} is for images with {in_channels} channels, but its test images have {channels}. "
+            "Save the weights by a training on such images."
         )
-    num_classes = recipe.get("num_classes") or (weights.shape()[0] if is_library(name) else classes)
-    return build_network(**{**recipe, "name": name, "num_classes": num_classes})
+    num_classes = recipe.get("num_classes") or (outputs if is_library(name) else classes)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    model = build_network(**{**recipe, "name": name, **sizes})
+    load_into(model, weights)
+    return model
+
+
+def _is_same(name: str, recorded: str) -> bool:
+    """Return whether two names stand for one network: equal, or one user's file in two folders."""
+    last = lambda text: (text.startswith("normfree:"), text.rpartition("/")[2].removeprefix("normfree:"))
+    return name == recorded or (is_user_network(name) and last(name) == last(recorded))
 
 
 def _device_name(device: torch.device) -> str:
