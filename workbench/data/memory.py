@@ -58,19 +58,29 @@ def read_folder(folder: ImageFolder, size: int | None, unreadable: str) -> tuple
 
 def _common_size(paths: list[str], unreadable: str) -> tuple[int, int]:
     """Return (width, height) of the images. More than one size is an error."""
-    sizes = set()
+    sizes: dict[tuple[int, int], list[str]] = {}
     for path in paths:
         try:
-            sizes.add(image_size(path, UNREADABLE_CURE))
+            sizes.setdefault(image_size(path, UNREADABLE_CURE), []).append(path)
         except WorkbenchError:
             if unreadable == "refuse":
                 raise
+    if len(sizes) > 1 and unreadable == "skip":  # the size of an image that is skipped does not count
+        sizes = {size: group for size, group in sizes.items() if any(map(_is_readable, group))}
     if len(sizes) > 1:
         raise WorkbenchError(
             f"All images must have the same size, got {len(sizes)} sizes from {min(sizes)} to {max(sizes)}. "
             "Set `image_size`, such as image_size=64."
         )
-    return sizes.pop() if sizes else (1, 1)
+    return next(iter(sizes), (1, 1))
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        decode(path, path)
+    except WorkbenchError:
+        return False
+    return True
 
 
 def _read_split(files: Files, width: int, height: int, unreadable: str) -> Split:
