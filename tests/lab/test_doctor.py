@@ -146,7 +146,9 @@ def abandoned_search(root, running=1):
     study = optuna.create_study(
         storage=f"sqlite:///{root}/mlruns/optuna.db", study_name="mine / NF 12", direction="maximize"
     )
-    study.tell(study.ask(), 1.0)
+    trial = study.ask()
+    trial.set_user_attr("row", {"run_id": "a" * 32})
+    study.tell(trial, 1.0)
     for _ in range(running):
         study.ask()
     return study
@@ -157,6 +159,28 @@ def test_running_trials_without_a_process_are_given_up(root, doctor):
     findings, _ = doctor()
     assert re.search("trial 1 of the search 'mine / NF 12' is RUNNING.*FAIL", findings)
     assert [t.state.name for t in study.get_trials()] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+def test_a_deleted_training_of_a_search_is_restored(root, doctor):
+    store, study = Store(), abandoned_search(root, running=0)
+    deleted, unused = training(store, key="a" * 64), training(store, key="b" * 64)
+    trial = study.ask()
+    trial.set_user_attr("row", {"run_id": deleted})
+    study.tell(trial, 1.0)
+    for run_id in (deleted, unused):
+        client(store).delete_run(run_id)
+    findings, _ = doctor()
+    assert re.search(f"trial 1 of the search 'mine / NF 12' .*{deleted}", findings) and unused not in findings
+    assert store.is_kept(deleted) and not store.is_kept(unused)
+
+
+def test_a_deleted_experiment_is_restored_with_its_runs(root, doctor):
+    store = Store()
+    run_id = training(store)
+    client(store).delete_experiment(store.experiment_id("trainings", "full"))
+    findings, _ = doctor()
+    assert "trainings" in findings
+    assert Store().find_training("k" * 64, "full")[0] == run_id
 
 
 def test_only_checkpoints_of_complete_trainings_are_removed(root, doctor):

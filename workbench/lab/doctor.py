@@ -72,6 +72,7 @@ def examine(moved: bool = False) -> Iterator[Finding]:
 
 
 def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[Finding]:
+    yield from _trash(store)
     folders = _run_folders() if local else {}  # before the runs, because a run exists before its folder
     runs = [(name, run) for name in EXPERIMENTS for run in store.runs(name)]
     alive = {r.id for _, r in runs if r.status == "RUNNING" and _lives(r, lost)}
@@ -96,6 +97,20 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
 
 
 # ---- the store
+
+
+def _trash(store: Store) -> Iterator[Finding]:
+    """Yield experiments in MLflow's trash, and trainings there whose search still counts them."""
+    from workbench.lab.jobs.search import trials_of
+
+    for name in store.deleted_experiments:
+        what = f"the experiment {name} was deleted in MLflow, with all its runs"
+        yield Finding("experiments", what, "restore them", functools.partial(store.restore_experiment, name))
+    deleted = {run.id for mode in ("full", "quick") for run in store.deleted("trainings", mode)}
+    for search, number, run_id in trials_of(deleted) if deleted else ():
+        what = f"the training of trial {number} of the search '{search}' was deleted in MLflow (run {run_id})"
+        cure = "restore it; without it, the next start of the study trains it again"
+        yield Finding("trials", what, cure, functools.partial(store.restore, run_id))
 
 
 def _moved(database: Database, busy: bool, confirmed: bool) -> Iterator[Finding]:

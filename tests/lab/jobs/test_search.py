@@ -7,7 +7,10 @@ import sqlite3
 import subprocess
 import sys
 
+import optuna
+import pandas as pd
 import pytest
+from support.mlflow_view import client
 from support.searches import BASE, SPACE, objective, session
 
 from workbench.errors import WorkbenchError
@@ -70,6 +73,28 @@ def test_a_killed_trial_frees_its_slot_and_parameters(root, monkeypatch, another
     assert points(run(other, start=start)) == undisturbed
 
 
+def test_trials_whose_runs_were_deleted_are_trained_again_to_the_same_results(root, monkeypatch):
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
+    undisturbed = run(root, trials=3).trials
+    assert list(undisturbed.state) == ["COMPLETE", "PRUNED", "COMPLETE"]
+    for run_id in undisturbed.run_id[:2]:
+        client(Store()).delete_run(run_id)
+    again = run(root, trials=3).trials
+    same = [name for name in undisturbed if name not in ("run_id", "device_seconds", "images_per_second")]
+    pd.testing.assert_frame_equal(again[same], undisturbed[same])
+    assert list(again.run_id != undisturbed.run_id) == [True, True, False]
+    assert {r.id for r in Store().search("trainings", "full")} == set(again.run_id)
+    assert list(run(root, trials=3).trials.run_id) == list(again.run_id)
+
+
+def test_a_search_whose_runs_are_in_another_store_trains_its_trials_again(root, monkeypatch, tmp_path):
+    first = run(root, trials=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    again = run(root, trials=2)
+    assert points(again) == points(first)
+    assert {r.id for r in Store().search("trainings", "full")} == set(again.trials.run_id)
+
+
 def test_no_point_is_suggested_twice(root):
     trials = run(root, trials=8).trials
     assert not trials.duplicated(["clip", "base_lr"]).any()
@@ -82,8 +107,6 @@ def test_a_diverged_trial_violates_the_constraint_and_is_never_the_best(root):
     )
     assert (result.trials.outcome == "diverged").any()
     assert result.best is None or result.best.outcome == "complete"
-    import optuna
-
     study = optuna.load_study(
         study_name=optuna.get_all_study_names(f"sqlite:///{root}/mlruns/optuna.db")[0],
         storage=f"sqlite:///{root}/mlruns/optuna.db",

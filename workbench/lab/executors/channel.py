@@ -4,6 +4,7 @@ They go through a file, one JSON object per line.
 """
 
 import json
+import sys
 from pathlib import Path
 
 from workbench.lab.executors import context
@@ -20,6 +21,13 @@ def send(**message) -> None:
     if has_listener():
         with open(context.current().channel, "a") as file:
             file.write(json.dumps(message) + "\n")
+
+
+def announce(message: str) -> None:
+    """Show one line to the user: through the launcher, else on standard error."""
+    send(kind="waiting", message=message)
+    if not has_listener():
+        print(message, file=sys.stderr, flush=True)
 
 
 class Reader:

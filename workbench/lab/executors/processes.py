@@ -4,7 +4,6 @@ A task starts when the lock of its seat is free. So two studies never run on one
 """
 
 import platform
-import sys
 from pathlib import Path
 
 import filelock
@@ -35,9 +34,7 @@ class ProcessExecutor(Pool):
     def _announce(self) -> None:
         if not self._announced:
             self._announced = True
-            channel.send(kind="waiting", message=WAITS)
-            if not channel.has_listener():
-                print(WAITS, file=sys.stderr, flush=True)
+            channel.announce(WAITS)
 
 
 def lock_seat(index: int) -> Release | None:

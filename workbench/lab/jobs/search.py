@@ -7,9 +7,10 @@ infeasible point (a constraint), not a bad number. Only the validation split is 
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,8 +116,9 @@ def search(
         limit = trials
         if is_planning():  # the sampler needs results to suggest many trials
             limit = min(trials, asking.taken() + max(asking.startup - asking.taken(), WAVE))
-        jobs = asking.jobs(objective, arm, limit)
-        with Progress(f"search: {arm}", trials, asking.taken()) as progress:
+        lost = [trial for trial in asking.done() if not session.store.is_kept(asking.row(trial)["run_id"])]
+        jobs = itertools.chain(asking.repeated(lost, objective, arm), asking.jobs(objective, arm, limit))
+        with Progress(f"search: {arm}", trials, asking.taken() - len(lost)) as progress:
             try:
                 for result in trained(jobs, session, executor=executor, progress=progress):
                     asking.tell(result)
@@ -126,8 +128,8 @@ def search(
     if asking.broken:
         raise RuntimeError(f"{len(asking.broken)} trials broke. The others are kept:\n" + "\n".join(asking.broken))
     for trial in ended:
-        session.store.tag_study(trial.user_attrs["row"]["run_id"], session.study, session.run_id)
-    table = pd.DataFrame([{"trial": i, "state": t.state.name, **t.user_attrs["row"]} for i, t in enumerate(ended)])
+        session.store.tag_study(asking.row(trial)["run_id"], session.study, session.run_id)
+    table = pd.DataFrame([{"trial": i, "state": t.state.name, **asking.row(t)} for i, t in enumerate(ended)])
     return SearchResult(table, _importance(asking.study))
 
 
@@ -139,6 +141,7 @@ class _AskAndTell:
         self.startup = max(4, trials // 3)
         self.broken: list[str] = []
         self._trials: dict[Job, optuna.Trial] = {}
+        self._repeated: dict[Job, FrozenTrial] = {}
 
     def give_back(self) -> None:
         """Free slots and parameters of the trials that a killed process left. Needs the search lock."""
@@ -164,6 +167,21 @@ class _AskAndTell:
             self._trials[job] = trial
             yield job
 
+    def repeated(self, lost: list[FrozenTrial], objective: Callable, arm: str) -> Iterator[Job]:
+        """Yield the jobs of trials whose runs the store has no longer. Each ends at the same step as before."""
+        for trial in lost:
+
+            def watch(row: dict, trial=trial) -> bool:
+                return trial.state == TrialState.PRUNED and row["step"] >= trial.last_step
+
+            job = Job(Arm(arm, objective(self._fixed | trial.params)), "search", watch=watch)
+            self._repeated[job] = trial
+            yield job
+
+    def row(self, trial: FrozenTrial) -> dict:
+        """Return the row of a trial that ended."""
+        return _row(self.study, trial)
+
     def _ask(self, slot: int) -> optuna.Trial:
         self.study.sampler = optuna.samplers.TPESampler(
             seed=seed_for(self._seed, "trial", slot) % 2**32, n_startup_trials=self.startup
@@ -182,10 +200,14 @@ class _AskAndTell:
 
     def tell(self, result: JobResult) -> None:
         """Report the result of a trial to the sampler."""
-        trial = self._trials.pop(result.job)
+        trial = self._trials.pop(result.job, None) or self._repeated[result.job]
         if result.error is not None:
-            self.study.tell(trial, state=TrialState.FAIL)
+            if result.job not in self._repeated:
+                self.study.tell(trial, state=TrialState.FAIL)
             self.broken.append(f"{result.job.name}: {result.broken}")
+            return
+        if result.job in self._repeated:  # Optuna changes no trial that ended
+            self.study.set_user_attr(f"row {trial.number}", result.row())
             return
         trial.set_user_attr("row", result.row())
         if result.result.outcome == "pruned":
@@ -255,6 +277,11 @@ def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states)
 
 
+def _row(study: optuna.Study, trial: FrozenTrial) -> dict:
+    """Return the row of a trial that ended, of its newest training."""
+    return study.user_attrs.get(f"row {trial.number}") or trial.user_attrs["row"]
+
+
 def _as_range(value: dict | Range) -> Range:
     return value if isinstance(value, Range) else Range(**value)
 
@@ -272,14 +299,24 @@ def _importance(study: optuna.Study) -> dict[str, float]:
 
 def abandoned_trials() -> list[tuple[str, int]]:
     """Return search and number of each RUNNING trial whose search does not run."""
+    abandoned = []
+    for study in _studies():
+        if not is_held(search_lock(study.study_name)):
+            abandoned += [(study.study_name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
+    return abandoned
+
+
+def trials_of(run_ids: Container[str]) -> list[tuple[str, int, str]]:
+    """Return search, number and run id of each trial that ended with one of these runs."""
+    rows = ((study, trial, _row(study, trial)["run_id"]) for study in _studies() for trial in _trials(study, *DONE))
+    return [(study.study_name, trial.number, run_id) for study, trial, run_id in rows if run_id in run_ids]
+
+
+def _studies() -> list[optuna.Study]:
     if storage_uri().startswith("sqlite") and not (runs_folder() / "optuna.db").is_file():
         return []
-    storage, abandoned = _storage(), []
-    for name in optuna.get_all_study_names(storage):
-        if not is_held(search_lock(name)):
-            study = optuna.load_study(study_name=name, storage=storage)
-            abandoned += [(name, trial.number) for trial in _trials(study, TrialState.RUNNING)]
-    return abandoned
+    storage = _storage()
+    return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
 
 
 def give_up_trial(name: str, number: int) -> None:

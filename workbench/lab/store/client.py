@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING
 import filelock
 import pandas as pd
 import requests
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, RunTag, ViewType
+from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -37,12 +36,14 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from workbench.errors import WorkbenchError, disk_error_message
 from workbench.lab.executors.lifetime import is_alive, whoami
 from workbench.lab.store import views
-from workbench.lab.store.database import is_database, with_driver, without_password
+from workbench.lab.store.database import with_driver, without_password
 from workbench.lab.store.descriptions import as_param, in_words
-from workbench.lab.store.locations import default_uri, files_of, refuse_moved, runs_folder, tracking_uri
+from workbench.lab.store.experiments import EXPERIMENTS, is_deleted, open_experiments
+from workbench.lab.store.locations import runs_folder, tracking_uri
 from workbench.lab.store.opening import allow_many_writers, make_tables, refuse_unusable
 from workbench.lab.store.run_files import refuse_link, within_run
 from workbench.lab.store.runs import Run
+from workbench.lab.store.shared_client import SharedClient
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
     from workbench.training import TrainConfig, TrainResult
@@ -50,7 +51,6 @@ if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # users do not need its notes on making tables
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises these errors as well
 
-EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
@@ -100,8 +100,8 @@ class Store:
             with filelock.FileLock(runs_folder() / ".store.lock"):
                 refuse_unusable(self.uri)
                 make_tables(self.uri)
-                self._client = MlflowClient(tracking_uri=with_driver(self.uri))
-                self._experiments = {name: self._experiment(name, anywhere) for name in EXPERIMENTS}
+                self._client = SharedClient(tracking_uri=with_driver(self.uri))
+                experiments = open_experiments(self._client, self.uri, anywhere=anywhere)
                 allow_many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
             cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
@@ -113,24 +113,8 @@ class Store:
             elif isinstance(error, ImportError):
                 cure = "Install the missing package, or set MLFLOW_TRACKING_URI to another store"
             raise WorkbenchError(f"cannot open the store {uri} ({cause}). {cure}.") from error
-
-    def _experiment(self, name: str, anywhere: bool) -> str:
-        experiment: Experiment | None = self._client.get_experiment_by_name(name)
-        if experiment is not None:
-            if self.uri == default_uri() and not anywhere:
-                refuse_moved(name, experiment.artifact_location)
-            if (
-                "mlflow.note.content" not in experiment.tags
-            ):  # its process was killed before it could set the description
-                self._describe_experiment(name, experiment.experiment_id)
-            return experiment.experiment_id
-        location = files_of(name).as_uri() if is_database(self.uri) else None
-        made = self._client.create_experiment(name, artifact_location=location, tags=views.experiment_tags(name))
-        self._describe_experiment(name, made)
-        return made
-
-    def _describe_experiment(self, name: str, experiment_id: str) -> None:
-        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", views.description(name, experiment_id))
+        self._experiments = {name: experiment.experiment_id for name, experiment in experiments.items()}
+        self.deleted_experiments = [name for name, experiment in experiments.items() if is_deleted(experiment)]
 
     def experiment_id(self, kind: str, mode: str) -> str:
         """Return the id of an experiment.
@@ -192,6 +176,28 @@ class Store:
     def get(self, run_id: str) -> Run:
         """Return the run with this id."""
         return _as_run(self._client.get_run(run_id))
+
+    def is_kept(self, run_id: str) -> bool:
+        """Return whether the store has this run FINISHED, and not in MLflow's trash."""
+        try:
+            info = self._client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return info.lifecycle_stage == "active" and info.status == "FINISHED"
+
+    def deleted(self, kind: str, mode: str) -> list[Run]:
+        """Return the runs of an experiment that are in MLflow's trash."""
+        return self.search(kind, mode, view=ViewType.DELETED_ONLY)
+
+    def restore(self, run_id: str) -> None:
+        """Take a run out of MLflow's trash."""
+        self._client.restore_run(run_id)
+
+    def restore_experiment(self, name: str) -> None:
+        """Take an experiment and all its runs out of MLflow's trash."""
+        self._client.restore_experiment(self._experiments[name])
 
     def set_tags(self, run_id: str, **tags: str) -> None:
         """Set tags of a run and replace earlier values."""
@@ -471,13 +477,15 @@ class Store:
 
     # ---- searches
 
-    def search(self, kind: str, mode: str, filter_string: str = "") -> list[Run]:
+    def search(
+        self, kind: str, mode: str, filter_string: str = "", *, view: ViewType = ViewType.ACTIVE_ONLY
+    ) -> list[Run]:
         """Return all runs of an experiment that match an MLflow filter, newest first."""
         runs, token = [], None
         while True:
             with _without_collector():
                 page = self._client.search_runs(
-                    [self.experiment_id(kind, mode)], filter_string, ViewType.ACTIVE_ONLY, 1000, page_token=token
+                    [self.experiment_id(kind, mode)], filter_string, view, 1000, page_token=token
                 )
             runs += map(_as_run, page)
             token = page.token

@@ -1,0 +1,77 @@
+"""A user of MLflow's pages renames, deletes, restores and edits. Evidence: the store keeps every result in sight."""
+
+import pytest
+from mlflow.exceptions import MlflowException
+from support.mlflow_view import client
+from support.store_runs import CONFIG, log_training, result
+
+from workbench.lab import Store
+from workbench.lab.compare import table
+from workbench.lab.store.experiments import EXPERIMENTS, ROLE
+
+
+def test_a_deleted_experiment_is_restored_with_one_line_and_its_runs_are_found(root, capsys):
+    store = Store()
+    run_id = log_training(store)
+    for name in ("trainings", "studies"):
+        client(store).delete_experiment(store.experiment_id(name, "full"))
+    again = Store()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and {"trainings", "studies"} <= set(" ".join(lines).split())
+    assert again.find_training("k" * 64, "full") == (run_id, result())
+    assert len(table.from_store(again).rows) == 1
+    Store()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["tagged", "of an older version"])
+def test_a_renamed_experiment_stays_in_use(root, older):
+    store = Store()
+    run_id, mlflow = log_training(store), client(store)
+    if older:
+        mlflow.delete_experiment_tag(store.experiment_id("trainings", "full"), ROLE)
+    mlflow.rename_experiment(store.experiment_id("trainings", "full"), "my trainings")
+    again = Store()
+    assert again.experiment_id("trainings", "full") == store.experiment_id("trainings", "full")
+    assert again.find_training("k" * 64, "full")[0] == run_id
+    assert {e.name for e in mlflow.search_experiments()} == {*EXPERIMENTS, "Default", "my trainings"} - {"trainings"}
+
+
+def test_an_experiment_deleted_for_good_is_made_again(root):
+    store = Store()
+    mlflow = client(store)
+    mlflow.delete_experiment(store.experiment_id("trainings", "full"))
+    mlflow._tracking_client.store._hard_delete_experiment(store.experiment_id("trainings", "full"))
+    assert Store().search("trainings", "full") == []
+
+
+def test_a_run_that_is_deleted_while_it_is_written_keeps_its_result(root, capsys):
+    store = Store()
+    run_id = store.open_training(CONFIG, "k" * 64, "full", role="screen", arm="a", owner=None)
+    client(store).delete_run(run_id)
+    store.log_rows(run_id, result().history)
+    client(store).delete_run(run_id)
+    store.finish_training(run_id, result())
+    client(store).delete_run(run_id)
+    store.close(run_id, "FINISHED")
+    assert store.find_training("k" * 64, "full") == (run_id, result())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(run_id in line for line in lines)
+
+
+def test_an_experiment_that_is_deleted_in_between_takes_new_runs(root):
+    store = Store()
+    first = log_training(store)
+    client(store).delete_experiment(store.experiment_id("trainings", "full"))
+    second = log_training(store, key="b" * 64)
+    assert {run.id for run in store.search("trainings", "full")} == {first, second}
+
+
+def test_a_run_deleted_for_good_is_an_error(root):
+    store = Store()
+    run_id = log_training(store)
+    client(store).delete_run(run_id)
+    client(store)._tracking_client.store._hard_delete_run(run_id)
+    assert not store.is_kept(run_id)
+    with pytest.raises(MlflowException, match=run_id):
+        store.set_tags(run_id, mine="x")
