@@ -180,6 +180,22 @@ def test_the_step_of_a_subclass_counts_once_and_keeps_the_norms_before_clipping(
             torch.testing.assert_close(p, q)
 
 
+def test_the_stats_describe_the_last_call_of_a_closure_that_is_called_twice():
+    class Twice(torch.optim.Optimizer):
+        def step(self, closure=None):
+            closure(), closure()
+
+    p = nn.Parameter(torch.ones(1))
+    optimizer, sizes = Twice([p], {}), iter([4.0, 2.0])
+    agc = AGC(optimizer)
+
+    def closure():
+        p.grad = torch.full_like(p, next(sizes))
+
+    optimizer.step(closure)
+    assert agc.stats.ratios().tolist() == [2.0] and agc.steps == 1 and p.grad.item() == pytest.approx(0.01)
+
+
 def test_a_step_that_fails_does_not_count():
     class Failing(torch.optim.SGD):
         def step(self, closure=None):

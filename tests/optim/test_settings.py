@@ -102,6 +102,21 @@ def test_a_function_lost_behind_the_back_of_agc_is_refused_at_the_next_step():
         limit(p, optimizer)
 
 
+def test_an_optimizer_that_loads_without_hooks_continues_the_count():
+    class Unhooked(torch.optim.SGD):
+        def load_state_dict(self, state):
+            params = [group["params"] for group in self.param_groups]
+            self.param_groups = [{**g, "params": p} for g, p in zip(state["param_groups"], params, strict=True)]
+
+    p = nn.Parameter(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+    optimizer = Unhooked([{"params": [p], "clip": halving}], lr=0.0)
+    agc = AGC(optimizer)
+    optimizer.load_state_dict(saved({"clip": halving}))
+    optimizer.param_groups[0]["clip"] = halving
+    assert limit(p, optimizer) == pytest.approx(0.125) and agc.steps == 4
+    assert limit(p, optimizer) == pytest.approx(0.0625)
+
+
 @pytest.mark.parametrize(
     ("ours", "loaded", "shown", "in_force"),
     [

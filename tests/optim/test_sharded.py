@@ -157,6 +157,50 @@ def check_columns(rank):
     return {"same": same, "refused": refused}
 
 
+def check_zero(rank):
+    """Each process updates a part of the parameters. A state with a threshold schedule is loaded in between."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def halving(step):
+        return 0.2 * 0.5**step
+
+    x, y = data()
+
+    def train(model, optimizer, n):
+        for _ in range(n):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+
+    def groups(model):
+        return param_groups(model, clip=halving)
+
+    whole = made()
+    optimizer = torch.optim.SGD(groups(whole), lr=0.1, momentum=0.9)
+    AGC(optimizer)
+    train(whole, optimizer, 4)
+
+    settings = {"optimizer_class": torch.optim.SGD, "lr": 0.1, "momentum": 0.9}
+    model = made()
+    first = ZeroRedundancyOptimizer(groups(model), **settings)
+    agc = AGC(first)
+    train(model, first, 2)
+    first.consolidate_state_dict(to=0)
+    states = [first.state_dict()] if rank == 0 else [None]
+    torch.distributed.broadcast_object_list(states, src=0)
+    second = ZeroRedundancyOptimizer(groups(model), **settings)
+    later = AGC(second)
+    second.load_state_dict(states[0])
+    train(model, second, 2)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    expected = dict(whole.named_parameters())
+    return {
+        "distance": max((parameters[k] - v).abs().max().item() for k, v in expected.items()),
+        "steps": [agc.steps, later.steps],
+        "names": later.stats.table().parameter.tolist(),
+    }
+
+
 def check_train(rank):
     """Train with torchrun's environment. Only the first process logs."""
     from workbench.training import TrainConfig, train
@@ -211,6 +255,15 @@ def test_shards_of_uneven_size_give_the_parameters_of_one_process():
     first, second = run("fully_shard")
     assert first["distance"] < 1e-12 and second["distance"] < 1e-12
     assert second["empty on some"]  # the second process holds no part of the gain
+
+
+@pytest.mark.slow
+def test_processes_that_update_a_part_each_continue_a_schedule_like_one_process():
+    first, second = run("zero")
+    assert first["distance"] < 1e-12 and second["distance"] < 1e-12
+    assert first["steps"] == second["steps"] == [2, 4]
+    clipped = {name for name, _ in made().named_parameters()} - {"fc.weight"}
+    assert set(first["names"]) | set(second["names"]) == clipped and set(first["names"]).isdisjoint(second["names"])
 
 
 def test_two_processes_with_ddp_equal_one_on_the_joined_batch():

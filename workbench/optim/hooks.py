@@ -84,8 +84,7 @@ class AGC:
         self._clipped = False  # in the step that is in progress
         self._before: dict[int, list[dict]] = {}
         self._hooks = self._register()
-        for layer in self._layers:
-            self._steps = take_steps(layer.param_groups) or self._steps
+        self._take_steps()
 
     def _register(self) -> list[RemovableHandle]:
         """Hook the steps of the innermost layer, and the states of all layers that have hooks."""
@@ -113,9 +112,12 @@ class AGC:
         return handles
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+        self._take_steps()  # some optimizers load a state without hooks
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._clip()
+            return None
+        if getattr(closure, "clipped_by", None) is self:  # `step` of a subclass passes it on to that of its base
             return None
         if not callable(closure):
             raise WorkbenchError(
@@ -125,9 +127,11 @@ class AGC:
 
         def clipped_closure() -> Any:
             loss = closure()
+            self._clipped = False  # new gradients
             self._clip()
             return loss
 
+        vars(clipped_closure)["clipped_by"] = self
         if "closure" in kwargs:
             return args, {**kwargs, "closure": clipped_closure}
         return (optimizer, clipped_closure, *args[2:]), kwargs
@@ -139,7 +143,7 @@ class AGC:
                 "Call scaler.unscale_(optimizer) before scaler.step(optimizer)."
             )
         stats = _clip(self._parts())
-        if not self._clipped:  # `step` of a subclass calls that of its base, which runs the hooks again
+        if not self._clipped:  # else `step` of a subclass called that of its base, which runs the hooks again
             self._stats = stats
         self._clipped = True
 
@@ -180,9 +184,13 @@ class AGC:
 
     def _after_load(self, optimizer: torch.optim.Optimizer) -> None:
         restore(optimizer.param_groups, self._before.pop(id(optimizer)), self.clip, self.eps)
-        steps = take_steps(optimizer.param_groups)
-        if steps is not None:
-            self.steps = steps
+        self._take_steps(optimizer)
+
+    def _take_steps(self, *layers: torch.optim.Optimizer) -> None:
+        """Continue from the step count of a loaded state, if one of the layers has it. By default look in all."""
+        for layer in layers or self._layers:
+            steps = take_steps(layer.param_groups)
+            self._steps = self._steps if steps is None else steps
 
     @property
     def steps(self) -> int:
@@ -221,7 +229,7 @@ class AGC:
         self._hooks = []
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_hooks": [], "hooked": bool(self._hooks)}
+        return {**vars(self), "_steps": self.steps, "_hooks": [], "hooked": bool(self._hooks)}
 
     def __setstate__(self, state: dict) -> None:
         hooked = state.pop("hooked")

@@ -227,10 +227,6 @@ def _check(model: nn.Module, optimizer: Optimizer, lr: float | None, steps: int)
         )
     if lr is not None and not lr > 0:
         raise WorkbenchError(f"`lr` must be above 0, got {lr}. Give the peak rate of the training.")
-    if not isinstance(optimizer, Optimizer):
-        raise WorkbenchError(
-            f"`optimizer` must be a torch.optim.Optimizer built on `model`, got {type(optimizer).__name__}."
-        )
     wrapper, optimizer = optimizer, layers_of(optimizer)[-1]
     if not parameters_of(wrapper) <= parameters_of(optimizer):
         raise WorkbenchError(
