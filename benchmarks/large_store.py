@@ -27,7 +27,7 @@ from workbench.lab.compare.table import from_store
 from workbench.lab.doctor import examine
 from workbench.lab.store.client import Store
 from workbench.lab.store.locations import files_of, runs_folder
-from workbench.lab.studies.launcher import execution_key, plan
+from workbench.lab.studies.executions import execution_key, plan
 from workbench.training import TrainConfig, TrainResult
 
 STUDY = "large_batch"

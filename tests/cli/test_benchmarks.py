@@ -3,6 +3,7 @@
 Evidence: medians, floors and bytes computed by hand, results that disagree, and the command as a user runs it.
 """
 
+import importlib
 import json
 import sys
 
@@ -96,6 +97,12 @@ def test_every_program_is_listed_and_has_help(command):
     for name in listed:
         source = (CHECKOUT / "benchmarks" / f"{name}.py").read_text()
         assert source.startswith('"""') and "args = arguments(__doc__" in source, name
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CHECKOUT / "benchmarks").glob("*.py")))
+def test_every_file_of_benchmarks_can_be_imported(name):
+    """With the names that it takes from the workbench."""
+    assert importlib.import_module(name).__file__ == str(CHECKOUT / "benchmarks" / f"{name}.py")
 
 
 @pytest.fixture
