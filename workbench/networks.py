@@ -176,12 +176,8 @@ def _user_network(
         arguments = {**_sizes_taken(function, sizes), **(arguments or {}), **more}
         if isinstance(function, nn.Module) and not arguments:
             return copied(function)  # Python imports a module once, so each build must get a new network
-        try:
+        with user_code.running(place, f"{name} failed, called with {arguments or 'no arguments'}"):
             model = function(**arguments)
-        except TypeError as error:
-            raise WorkbenchError(f"{name} cannot be called with {arguments or 'no arguments'} ({error}).") from error
-        except Exception as error:  # a user's function can raise anything
-            raise WorkbenchError(f"{name} failed ({type(error).__name__}: {error}).") from error
     if not isinstance(model, nn.Module):
         raise WorkbenchError(f"{name} must return an nn.Module, not {type(model).__name__}. Check its return value.")
     return model
@@ -207,6 +203,9 @@ def sizes_taken(name: str, num_classes: int, in_channels: int) -> dict[str, int]
 def _sizes_taken(function: Callable, sizes: dict[str, int]) -> dict[str, int]:
     if isinstance(function, nn.Module):
         return {}
-    takes = inspect.signature(function).parameters
+    try:
+        takes = inspect.signature(function).parameters
+    except (ValueError, TypeError):  # a function in C need not have a signature
+        return {}
     words = {size: next((word for word in SIZES[size] if word in takes), None) for size in sizes}
     return {word: sizes[size] for size, word in words.items() if word is not None}

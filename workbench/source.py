@@ -37,11 +37,11 @@ def files_hash(top: Path, files: list[Path]) -> str:
     """
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(top)}\n{syntax_without_docstrings(file.read_text())}\n".encode())
+        digest.update(f"{file.relative_to(top)}\n{syntax_without_docstrings(file.read_bytes())}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def syntax_without_docstrings(source: str) -> str:
+def syntax_without_docstrings(source: str | bytes) -> str:
     """Return the syntax tree of Python source as text, without docstrings.
 
     Two sources that differ only in comments, layout or docstrings give the same text.

@@ -15,6 +15,7 @@ from pathlib import Path
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import root
 from workbench.source import files_hash
+from workbench.user_errors import explained, parsed
 
 
 def is_user_code(name: str) -> bool:
@@ -52,8 +53,11 @@ def located(name: str) -> str:
     where, _, function = name.rpartition(":")
     if not where.endswith(".py"):
         return name
-    given = Path(where).expanduser()
-    file = next((f.resolve() for f in (given, root() / given) if f.is_file()), None)
+    try:
+        given = Path(where).expanduser()
+        file = next((f.resolve() for f in (given, root() / given) if f.is_file()), None)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or an unknown home folder
+        raise WorkbenchError(f"no file can be named {where[:80]!r} ({error}). Check the path.") from error
     if file is None:
         raise WorkbenchError(f"there is no file {where} in {Path.cwd()} or in {root()}. Check the path.")
     return f"{file.relative_to(root()) if file.is_relative_to(root()) else file}:{function}"
@@ -108,29 +112,48 @@ def loaded(name: str) -> Iterator[Callable]:
     _known[name] = digest
     sys.path.insert(0, str(top))
     try:
-        module = _imported(where)
-        value = getattr(module, function, None)
+        with explained(f"cannot import {where}", files):
+            module = _imported(where)
+            value = getattr(module, function, None)
         if not callable(value):
             callables = [key for key, each in vars(module).items() if callable(each) and not key.startswith("_")]
             raise unknown(f"function of {where}", function, callables)
         yield value
     finally:
-        sys.path.remove(str(top))
+        with contextlib.suppress(ValueError):  # the user's code may have removed it
+            sys.path.remove(str(top))
+
+
+@contextlib.contextmanager
+def running(name: str, what: str) -> Iterator[None]:
+    """Run the function of a located name, and turn whatever it raises into one sentence.
+
+    Args:
+        name: A name from `located`.
+        what: Start of the sentence.
+
+    Raises:
+        WorkbenchError: If the function fails. The message has the file and the line.
+    """
+    with explained(what, _files(name)[1]):
+        yield
 
 
 def _imported(where: str):
     """Import a dotted name, or run a file and return its module."""
+    if not where.endswith(".py"):
+        return importlib.import_module(where)
+    file = root() / Path(where).expanduser()
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.setdefault(file.stem, module)
     try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        file = root() / Path(where).expanduser()
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(file.stem, module)
         spec.loader.exec_module(module)
-        return module
-    except Exception as error:  # a user's file can raise anything
-        raise WorkbenchError(f"cannot import {where} ({type(error).__name__}: {error}).") from error
+    except BaseException:
+        if before is module:  # no other file may import a module that is only half there
+            sys.modules.pop(file.stem, None)
+        raise
+    return module
 
 
 def _files(name: str) -> tuple[Path, list[Path]]:
@@ -140,40 +163,39 @@ def _files(name: str) -> tuple[Path, list[Path]]:
     if not file.is_file():
         raise WorkbenchError(f"there is no file {file}. Give file.py:function or package.module:function.")
     top = file.parent if where.endswith(".py") else file.parents[where.count(".") + (file.name == "__init__.py")]
-    try:
-        return top, sorted(_with_imports(file, top))
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        raise WorkbenchError(f"cannot import {where} ({type(error).__name__}: {error}).") from error
+    return top, sorted(_with_imports(file, top))
 
 
 def _file_of_module(where: str) -> Path:
     """Find the file of a dotted module, first in the working directory. Do not run the module."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
+    with explained(f"cannot import {where}", ()):  # to find a module, Python runs its parent packages
         spec = importlib.util.find_spec(where)
         if spec is None or not spec.has_location:
             raise ModuleNotFoundError(f"No module named '{where}'")
-    except Exception as error:  # to find a module, Python runs its parent packages
-        raise WorkbenchError(f"cannot import {where} ({type(error).__name__}: {error}).") from error
     return Path(spec.origin)
 
 
 def _with_imports(file: Path, top: Path) -> set[Path]:
-    """Return the file and all files that it imports, directly or not, from its folder or `top`."""
+    """Return the file and all files that it imports, directly or not, from its folder or `top`.
+
+    A relative import from above `top` adds no file. Python refuses it.
+    """
     files, todo = {file}, [file]
     while todo:
         here = todo.pop()
-        for node in ast.walk(ast.parse(here.read_text())):
+        for node in ast.walk(parsed(here)):
             if isinstance(node, ast.Import):
                 names, places = [alias.name for alias in node.names], (here.parent, top)
             elif isinstance(node, ast.ImportFrom):
                 base = node.module or ""
                 names = [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)]
-                places = (here.parents[node.level - 1],) if node.level else (here.parent, top)
+                places = here.parents[node.level - 1 : node.level] if node.level else (here.parent, top)
             else:
                 continue
-            parts = [place.joinpath(*name.split(".")) for name in names if name for place in places]
+            inside = [place for place in places if place.is_relative_to(top)]
+            parts = [place.joinpath(*name.split(".")) for name in names if name for place in inside]
             more = {f for part in parts for f in (part.with_suffix(".py"), part / "__init__.py") if f.is_file()}
             todo += more - files
             files |= more
