@@ -18,7 +18,6 @@ import pytest
 import safetensors.torch
 import torch
 from support.checkout import SHARED_DATA
-from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
@@ -355,7 +354,7 @@ def test_networks_that_a_file_cannot_name_are_not_saved(tmp_path):
     from workbench.weights.export import fold
 
     model = small("nf_resnet_tiny", 4)
-    for bad in (fold(model), nn.DataParallel(model), NFResNet(depth=(1, 1, 1), widths=(32, 64, 128), width=1)):
+    for bad in (fold(model), NFResNet(depth=(1, 1, 1), widths=(32, 64, 128), width=1)):
         with pytest.raises(WorkbenchError, match=rf"\b{type(bad).__name__}\b.*state_dict"):
             save_checkpoint(bad, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())

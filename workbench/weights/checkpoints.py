@@ -17,13 +17,16 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.files import target_path, write_whole
 from workbench.models import zoo
 from workbench.models.network import Network
+from workbench.optim.names import unwrapped
 from workbench.user_code import is_user_code
 from workbench.weights.haiku import to_haiku
 from workbench.weights.identify import constants, differences, identify, recipe_of
 from workbench.weights.input_channels import adapt_in_channels
+from workbench.weights.metadata import check_preprocess
+from workbench.weights.prefixes import stored_names
 from workbench.weights.reading import FORMAT, Weights, read_weights
 from workbench.weights.released import find
-from workbench.weights.strict import complaints, load_strictly
+from workbench.weights.strict import check_fits, complaints, load_strictly
 from workbench.weights.timm_layout import to_timm
 
 
@@ -84,7 +87,7 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
     `load_checkpoint(file, model)`.
 
     Args:
-        model: A model made by `create_model`.
+        model: A model made by `create_model`, also within torch.compile or DistributedDataParallel.
         file: Path that ends in .safetensors.
         preprocess: How its images are made, for `evaluate`: mean and std (one number per channel, in units of 0..1),
             image_size and style (see workbench.data.preprocess). None: as for ImageNet.
@@ -93,27 +96,31 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
         The path of the file.
 
     Raises:
-        WorkbenchError: If `create_model` did not make the model, or it was changed since (folded, wrapped). Save its
+        WorkbenchError: If `create_model` did not make the model, or it was changed since, such as folded. Save its
             state_dict() instead, or export it.
     """
     file = target_path(file, (".safetensors",))
+    check_preprocess(preprocess)
+    model = unwrapped(model)
+    tensors = model.state_dict()
+    names = stored_names(tensors)
+    state = {names[name]: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     recipe = recipe_of(model)
     if recipe is not None and is_user_code(recipe["name"]):
         faults = []  # its code would have to run to compare
     elif recipe is not None:
         with torch.device("meta"):
-            faults = complaints(zoo.create_model(**recipe), model.state_dict(), {})
+            faults = complaints(zoo.create_model(**recipe), state, {})
     elif getattr(model, "recipe", None) is None:
         faults = ["create_model did not make it"]
     else:
         faults = []
     if faults:
         raise WorkbenchError(
-            f"A file cannot name this {type(model).__name__} ({faults[0]}). Save the network itself, not a folded or "
-            "wrapped one (compiled._orig_mod, ddp.module), or save its state_dict() with torch.save."
+            f"A file cannot name this {type(model).__name__} ({faults[0]}). Save the network itself, not a "
+            "folded one, or save its state_dict() with torch.save."
         )
     metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "preprocess": json.dumps(preprocess)}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_whole(file, lambda part: save_file(state, part, metadata))
 
 
@@ -169,7 +176,11 @@ def convert(source: str | Path, target: str | Path, *, layout: str = "workbench"
 
 def build(weights: Weights, **overrides) -> Network:
     """Build the network that the weights belong to, and load them."""
-    model = zoo.create_model(**{**identify(weights), **overrides})
+    arguments = {**identify(weights), **overrides}
+    with torch.device("meta"):  # sizes that the file does not have need no memory
+        model = zoo.create_model(**arguments)
+    check_fits(model, *weights.state_for(model))
+    model = zoo.create_model(**arguments)
     load_strictly(model, *weights.state_for(model))
     return model
 
@@ -180,6 +191,7 @@ def load_into(model: nn.Module, weights: Weights) -> None:
     Raises:
         WorkbenchError: If they do not fit. The message names the network that they belong to.
     """
+    model = unwrapped(model)
     try:
         state, labels = weights.state_for(model)
         faults = complaints(model, state, labels)

@@ -19,6 +19,7 @@ from workbench.files import target_path, write_whole
 from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
 from workbench.models.timm_nets import TimmConv2d
+from workbench.optim.names import unwrapped
 
 # Odd after every halving: at an even size the tracer assumes exact divisions, and then cannot solve its own guards.
 TRACED_AT = (97, 129)
@@ -49,7 +50,7 @@ def fold(model: nn.Module) -> nn.Module:
     Returns:
         The copy, in evaluation mode. Signal propagation needs the original instead.
     """
-    folded = copied(model).eval()
+    folded: Any = copied(unwrapped(model)).eval()
     for block in getattr(folded, "blocks", []):
         gated = (
             getattr(block, "squeeze_excite", None) is not None or getattr(block, "channel_attention", None) is not None
@@ -107,6 +108,7 @@ def export_program(model: nn.Module) -> ExportedProgram:
     Raises:
         WorkbenchError: For any other network.
     """
+    model = unwrapped(model)
     if not isinstance(model, Network):
         raise WorkbenchError(f"`model` must be a network of this library, got a {type(model).__name__}.")
     first = next(p for p in model.parameters() if p.ndim == 4)

@@ -14,6 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.models.nf_regnet import NFRegNet
 from workbench.models.nf_resnet import NFResNet
 from workbench.models.nfnet import NFNet
+from workbench.optim.names import unwrapped
 from workbench.weights.pickles import Tree
 from workbench.weights.strict import load_strictly
 
@@ -64,6 +65,7 @@ def to_haiku(model: nn.Module) -> Tree:
     Raises:
         WorkbenchError: If the model has no released layout.
     """
+    model = unwrapped(model)
     parameters = dict(model.named_parameters())
     tree: Tree = {}
     for ours, (module, name) in haiku_names(model).items():

@@ -1,8 +1,6 @@
 """Reads a file of weights into arrays. Nothing in the file is executed."""
 
-import json
 import pickle
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models import zoo
-from workbench.user_code import is_user_code
 from workbench.weights.haiku import haiku_state
+from workbench.weights.metadata import read_metadata
 from workbench.weights.pickles import read_pickle
+from workbench.weights.prefixes import stored_names
 from workbench.weights.timm_layout import from_timm, is_timm
 
 FORMAT = "normfree-workbench/1"
-_WRAPPERS = r"^(module\.|_orig_mod\.)+"  # prefixes by DistributedDataParallel and torch.compile
+HOLDERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "module")  # keys of a state dict within a file
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class Weights:
 
     def state_for(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the arrays under the model's names, and {model's name: file's name}."""
-        if self.layout == "haiku":
-            return haiku_state(self.content, model)
-        return self.content, {}
+        state, labels = haiku_state(self.content, model) if self.layout == "haiku" else (self.content, {})
+        ours = {plain: name for name, plain in stored_names(model.state_dict(keep_vars=True)).items()}
+        theirs = stored_names(state)
+        return {ours.get(theirs[name], name): tensor for name, tensor in state.items()}, labels
 
     def shape(self) -> tuple[int, int, int]:
         """Read (classes, input channels, blocks) off the arrays. The defaults are 0, 3 and 0."""
@@ -83,32 +82,20 @@ def read_weights(file: Path) -> Weights:
         except (SafetensorError, OSError) as error:
             raise WorkbenchError(f"Cannot read {file} as safetensors ({error}). Fetch it again.") from error
         if metadata.get("format") == FORMAT:
-            return Weights(file, "workbench", state, *_read_metadata(metadata, file))
+            recipe, preprocess = read_metadata(metadata, file)
+            return Weights(file, "workbench", state, recipe, True, preprocess)
     elif file.suffix in (".pth", ".pt", ".bin"):
         state = _read_torch(file)
     else:
         raise WorkbenchError(f"{file} must end in .npz (as released), .safetensors, .pth, .pt or .bin.")
-    state = {re.sub(_WRAPPERS, "", name): tensor for name, tensor in state.items()}
+    plain = stored_names(state)
+    state = {plain[name]: tensor for name, tensor in state.items()}
     wrong = [name for name, tensor in state.items() if tensor.is_meta or tensor.layout != torch.strided]
     if wrong:
         raise WorkbenchError(f"{file} holds no dense tensor under {wrong[0]}. Save its weights as ordinary tensors.")
     if is_timm(state):
         return Weights(file, "timm", from_timm(state))
     return Weights(file, "workbench", state)
-
-
-def _read_metadata(metadata: dict[str, str], file: Path) -> tuple[dict | None, bool, dict | None]:
-    """Return `recipe`, `named` and `preprocess` of `Weights`."""
-    try:
-        recipe, preprocess = json.loads(metadata["recipe"]), json.loads(metadata.get("preprocess", "null"))
-        if recipe is not None and not is_user_code(recipe["name"]):  # a file must not make us import code
-            with torch.device("meta"):
-                zoo.create_model(**recipe)  # raises if this version does not know the name or the arguments
-        return recipe, True, preprocess
-    except (ValueError, TypeError, KeyError) as error:
-        raise WorkbenchError(
-            f"{file} names no network that this version knows ({error}). Pass a model: load_checkpoint(file, model)."
-        ) from error
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
@@ -121,10 +108,9 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can raise anything in torch.load
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise WorkbenchError(f"Cannot read {file} as weights ({cause}); nothing in it was executed.") from error
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
+    for _ in HOLDERS:  # one may hold another
+        inner = [state[key] for key in HOLDERS if isinstance(state, dict) and isinstance(state.get(key), dict)]
+        state = inner[0] if inner else state
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WorkbenchError(f"{file} holds no state dict. Save a dict of names and tensors.")
     return state

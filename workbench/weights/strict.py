@@ -19,12 +19,21 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], labels: dict[str, 
     Raises:
         WorkbenchError: If tensors are missing, extra, of the wrong shape or not floating point. Nothing is copied then.
     """
-    faults = complaints(model, state, labels or {})
-    if faults:
-        raise WorkbenchError(f"The weights do not fit {type(model).__name__}: {'; '.join(faults)}.")
+    check_fits(model, state, labels or {})
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             tensor.copy_(state[name])
+
+
+def check_fits(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str]) -> None:
+    """Check that `state` fits this model, which may be on the device meta.
+
+    Raises:
+        WorkbenchError: If tensors are missing, extra, of the wrong shape or not floating point.
+    """
+    faults = complaints(model, state, labels)
+    if faults:
+        raise WorkbenchError(f"The weights do not fit {type(model).__name__}: {'; '.join(faults)}.")
 
 
 def complaints(model: nn.Module, state: dict[str, Tensor], labels: dict[str, str]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError
 from workbench.models.nfnet import NFNet
 from workbench.models.timm_nets import TimmNet
+from workbench.optim.names import unwrapped
 
 IN_TIMM = (NFNet, TimmNet)
 _CONVS = {"conv_shortcut": "downsample.conv", "conv0": "conv1", "conv1": "conv2", "conv1b": "conv2b", "conv2": "conv3"}
@@ -41,6 +42,7 @@ def to_timm(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         WorkbenchError: If timm has no net that computes the same.
     """
+    model = unwrapped(model)
     if not isinstance(model, IN_TIMM):
         raise WorkbenchError(
             f"timm has no net that computes a {type(model).__name__}. Its layout is for nfnet_* and timm_* models."

@@ -1,0 +1,92 @@
+"""The metadata of our files of weights, checked before anything is built from them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.bounded_json import parse
+from workbench.data.preprocess import STYLES
+from workbench.errors import WorkbenchError, unknown
+from workbench.models import zoo
+from workbench.user_code import is_user_code
+
+SIZE, DEPTH = 1 << 16, 8  # bounds of each entry: characters, nesting
+ENTRIES = 64  # of a list among a network's arguments
+SIDE = 1 << 14  # largest side of an image, pixels
+LARGEST = 2**31  # no side of a tensor is larger
+
+
+def read_metadata(metadata: dict[str, str], file: Path) -> tuple[dict | None, dict | None]:
+    """Return the recipe of the network and the preprocessing of its images, either of which may be None.
+
+    Raises:
+        WorkbenchError: If one of them breaks its rules, or this version knows no such network.
+    """
+    try:
+        recipe = parse(metadata.get("recipe", ""), size=SIZE, depth=DEPTH)
+        if recipe is not None:
+            _check_recipe(recipe)
+    except WorkbenchError as error:
+        raise WorkbenchError(
+            f"{file} names no network that this version knows ({error}). Pass a model: load_checkpoint(file, model)."
+        ) from error
+    try:
+        preprocess = parse(metadata.get("preprocess", "null"), size=SIZE, depth=DEPTH)
+        check_preprocess(preprocess)
+    except WorkbenchError as error:
+        raise WorkbenchError(f"{file} records no valid preprocessing ({error}). Save the network again.") from error
+    return recipe, preprocess
+
+
+def check_preprocess(value: Any) -> None:
+    """Check how the images of a network are made.
+
+    Raises:
+        WorkbenchError: For a value that is neither None nor complete and valid.
+    """
+    if value is None:
+        return
+    keys = ("mean", "std", "image_size", "style")
+    if not isinstance(value, dict) or any(key not in value for key in keys):
+        raise WorkbenchError(f"`preprocess` must be a dictionary with {', '.join(keys)}, got {str(value)[:80]}")
+    mean, std, size = value["mean"], value["std"], value["image_size"]
+    for key, numbers in (("mean", mean), ("std", std)):
+        is_list = isinstance(numbers, list | tuple) and len(numbers) <= ENTRIES
+        if not is_list or not all(_is_number(v) and (key == "mean" or v > 0) for v in numbers):
+            rule = "finite numbers" if key == "mean" else "finite numbers above 0"
+            raise WorkbenchError(f"`{key}` must be a list of {rule}, got {str(numbers)[:80]}")
+    if len(mean) != len(std):
+        raise WorkbenchError(f"`mean` and `std` must have one number per channel, got {len(mean)} and {len(std)}")
+    if type(size) is not int or not 0 < size <= SIDE:
+        raise WorkbenchError(f"`image_size` must be a whole number from 1 to {SIDE}, got {str(size)[:80]}")
+    if value["style"] not in tuple(STYLES):
+        raise unknown("style", str(value["style"])[:80], STYLES)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_recipe(recipe: Any) -> None:
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("name"), str):
+        raise WorkbenchError(f"the recipe must be an object with the name of a network, got {str(recipe)[:80]}")
+    if len(recipe["name"]) > 1000:
+        raise WorkbenchError(f"the name of a network must have at most 1000 characters, got {recipe['name'][:40]}...")
+    for key in ("num_classes", "in_channels"):
+        value = recipe.get(key, 1)
+        if type(value) is not int or not 0 <= value < LARGEST:
+            raise WorkbenchError(f"`{key}` must be a whole number from 0 to {LARGEST - 1}, got {str(value)[:80]}")
+    if is_user_code(recipe["name"]):  # a file must not make us import code
+        return
+    for key, value in recipe.items():
+        if isinstance(value, list) and len(value) > ENTRIES:
+            raise WorkbenchError(f"`{key}` must have at most {ENTRIES} entries, got {len(value)}")
+    try:
+        with torch.device("meta"):
+            zoo.create_model(**recipe)  # raises if this version does not know the name or the arguments
+    except WorkbenchError as error:
+        raise WorkbenchError(str(error)[:400].rstrip(".")) from error
+    except (RuntimeError, OverflowError, MemoryError, ValueError, TypeError) as error:  # sizes that no tensor has
+        raise WorkbenchError(f"no network has the sizes of {str(recipe)[:200]}") from error
