@@ -96,9 +96,9 @@ def test_a_failing_forward_leaves_no_hooks():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_model_without_blocks_is_refused_with_an_example_of_blocks():
+def test_a_model_without_blocks_and_layers_is_refused_with_an_example_of_blocks():
     with pytest.raises(WorkbenchError, match=r"Sequential .* blocks=\['0'\]"):
-        signal_propagation(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.randn(1, 3, 8, 8))
+        signal_propagation(nn.Sequential(nn.ReLU()), torch.randn(1, 3, 8, 8))
 
 
 # ---- networks of other libraries

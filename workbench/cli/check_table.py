@@ -19,19 +19,22 @@ SHOWN = {
 
 
 def show_blocks(table: pd.DataFrame, console: Console) -> None:
-    """Print one row per block, in the order of the network."""
+    """Print one row per block or layer, in the order of the network."""
+    unit = table.attrs.get("unit", "block")
     shown = Table(box=None, pad_edge=False, header_style="bold")
     columns = [name for name in SHOWN if name in table]
     for name in columns:
-        shown.add_column(SHOWN[name], justify="left" if name in ("path", "verdict") else "right", no_wrap=True)
+        heading = unit if name == "block" else SHOWN[name]
+        shown.add_column(heading, justify="left" if name in ("path", "verdict") else "right", no_wrap=True)
     for _, row in table.iterrows():
-        shown.add_row(*(_cell(name, row[name]) for name in columns))
+        shown.add_row(*(_cell(name, row[name], unit) for name in columns))
     console.print(shown, highlight=False)
 
 
-def _cell(name: str, value: object) -> str:
+def _cell(name: str, value: object, unit: str) -> str:
     if name == "block":
-        return "stem" if value == 0 else str(value)
+        first = "stem" if unit == "block" else "input"
+        return first if value == 0 else str(value)
     if isinstance(value, str):
         return value
     if pd.isna(value):

@@ -200,8 +200,9 @@ def check(
 ) -> None:
     """Check that signals keep their scale through a network.
 
-    Follows activations and gradients through the blocks, and names each fault with its cause and cure. Set arguments of
-    the network with -p, such as -p width=0.5. The exit code is 0 if the network is sound, and 1 if it has faults.
+    Follows activations and gradients through the blocks or layers, and names each fault with its cause and cure. Set
+    arguments of the network with -p, such as -p width=0.5. The exit code is 0 if the network is sound, and 1 if it has
+    faults.
     """
     from rich.console import Console
 

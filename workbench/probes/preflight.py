@@ -3,7 +3,7 @@
 1. Do the network's constants equal those of its design? (Networks of this library; exact.)
 2. Do the measured variances agree with the theory? (Networks of this library; within sampling error.)
 3. Do variances, forward and backward, keep their scale from block to block? Do means stay small, units alive and
-   numbers finite? (Any network; see `rules`.)
+   numbers finite? (Any network; see `rules`. Networks without residual additions go layer by layer.)
 4. Is the input normalised, and does the head give finite numbers of a usual size?
 """
 
@@ -26,12 +26,16 @@ from workbench.probes.cuts import is_connected
 from workbench.probes.diagnosis import construction_faults, weight_faults
 from workbench.probes.input_checks import checked, cure, described, is_usual, normalised, not_normalised, scale
 from workbench.probes.origin import first_not_finite, user_line
-from workbench.probes.rules import HUGE, Fault, broken_rules, start, unsound_head
+from workbench.probes.rules import HUGE, Fault, broken_rules, start, unit_of, unsound_head
 from workbench.probes.shared import left_unchanged, refuse_lazy
 from workbench.probes.signal import in_training, library_blocks, signal_propagation
 from workbench.probes.theory import expected_signal, is_normalizer_free, with_expected
 
 ENOUGH = 16 * 64**2  # pixels of noise; maps that are 64 times smaller in both directions still hold 16 values a channel
+LAYERS = (
+    "It adds no residual branches, so its layers are judged: each convolution and each matrix product, with the norm "
+    "right behind it. The output layer and layers behind a global pool are left out."
+)
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -41,8 +45,8 @@ class Preflight:
 
     Attributes:
         name: Name of the network.
-        table: Table of `signal_propagation` with a column `verdict`. Networks with a theory have columns of expected
-            values, too.
+        table: Table of `signal_propagation` with a column `verdict`, one row per block or layer. Networks with a theory
+            have columns of expected values, too.
         faults: The first fault of each kind.
     """
 
@@ -56,23 +60,24 @@ class Preflight:
         return not self.faults
 
     def __str__(self) -> str:
-        blocks = len(self.table) - 1
+        count, unit = len(self.table) - 1, unit_of(self.table)
         if self.ok:
             kinds = self.table.verdict[1:].value_counts()
-            return f"{self.name} is sound: {', '.join(f'{n} of {blocks} blocks: {kind}' for kind, n in kinds.items())}."
-        return "\n".join(
-            [
+            shown = ", ".join(f"{n} of {count} {unit}{'s' * (count > 1)}: {kind}" for kind, n in kinds.items())
+            lines = [f"{self.name} is sound: {shown}."]
+        else:
+            lines = [
                 f"{self.name} has {len(self.faults)} fault{'s' * (len(self.faults) > 1)}:",
                 *(f"- {self.say(f)}" for f in self.faults),
             ]
-        )
+        return "\n".join([*lines, *[LAYERS] * (unit == "layer")])
 
     def say(self, fault: Fault) -> str:
         """Describe one fault: where it is, its kind, its cause and its cure."""
         where = fault.block if isinstance(fault.block, str) else {None: "network", 0: "stem"}.get(fault.block)
         if where is None:
             path = self.table.path[fault.block]
-            where = f"block {fault.block}" + (f" ({path})" if path else "")
+            where = f"{unit_of(self.table)} {fault.block}" + (f" ({path})" if path else "")
         return f"{where}: {fault.verdict}: {fault.cause}. Cure: {fault.cure}."
 
 
@@ -182,7 +187,8 @@ def _with_origin(model: nn.Module, inputs: list[Tensor], table: pd.DataFrame, fa
     for fault in faults:
         if fault.verdict in ("overflows", "not finite"):
             fault = replace(fault, cause=f"{fault.cause}; first by {origin.text}")
-        if fault.verdict == "overflows" and fault.block == 1 and table.path[1] and table.path[1] not in origin.modules:
+        first = unit_of(table) == "block" and fault.block == 1 and table.path[1]
+        if fault.verdict == "overflows" and first and table.path[1] not in origin.modules:
             fault = replace(fault, block=0)
         traced.append(fault)
     return traced

@@ -6,6 +6,10 @@ Sound networks pass. The limits allow for:
 - average pools, which keep a quarter of the variance of white noise;
 - the mean after a max-pool;
 - residual branches that start at zero.
+
+Networks without residual additions are judged layer by layer. Without shortcuts every layer changes the variance, and
+ReLU shifts the means. So the limits allow for four layers with torch's initialisation, which keeps a sixth of the
+variance per layer with ReLU.
 """
 
 import math
@@ -23,8 +27,12 @@ RUN = 4  # blocks in a row
 HUGE = 100.0  # times the stem's variance, or 1
 LOST = 0.1  # share of the stem's variance, with a factor of 1/4 for each stage
 SHIFT = 4.0  # squared channel mean over variance; a ReLU after a LayerNorm leads to up to three
+LOST_IN_LAYERS = 1e-3  # as LOST
+SHIFT_OF_LAYERS = 400.0  # as SHIFT; one part in 400 of a map then depends on the input
 DEAD = 0.5  # share of the units that a layer reads
 OUTPUT = 300.0  # root mean square of the output; images from 0 to 255 stay below
+WHOSE = {"block": "the trunk's", "layer": "its"}
+VARIANCE = "draw weights with variance gamma squared / fan-in"
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str, input_v
     If values are not finite, that is the only fault.
 
     Args:
-        table: Columns stage, mean_sq, var, residual_var, grad_var, dead, peak and, if known, cut_off.
+        table: Columns stage, mean_sq, var, residual_var, grad_var, dead, peak and, if known, cut_off. Its rows are
+            blocks or layers, see `unit_of`.
         closed: Whether each block still adds nothing to the trunk.
         precision: Name of the precision, for the description of faults.
         input_var: Variance of the input; infinite if it has none, such as that of tokens.
@@ -65,10 +74,15 @@ def broken_rules(table: pd.DataFrame, closed: pd.Series, precision: str, input_v
     return [*forward, *is_cut_off(table), *gradient_grows(table)]
 
 
+def unit_of(table: pd.DataFrame) -> str:
+    """Return what the rows of a table of `signal_propagation` are: "block" or "layer"."""
+    return table.attrs.get("unit", "block")
+
+
 def overflows(table: pd.DataFrame, i: int, precision: str) -> Fault:
     """Make the fault of values that are not finite from block `i` on."""
     before = table.peak[i - 1]
-    reached = f"; the largest value one block before is {before:.3g}" if math.isfinite(before) else ""
+    reached = f"; the largest value one {unit_of(table)} before is {before:.3g}" if math.isfinite(before) else ""
     ends = ", which ends at 65,504" if precision == "float16" else ""
     return Fault(
         i,
@@ -124,16 +138,19 @@ def unsound_head(values: int, bad: int, size: float, connected: bool, sound: boo
 
 def grows(table: pd.DataFrame) -> list[Fault]:
     """Find blocks where the variance multiplies from block to block, or gets huge at once."""
-    var = table["var"]
+    var, unit = table["var"], unit_of(table)
     ratio = (var / var.shift(1)).tolist()
     flags = in_a_run(ratio, GROWTH) | (var > HUGE * max(1.0, start(table)))
     return [
         Fault(
             i,
             "grows",
-            f"the trunk's variance is {var[i]:.3g}, {ratio[i]:.2f} times that of the block before, and "
-            f"{var.iloc[-1]:.3g} at the end: branches are as large as the trunk, or weights are drawn too large",
-            "multiply each branch by alpha and divide its input by beta, as normfree does, or normalise its input",
+            f"{WHOSE[unit]} variance is {var[i]:.3g}, {ratio[i]:.2f} times that of the {unit} before, and "
+            f"{var.iloc[-1]:.3g} at the end: {'branches are as large as the trunk, or ' * (unit == 'block')}weights "
+            "are drawn too large",
+            "multiply each branch by alpha and divide its input by beta, as normfree does, or normalise its input"
+            if unit == "block"
+            else VARIANCE + ", or normalise",
         )
         for i in _flagged(flags)
     ]
@@ -141,14 +158,15 @@ def grows(table: pd.DataFrame) -> list[Fault]:
 
 def vanishes(table: pd.DataFrame) -> list[Fault]:
     """Find blocks where variance is lost, beyond the loss by average pools."""
-    flags = table["var"] < LOST * start(table) * 0.25 ** (table.stage + 1)
+    unit, layers = unit_of(table), unit_of(table) == "layer"
+    flags = table["var"] < (LOST_IN_LAYERS if layers else LOST) * start(table) * 0.25 ** (table.stage + 1)
     return [
         Fault(
             i,
             "vanishes",
-            f"the trunk's variance is {table['var'][i]:.3g}, but {start(table):.3g} at the start: weights are "
-            "drawn too small, a shortcut is scaled down, or an activation lacks its gamma",
-            "draw weights with variance gamma squared / fan-in, and add shortcuts without a factor",
+            f"{WHOSE[unit]} variance is {table['var'][i]:.3g}, but {start(table):.3g} at the start: weights are "
+            f"drawn too small, {'a shortcut is scaled down, ' * (not layers)}or an activation lacks its gamma",
+            VARIANCE + ", and add shortcuts without a factor" * (not layers),
         )
         for i in _flagged(flags)
     ]
@@ -160,15 +178,16 @@ def shifts(table: pd.DataFrame, closed: pd.Series) -> list[Fault]:
     The limit of the first stage allows for means from the stem, such as those of a max-pool. Blocks that still add
     nothing are left out, because the means of their shortcuts are no fault of the design.
     """
-    shift = table.mean_sq / table["var"]
-    allowed = 2 * max(SHIFT / 2, shift[0]) if math.isfinite(shift[0]) else SHIFT
-    limit = table.stage.map(lambda stage: SHIFT if stage > 0 else max(SHIFT, allowed))
+    shift, unit = table.mean_sq / table["var"], unit_of(table)
+    most = SHIFT if unit == "block" else SHIFT_OF_LAYERS
+    allowed = 2 * max(most / 2, shift[0]) if math.isfinite(shift[0]) else most
+    limit = table.stage.map(lambda stage: most if stage > 0 else max(most, allowed))
     return [
         Fault(
             i,
             "mean shift",
             f"the squared channel means are {shift[i]:.3g} times the variance: filters with a nonzero mean pass on the "
-            "mean of the activations, block after block",
+            f"mean of the activations, {unit} after {unit}",
             "standardise the weights (ScaledStdConv2d), as normfree does, or normalise",
         )
         for i in _flagged((shift > limit) & ~closed)
@@ -177,13 +196,14 @@ def shifts(table: pd.DataFrame, closed: pd.Series) -> list[Fault]:
 
 def dies(table: pd.DataFrame) -> list[Fault]:
     """Find blocks with a layer most of whose inputs never vary."""
+    unit = unit_of(table)
     return [
         Fault(
             i,
             "dead",
-            f"{table.dead[i]:.0%} of the units that a layer of this block reads never vary: biases or input means are "
-            "far below the activation's threshold",
-            "start biases at zero, and check the blocks before for a mean shift",
+            f"{table.dead[i]:.0%} of the units that {'a layer of this block' if unit == 'block' else 'it'} reads never "
+            "vary: biases or input means are far below the activation's threshold",
+            f"start biases at zero, and check the {unit}s before for a mean shift",
         )
         for i in _flagged(table.dead >= DEAD)
     ]
@@ -204,16 +224,16 @@ def is_cut_off(table: pd.DataFrame) -> list[Fault]:
 
 def gradient_grows(table: pd.DataFrame) -> list[Fault]:
     """Find blocks where the gradient's variance multiplies on its way back."""
-    back = table.grad_var[1:].tolist()[::-1]
+    back, unit = table.grad_var[1:].tolist()[::-1], unit_of(table)
     ratios = [math.nan, *(after / before if before > 0 else math.nan for before, after in pairwise(back))]
     flags = cast(pd.Series, in_a_run(ratios, BACKWARD)[::-1]).reset_index(drop=True)
     return [
         Fault(
             i + 1,
             "gradient grows",
-            f"on its way back, the gradient's variance grows by {BACKWARD:g} per block or more over {RUN} blocks, to "
-            f"{max(back):.3g} times that after the last block",
-            "make the branches smaller (alpha), or draw weights with variance gamma squared / fan-in",
+            f"on its way back, the gradient's variance grows by {BACKWARD:g} per {unit} or more over {RUN} {unit}s, to "
+            f"{max(back):.3g} times that after the last {unit}",
+            "make the branches smaller (alpha), or " * (unit == "block") + VARIANCE,
         )
         for i in flags.index[flags.to_numpy()]
     ]

@@ -7,6 +7,7 @@ mean over channels of the channel variance.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import pandas as pd
@@ -18,6 +19,7 @@ from workbench.models.additions import Addition, Additions, watch_modules
 from workbench.models.layers import StochasticDepth
 from workbench.probes.cuts import Cuts
 from workbench.probes.dead import DeadUnits
+from workbench.probes.layers import Layers
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
 from workbench.probes.moments import peak as peak_of
@@ -63,8 +65,9 @@ def signal_propagation(
 ) -> pd.DataFrame:
     """Send an input through a model and measure the trunk after every residual block.
 
-    Residual blocks of this library are known. In other networks they are found by their additions. The model runs in
-    its current mode. Mode, hooks, buffers, gradients and random state stay unchanged.
+    Residual blocks of this library are known. In other networks they are found by their additions. A network without
+    additions, such as VGG, DenseNet or a perceptron, is measured after every layer instead, see `layers`. The model
+    runs in its current mode. Mode, hooks, buffers, gradients and random state stay unchanged.
 
     Args:
         model: The network.
@@ -72,8 +75,7 @@ def signal_propagation(
             for a model that is called as model(*x).
         channels: Dimension of the channels. None: dimension 1 of maps (N, C, H, W) and features (N, C), and the last
             dimension of tokens (N, T, C). Maps (N, H, W, C) are recognised by H = W.
-        blocks: Names of the modules whose outputs are the trunk, for networks without additions, or to choose other
-            modules than those that add.
+        blocks: Names of the modules whose outputs are the trunk, instead of those that are found.
         backward: Add the column grad_var. True sends a gradient from N(0, 1) back from the last block. A function of
             the model's output sends back the gradient of that loss. Like every backward pass, this keeps activations.
         dead: Add the column dead.
@@ -82,10 +84,12 @@ def signal_propagation(
         cut_off: Add the column cut_off. Needs `backward`.
 
     Returns:
-        Row 0 for the stem, which is the input of the first block, and then one row per block. Columns:
+        Row 0 for the stem, which is the input of the first block, and then one row per block. `attrs["unit"]` of the
+        table says what its rows are: "block", or "layer" in networks without additions. There row 0 is the network's
+        input. Columns:
 
         - block: Index of the block. 0: the stem.
-        - stage: Index of the stage. A stage begins where the shape of the trunk changes.
+        - stage: Index of the stage. A stage begins where the shape of the trunk changes, or the size of layers' maps.
         - mean_sq, var: Of the trunk after the addition.
         - residual_var: Variance of the branch; NaN for the stem. In networks of this library, the branch is measured
           before stochastic depth, skip gain and alpha. In other networks, it is measured as it is added.
@@ -97,29 +101,38 @@ def signal_propagation(
         - path: Name of the block's module.
 
     Raises:
-        WorkbenchError: If the model has lazy modules or no residual blocks, or `blocks` names no module of it. Also if
-            no gradient comes back to the input.
+        WorkbenchError: If the model has lazy modules, or neither residual blocks nor layers, or `blocks` names no
+            module of it. Also if no gradient comes back to the input.
     """
     refuse_lazy(model)
     inputs = as_inputs(x)
     extras = {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}
-    table = _Table(inputs, extras, channels, dead, Cuts(model) if cut_off and backward else None)
     with left_unchanged(model), torch.set_grad_enabled(bool(backward)):
         leaves = [t.detach().clone().requires_grad_(bool(backward) and t.is_floating_point()) for t in inputs]
-        ours = library_blocks(model)
-        named = None if blocks is None else _modules(model, blocks)
-        with table.watching_units():
-            given = [t.clone() for t in leaves] if backward else leaves
-            if named is not None:
-                out = _run_named(model, named, given, table)
-            elif ours:
-                out = _run_library(model, ours, given, table)
-            else:
-                out = _run_watched(model, given, table)
+        for way in _ways(model, blocks):
+            table = _Table(inputs, extras, channels, dead, Cuts(model) if cut_off and backward else None)
+            with table.watching_units():
+                out = way(model, [t.clone() for t in leaves], table)
+            if len(table.rows) > 1:
+                break
+        else:
+            raise WorkbenchError(
+                f"{type(model).__name__} has neither residual blocks nor layers: it never adds two maps (N, C, ...), "
+                f"and multiplies none by weights. Name the modules to measure, {_example(model)}."
+            )
         if backward:
             loss = None if backward is True else checked_loss(backward(out), "Give a function of the model's output")
             table.send_back([t for t in leaves if t.requires_grad], loss, model)
     return table.frame()
+
+
+def _ways(model: nn.Module, blocks: Sequence[str] | None) -> list[Callable]:
+    """Return ways to run the model and fill the table. The first that finds anything counts."""
+    if blocks is not None:
+        return [partial(_run_named, _modules(model, blocks))]
+    if ours := library_blocks(model):
+        return [partial(_run_library, ours)]
+    return [_run_watched, _run_layers, partial(_run_layers, pooled=True)]
 
 
 @contextlib.contextmanager
@@ -163,6 +176,7 @@ class _Table:
         self.cuts = cuts
         self.rows: list[dict] = []
         self.branch_var = float("nan")
+        self.unit = "block"
         self.last: Tensor | None = None
         self.real_gradient = False
 
@@ -244,10 +258,11 @@ class _Table:
         table = pd.DataFrame(self.rows, columns=[*COLUMNS, *extras, "path"])
         if self.cuts is not None:
             table.insert(len(table.columns) - 1, "cut_off", [self.cuts.by_row.get(i, "") for i in table.index])
+        table.attrs["unit"] = self.unit
         return table
 
 
-def _run_library(model: nn.Module, blocks: list[LibraryBlock], inputs: list[Tensor], table: _Table) -> Tensor:
+def _run_library(blocks: list[LibraryBlock], model: nn.Module, inputs: list[Tensor], table: _Table) -> Tensor:
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
 
     def at_stem(module: nn.Module, args: tuple) -> None:
@@ -296,13 +311,35 @@ def _run_watched(model: nn.Module, inputs: list[Tensor], table: _Table) -> Tenso
         out = _run(model, inputs, hooks)
     settled()
     if not additions:
-        raise WorkbenchError(
-            f"{type(model).__name__} has no residual blocks: it never adds two maps (N, C, ...), tokens (N, T, C) or "
-            f"features (N, C) of one shape. Name the modules whose outputs are the trunk, {_example(model)}."
-        )
+        return out
     with torch.no_grad():
         stem = _input_of(model, additions[0].module, start, table.least)
         table.rows[0] |= {} if stem is None else moments(channels_second(stem, table.channels))
+    return out
+
+
+def _run_layers(model: nn.Module, inputs: list[Tensor], table: _Table, pooled: bool = False) -> Tensor:
+    stage, size = -1, None
+
+    def measure(h: Tensor, path: str) -> None:
+        nonlocal stage, size
+        before, size = size, channels_second(h, table.channels).shape[2:]
+        stage += size != before
+        table.end(h, path, stage)
+        table.watch_gradient(h)
+
+    table.unit = "layer"
+    first = next((t for t in inputs if t.is_floating_point() and t.ndim > 1), None)
+    table.stem(first)
+    if first is not None:
+        table.watch_gradient(first)
+    watch = Layers(inputs, measure, pooled)
+    hooks = watch_modules(model, watch.stack)
+    with watch:
+        out = _run(model, inputs, hooks)
+    if pooled and len(table.rows) == 1:  # the output is the only layer
+        for h, path in list(watch.unfinished.items()):
+            measure(h, path)
     return out
 
 
@@ -311,7 +348,7 @@ def _example(model: nn.Module) -> str:
     return f"blocks={names} (--blocks {','.join(names)})"
 
 
-def _run_named(model: nn.Module, blocks: list[tuple[str, nn.Module]], inputs: list[Tensor], table: _Table) -> Tensor:
+def _run_named(blocks: list[tuple[str, nn.Module]], model: nn.Module, inputs: list[Tensor], table: _Table) -> Tensor:
     names = {name for name, _ in blocks}
     watch = Additions(inputs, lambda addition: in_block(addition), lambda out: None, least=table.least)
 

@@ -51,6 +51,11 @@ def normed(num_classes=10, in_channels=1):
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 
 
+def plain(in_channels=1):
+    body = [nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
 def breaks():
     return Breaks()
 
@@ -65,6 +70,15 @@ def user_folder(root, monkeypatch):
     (root / "my_nets.py").write_text(USER_NETS)
     monkeypatch.chdir(root)
     return root
+
+
+def test_a_network_without_residual_additions_is_checked_layer_by_layer(user_folder, command):
+    code, output, _ = command("check", "my_nets:plain", "--data", "mnist5k")
+    lines = output.splitlines()
+    assert code == 0 and lines[0].split()[:2] == ["layer", "module"]
+    assert [line.split()[0] for line in lines[1:4]] == ["input", "1", "2"] and "2 of 2 layers: sound" in output
+    (run,) = Store().search("checks", "full")
+    assert run.metrics["sound"] == 1 and run.metrics["blocks"] == 2 and run.metrics["faults"] == 0
 
 
 def test_a_sound_network_is_kept_as_a_run_with_exit_code_0(root, command):

@@ -38,7 +38,8 @@ def check_figure(table: pd.DataFrame) -> Figure:
         ax.plot(bad.block, bad[column], "x", ms=9, color=FAILED, label="fault")
         if len(shown):
             depth_axis(ax, table, column)
-        ax.set(title=SIGNALS[column], xlabel="residual block (0 = stem)")
+        layers = table.attrs.get("unit") == "layer"
+        ax.set(title=SIGNALS[column], xlabel="layer (0 = input)" if layers else "residual block (0 = stem)")
     legend_outside(figure, axes)
     return figure
 
