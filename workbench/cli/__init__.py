@@ -39,6 +39,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort, click.Abort):
         code = INTERRUPTED
     except Exception as error:
+        _refuse_damaged(error)
         if (cause := disk_error_message(error)) is None:
             _report_lost_server(error)
         print(
@@ -53,6 +54,15 @@ def main() -> None:
             file=sys.stderr,
         )
     sys.exit(code)
+
+
+def _refuse_damaged(error: Exception) -> None:
+    """Exit with code 2 if a database of the store is damaged."""
+    from workbench.lab.store.patience import is_damaged
+
+    if damage := is_damaged(error):
+        print(f"workbench: {damage}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _report_lost_server(error: Exception) -> NoReturn:

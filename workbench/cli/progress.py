@@ -206,13 +206,13 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
             all_finished = False
             console.print(f"{name}: [red]{run.status}[/red]. {escape(tags.get('cause', ''))}", highlight=False)
             continue
-        demo = "[yellow]DEMO[/yellow] " if tags["mode"] == "quick" else ""
+        demo = "[yellow]DEMO[/yellow] " if tags.get("mode") == "quick" else ""
         holds = {1.0: "Holds.", 0.0: "Does not hold."}.get(run.metrics.get("holds"), "Not decided.")
         console.print(f"{name}: {demo}{holds} {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
         effect_line = f"    {tags.get('effect', '')}   run {run_id[:8]}"
         console.print(effect_line, style="dim", markup=False, highlight=False)
     if run_ids:
-        mode = store.get(run_ids[0]).tags["mode"]
+        mode = store.get(run_ids[0]).tags.get("mode", "full")
         pages = "" if store.uri.startswith("http") else " start ./run ui, then open"
         console.print(f"\nCompare them:{pages}", highlight=False)
         console.print(f"  {store.compare_url(run_ids, 'studies', mode)}", highlight=False, soft_wrap=True)

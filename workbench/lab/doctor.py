@@ -8,7 +8,6 @@ aside, not removed.
 """
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,9 @@ import psutil
 from workbench.errors import WorkbenchError
 from workbench.lab.executors.lifetime import Family, is_alive, is_held, strays, whoami
 from workbench.lab.store.client import EXPERIMENTS, Store
-from workbench.lab.store.database import Database, as_path, is_database
-from workbench.lab.store.locations import default_uri, files_of, runs_folder, tracking_uri
+from workbench.lab.store.database import Database, as_path, damage_of, is_database, is_made, sqlite_file
+from workbench.lab.store.locations import default_uri, files_of, folder_of, run_folders, runs_folder, tracking_uri
+from workbench.lab.store.results import damage_of_files
 from workbench.lab.store.retention import bytes_of
 from workbench.lab.store.runs import Run
 from workbench.paths import root
@@ -65,15 +65,41 @@ def examine(moved: bool = False) -> Iterator[Finding]:
             "end it",
             functools.partial(_end, pid),
         )
-    file = Database(tracking_uri()).file if is_database(tracking_uri()) else None
-    if file is None or file.is_file():  # otherwise `Store` would create one
-        yield from _store(Store(anywhere=True), file is not None, identities, moved)
+    damages = list(_damaged_files())
+    yield from damages
+    if not damages:
+        yield from _opened(identities, moved)
+
+
+def _damaged_files() -> Iterator[Finding]:
+    """Yield the SQLite files that SQLite finds damaged. Nothing else is examined then."""
+    from workbench.lab.jobs.search import storage_uri
+
+    cures = {
+        tracking_uri(): "put a copy in its place, or rescue its rows with `sqlite3 FILE .recover | sqlite3 NEW`",
+        storage_uri(): "move it away: the next start of a study searches again, and finds its trainings",
+    }
+    for uri, cure in cures.items():
+        if (file := sqlite_file(uri)) is not None and (damage := damage_of(file)):
+            yield Finding("databases", f"{file} is damaged ({damage[:100]})", f"end what uses it, then {cure}")
+
+
+def _opened(identities: set[str], moved: bool) -> Iterator[Finding]:
+    file = sqlite_file(tracking_uri())
+    if file is None or is_made(file) or run_folders():  # otherwise `Store` would create one
+        try:
+            store = Store(anywhere=True)
+        except WorkbenchError as error:
+            problem, _, cure = str(error).partition(". ")
+            yield Finding("store", problem, cure.removesuffix("."))
+            return
+        yield from _store(store, file is not None, identities, moved)
     yield from _trials()
 
 
 def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[Finding]:
     yield from _trash(store)
-    folders = _run_folders() if local else {}  # before the runs, because a run exists before its folder
+    folders = run_folders() if local else {}  # before the runs, because a run exists before its folder
     runs = [(name, run) for name in EXPERIMENTS for run in store.runs(name)]
     alive = {r.id for _, r in runs if r.status == "RUNNING" and _lives(r, lost)}
     database = Database(store.uri) if is_database(store.uri) else None
@@ -144,11 +170,10 @@ def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: boo
         if run.status == "RUNNING" and run_id not in alive:
             mend = functools.partial(_close, store, run_id, "KILLED", "its process ended before it did")
             yield Finding("runs", f"{what} is RUNNING, but no process runs it", "close it as KILLED", mend)
-        elif run.status == "FINISHED" and local and not _whole(name, run):
-            mend = functools.partial(_close, store, run_id, "FAILED", "its files are gone")
-            yield Finding(
-                "results", f"{what} is FINISHED, but its files are gone", "mark it FAILED, so it runs again", mend
-            )
+        elif run.status == "FINISHED" and local and (damage := damage_of_files(name, run, _folder(name, run.id))):
+            mend = functools.partial(_close, store, run_id, "FAILED", damage)
+            cure = "set it aside as FAILED, so it runs again"
+            yield Finding("results", f"{what} is FINISHED, but {damage}", cure, mend)
 
 
 def _replays(store: Store, database: Database, checks: list[Run]) -> Iterator[Finding]:
@@ -176,21 +201,6 @@ def _move_replay(store: Store, uri: str, run_id: str) -> None:
         database.close()
 
 
-def _whole(experiment: str, run: Run) -> bool:
-    """Say whether the files exist that the store needs to reuse this run."""
-    folder = _folder(experiment, run.id)
-    if not run.files_uri.startswith(("file:", "/")):  # a server keeps them
-        return True
-    if experiment.startswith("trainings"):
-        try:
-            return isinstance(json.loads((folder / "result.json").read_text()), dict)
-        except (OSError, ValueError):
-            return False
-    if experiment.startswith("studies") and "key" in run.tags:  # a launcher ran it. A manual run may have no files
-        return (folder / "environment.txt").is_file()
-    return True
-
-
 def _close(store: Store, run_id: str, status: str, cause: str) -> None:
     store.set_tags(run_id, outcome="failed", cause=cause)
     store.close(run_id, status)
@@ -209,8 +219,7 @@ def _points(database: Database, runs: list[tuple[str, Run]], alive: set[str]) ->
 
 
 def _lives(run: Run, lost: set[str]) -> bool:
-    process = run.tags.get("process", "")
-    return process not in lost and is_alive(process)
+    return run.process not in lost and is_alive(run.process)
 
 
 # ---- trials, processes
@@ -310,7 +319,7 @@ def _set_aside(folder: Path) -> None:
 def _remove(place: Path, lock: Path | None) -> None:
     if lock is None:
         return shutil.rmtree(place) if place.is_dir() else place.unlink()
-    lock.parent.mkdir(exist_ok=True)
+    folder_of("locks")
     with filelock.FileLock(lock, timeout=0):  # held: a training has begun since
         shutil.rmtree(place) if place.is_dir() else place.unlink()
 
@@ -318,11 +327,3 @@ def _remove(place: Path, lock: Path | None) -> None:
 def _folder(experiment: str, run_id: str) -> Path:
     """Return where a run's files are now, whatever the database says."""
     return files_of(experiment) / run_id / "artifacts"
-
-
-def _run_folders() -> dict[str, list[Path]]:
-    folders: dict[str, list[Path]] = {}
-    for name in EXPERIMENTS:
-        for folder in files_of(name).glob("*/"):
-            folders.setdefault(folder.name, []).append(folder)
-    return folders

@@ -75,6 +75,6 @@ def checkpoint_seconds() -> float:
 def _kept(config: TrainConfig, folder: Path) -> TrainResult | None:
     try:
         result = TrainResult.from_json((folder / RESULT).read_text())
-    except (OSError, ValueError, TypeError):
+    except Exception:  # there is none, or it is damaged in whatever way: the training runs again
         return None
     return result if result.key == training_key(config, source_digest(config)) else None

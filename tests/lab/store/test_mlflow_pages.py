@@ -75,3 +75,50 @@ def test_a_run_deleted_for_good_is_an_error(root):
     assert not store.is_kept(run_id)
     with pytest.raises(MlflowException, match=run_id):
         store.set_tags(run_id, mine="x")
+
+
+def test_edited_tags_and_names_lose_no_result(root, command):
+    """A run whose key now names another training must not be taken for it."""
+    store = Store()
+    run_id, mlflow = log_training(store), client(store)
+    mlflow.update_run(run_id, name="renamed")
+    for tag in ("arm", "role", "mode", "config_id", "configuration", "mlflow.note.content", "process"):
+        mlflow.delete_tag(run_id, tag)
+    assert store.find_training("k" * 64, "full") == (run_id, result())
+    assert command("compare")[0] == 0 and command("diff", run_id, log_training(store, key="b" * 64))[0] == 0
+    store.set_tags(run_id, key="c" * 64)
+    assert store.find_training("c" * 64, "full") is None
+    store.set_tags(run_id, outcome="superb")
+    assert store.find_training("k" * 64, "full") is None
+    assert command("compare")[0] == command("doctor")[0] == 0
+
+
+def test_the_newest_of_a_restored_run_and_its_repetition_counts(root):
+    store = Store()
+    first = log_training(store)
+    client(store).delete_run(first)
+    assert store.find_training("k" * 64, "full") is None
+    second = log_training(store)
+    client(store).restore_run(first)
+    assert store.find_training("k" * 64, "full")[0] == second
+    assert list(table.from_store(store).rows.run_id) == [second]
+
+
+def test_a_run_that_somebody_else_made_in_an_experiment_of_the_store_is_left_alone(root, command):
+    store = Store()
+    log_training(store)
+    mlflow = client(store)
+    foreign = mlflow.create_run(store.experiment_id("trainings", "full"), run_name="by hand").info.run_id
+    mlflow.set_terminated(foreign, "FINISHED")
+    assert command("compare")[0] == command("doctor", "--fix")[0] == 0
+    assert store.status(foreign) == "FINISHED"
+
+
+@pytest.mark.parametrize("process", ["nonsense", "a/b/c/d", "host/1/2", "", "//", "1/2/3/4/5/x"])
+def test_a_running_run_whose_process_is_nonsense_counts_as_ended(root, command, process):
+    store = Store()
+    run_id = store.open_training(CONFIG, "k" * 64, "full", role="screen", arm="a", owner=None)
+    store.set_tags(run_id, process=process)
+    assert list(store.orphans()) == [run_id]
+    code, output, _ = command("doctor", "--fix")
+    assert code == 0 and run_id in output and store.status(run_id) == "KILLED"

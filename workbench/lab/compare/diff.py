@@ -4,7 +4,6 @@
 prints the `config_id` of every group.
 """
 
-import json
 from dataclasses import dataclass
 
 import pandas as pd
@@ -153,9 +152,9 @@ def _newest_per_seed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _provenance(store: Store, side: Side, rows: pd.DataFrame) -> dict:
-    result = json.loads(store.read_text(rows.run_id.iloc[0], "result.json"))
+    result = store.read_result(rows.run_id.iloc[0])
     seeds = ", ".join(f"{seed:g}" for seed in rows.seed)
-    versions = {f"version of {name}": value for name, value in result["versions"].items()}
+    versions = {f"version of {name}": value for name, value in result.versions.items()}
     device = ", ".join(sorted(set(rows.device)))
     return {
         "seed": seeds,

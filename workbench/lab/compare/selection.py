@@ -3,7 +3,6 @@
 Selecting reads only the columns of the store. `curves` and `configuration` also read a file of each training.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.store.client import UNREACHABLE, Store, is_away
+from workbench.lab.store.patience import is_damaged
 
 ROLES = ("screen", "search", "confirm")
 TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
@@ -93,14 +93,14 @@ def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for run_id in tqdm(run_ids, desc="curves", unit="run", leave=False, disable=None):
-        for row in json.loads(store.read_text(run_id, "result.json"))["history"]:
+        for row in store.read_result(run_id).history:
             rows.append({"run_id": run_id} | {name: row.get(name) for name in CURVE[1:]})
     return pd.DataFrame(rows, columns=list(CURVE))
 
 
 def configuration(store: Store, run_id: str) -> dict:
     """Return a training's configuration, with the network's arguments as `model_args.<name>`."""
-    config = json.loads(store.read_text(run_id, "config.json"))
+    config = dict(store.read_result(run_id).config)
     arguments = config.pop("model_args", None) or {}
     return config | {f"model_args.{name}": value for name, value in arguments.items()}
 
@@ -149,7 +149,7 @@ def _search(store: Store, mode: str, terms: list[str]) -> list:
     try:
         return store.search("trainings", mode, text)
     except UNREACHABLE as error:
-        if is_away(error) or not terms:
+        if is_away(error) or is_damaged(error) or not terms:
             raise
         cause = str(error).removeprefix("INVALID_PARAMETER_VALUE: ").splitlines()[0]
         raise WorkbenchError(

@@ -14,6 +14,7 @@ import pandas as pd
 from workbench.errors import WorkbenchError
 from workbench.lab.jobs.job_run import log_measured
 from workbench.lab.store.client import REUSABLE, Store
+from workbench.lab.store.locks import locked
 from workbench.training import code_hash, training_key
 from workbench.training.detached.records import FINISHED, RESULTS, Record, numbered, read_records, tables_of
 from workbench.training.detached.transport import unpacked
@@ -80,7 +81,7 @@ def _import_folder(folder: Path, store: Store, on_progress: Callable[[int, int],
         if record.result.key in known[record.mode]:
             imported.known += 1
             continue
-        with store.lock(f"{record.mode}-{record.result.key}"):
+        with locked(store.lock(f"{record.mode}-{record.result.key}"), record.result.config.name):
             if store.find_training(record.result.key, record.mode) is not None:
                 imported.known += 1
             else:

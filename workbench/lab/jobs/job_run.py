@@ -17,6 +17,7 @@ from workbench.lab.jobs.job import Job, JobResult
 from workbench.lab.store import retention
 from workbench.lab.store.client import UNREACHABLE, Store
 from workbench.lab.store.locations import runs_folder
+from workbench.lab.store.locks import holder
 from workbench.lab.studies.session import Session
 from workbench.training import TrainResult, planned, training_key, worker_task
 from workbench.training.detached.plan import Planned
@@ -56,6 +57,10 @@ class JobRun:
     def reserve(self) -> bool:
         """Lock the training. False: another process runs it, or an equal job runs here."""
         return self._session.store.reserve(self._lock)
+
+    def holder(self) -> str:
+        """Name the process that has locked the training."""
+        return holder(Path(self._lock.lock_file))
 
     def known(self) -> JobResult | None:
         """Return the finished training with this key. None: the store has none."""

@@ -226,8 +226,7 @@ def find_original(store: Store, text: str) -> tuple[str, str, TrainResult]:
         raise WorkbenchError(
             f"run {run_id} is {run.status} ({cause}), but a replay needs a finished training. Run the training again."
         )
-    text = store.read_text(run_id, "result.json")
-    return run_id, mode, TrainResult.from_json(text)
+    return run_id, mode, store.read_result(run_id).as_train_result()
 
 
 def first_to_go(ratios: pd.DataFrame, diverged: bool = True) -> First:

@@ -25,6 +25,7 @@ from workbench.training.inputs import source
 from workbench.training.setup import initial_model, pick_device, steps_of
 
 POLL = 0.5  # seconds between looks at a training that another process runs
+LOUD = 4  # looks before a line says for whom this waits
 
 
 def run_all(
@@ -134,7 +135,7 @@ def trained(
         progress: Counts the trainings.
     """
     engine = engine_for(executor)
-    fresh, elsewhere = iter(jobs), deque()
+    fresh, elsewhere, waits = iter(jobs), deque(), 0
     try:
         while True:
             again = len(elsewhere)
@@ -147,6 +148,7 @@ def trained(
                 run = JobRun(job, session, progress.row)
                 if not engine.reserve(run):
                     elsewhere.append(job)
+                    blocked = run
                 elif (known := run.known()) is not None:
                     yield progress.one(known)
                 else:
@@ -154,6 +156,9 @@ def trained(
             if engine.is_busy():
                 yield progress.one(engine.wait())
             elif elsewhere:
+                if waits == LOUD:
+                    channel.announce(f"waits for {blocked.job.name}: {blocked.holder()} runs it")
+                waits += 1
                 time.sleep(POLL)
             else:
                 return

@@ -28,7 +28,9 @@ from workbench.lab.jobs.engines import is_planning
 from workbench.lab.jobs.job import Arm, Job, JobResult
 from workbench.lab.jobs.run_all import Progress, check, trained
 from workbench.lab.store.database import make_whole, with_driver, without_password
-from workbench.lab.store.locations import runs_folder
+from workbench.lab.store.locations import folder_of, runs_folder
+from workbench.lab.store.locks import locked
+from workbench.lab.store.patience import is_damaged
 from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig, training_key
@@ -110,7 +112,7 @@ def search(
     )
     name = f"{session.study} {arm} {hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
 
-    with filelock.FileLock(search_lock(name)):
+    with locked(search_lock(name), f"the search '{name}'"):
         asking = _AskAndTell(_open(name), ranges, fixed, seed, trials, start or [])
         asking.give_back()
         limit = trials
@@ -228,23 +230,25 @@ def storage_uri() -> str:
 
 def search_lock(name: str) -> Path:
     """Return the file that is locked while a search runs."""
-    folder = runs_folder() / "locks"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
+    return folder_of("locks") / f"{name.replace('/', '_')}.search.lock".replace(" ", "-")
 
 
 def _storage() -> optuna.storages.RDBStorage:
     uri = storage_uri()
-    patience = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
-    with filelock.FileLock(runs_folder() / ".optuna.lock"):  # two processes must not create the file at the same time
+    options = {} if uri.startswith("sqlite") else {"pool_pre_ping": True}
+    with locked(
+        runs_folder() / ".optuna.lock", "the searches"
+    ):  # two processes must not create the file at the same time
         try:
             make_whole(uri, lambda part: optuna.storages.RDBStorage(part).engine.dispose())
-            return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=patience)
+            return optuna.storages.RDBStorage(with_driver(uri), engine_kwargs=options)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
             cure = "Start its server, or correct WORKBENCH_OPTUNA_STORAGE, or unset it to use the file under mlruns/"
             if uri.startswith("sqlite"):
                 if disk_error_message(error):
                     raise
+                if damage := is_damaged(error):
+                    raise WorkbenchError(damage) from error
                 cure = "Move the file away to get a new one; the trainings are kept, and found again"
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise WorkbenchError(f"cannot open the database {without_password(uri)} ({cause}). {cure}.") from error
@@ -252,7 +256,7 @@ def _storage() -> optuna.storages.RDBStorage:
 
 def _open(name: str) -> optuna.Study:
     storage = _storage()
-    with filelock.FileLock(runs_folder() / ".optuna.lock"):
+    with locked(runs_folder() / ".optuna.lock", "the searches"):
         return optuna.create_study(
             storage=storage,
             study_name=name,

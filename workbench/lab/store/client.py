@@ -19,10 +19,8 @@ import gc
 import json
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
@@ -33,15 +31,17 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from workbench.errors import WorkbenchError, disk_error_message
+from workbench.lab.executors import channel
 from workbench.lab.executors.lifetime import is_alive, whoami
 from workbench.lab.store import views
-from workbench.lab.store.database import with_driver, without_password
-from workbench.lab.store.descriptions import as_param, in_words
+from workbench.lab.store.database import with_driver
+from workbench.lab.store.descriptions import as_param, in_words, params_of
 from workbench.lab.store.experiments import EXPERIMENTS, is_deleted, open_experiments
-from workbench.lab.store.locations import runs_folder, tracking_uri
-from workbench.lab.store.opening import allow_many_writers, make_tables, refuse_unusable
-from workbench.lab.store.run_files import refuse_link, within_run
+from workbench.lab.store.locations import folder_of, refuse_blocked, runs_folder, tracking_uri
+from workbench.lab.store.locks import locked
+from workbench.lab.store.opening import make_tables, refuse_unusable, unopened
+from workbench.lab.store.results import RESULT, DamagedResult
+from workbench.lab.store.run_files import RunFiles
 from workbench.lab.store.runs import Run
 from workbench.lab.store.shared_client import SharedClient
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # users do not need its notes on making tables
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises these errors as well
 
+FOLDERS = ("locks", "locks/seats", "checkpoints", "artifacts", *(f"artifacts/{name}" for name in EXPERIMENTS))
 REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
@@ -79,7 +80,7 @@ def _as_run(run: MlflowRun) -> Run:
     )
 
 
-class Store:
+class Store(RunFiles):
     """The store of runs.
 
     If there is no store yet, opening makes one. This takes a few seconds, once, under a lock.
@@ -97,22 +98,14 @@ class Store:
         """
         self.uri = uri or tracking_uri()
         try:
-            with filelock.FileLock(runs_folder() / ".store.lock"):
+            refuse_blocked(FOLDERS)
+            with locked(runs_folder() / ".store.lock", "the store"):
                 refuse_unusable(self.uri)
                 make_tables(self.uri)
                 self._client = SharedClient(tracking_uri=with_driver(self.uri))
                 experiments = open_experiments(self._client, self.uri, anywhere=anywhere)
-                allow_many_writers(self.uri)
         except (*UNREACHABLE, ImportError) as error:
-            cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(self.uri)
-            cure = "Move the file away to get a new store, or set MLFLOW_TRACKING_URI to another store"
-            if "db upgrade" in cause:
-                cause, cure = "an older MLflow made it", f"Copy it, then run `mlflow db upgrade {uri}`"
-            elif disk_error_message(error):
-                cure = "Free some space, or choose another folder with WORKBENCH_ROOT or MLFLOW_TRACKING_URI"
-            elif isinstance(error, ImportError):
-                cure = "Install the missing package, or set MLFLOW_TRACKING_URI to another store"
-            raise WorkbenchError(f"cannot open the store {uri} ({cause}). {cure}.") from error
+            raise unopened(self.uri, error) from error
         self._experiments = {name: experiment.experiment_id for name, experiment in experiments.items()}
         self.deleted_experiments = [name for name, experiment in experiments.items() if is_deleted(experiment)]
 
@@ -220,73 +213,6 @@ class Store:
         for start in range(0, len(points), BATCH):
             self._client.log_batch(run_id, metrics=points[start : start + BATCH])
 
-    def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
-        """Store a table as Parquet, which is exact, and as CSV, which the run's page shows."""
-        within_run(name)
-        with tempfile.TemporaryDirectory() as folder:
-            for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
-                write(Path(folder) / f"{name}{suffix}", index=False)
-            self._client.log_artifacts(run_id, folder, "tables")
-
-    def read_table(self, run_id: str, name: str) -> pd.DataFrame:
-        """Read a table that `log_table` stored.
-
-        Raises:
-            WorkbenchError: If the run has no readable table of this name.
-        """
-        path = within_run(f"tables/{name}.parquet")
-        if (folder := self.get(run_id).folder) is not None:
-            refuse_link(folder, path)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                return pd.read_parquet(self._client.download_artifacts(run_id, path, folder))
-            except (OSError, MlflowException) as error:
-                raise WorkbenchError(
-                    f"run {run_id} has no readable table {name}. "
-                    "Check its name, or run `./run doctor` to list lost files."
-                ) from error
-
-    def log_figure(self, run_id: str, figure, name: str) -> None:
-        """Store a matplotlib figure as PNG and SVG."""
-        within_run(name)
-        with tempfile.TemporaryDirectory() as folder:
-            for suffix in (".png", ".svg"):
-                figure.savefig(Path(folder) / f"{name}{suffix}", dpi=160, bbox_inches="tight")
-            self._client.log_artifacts(run_id, folder, "figures")
-
-    def log_text(self, run_id: str, text: str, path: str) -> None:
-        """Store a text as a file of the run."""
-        self._client.log_text(run_id, text, within_run(path))
-
-    def log_file(self, run_id: str, file: Path, folder: str) -> None:
-        """Store a copy of a file in a folder of the run."""
-        self._client.log_artifact(run_id, str(file), within_run(folder))
-
-    def read_text(self, run_id: str, path: str) -> str:
-        """Read a text file of a run.
-
-        Raises:
-            WorkbenchError: If the run has no readable file at this path.
-        """
-        within_run(path)
-        if (folder := self.get(run_id).folder) is not None:
-            refuse_link(folder, path)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                return Path(self._client.download_artifacts(run_id, path, folder)).read_text()
-            except (OSError, MlflowException) as error:
-                raise WorkbenchError(
-                    f"run {run_id} has no readable file {path}. Run `./run doctor` to list lost files."
-                ) from error
-
-    def artifacts(self, run_id: str) -> list[str]:
-        """Return the paths of all files of a run, sorted."""
-        paths, folders = [], [None]
-        while folders:
-            for item in self._client.list_artifacts(run_id, folders.pop()):
-                (folders if item.is_dir else paths).append(item.path)
-        return sorted(paths)
-
     # ---- trainings
 
     def lock(self, key: str) -> filelock.FileLock:
@@ -294,10 +220,8 @@ class Store:
 
         One process at a time may hold it. A second one waits, and then finds the training finished.
         """
-        folder = runs_folder() / "locks"
-        folder.mkdir(exist_ok=True)
         mode, _, key = key.partition("-")
-        return filelock.FileLock(folder / f"{mode}-{key[:32]}.lock")  # the name of its checkpoints' folder
+        return filelock.FileLock(folder_of("locks") / f"{mode}-{key[:32]}.lock")  # the name of its checkpoints' folder
 
     def reserve(self, lock: filelock.FileLock) -> bool:
         """Take a lock if it is free. Returns whether it was."""
@@ -310,17 +234,21 @@ class Store:
     def find_training(self, key: str, mode: str) -> "tuple[str, TrainResult] | None":
         """Find a finished training with this key, complete or diverged.
 
-        Trainings whose files are lost are skipped.
+        Trainings whose result is lost or damaged are skipped.
 
         Returns:
             The run id and the result. None if there is no such training.
         """
-        from workbench.training import TrainResult
-
         runs = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         for run in runs:
-            if run.tags.get("outcome") in REUSABLE and not _is_lost(run, "result.json"):
-                return run.id, TrainResult.from_json(self.read_text(run.id, "result.json"))
+            if run.tags.get("outcome") in REUSABLE and not _is_lost(run, RESULT):
+                try:
+                    stored = self.read_result(run.id)
+                except DamagedResult as error:
+                    channel.announce(str(error))
+                    continue
+                if stored.key == key:  # a tag can be edited
+                    return run.id, stored.as_train_result()
         return None
 
     def open_training(
@@ -397,31 +325,6 @@ class Store:
             result: The result of the training.
             ended: Seconds since 1970. None: now.
         """
-        from workbench.networks import network_info
-
-        config = result.config
-        norm = config.model_args.get("norm", network_info(config.model).norm)
-        params = {
-            "model": config.model,
-            "norm": norm,
-            "batch_size": config.batch_size,
-            "base_lr": config.base_lr,
-            "lr": config.lr,
-            "clip": config.clip,
-            "clip_on": int(config.clip is not None),
-            "clip_norm": config.clip_norm,
-            "lr_x_clip": config.lr * config.clip if config.clip else None,
-            "weight_decay": config.weight_decay,
-            "steps": result.metrics.get("steps_planned"),
-            "epochs": config.epochs,
-            "optimizer": "sgd",
-            "width": config.model_args.get("width"),
-            "depth": result.metrics.get("depth"),
-            "n_params": result.metrics.get("n_params"),
-            "data": config.data,
-            "train_size": config.train_size,
-            "seed": config.seed,
-        }
         logged = (
             result.history[-1] if result.history and result.outcome != "diverged" else {}
         )  # already logged by `log_rows`
@@ -429,7 +332,7 @@ class Store:
         self.log_metrics(run_id, metrics, step=result.metrics.get("steps_done", 0))
         self._client.log_batch(
             run_id,
-            params=[Param(k, as_param(v)) for k, v in params.items() if v is not None],
+            params=[Param(k, v) for k, v in params_of(result).items()],
             tags=[
                 RunTag(k, str(v))
                 for k, v in {
@@ -442,8 +345,8 @@ class Store:
                 }.items()
             ],
         )
-        self._client.log_text(run_id, result.to_json(), "result.json")
-        self._client.log_text(run_id, json.dumps(dataclasses.asdict(config), indent=2), "config.json")
+        self._client.log_text(run_id, result.to_json(), RESULT)
+        self._client.log_text(run_id, json.dumps(dataclasses.asdict(result.config), indent=2), "config.json")
         if result.history:
             self.log_table(run_id, pd.DataFrame(result.history), "history")
         self.close(run_id, "FINISHED", ended)
@@ -511,7 +414,7 @@ class Store:
         for name in EXPERIMENTS:
             kind, _, quick = name.partition("-")
             for run in self.search(kind, quick or "full", "attributes.status = 'RUNNING'"):
-                if run.tags.get("owner") == owner if owner else not is_alive(run.tags.get("process", "")):
+                if run.tags.get("owner") == owner if owner else not is_alive(run.process):
                     orphans[run.id] = run.name
         return orphans
 

@@ -14,6 +14,10 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 
+from workbench.lab.store import patience
+
+patience.install()
+
 # Columns in which MLflow keeps absolute paths.
 PLACES = (
     ("experiments", "artifact_location"),
@@ -32,7 +36,7 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(name) if name else None
 
 
-def make_whole(uri: str, create: Callable[[str], None]) -> None:
+def make_whole(uri: str, create: Callable[[str], None]) -> bool:
     """Make a missing sqlite file, complete or not at all. Other databases are left unchanged.
 
     If a process is killed while `create` makes the tables, a partial file remains next to the final one. The next call
@@ -41,15 +45,41 @@ def make_whole(uri: str, create: Callable[[str], None]) -> None:
     Args:
         uri: The database.
         create: Makes the tables in the database whose URI it receives, and closes it.
+
+    Returns:
+        Whether it made the file.
     """
     file = sqlite_file(uri)
-    if file is None or file.exists():
-        return
+    if file is None or is_made(file):
+        return False
     part = file.with_name(f".part-{file.name}")
-    for left in file.parent.glob(f"{part.name}*"):
-        left.unlink()
+    logs = [file.with_name(f"{file.name}-{log}") for log in ("wal", "shm", "journal")]  # of a file that is gone
+    for left in [*file.parent.glob(f"{part.name}*"), *logs]:
+        left.unlink(missing_ok=True)
     create(f"sqlite:///{part}")
     part.replace(file)
+    return True
+
+
+def is_made(file: Path) -> bool:
+    """Return whether a database file exists and has content."""
+    return file.exists() and (not file.is_file() or file.stat().st_size > 0)
+
+
+def damage_of(file: Path) -> str | None:
+    """Let SQLite check the structure of a file.
+
+    Returns:
+        The first damage, in SQLite's words. None: the file is whole, missing, or locked by another process.
+    """
+    if not is_made(file):
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+            ((answer,),) = database.execute("pragma quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        return str(error) if patience.is_damaged(error) else None
+    return None if answer == "ok" else " ".join(answer.split())
 
 
 class Database:
@@ -61,9 +91,8 @@ class Database:
 
     def __init__(self, uri: str):
         self.uri = uri
-        # Seconds to wait for other writers, and for a server's first answer.
-        patience = {"timeout": 60} if uri.startswith("sqlite") else {"connect_timeout": 10}
-        self._engine: Engine = create_engine(with_driver(uri), connect_args=patience)
+        options = {} if uri.startswith("sqlite") else {"connect_timeout": 10}  # seconds for a server's first answer
+        self._engine: Engine = create_engine(with_driver(uri), connect_args=options)
 
     @property
     def file(self) -> Path | None:
@@ -75,6 +104,10 @@ class Database:
         if not inspect(self._engine).has_table("alembic_version"):
             return None
         return next(iter(self._column("select version_num from alembic_version")), None)
+
+    def tables(self) -> list[str]:
+        """Return the names of all tables."""
+        return inspect(self._engine).get_table_names()
 
     def run_ids(self) -> set[str]:
         """Return the ids of all runs, including deleted ones in MLflow's trash."""

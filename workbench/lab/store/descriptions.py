@@ -28,3 +28,33 @@ def in_words(result: "TrainResult") -> str:
 def as_param(value) -> str:
     """Return the text that the store keeps for the value of a parameter."""
     return value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict)  # for Range
+
+
+def params_of(result: "TrainResult") -> dict[str, str]:
+    """Return the parameters of a training's run, as text. Those without a value are left out."""
+    from workbench.networks import network_info
+
+    config = result.config
+    norm = config.model_args.get("norm", network_info(config.model).norm)
+    params = {
+        "model": config.model,
+        "norm": norm,
+        "batch_size": config.batch_size,
+        "base_lr": config.base_lr,
+        "lr": config.lr,
+        "clip": config.clip,
+        "clip_on": int(config.clip is not None),
+        "clip_norm": config.clip_norm,
+        "lr_x_clip": config.lr * config.clip if config.clip else None,
+        "weight_decay": config.weight_decay,
+        "steps": result.metrics.get("steps_planned"),
+        "epochs": config.epochs,
+        "optimizer": "sgd",
+        "width": config.model_args.get("width"),
+        "depth": result.metrics.get("depth"),
+        "n_params": result.metrics.get("n_params"),
+        "data": config.data,
+        "train_size": config.train_size,
+        "seed": config.seed,
+    }
+    return {name: as_param(value) for name, value in params.items() if value is not None}

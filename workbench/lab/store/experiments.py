@@ -10,9 +10,8 @@ from mlflow.entities import Experiment, ViewType
 from workbench.lab.executors import channel
 from workbench.lab.store import views
 from workbench.lab.store.database import is_database
-from workbench.lab.store.locations import default_uri, files_of, refuse_moved
+from workbench.lab.store.locations import EXPERIMENTS, default_uri, files_of, refuse_moved
 
-EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
 ROLE = "workbench.experiment"  # the tag with one of these names
 NOTE = "mlflow.note.content"
 

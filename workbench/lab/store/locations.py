@@ -5,12 +5,14 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.lab.store.database import as_path
 from workbench.paths import root
 
+EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
 PATIENCE = 5.0  # seconds for a server's first answer
 
 
@@ -38,6 +40,42 @@ def runs_folder() -> Path:
             f"cannot make {folder} ({error.strerror}). Choose a writable folder with WORKBENCH_ROOT."
         ) from error
     return folder
+
+
+def folder_of(name: str) -> Path:
+    """Return a folder under mlruns/, and make it if it is missing.
+
+    Raises:
+        WorkbenchError: If a file blocks it, or the disk refuses it.
+    """
+    folder = runs_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkbenchError(
+            f"{folder} must be a folder ({error.strerror}). Move away the file that blocks it, or make it writable."
+        ) from error
+    return folder
+
+
+def refuse_blocked(names: Iterable[str]) -> None:
+    """Refuse files that have the names of folders under mlruns/. Trainings would fail at their end.
+
+    Raises:
+        WorkbenchError: If one of the names is a file, or a link to nothing.
+    """
+    for place in (runs_folder() / name for name in names):
+        if os.path.lexists(place) and not place.is_dir():
+            raise WorkbenchError(f"{place} must be a folder, but is a file or a broken link. Move it away.")
+
+
+def run_folders() -> dict[str, list[Path]]:
+    """Return the folders with files of runs, by run id. A moved run may have two."""
+    folders: dict[str, list[Path]] = {}
+    for name in EXPERIMENTS:
+        for folder in files_of(name).glob("*/"):
+            folders.setdefault(folder.name, []).append(folder)
+    return folders
 
 
 def files_of(experiment: str) -> Path:

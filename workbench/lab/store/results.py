@@ -1,0 +1,115 @@
+"""Results of trainings as the store keeps them, checked before anything uses them.
+
+A file of a run comes from outside: a full disk, a crash or a copy may have damaged it.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from workbench.errors import WorkbenchError
+from workbench.lab.store.runs import Run
+
+if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
+    from workbench.training import TrainResult
+
+RESULT = "result.json"
+
+
+class DamagedResult(WorkbenchError):
+    """Error for a result that cannot be read."""
+
+
+class StoredResult(BaseModel):
+    """The content of `result.json`; see `TrainResult`, whose fields have the same names."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    config: dict[str, Any]
+    outcome: str
+    history: list[dict[str, int | float | str | bool | None]]
+    metrics: dict[str, int | float | bool | None]
+    cause: str | None = None
+    seconds: float = 0.0
+    device: str = ""
+    versions: dict[str, str] = {}
+    data_digest: str = ""
+    code: str = ""
+
+    @field_validator("history")
+    @classmethod
+    def _has_steps(cls, rows: list[dict]) -> list[dict]:
+        if not all(isinstance(row.get("step"), int) for row in rows):
+            raise ValueError("a row has no step")
+        return rows
+
+    def as_train_result(self) -> "TrainResult":
+        """Return the result as the training returned it.
+
+        Raises:
+            WorkbenchError: For a configuration that this version does not allow.
+        """
+        from workbench.training import TrainConfig, TrainResult
+
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainResult)}
+        return TrainResult(**values | {"config": TrainConfig.from_dict(self.config)})
+
+
+def parse_result(text: str | bytes, run_id: str) -> StoredResult:
+    """Read the text of a run's `result.json`.
+
+    Raises:
+        DamagedResult: If it is not a result.
+    """
+    try:
+        return StoredResult.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg'].lower()}"
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deep
+        cause = str(error).splitlines()[0] if text else "it is empty"
+    raise DamagedResult(
+        f"{RESULT} of run {run_id} is damaged ({cause[:150]}). Run `./run doctor --fix` to set the run aside, then "
+        "train again."
+    )
+
+
+def damage_of_files(experiment: str, run: Run, folder: Path) -> str | None:
+    """Say what is wrong with the files that the store needs to reuse a run.
+
+    Args:
+        experiment: Its experiment.
+        run: The run.
+        folder: Where its files are now, whatever the database says.
+
+    Returns:
+        The damage. None: the files are whole, behind a server, or not needed.
+    """
+    if not run.files_uri.startswith(("file:", "/")) or "key" not in run.tags:  # on a server, or not a launcher's
+        return None
+    needed = folder / (RESULT if experiment.startswith("trainings") else "environment.txt")
+    if not needed.is_file():
+        return "its files are gone"
+    try:
+        if needed.name == RESULT:
+            parse_result(needed.read_bytes(), run.id)
+    except (OSError, WorkbenchError) as error:
+        return str(error).partition(". ")[0]
+    return next(
+        (f"{table.name} is damaged" for table in folder.glob("tables/*.parquet") if not _is_parquet(table)), None
+    )
+
+
+def _is_parquet(file: Path) -> bool:
+    """Return whether a file has the layout of Parquet. Its values are not read."""
+    try:
+        parquet.read_metadata(file)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
