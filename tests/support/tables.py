@@ -30,7 +30,7 @@ def confirmed(difference, noise=0.001):
     rows = [
         {"arm": arm, "seed": s,
          "val_acc": 0.7 + (difference if arm == "NF+AGC" else 0) + noise * (s if arm == "NF" else 0),
-         "lr": 1.0, "clip": 0.01, "batch_size": 64, "failed": 0}
+         "lr": 1.0, "clip": 0.01, "batch_size": 64, "failed": 0, "outcome": "complete"}
         for arm in ("NF+AGC", "NF") for s in range(4)
     ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -13,6 +13,8 @@ Tables:
         steps, seed, test_acc, outcome.
 """
 
+import math
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,6 +23,7 @@ from workbench.lab.statistics.effects import compare_arms, details
 from workbench.lab.statistics.intervals import difference_p, points_with_ci, side, t_interval
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import by_seed, with_edges
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("The parts of the NFNet recipe pay for their time", number=8, tables=("costs", "screened", "confirmed"))
@@ -49,12 +52,15 @@ def matched_cost(confirmed: pd.DataFrame) -> pd.Series:
     The time is relative to the whole net. It was measured in this run or in an earlier one.
     """
     steps = confirmed[confirmed.protocol == TIME].groupby("arm", sort=False).steps.first()
-    return steps[WHOLE] / steps
+    return steps.get(WHOLE, math.nan) / steps
 
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Judge whether the parts are worth their time on average. The table has each part."""
-    values = by_seed(confirmed[confirmed.protocol == TIME])
+    timed = confirmed[confirmed.protocol == TIME]
+    if (undecided := nothing_to_compare(timed, *dict.fromkeys([WHOLE, *timed.arm]), tried=screened)) is not None:
+        return undecided
+    values = by_seed(timed)
     difference = (values[WHOLE] - values.drop(columns=WHOLE).mean(axis=1)).dropna()
     effect = Effect(
         "whole net minus the mean without a part", t_interval(difference), difference_p(difference), in_points=True

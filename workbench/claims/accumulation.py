@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import beyond_p, points_with_ci, t_interval, within_p
 from workbench.lab.statistics.rates import by_seed
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
@@ -29,6 +30,8 @@ MARGIN = 0.005  # of test accuracy
 
 def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Judge whether an accumulated batch equals a real one in gradient and test accuracy."""
+    if (undecided := nothing_to_compare(table, "NF+AGC")) is not None:
+        return undecided
     differences = _differences(table)
     nf_difference = differences["NF+AGC"]
     equal_p, other_p = within_p(nf_difference, MARGIN), beyond_p(nf_difference, MARGIN)
@@ -64,7 +67,7 @@ def _differences(table: pd.DataFrame) -> dict[str, pd.Series]:
     by_arm = {}
     for arm, rows in table.groupby("arm", sort=False):
         rows = rows.assign(way=rows.micro_batch.notna().map({True: "parts", False: "at once"}))
-        pairs = by_seed(rows, "way").dropna()
+        pairs = by_seed(rows, "way").reindex(columns=["parts", "at once"]).dropna()
         by_arm[arm] = pairs["parts"] - pairs["at once"]
     return by_arm
 

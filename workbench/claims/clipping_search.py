@@ -20,6 +20,7 @@ from workbench.lab.statistics.intervals import (
     side,
     t_interval,
 )
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("AGC at its best threshold beats no clipping at its own best rate", tables=("trials", "confirmed"))
@@ -34,6 +35,8 @@ def judge(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
         trials: Columns arm (NF+AGC, NF), state, outcome, clip, lr, val_acc.
         confirmed: Columns arm, seed, val_acc, lr, clip, failed. Each arm trains at its own best rate. Seeds are paired.
     """
+    if (undecided := nothing_to_compare(confirmed, tried=trials)) is not None:
+        return undecided
     values = confirmed.pivot_table(index="seed", columns="arm", values="val_acc")
     table = _details(trials, confirmed)
     if not {"NF+AGC", "NF"} <= set(values):
@@ -67,7 +70,7 @@ def _details(trials: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float]) -> Figure:
+def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, float] | None = None) -> Figure:
     """Draw the search and its confirmation on fresh seeds.
 
     The panels show the trials, slices over threshold and rate, the importance of the parameters, and the fresh seeds.
@@ -75,7 +78,8 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, 
     Args:
         trials: As for `judge`.
         confirmed: As for `judge`.
-        importance: Importance by parameter. Empty if the trials are too few to compute it.
+        importance: Importance by parameter. Empty if the trials are too few to compute it. None: the tables do not have
+            it.
     """
     from workbench.lab import plots
 
@@ -109,10 +113,12 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, 
         ax.tick_params(axis="x", rotation=45)
 
     names = {"clip": "threshold", "base_lr": "learning\nrate"}
-    importances.barh([names.get(k, k) for k in importance], list(importance.values()), color="0.5", height=0.5)
+    shares = importance or {}
+    importances.barh([names.get(k, k) for k in shares], list(shares.values()), color="0.5", height=0.5)
     importances.set(xlim=(0, 1), xlabel="importance (PED-ANOVA)", title="what mattered")
-    if not importance:
-        importances.text(0.5, 0.5, "too few trials", ha="center", transform=importances.transAxes, color="0.4")
+    if not shares:
+        why = "not in the tables" if importance is None else "too few trials"
+        importances.text(0.5, 0.5, why, ha="center", transform=importances.transAxes, color="0.4")
         importances.set_yticks([])
 
     arms = plots.looks(plots.in_order(confirmed.arm))

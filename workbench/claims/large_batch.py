@@ -25,6 +25,7 @@ from workbench.lab.statistics.intervals import (
     with_ci,
 )
 from workbench.lab.statistics.rates import at_carried_rate
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("Over batches and rates, normalizer-free nets fail more often without clipping than with AGC", number=2)
@@ -39,6 +40,8 @@ def judge(table: pd.DataFrame) -> Verdict:
     Args:
         table: Columns arm (BN, NF, NF+AGC), batch_size, lr, seed, val_acc, failed, outcome.
     """
+    if (undecided := nothing_to_compare(table, "NF", "NF+AGC")) is not None:
+        return undecided
     failed = table.pivot_table(index=CELL, columns="arm", values="failed")[["NF", "NF+AGC"]].dropna()
     more = (failed["NF"] - failed["NF+AGC"]).groupby("seed").sum()  # cells that a seed loses without clipping
     worse, better = int((more > 0).sum()), int((more < 0).sum())

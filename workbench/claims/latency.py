@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval, with_ci
 from workbench.lab.statistics.rates import with_edges
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
@@ -68,6 +69,8 @@ def _target(confirmed: pd.DataFrame) -> float:
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, curves: pd.DataFrame) -> Verdict:
     """Judge whether NF+AGC reaches the target sooner than BN."""
+    if (undecided := nothing_to_compare(confirmed, "NF+AGC", "BN", tried=screened)) is not None:
+        return undecided
     timings = times(costs, confirmed, curves)
     by_arm = timings.pivot_table(index="seed", columns="arm", values="time")
     doublings = np.log2(by_arm["NF+AGC"] / by_arm["BN"]).dropna()

@@ -26,6 +26,7 @@ from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
 from workbench.lab.statistics.rates import with_edges
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -97,6 +98,8 @@ def largest_stable(screened: pd.DataFrame) -> pd.Series:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Judge whether clipping the head costs accuracy. The table has the other layers."""
+    if (undecided := nothing_to_compare(confirmed, PAPER, HEAD, tried=screened)) is not None:
+        return undecided
     effect = effect_of("accuracy with the head clipped minus without", confirmed, PAPER, HEAD)
     better = side(effect.value)
     holds = None if better is None else not better

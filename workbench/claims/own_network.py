@@ -27,6 +27,7 @@ from workbench.lab.statistics.intervals import (
     t_interval,
     with_ci,
 )
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.lab.studies.parameters import Range
 
@@ -101,10 +102,8 @@ def judge(
         noise: The gradient noise scale at the end of training. None leaves it out.
         ranges: Where `lr` and `clip` were searched. The table then lists best values near an end of their range.
     """
-    if confirmed.empty or NF not in set(confirmed.arm):
-        effect = Effect("accuracy", t_interval([]))
-        headline = "No trial without BatchNorm completed: lower the learning rates (`lr`) or train for more steps."
-        return Verdict(None, effect, headline, pd.DataFrame([fact(*_good_thresholds(trials))]))
+    if (undecided := nothing_to_compare(confirmed, *dict.fromkeys([NF, *_arms(confirmed)]), tried=trials)) is not None:
+        return undecided
     values = confirmed.pivot_table(index="seed", columns="arm", values="test_acc")
     if BN in values:
         difference = paired_interval(values[NF], values[BN])

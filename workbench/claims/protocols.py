@@ -26,6 +26,7 @@ from workbench.lab.statistics.intervals import (
     t_interval,
 )
 from workbench.lab.statistics.rates import at_carried_rate, by_seed
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
@@ -102,6 +103,8 @@ def summary(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Judge whether the paper's protocol favours NF+AGC over BN, compared with equal tuning."""
+    if (undecided := nothing_to_compare(confirmed, "NF+AGC", "BN", tried=screened)) is not None:
+        return undecided
     difference = (_ahead(confirmed, PAPER, "BN") - _ahead(confirmed, TUNED, "BN")).dropna()
     name = "NF+AGC minus BN under the paper's protocol, minus the same tuned"
     effect = Effect(name, t_interval(difference), difference_p(difference), in_points=True)

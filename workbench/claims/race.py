@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points_with_ci, t_interval
 from workbench.lab.statistics.rates import by_seed, with_edges
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 from workbench.lab.store.client import Store
 
@@ -89,11 +90,13 @@ def _images_per_second(history: pd.DataFrame) -> float:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) -> Verdict:
     """Judge whether NF+AGC is within the margins of BN's accuracy and seconds."""
+    if (undecided := nothing_to_compare(confirmed, "NF+AGC", "BN", tried=screened)) is not None:
+        return undecided
     accuracies, seconds = by_seed(confirmed), by_seed(paces, value="seconds")
     behind = (accuracies["BN"] - accuracies["NF+AGC"]).dropna()
     doublings = _doublings(seconds)
     lost, longer = t_interval(behind), t_interval(doublings)
-    p = max(below_p(behind, MARGIN), below_p(doublings, np.log2(RATIO)))
+    p = float(np.max([below_p(behind, MARGIN), below_p(doublings, np.log2(RATIO))]))  # NaN if either is
     effect = Effect(
         "accuracy of NF+AGC minus BN", Interval(-lost.mean, -lost.high, -lost.low, lost.n), p, in_points=True
     )
@@ -152,7 +155,8 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     plots.accuracy_axis(left, "test")
     left.set(xlabel="seconds of a training", title="what each seed reached, and when")
     left.set_xlim(left=0)
-    plots.over_rate(right, screened[screened["clip"].isna()], "arm", {"BN": arms["BN"]})
+    unclipped = {arm: look for arm, look in arms.items() if arm == "BN"}
+    plots.over_rate(right, screened[screened["clip"].isna()], "arm", unclipped)
     thresholds = plots.shades("NF+AGC", sorted(screened["clip"].dropna().unique()))
     names = {clip: f"NF+AGC, threshold {clip:g}" for clip in thresholds}
     plots.over_rate(right, screened[screened["clip"].notna()], "clip", thresholds, names)

@@ -22,6 +22,7 @@ from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import accuracy_interval, points_with_ci, side
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import with_edges
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -55,6 +56,8 @@ def summary(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Judge whether SAM and EMA together add accuracy at equal time. The table has each alone."""
+    if (undecided := nothing_to_compare(confirmed, "plain", "SAM+EMA", tried=screened)) is not None:
+        return undecided
     effect = effect_of("accuracy with SAM and EMA minus plain", confirmed, "plain", "SAM+EMA")
     holds = side(effect.value)
     relation = {True: "add", False: "cost", None: "are not shown to change"}[holds]

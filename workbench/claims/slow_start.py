@@ -20,6 +20,7 @@ from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
 from workbench.lab.statistics.rates import with_edges
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
@@ -54,6 +55,8 @@ def arms(clip: float, eps: list[float]) -> dict[str, dict]:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Judge whether a short run gains accuracy if its zero skip gains are not clipped."""
+    if (undecided := nothing_to_compare(confirmed, PAPER, GAINS, tried=screened)) is not None:
+        return undecided
     effect = effect_of("accuracy with skip gains not clipped minus with", confirmed, PAPER, GAINS)
     holds = side(effect.value)
     relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]

@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.effects import EQUAL
 from workbench.lab.statistics.intervals import (
-    Interval,
     accuracy_interval,
     below_p,
     difference_p,
@@ -33,6 +32,7 @@ from workbench.lab.statistics.intervals import (
     t_interval,
 )
 from workbench.lab.statistics.rates import by_seed, with_edges
+from workbench.lab.statistics.undecided import NOTHING, nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
@@ -42,7 +42,6 @@ CLAIM = Claim(
 )
 
 RECOMPUTED = {"BN": "BN recomputed"}  # arm: its name with recomputed statistics
-NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 ARMS = ["BN", "BN recomputed", "GN", "NF", "NF+AGC"]
 
 
@@ -103,6 +102,8 @@ def contrast(confirmed: pd.DataFrame, arm: str, against: str) -> pd.Series:
 
 def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     """Judge whether NF+AGC loses less than BN as the batch shrinks."""
+    if (undecided := nothing_to_compare(confirmed, "NF+AGC", "BN", tried=screened)) is not None:
+        return undecided
     difference = contrast(confirmed, "NF+AGC", "BN")
     effect = Effect("loss of BN minus loss of NF+AGC", t_interval(difference), difference_p(difference), in_points=True)
     holds = side(effect.value)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
 from workbench.lab.statistics.intervals import difference_p, t_interval, with_ci
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim("Clipping raises the largest stable learning rate", number=7)
@@ -56,6 +57,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def judge(table: pd.DataFrame) -> Verdict:
     """Judge whether the largest stable rate is higher with clipping."""
     largest_batch = table[table.batch_size == table.batch_size.max()]
+    if (undecided := nothing_to_compare(largest_batch, "NF", "NF+AGC")) is not None:
+        return undecided
     difference = _doublings(largest_batch, largest_batch["clip"].min())
     raised, p = t_interval(difference), difference_p(difference)
     effect = Effect("doublings of the largest stable rate through clipping", raised, p)

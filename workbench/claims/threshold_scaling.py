@@ -29,6 +29,7 @@ from workbench.claims.claim import Claim
 from workbench.lab.statistics.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
 from workbench.lab.statistics.intervals import Interval, t_interval, with_ci
 from workbench.lab.statistics.rates import at_carried_rate
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 
 CLAIM = Claim("The threshold falls because the rate rises: stability depends on rate x threshold alone", number=3)
@@ -163,6 +164,8 @@ def judge(table: pd.DataFrame) -> Verdict:
 
     The table has the effect of the batch.
     """
+    if (undecided := nothing_to_compare(table, "NF+AGC")) is not None:
+        return undecided
     upper = upper_side(table)
     fit = collapse(upper)
     name = f"exponent k of the threshold (n: trainings, of {upper.seed.nunique()} seeds)"
@@ -272,7 +275,13 @@ def figure(table: pd.DataFrame) -> Figure:
     """
     from workbench.lab import plots
 
-    fit, batches = collapse(upper_side(table)), sorted(table.batch_size.unique())
+    batches = sorted(table.batch_size.unique())
+    if table["clip"].isna().all():  # without a threshold there is no boundary to fit
+        figure, (ax,) = plots.panels(1, 1, (6, 4))
+        plots.over_rate(ax, table, "batch_size", plots.ordered_looks(batches), {b: f"batch {b}" for b in batches})
+        plots.legend_outside(figure)
+        return figure
+    fit = collapse(upper_side(table))
     figure, (above, below) = plots.stacked([4, 4], width=12)
     _maps(above, table, fit, batches)
     _shares(below, table, fit, batches)

@@ -31,6 +31,7 @@ from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import below_p, beyond_p, points_with_ci
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import by_seed
+from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim("Rate and threshold can be taken from narrower networks", number=11, tables=("screened", "table"))
@@ -128,9 +129,11 @@ def losses(table: pd.DataFrame) -> pd.DataFrame:
 
 def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     """Judge whether the held-out width loses nothing at the predicted rate and threshold."""
+    if (undecided := nothing_to_compare(table, *dict.fromkeys([PREDICTED, *table.arm]), tried=screened)) is not None:
+        return undecided
     lost = losses(table)
     rivals = lost[lost.arm != PREDICTED]
-    small_p, large_p = rivals.small_p.max(), min(1.0, len(rivals) * rivals.large_p.min())
+    small_p, large_p = rivals.small_p.max(skipna=False), min(1.0, len(rivals) * rivals.large_p.min())
     holds = True if small_p < 0.05 else False if large_p < 0.05 else None
     rival = rivals.loc[rivals.difference.idxmax(), "arm"]
     name = f"test accuracy of the best rival ({rival}) minus that at the predicted point"

@@ -245,6 +245,8 @@ def test_a_rate_that_leaves_no_gradient_is_lowered(pair, monkeypatch):
     limit = 0.01
     with pytest.raises(WorkbenchError, match="all 0"):
         user_network.suggested(pair["NF+AGC"], lr=0.8)
+    reason, searched = user_network.thresholds(pair["NF+AGC"], lr=0.8)
+    assert "all 0" in reason and searched["low"] < 0.01 < searched["high"]
 
 
 def test_both_sides_get_equally_many_trials_and_the_best_are_confirmed_with_fresh_seeds(pair, tmp_path):

@@ -5,9 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from workbench.paths import import_folder
 from workbench.training import TrainConfig, TrainResult
 
+# Columns of a table of trainings, whatever became of them. A diverged training has neither losses nor clipping.
+SETTINGS = ("arm", "model", "batch_size", "clip", "weights", "seed", "lr")
+MEASURED = ("train_loss", "val_loss", "val_acc", "failed", "failed_at_step", "clipped_share", "images_per_second")
 LINE = re.compile(r'File "(.+?)", line (\d+)')  # in a traceback
 
 
@@ -75,10 +80,22 @@ class JobResult:
         return f"{self.error}{source_line}{traceback_hint}"
 
     def row(self) -> dict:
-        """Return one flat row of a tidy table: arm, configuration, final metrics, device, run_id."""
+        """Return one flat row of a tidy table: arm, configuration, final metrics, cause, device, run_id."""
         return {
             "arm": self.job.arm.label,
             **self.result.row(),
+            "cause": self.result.cause,
             "device": self.result.device,
             "run_id": self.run_id,
         }
+
+
+def table_of(rows: list[dict]) -> pd.DataFrame:
+    """Return a tidy table of trainings, which has the same columns if all diverged or there is none.
+
+    Args:
+        rows: One `JobResult.row` per training.
+    """
+    table = pd.DataFrame(rows)
+    columns = [*SETTINGS, *MEASURED, "outcome", "cause", "device", "run_id"]
+    return table.reindex(columns=[*table, *(name for name in columns if name not in table)])

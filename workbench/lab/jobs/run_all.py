@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.lab.executors import Choice, channel
 from workbench.lab.jobs.engines import engine_for
-from workbench.lab.jobs.job import Arm, Job, JobResult
+from workbench.lab.jobs.job import Arm, Job, JobResult, table_of
 from workbench.lab.jobs.job_run import JobRun
 from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig, TrainResult, train
@@ -62,7 +62,7 @@ def run_all(
     broken = [f"{result.job.name}: {result.broken}" for result in ordered if result.error is not None]
     if broken:
         raise RuntimeError(f"{len(broken)} of {len(arms)} trainings broke. The others are kept:\n" + "\n".join(broken))
-    return pd.DataFrame([result.row() for result in ordered])
+    return table_of([result.row() for result in ordered])
 
 
 def check(config: TrainConfig) -> None:

@@ -25,7 +25,7 @@ from workbench.errors import WorkbenchError, disk_error_message, unknown
 from workbench.lab.executors import Choice
 from workbench.lab.executors.lifetime import is_held
 from workbench.lab.jobs.engines import is_planning
-from workbench.lab.jobs.job import Arm, Job, JobResult
+from workbench.lab.jobs.job import Arm, Job, JobResult, table_of
 from workbench.lab.jobs.run_all import Progress, check, trained
 from workbench.lab.store.database import make_whole, with_driver, without_password
 from workbench.lab.store.locations import folder_of, runs_folder
@@ -131,7 +131,7 @@ def search(
         raise RuntimeError(f"{len(asking.broken)} trials broke. The others are kept:\n" + "\n".join(asking.broken))
     for trial in ended:
         session.store.tag_study(asking.row(trial)["run_id"], session.study, session.run_id)
-    table = pd.DataFrame([{"trial": i, "state": t.state.name, **asking.row(t)} for i, t in enumerate(ended)])
+    table = table_of([{"trial": i, "state": t.state.name, **asking.row(t)} for i, t in enumerate(ended)])
     return SearchResult(table, _importance(asking.study))
 
 

@@ -62,4 +62,5 @@ def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
         for row in confirmed.itertuples()
         if row.outcome != "diverged"
     ]
-    return pd.concat(histories, ignore_index=True)
+    nothing = pd.DataFrame(columns=["step", "val_acc", "arm", "seed"])
+    return pd.concat(histories, ignore_index=True) if histories else nothing

@@ -192,6 +192,9 @@ class _Batches:
 # ---- threshold, search, confirmation
 
 
+WIDE = {"low": 0.002, "high": 0.64, "log": True}  # thresholds to search if none can be suggested
+
+
 def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion:
     """Suggest a threshold from a short run of a copy, on the batches that the training will see.
 
@@ -213,6 +216,22 @@ def suggested(config: TrainConfig, lr: float, steps: int = 60) -> ClipSuggestion
         except WorkbenchError:
             if rate == lr / 16:
                 raise
+
+
+def thresholds(config: TrainConfig, lr: float) -> tuple[ClipSuggestion | str, dict]:
+    """Return the suggestion for a threshold, and the range to search.
+
+    Without a suggestion, because every rate diverges, it is the reason. The range is then the one of clipping_search.
+
+    Args:
+        config: The training.
+        lr: Peak learning rate.
+    """
+    try:
+        suggestion = suggested(config, lr)
+    except WorkbenchError as error:
+        return f"No threshold is suggested: {error}", dict(WIDE)
+    return suggestion, {"low": suggestion.low, "high": suggestion.high, "log": True}
 
 
 def searched(

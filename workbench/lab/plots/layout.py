@@ -80,6 +80,13 @@ def name_axis(axis: Axis, names: list[str]) -> None:
     axis.axes.set(**{f"{axis.axis_name}lim": ends if axis.axis_name == "x" else ends[::-1]})
 
 
+class _LogLocator(LogLocator):
+    """Marks of a logarithmic axis. A panel without positive values has none, where matplotlib raises an error."""
+
+    def __call__(self):
+        return super().__call__() if np.isfinite(self.axis.get_minpos()) else []
+
+
 def plain_log_ticks(axis: Axis, fine: bool = False) -> None:
     """Mark a logarithmic axis with plain numbers.
 
@@ -88,7 +95,7 @@ def plain_log_ticks(axis: Axis, fine: bool = False) -> None:
     """
     low, high = axis.get_view_interval()
     subs = range(1, 10) if fine else (1, 2, 5) if 0 < high < 300 * low else (1,)
-    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_locator(_LogLocator(subs=subs))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_locator(NullLocator())
 

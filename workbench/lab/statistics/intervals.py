@@ -31,6 +31,8 @@ class Interval:
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".3g"
+        if math.isnan(self.mean):
+            return "no estimate"
         if math.isnan(self.low):
             return f"{self.mean:{spec}} (n = {self.n}, no interval)"
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
@@ -48,6 +50,8 @@ def points(difference: Interval) -> str:
     The numbers have two decimals if all of them are below one point.
     """
     in_points, spec = difference.map(lambda value: 100 * value), _points_spec(difference)
+    if math.isnan(difference.mean):
+        return "no estimate"
     if math.isnan(difference.low):
         return f"{in_points.mean:{spec}} points (n = {difference.n}, no interval)"
     return f"{in_points.mean:{spec}} points [{in_points.low:{spec}}, {in_points.high:{spec}}]"
@@ -72,8 +76,11 @@ def with_ci(value: Interval, unit: str = "", spec: str = ".2f", counted: str = "
         spec: Format of all three numbers.
         counted: What the observations are, in the singular.
     """
+    counts = f"{value.n} {counted}{'' if value.n == 1 else 's'}"
+    if math.isnan(value.mean):
+        return f"no estimate ({counts})"
     ci = "no interval" if math.isnan(value.low) else f"95% CI {value.low:{spec}} to {value.high:{spec}}"
-    return f"{value.mean:{spec}}{unit} ({ci}, {value.n} {counted}{'' if value.n == 1 else 's'})"
+    return f"{value.mean:{spec}}{unit} ({ci}, {counts})"
 
 
 def t_interval(values: Sequence[float]) -> Interval:

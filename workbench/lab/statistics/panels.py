@@ -60,7 +60,7 @@ def draw_differences(ax: "Axes", confirmed: pd.DataFrame, against: str, arms: li
 
     values, marked = by_seed(confirmed), by_seed(confirmed, value=mark)
     for y, arm in enumerate(arms):
-        if arm == against or arm not in values:
+        if arm == against or not {arm, against} <= set(values):
             continue
         difference = 100 * (values[arm] - values[against]).dropna()
         lost = (marked.loc[difference.index, [arm, against]] > 0).any(axis=1)

@@ -94,7 +94,7 @@ def with_edges(table: pd.DataFrame, screened: pd.DataFrame, by: Sequence[str] = 
         screened: As for `edges`.
         by: As for `edges`.
     """
-    return table.assign(at_edge=table.arm.map(edges(screened, by)).fillna(""))
+    return table.assign(at_edge=table.arm.map(edges(screened, by)).astype(object).fillna(""))
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:

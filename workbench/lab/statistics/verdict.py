@@ -35,7 +35,7 @@ class Effect:
         return points(self.value) if self.in_points else f"{self.value:.3g}"
 
     def __str__(self) -> str:
-        p = "" if self.p is None else f", p = {self.p:.2g}"
+        p = "" if self.p is None or math.isnan(self.p) else f", p = {self.p:.2g}"
         return f"{self.name} = {self.text}, n = {self.value.n}{p}"
 
 
