@@ -3,16 +3,53 @@
 Commands are thin. Each imports what it needs when it runs, so that `--help` is fast.
 """
 
+import re
+from pathlib import Path
 from typing import Annotated, Optional
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from workbench import __version__
 from workbench.errors import WorkbenchError, unknown
+from workbench.unexpected import HELP, OPTION
+
+PAIR = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 
-class Commands(TyperGroup):
+class WithDebug:
+    """Shows in the help the option that `main` takes from anywhere on the command line."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and `--debug` below them."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Anywhere"):
+            formatter.write_dl([(OPTION, HELP)])
+
+
+class Command(WithDebug, TyperCommand):
+    """A command that explains how to set a parameter to those who leave out `-p`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line.
+
+        Raises:
+            WorkbenchError: If an argument has the form NAME=VALUE, or -p has a name only.
+        """
+        sets = [option for option in self.get_params(ctx) if "-p" in option.opts]
+        for before, argument, after in zip(["", *args], args, [*args[1:], ""], strict=False) if sets else ():
+            if before in ("-p", "--set") and argument.isidentifier():
+                value = after if after and not after.startswith("-") else "VALUE"
+                raise WorkbenchError(
+                    f"-p must have the form NAME=VALUE, got '{argument}'. Write -p {argument}={value}."
+                )
+            if not before.startswith("-") and PAIR.fullmatch(argument) and not Path(argument).exists():
+                raise WorkbenchError(f"'{argument}' sets a parameter, which needs the option -p. Write -p {argument}.")
+        return super().parse_args(ctx, args)
+
+
+class Commands(WithDebug, TyperGroup):
     """A group that answers an unknown command with the nearest known one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
@@ -36,7 +73,15 @@ class Listing(Commands):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
+class App(typer.Typer):
+    """An application whose commands are of the class `Command`."""
+
+    def command(self, *args, **options):
+        """Register a command."""
+        return super().command(*args, **{"cls": Command, **options})
+
+
+app = App(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
@@ -45,6 +90,15 @@ app = typer.Typer(
     help="Train, study and compare networks without normalization. Runs are recorded in one store.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Options of the application itself."""
+    if version:
+        print(f"workbench {__version__}")
+        raise typer.Exit()
+
 
 Set = Annotated[
     Optional[list[str]], typer.Option("-p", "--set", metavar="NAME=VALUE", help="Set a parameter. Repeat for several.")

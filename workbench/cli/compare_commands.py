@@ -1,6 +1,5 @@
 """The commands that compare trainings."""
 
-import sys
 from typing import Annotated, Optional
 
 import typer
@@ -64,9 +63,8 @@ def compare(
 
     Groups tie if the 95 % interval of their difference from the best group contains zero.
     """
-    from rich.console import Console
-
     from workbench.cli.comparison_table import show_comparison
+    from workbench.cli.terminal import Terminal
     from workbench.lab.compare import selection, summary
     from workbench.lab.compare.table import from_store
     from workbench.lab.store.client import Store
@@ -82,7 +80,7 @@ def compare(
     store, mode = Store(), "quick" if quick else "full"
     wanted = pairs(tags, "--tag", "arm=NF+AGC")
     comparison = from_store(store, what or [], tags=wanted, filter=only, role=role, mode=mode, equal=equal)
-    show_comparison(comparison, Console(width=None if sys.stdout.isatty() else 200), top)
+    show_comparison(comparison, Terminal(200), top)
     if csv is not None:
         summary.to_csv(comparison, csv)
     if curves is not None:
@@ -111,10 +109,9 @@ def diff(
     Compares two trainings, two groups of seeds, or two executions of a notebook. `workbench compare` prints the ids
     of groups in its column `config`.
     """
-    from rich.console import Console
-
     from workbench.cli.diff_table import show_diff
+    from workbench.cli.terminal import Terminal
     from workbench.lab.compare.diff import diff as compare_two
     from workbench.lab.store.client import Store
 
-    show_diff(compare_two(Store(), a, b), Console(width=None if sys.stdout.isatty() else 160))
+    show_diff(compare_two(Store(), a, b), Terminal(160))

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.app import Listing, app
+from workbench.cli.app import App, Listing, app
 from workbench.errors import WorkbenchError, unknown
 
 models_commands = ("list", "activations", "convert", "download", "export")
-models = typer.Typer(
+models = App(
     cls=Listing, help="List the networks, and convert, download or export weights.", invoke_without_command=True
 )
 app.add_typer(models, name="models")
@@ -25,10 +25,10 @@ def models_list(
     size. The first GMAC column counts what the forward pass computes, the second is as published.
     """
     import torch
-    from rich.console import Console
     from rich.table import Table
     from tqdm import tqdm
 
+    from workbench.cli.terminal import Terminal
     from workbench.models import create_model, list_models
     from workbench.models.counting import forward_macs, published_macs
     from workbench.models.zoo import entry
@@ -56,7 +56,7 @@ def models_list(
             model.norm,
             RELEASED[name].file_name if name in RELEASED else "",
         )
-    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+    Terminal(200).print(table, highlight=False)
 
 
 @models.command("activations")

@@ -63,9 +63,9 @@ def study(
 
     Each study executes its notebook and records it as a run in the store.
     """
-    from rich.console import Console
+    from workbench.cli.terminal import Terminal
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Terminal(160)
     if specs and everything:
         raise WorkbenchError(f"Cannot combine --all with study names, got {', '.join(specs)}. Give one of them.")
     tour = not specs and not everything
@@ -153,13 +153,12 @@ def claims(
 
     The p-values are adjusted over all claims (Holm's method), however few you print.
     """
-    from rich.console import Console
-
     from workbench.claims.judging import export as write
     from workbench.claims.judging import judged, results_folder
     from workbench.claims.registry import chosen
     from workbench.cli.benchmarks import write_readme
     from workbench.cli.claims_table import as_markdown, as_table, show_claims, show_pairs
+    from workbench.cli.terminal import Terminal
 
     if where not in ("auto", "store", "docs"):
         raise unknown("source of evidence", where, ("auto", "store", "docs"))
@@ -170,7 +169,7 @@ def claims(
     shown = chosen(which)
     family = dict.fromkeys([*chosen(), *shown])  # p-values are adjusted over all claims, however few are printed
     judged_claims = [each for each in judged(list(family), where=where) if each.claim in shown]
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Terminal(200)
     show_claims(judged_claims, console, details=bool(which))
     if pairs:
         show_pairs(judged_claims, console)

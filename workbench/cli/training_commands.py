@@ -38,8 +38,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m workbench.cli train ...
     """
-    from rich.console import Console
-
+    from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.run_all import check, help_training
     from workbench.lab.studies.recipes import parse_config, recipe_text
     from workbench.training.distributed import World
@@ -59,7 +58,7 @@ def train(
         from workbench.files import target_path
 
         target_path(save, (".safetensors",))
-    console = Console()
+    console = Terminal(160)
     console.print(f"{config.name} on {source(config)}", highlight=False)
 
     from workbench.lab.jobs.run_all import run_training
@@ -129,7 +128,7 @@ def evaluate(
     Prints 95 % confidence intervals, and records the evaluation in the store. Classes are matched by name if the file
     of weights names them.
     """
-    from rich.console import Console
+    from workbench.cli.terminal import Terminal
 
     names = _lines(classes) if classes else None
     from workbench.lab.jobs.evaluate import evaluate as run
@@ -147,7 +146,7 @@ def evaluate(
         workers=workers,
         device=device,
     )
-    console = Console()
+    console = Terminal(160)
     published = scores.published or (None, None)
     for name, share, theirs in (("top-1", scores.top1, published[0]), ("top-5", scores.top5, published[1])):
         if share is None:
@@ -204,12 +203,11 @@ def check(
     arguments of the network with -p, such as -p width=0.5. The exit code is 0 if the network is sound, and 1 if it has
     faults.
     """
-    from rich.console import Console
-
     from workbench.cli.check_table import show_blocks
+    from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.check import check_model, parse_arguments
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Terminal(160)
     run_id, judgement = check_model(
         model,
         arguments=parse_arguments(pairs(parameters)),
@@ -250,13 +248,12 @@ def replay(
     Shows the losses, and which layer's gradients left their usual range first. With --clip or --lr, a second training
     (the fork) starts from the same weights. On CPU the replay equals the training bit for bit.
     """
-    from rich.console import Console
-
     from workbench.cli.replay_table import show_steps
+    from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.replay import replay as run_again
     from workbench.lab.jobs.replay import sentences
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Terminal(160)
     say = lambda line: print(line, flush=True)
     replayed = run_again(run, back=back, clip=clip, lr=lr, device=device, progress=sys.stderr.isatty(), say=say)
     show_steps(replayed, console)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.errors import WorkbenchError
+
 RETRIES = 2  # of a task whose worker died
 STOPPED = "stopped"  # error of a task that saved its state and ended early
 
@@ -64,6 +66,11 @@ class Outcome:
         """Whether the task saved its state and ended early on request."""
         return self.error == STOPPED
 
+    @property
+    def unexpected(self) -> bool:
+        """Whether the function raised an error that the user cannot correct. `details` then is its traceback."""
+        return bool(self.details) and self.error is not None and not self.error.startswith(WorkbenchError.__name__)
+
 
 def run_task(function: str, arguments: Any, environment: dict[str, str], send: Callable, stop: Callable) -> tuple:
     """Run a task's function in this process.
@@ -83,7 +90,7 @@ def run_task(function: str, arguments: Any, environment: dict[str, str], send: C
             return "value", resolve(function)(arguments, send, stop)
         except KeyboardInterrupt:
             return "error", STOPPED, ""
-        except Exception as error:
+        except BaseException as error:  # also the SystemExit of a user's network, and panics of extensions in Rust
             return "error", in_words(error), traceback.format_exc()
 
 

@@ -12,8 +12,10 @@ import argparse
 import signal
 import sys
 
-from workbench.errors import WorkbenchError
+from workbench import __version__
+from workbench.program import run_program
 from workbench.training.detached.run import run_plan
+from workbench.unexpected import HELP, OPTION
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run a plan that was made by other code; its study will not recognise the results",
     )
+    cli.add_argument("--version", action="version", version=__version__)
+    cli.add_argument(OPTION, action="store_true", help=HELP.lower().removesuffix("."))
     return cli
 
 
@@ -59,15 +63,14 @@ class _Interrupts:
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    return run_program(_run, debug=OPTION in sys.argv)
+
+
+def _run() -> int:
     options = vars(parser().parse_args())
+    del options[OPTION.lstrip("-")]
     interrupts = _Interrupts()
-    try:
-        summary = run_plan(
-            options.pop("plan"), options.pop("out"), asked_to_stop=lambda: interrupts.number != 0, **options
-        )
-    except WorkbenchError as error:
-        print(f"workbench: {error}", file=sys.stderr)
-        return 2
+    summary = run_plan(options.pop("plan"), options.pop("out"), asked_to_stop=lambda: interrupts.number != 0, **options)
     print(
         f"{summary.done} trained, {summary.known} finished before, {len(summary.failed)} failed, {summary.left} left"
         + (". Run the same command again to continue." if summary.left else "")

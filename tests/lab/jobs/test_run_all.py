@@ -214,8 +214,18 @@ def test_a_training_that_breaks_keeps_its_traceback_and_the_others_go_on(root, m
     assert set(runs) == {"FINISHED", "FAILED"}
     failed = runs["FAILED"].id
     assert "MemoryError" in Store().read_text(failed, "error.txt")
-    with pytest.raises(WorkbenchError, match=r"MemoryError.*\(test_run_all.py, line \d+\).*error.txt"):
+    with pytest.raises(RuntimeError, match=r"MemoryError.*\(test_run_all.py, line \d+\).*error.txt") as broken:
         run_training(arms(3)[1].config, session(), role="screen", arm="a")
+    assert "in out_of_memory" in str(broken.value.__cause__)  # so that a saved traceback has it
+
+
+def test_a_training_that_breaks_by_a_mistake_of_the_user_is_refused(root, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise WorkbenchError("no such image")
+
+    monkeypatch.setattr(worker_task, "train", refuse)
+    with pytest.raises(WorkbenchError, match=r"no such image"):
+        run_training(arms(1)[0].config, session(), role="screen", arm="a")
 
 
 def test_a_finished_training_without_its_result_file_is_trained_again(root):

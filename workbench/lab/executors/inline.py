@@ -39,7 +39,9 @@ class InlineExecutor:
         with _sigterm_stops(stop), set_environment(task.environment):
             try:
                 return Outcome(task, value=resolve(task.function)(task.arguments, task.on_message, stop.is_set))
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also the SystemExit of a user's network, and panics of extensions in Rust
                 return Outcome(task, error=in_words(error), details=traceback.format_exc())
 
     def stop(self, at_once: bool = False) -> None:

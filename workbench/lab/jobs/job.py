@@ -58,6 +58,7 @@ class JobResult:
         reused: Whether the store had the result already.
         error: Why the training broke, on one line.
         details: The worker's traceback.
+        unexpected: Whether the training raised an error that the user cannot correct.
     """
 
     job: Job
@@ -66,6 +67,7 @@ class JobResult:
     reused: bool = False
     error: str | None = None
     details: str = ""
+    unexpected: bool = False
 
     @property
     def broken(self) -> str:

@@ -104,7 +104,8 @@ class JobRun:
         if outcome.error is not None:
             status = "KILLED" if outcome.stopped or outcome.died else "FAILED"
             self._close(status, outcome.error, outcome.details)
-            return JobResult(self.job, self._run, error=outcome.error, details=outcome.details)
+            broken = {"error": outcome.error, "details": outcome.details, "unexpected": outcome.unexpected}
+            return JobResult(self.job, self._run, **broken)
         result = dataclasses.replace(TrainResult.from_json(outcome.value), config=self.config)
         try:
             self._flush()

@@ -184,12 +184,15 @@ def run_training(
         Run id, result, and whether the store had the result already.
 
     Raises:
-        WorkbenchError: If the training breaks.
+        WorkbenchError: If the training breaks, with a cause that the user can correct.
+        RuntimeError: If it breaks otherwise. The worker's traceback is the cause.
     """
     world = World.from_environment()
     with joined(world), Progress("trainings", 1) as progress:
         job = Job(Arm(arm, config), role, save=save)
         (result,) = trained([job], session, executor="inline", progress=progress)
+    if result.unexpected:
+        raise RuntimeError(f"the training broke: {result.broken}") from RuntimeError(result.details)
     if result.error is not None:
         raise WorkbenchError(f"the training broke: {result.broken}.")
     return result.run_id, result.result, result.reused

@@ -11,8 +11,27 @@ import psutil
 
 from workbench.lab.executors import channel
 
-NETWORK = set("nfs nfs4 cifs smb smb2 smb3 smbfs lustre beegfs fhgfs gpfs ceph glusterfs afs 9p virtiofs".split())
-NETWORK |= set("davfs davfs2 webdav orangefs pvfs2 panfs s3fs sshfs".split())
+NETWORK = set(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "lustre",
+        "beegfs",
+        "fhgfs",
+        "gpfs",
+        "ceph",
+        "glusterfs",
+        "afs",
+        "9p",
+        "virtiofs",
+    ]
+)
+NETWORK |= set(["davfs", "davfs2", "webdav", "orangefs", "pvfs2", "panfs", "s3fs", "sshfs"])
 
 
 def network_type(file: Path) -> str | None:

@@ -6,13 +6,18 @@ This command writes OUT.ipynb and OUT.html:
 """
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
 
+from workbench import unexpected
 from workbench.lab.executors import channel, context
 from workbench.lab.executors.lifetime import die_with, is_alive
 from workbench.lab.studies.report import page
+
+EXPECTED = ("WorkbenchError", "PlanIsWritten")  # errors of cells that need no traceback
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in IPython's tracebacks
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
@@ -70,10 +75,20 @@ def main(source: str, target: str, parameters: str) -> int:
     try:
         execute(Path(source), Path(target), json.loads(parameters))
     except PapermillExecutionError as error:
-        return _fail(f"{error.ename}: {error.evalue}".replace("\n", "; "))
+        return _fail(_in_words(error))
     except DeadKernelError:
         return _fail("the notebook's kernel was killed, by a user or because memory ran out")
+    except Exception as error:
+        return _fail(unexpected.explain(error))
     return 0
+
+
+def _in_words(error) -> str:
+    """Return a cell's error on one line, and where its traceback is unless the user can correct it."""
+    words = f"{error.ename}: {error.evalue}".replace("\n", "; ")
+    if error.ename in EXPECTED:
+        return words
+    return f"{words} ({unexpected.saved(COLOUR.sub('', chr(10).join(error.traceback)))})"
 
 
 def _fail(message: str) -> int:

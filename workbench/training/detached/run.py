@@ -29,6 +29,7 @@ from workbench.training.detached.transport import pack_folder
 from workbench.training.distributed import World
 from workbench.training.setup import pick_device
 from workbench.training.worker_task import CHECKPOINT_SECONDS, TASK
+from workbench.unexpected import saved
 
 STATUS_SECONDS = 60.0  # between status lines, if there is no terminal for a progress bar
 LOADERS = 16  # largest number of processes that decode streamed images for one training
@@ -219,7 +220,7 @@ class _Run:
         if outcome.stopped:
             self.pending.appendleft(training)
         elif outcome.error is not None:
-            self._failed(training, started, outcome.error)
+            self._failed(training, started, f"{outcome.error}{_where(outcome)}")
         else:
             result = dataclasses.replace(TrainResult.from_json(outcome.value), config=training.config)
             self.results.add(_record(training, result, started), tables)
@@ -247,6 +248,11 @@ class _Run:
         done = self.summary.known + self.summary.done + len(self.summary.failed)
         self.bar.write(f"{time.strftime('%H:%M:%S')} {done}/{self.planned} {text}", file=sys.stderr)
         sys.stderr.flush()
+
+
+def _where(outcome: Outcome) -> str:
+    """Return where the traceback of a task's error is, unless the user can correct the error."""
+    return f" ({saved(outcome.details)})" if outcome.unexpected else ""
 
 
 def _record(training: Planned, result: TrainResult, started: float) -> Record:
