@@ -1,6 +1,7 @@
 """Networks by name. Evidence: a user's file that writes a line whenever it runs, and the commands."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -138,3 +139,78 @@ def test_a_users_network_is_trained_checked_and_evaluated_by_name(runs, root, im
 def test_evaluating_a_users_network_needs_a_file_of_weights(runs, image_folder, command):
     code, _, errors = command("evaluate", "my_net.py:build", "--data", image_folder)
     assert code == 2 and "my_net.py:build" in errors and "Traceback" not in errors
+
+
+RESIDUAL = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.conv = nn.Conv2d(n, n, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(n)
+
+    def forward(self, x):
+        return (x + self.bn(self.conv(x))).relu()
+
+
+class Net(nn.Module):
+    def __init__(self, classes, channels, pixels=1):
+        super().__init__()
+        self.num_classes = 0  # an attribute that says nothing about the outputs
+        self.stem = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
+        self.bn, self.block = nn.BatchNorm2d(8), Block(8)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.block(self.bn(self.stem(x)).relu())).flatten(1))
+
+
+def build(n_classes=5, in_chans=3):
+    return Net(n_classes, in_chans)
+"""
+
+
+@pytest.fixture
+def residual(root, monkeypatch):
+    (root / "user_net.py").write_text(RESIDUAL)
+    monkeypatch.chdir(root)
+    monkeypatch.delitem(__import__("sys").modules, "user_net", raising=False)
+    return root
+
+
+@pytest.mark.parametrize("name", ["user_net.py:build", "normfree:user_net.py:build"])
+def test_classes_and_channels_of_a_users_network_come_from_the_file(residual, command, name):
+    """Gray digits of ten classes, though the function has defaults for five classes in colour."""
+    options = {"model": name, "steps": 2, "batch_size": 32, "train_size": 64, "device": "cpu", "evaluate_test": "true"}
+    settings = [text for option, value in options.items() for text in ("-p", f"{option}={value}")]
+    code, output, errors = command("train", *settings, "--save", residual / "w.safetensors")
+    assert code == 0, errors
+    wanted = float(re.search(r"test_acc +([\d.]+)", output)[1])
+    evaluation = ["--weights", residual / "w.safetensors", "--data", "mnist5k", "--device", "cpu"]
+    code, output, errors = command("evaluate", name, *evaluation)
+    assert code == 0 and f"{wanted:.2%} [" in output and "top-5" in output and "of 1,000" in output, errors
+
+    (residual / "moved").mkdir()
+    moved = (residual / "user_net.py").rename(residual / "moved" / "user_net.py")
+    name = name.replace("user_net", str(residual / "moved" / "user_net"))
+    code, output, errors = command("evaluate", name, *evaluation)
+    assert code == 0 and f"{wanted:.2%} [" in output, errors
+    moved.write_text(RESIDUAL.replace("relu()", "sigmoid()"))
+    code, _, errors = command("evaluate", name, *evaluation)
+    assert code == 2 and "changed" in errors and "w.safetensors" in errors and "Traceback" not in errors
+
+
+def test_a_users_network_that_needs_another_image_size_is_refused_with_a_sentence(residual, image_folder, command):
+    network = "nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 10, classes))"
+    text = f"from torch import nn\n\n\ndef build(classes):\n    return {network}\n"
+    (residual / "flat.py").write_text(text)
+    settings = ["-p", "model=flat.py:build", "-p", f"data={image_folder}", "-p", "steps=1", "-p", "batch_size=4"]
+    code, _, errors = command("train", *settings, "-p", "device=cpu", "--save", residual / "w.safetensors")
+    assert code == 0, errors
+    evaluation = ["evaluate", "flat.py:build", "--weights", residual / "w.safetensors", "--data", image_folder]
+    code, output, errors = command(*evaluation)
+    assert code == 0 and "top-1" in output, errors
+    code, _, errors = command(*evaluation, "--image-size", 16)
+    assert code == 2 and "flat.py:build" in errors and "16" in errors and "Traceback" not in errors

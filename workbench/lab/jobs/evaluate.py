@@ -109,8 +109,9 @@ def evaluate(
     preprocess = preprocess.resized(image_size, style)
     data = open_labelled(data_path, split, preprocess.trained_on)
     classes = classes or preprocess.classes or None
-    model = _network(model_name, read, preprocess.channels, len(classes or data.classes))
-    indices = class_indices(data, model.num_classes, classes)
+    model = _network(model_name, read, preprocess, len(classes or data.classes))
+    outputs = model.num_classes if is_library(model_name) else _outputs(model, model_name, preprocess)
+    indices = class_indices(data, outputs, classes)
 
     store = Store()
     run_id = store.open_run(
@@ -146,7 +147,7 @@ def evaluate(
         store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     published = entry(model_name).published if file.name.endswith("_haiku.npz") else None
-    scores = _scores(run_id, measured, model.num_classes, published, data, preprocess)
+    scores = _scores(run_id, measured, outputs, published, data, preprocess)
     _record(store, scores, measured)
     return scores
 
@@ -194,7 +195,7 @@ def _record(store: Store, scores: Scores, measured: Evaluation) -> None:
     store.close(scores.run_id, "FINISHED")
 
 
-def _network(name: str, weights: Weights, channels: int, classes: int) -> nn.Module:
+def _network(name: str, weights: Weights, preprocess: Preprocess, classes: int) -> nn.Module:
     """Build the network of this name as the file describes it, and load its weights.
 
     The recipe of another network is ignored: `load_into` then reports the right name.
@@ -202,7 +203,7 @@ def _network(name: str, weights: Weights, channels: int, classes: int) -> nn.Mod
     Args:
         name: A located name.
         weights: The file.
-        channels: Of the images.
+        preprocess: How its images are made.
         classes: The number of outputs, if the file does not have it.
     """
     recipe = weights.recipe or {}
@@ -216,18 +217,34 @@ def _network(name: str, weights: Weights, channels: int, classes: int) -> nn.Mod
             )
     else:
         recipe = {}
-    outputs, read_channels, _ = weights.shape()
-    in_channels = recipe.get("in_channels", read_channels if is_library(name) else channels)
-    if in_channels != channels:
+    in_file, channels, _ = weights.shape()
+    if is_library(name):
+        sizes = {"num_classes": recipe.get("num_classes", in_file), "in_channels": recipe.get("in_channels", channels)}
+    else:  # a user's network may have any attribute `num_classes`, which the recipe then holds
+        num_classes = len(preprocess.classes) or recipe.get("num_classes") or classes
+        sizes = {"num_classes": num_classes, "in_channels": recipe.get("in_channels", preprocess.channels)}
+    if sizes["in_channels"] != preprocess.channels:
         raise WorkbenchError(
-            f"{weights.file} is for images with {in_channels} channels, but its test images have {channels}. "
-            "Save the weights by a training on such images."
+            f"{weights.file} is for images with {sizes['in_channels']} channels, but its test images have "
+            f"{preprocess.channels}. Use weights that a training on such images saved."
         )
-    num_classes = recipe.get("num_classes") or (outputs if is_library(name) else classes)
-    sizes = {"num_classes": num_classes, "in_channels": in_channels}
     model = build_network(**{**recipe, "name": name, **sizes})
     load_into(model, weights)
     return model
+
+
+@torch.inference_mode()
+def _outputs(model: nn.Module, name: str, preprocess: Preprocess) -> int:
+    """Run a user's network on one black image, and return the number of its outputs."""
+    shape = (1, preprocess.channels, preprocess.height, preprocess.width)
+    try:
+        return model.eval()(torch.zeros(shape)).shape[1]
+    except Exception as error:  # a user's code can raise anything
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise WorkbenchError(
+            f"{name} must return (N, classes) for images (N, C, H, W) of {shape}, but failed ({reason}). "
+            "Leave out `image_size`, or set the size that it was made for."
+        ) from error
 
 
 def _is_same(name: str, recorded: str) -> bool:
