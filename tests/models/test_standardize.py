@@ -9,8 +9,9 @@ import pickle
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwd
 import torch.nn.functional as F
-from torch import nn
+from torch import func, nn
 
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
@@ -62,6 +63,44 @@ def test_standardize_can_be_differentiated_twice(weights):
 
     for a, b in zip(second(standardize), second(literally), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_jvp_vmap_and_forward_mode_equal_the_formula(weights):
+    """Forward derivatives, per-member gradients, and members that differ in the gain alone."""
+    w, row = (t.detach()[[0, 1, 3]] for t in weights)
+    dw, drow, ws, rows = torch.randn_like(w), torch.randn_like(row), torch.stack([w, 2 * w]), torch.stack([row, -row])
+    c = torch.randn_like(w)
+
+    def transformed(fn):
+        loss = lambda w, row: (fn(w, row, floor=1e-4) * c).sin().sum()
+        with fwd.dual_level():
+            dual = fn(fwd.make_dual(w, dw), fwd.make_dual(row, drow), floor=1e-4)
+            tangent = fwd.unpack_dual(dual).tangent
+        return [
+            tangent,
+            *func.jvp(func.grad(loss, (0, 1)), (w, row), (dw, drow))[1],
+            *func.vmap(func.grad(loss, (0, 1)))(ws, rows),
+            func.vmap(lambda row: fn(w, row, floor=1e-4))(rows),
+        ]
+
+    for a, b in zip(transformed(standardize), transformed(literally), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nfnet_micro", "nf_resnet_tiny", "nf_regnet_b0", "timm_nf_regnet_b1"])
+def test_gradients_of_stacked_networks_equal_a_loop(name):
+    models = [create_model(name, 5, in_channels=1).double().eval() for _ in range(2)]
+    stacked, buffers = func.stack_module_state(models)
+    x, y = torch.randn(2, 1, 16, 16, dtype=torch.float64), torch.arange(2)
+
+    def loss(params, buffers):
+        return F.cross_entropy(func.functional_call(models[0], (params, buffers), (x,)), y)
+
+    gradients = func.vmap(func.grad(loss))(stacked, buffers)
+    for i, model in enumerate(models):
+        expected = torch.autograd.grad(loss(dict(model.named_parameters()), {}), list(model.parameters()))
+        for (key, _), grad in zip(model.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(gradients[key][i], grad, rtol=1e-8, atol=1e-10)
 
 
 def test_a_filter_of_equal_weights_gives_zero_and_finite_gradients():

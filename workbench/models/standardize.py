@@ -9,6 +9,7 @@ The authors use a floor, timm adds to the variance. Legend: O filters of N weigh
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 TINY = 1e-30  # always added to the variance: a filter of equal weights gives 0, not nan
 
@@ -16,7 +17,7 @@ TINY = 1e-30  # always added to the variance: a filter of equal weights gives 0,
 def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0) -> Tensor:
     """Return W_hat, the standardised weight.
 
-    Keeps no copy of the weight for backward. Can be differentiated twice.
+    Keeps no copy of the weight for backward. Can be differentiated twice, also forward (jvp), and batched (vmap).
 
     Args:
         weight: (O, ...).
@@ -29,7 +30,7 @@ def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0
     """
     w = (weight.float() if weight.dtype.itemsize < 4 else weight).flatten(1)
     row, rule = row.to(w.dtype), (floor, added or TINY)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _transformed():
         w_hat = _literally(w, row, *rule)
     elif torch.is_grad_enabled() and (w.requires_grad or row.requires_grad):
         w_hat, _, _ = _Standardize.apply(w, row, *rule)
@@ -38,8 +39,14 @@ def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0
     return w_hat.view(weight.shape).to(weight.dtype)
 
 
+def _transformed() -> bool:
+    """Whether the call is inside vmap, grad or jvp of torch.func, or inside forward-mode differentiation."""
+    level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]: torch has no stub
+    return level is not None or forward_ad._current_level >= 0
+
+
 def _literally(w: Tensor, row: Tensor, floor: float, added: float) -> Tensor:
-    """The plain formula, for a compiler: it fuses the operations and derives the gradient."""
+    """The plain formula, for a compiler and for torch.func: they derive the gradient from its operations."""
     var, mean = torch.var_mean(w, dim=1, correction=0, keepdim=True)
     return (w - mean) * (row[:, None] * torch.clamp(w.shape[1] * (var + added), min=floor).rsqrt())
 
