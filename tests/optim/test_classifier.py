@@ -108,6 +108,32 @@ class Stubborn(nn.Module):
         return self.out(self.body(x) if x.sum() > 0 else x)
 
 
+class Attending(nn.Module):
+    """A product of two activations, a size that the forward pass reads, and a weight without a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.key, self.value, self.proj = nn.Linear(4, 4), nn.Linear(4, 4), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x):
+        _, d = x.shape
+        attention = (self.key(x) @ x.T / d**0.5).softmax(-1)
+        return (attention @ self.value(x)) @ self.proj * self.value(x).size(0)
+
+
+class Computing(nn.Module):
+    """Returns its loss, too, as the networks of other libraries do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.score = nn.LSTM(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x, labels=None):
+        logits = self.score(self.body(x)[0])
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return loss, logits
+
+
 class Lightning(nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -128,6 +154,8 @@ CASES = {
     "two heads": (TwoHeads(), ["head.weight", "head_dist.weight"]),
     "the mean of two heads": (TwoHeads().eval(), ["head.weight", "head_dist.weight"]),
     "features next to logits": (WithFeatures(), ["head.weight"]),
+    "a weight without a layer": (Attending(), ["proj"]),
+    "a loss next to logits": (Computing(), ["score.weight"]),
     "one logit": (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)), ["2.weight"]),
     "a pool after a convolution": (
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.Conv2d(4, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))),
@@ -192,7 +220,15 @@ def test_an_example_reaches_no_attribute_and_no_buffer():
     assert not hasattr(model[1], "seen") and model[0].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize("model", [Residual(), Stubborn()], ids=["a residual sum", "a choice by value"])
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but in use
+        return torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "model", [Residual(), Stubborn(), scripted()], ids=["a residual sum", "a choice by value", "TorchScript"]
+)
 def test_a_network_for_which_nothing_decides_is_refused_with_the_cure(model):
     for example in (None, torch.randn(2, 4)):
         with pytest.raises(WorkbenchError) as caught:

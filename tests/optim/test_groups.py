@@ -51,6 +51,14 @@ def test_a_negative_decay_is_refused():
         param_groups(nn.Linear(2, 2), weight_decay=-1)
 
 
+def test_lazy_layers_are_refused_until_a_batch_gave_them_a_shape():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(WorkbenchError, match=r"Sequential.*lazy"):
+        param_groups(model)
+    model(torch.randn(1, 1, 4, 4))
+    assert by_name(param_groups(model))["classifier"]["names"] == ["2.weight"]
+
+
 def test_overrides_express_the_papers_layer_study():
     model = create_model("nfnet_micro", 10)
     groups = param_groups(model, clip=0.01, overrides={"stage4": {"clip": None}, "first_conv": {"clip": None}})

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.optim.classifier import classifier_weights, named_weights
@@ -67,8 +68,8 @@ def param_groups(
         is also split for layers whose units are not rows, such as ConvTranspose2d. The key "units" tells AGC so.
 
     Raises:
-        WorkbenchError: For a negative decay, a pattern that matches nothing, an unknown setting, or if nothing decides
-            which weight is the classifier.
+        WorkbenchError: For a negative decay, a pattern that matches nothing, an unknown setting, lazy or flattened
+            parameters, or if nothing decides which weight is the classifier.
     """
     if weight_decay < 0:
         raise WorkbenchError(f"`weight_decay` must be at least 0, got {weight_decay}. Use 0 for no decay.")
@@ -79,6 +80,10 @@ def param_groups(
     }
     params = dict(model.named_parameters())
     refuse_flattened(params.values(), "param_groups cannot sort")
+    if any(is_lazy(p) for p in params.values()):
+        raise WorkbenchError(
+            f"Parameters must have a shape, but {type(model).__name__} has lazy layers. Run one batch through it first."
+        )
     plain = dict(zip(params, plain_names(list(params)), strict=True))
     aliases = _aliases(model)
     by_name = _settings_by_name(aliases, overrides or {})

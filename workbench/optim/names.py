@@ -31,9 +31,8 @@ def plain_names(names: Sequence[str]) -> list[str]:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside the wrappers of torch, such as those of torch.compile and DistributedDataParallel."""
     while type(model).__module__.startswith("torch."):
-        inner = [model._modules.get(name) for name in ("module", *INSIDE)]
-        inside = next((m for m in inner if m is not None), None)
-        if inside is None:
+        children = dict(model.named_children())
+        if len(children) != 1 or not children.keys() & {"module", *INSIDE}:
             break
-        model = inside
+        (model,) = children.values()
     return model
