@@ -44,10 +44,10 @@ def refusal(optimizer: Optimizer) -> WorkbenchError:
 
 def _wrapped(optimizer: Optimizer) -> Optimizer | None:
     """Return the optimizer inside that holds all parameters of the wrapper, or None."""
-    own = parameters_of(optimizer)
+    trained = parameters_of(optimizer)
     held = list({id(inner): inner for _, inner in _held(optimizer)}.values())
-    inside = [inner for inner in held if not own or own & parameters_of(inner)]
-    whole = [inner for inner in inside if own <= parameters_of(inner)]
+    inside = [inner for inner in held if not trained or trained & parameters_of(inner)]
+    whole = [inner for inner in inside if trained <= parameters_of(inner)]
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
         whole = inside = held  # holds the part of this process
     if len(whole) == 1:
