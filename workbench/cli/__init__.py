@@ -8,7 +8,7 @@ import click
 import typer
 
 from workbench.cli.app import app
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, disk_error_message
 from workbench.program import FAILED, INTERRUPTED, MISTAKE, run_program, say, without_debug
 
 __all__ = ["app", "main"]
