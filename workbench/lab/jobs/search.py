@@ -248,7 +248,7 @@ def _storage() -> optuna.storages.RDBStorage:
                 if disk_error_message(error):
                     raise
                 if damage := is_damaged(error):
-                    raise WorkbenchError(damage) from error
+                    raise WorkbenchError(f"cannot open the searches: {damage}") from error
                 cure = "Move the file away to get a new one; the trainings are kept, and found again"
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise WorkbenchError(f"cannot open the database {without_password(uri)} ({cause}). {cure}.") from error

@@ -4,6 +4,7 @@ The log works with shared memory, which two machines do not share: over a networ
 """
 
 import contextlib
+import re
 import sqlite3
 from pathlib import Path
 
@@ -11,27 +12,11 @@ import psutil
 
 from workbench.lab.executors import channel
 
-NETWORK = set(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb",
-        "smb2",
-        "smb3",
-        "smbfs",
-        "lustre",
-        "beegfs",
-        "fhgfs",
-        "gpfs",
-        "ceph",
-        "glusterfs",
-        "afs",
-        "9p",
-        "virtiofs",
-    ]
+NETWORK = re.compile(
+    r"(fuse\.)?(nfs4?|cifs|smb[23]?|smbfs|lustre|beegfs|fhgfs|gpfs|ceph|glusterfs|afs|9p|virtiofs|orangefs|pvfs2|panfs"
+    r"|davfs2?|webdav|s3fs|sshfs)",
+    re.IGNORECASE,
 )
-NETWORK |= set(["davfs", "davfs2", "webdav", "orangefs", "pvfs2", "panfs", "s3fs", "sshfs"])
 
 
 def network_type(file: Path) -> str | None:
@@ -42,7 +27,7 @@ def network_type(file: Path) -> str | None:
         return None
     mounts.reverse()  # of several mounts at one place the last is in use, and `max` takes the first
     kind = max(mounts, key=lambda mount: len(mount.mountpoint)).fstype
-    return kind if kind.lower().removeprefix("fuse.") in NETWORK else None
+    return kind if NETWORK.fullmatch(kind) else None
 
 
 def set_journal(file: Path, *, is_new: bool) -> None:

@@ -79,7 +79,7 @@ def refuse_unusable(uri: str) -> None:
 def unopened(uri: str, error: Exception) -> WorkbenchError:
     """Make the error for a store that cannot be opened, with its cause and its cure. The caller raises it."""
     if damage := is_damaged(error):
-        return WorkbenchError(damage)
+        return WorkbenchError(f"cannot open the store: {damage}")
     cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(uri)
     cure = "Move the file away to get a new store, or set MLFLOW_TRACKING_URI to another store"
     if "db upgrade" in cause:
