@@ -58,9 +58,9 @@ def _damaged_store(error: Exception) -> str | None:
     """Return a message if a database of the store is damaged."""
     if "workbench.lab.store.patience" not in sys.modules:  # the command used no store
         return None
-    from workbench.lab.store.patience import is_damaged
+    from workbench.lab.store.patience import damage_message
 
-    return is_damaged(error)
+    return damage_message(error)
 
 
 def _lost_server(error: Exception) -> str | None:

@@ -151,7 +151,7 @@ def test_a_database_that_stays_locked_is_an_error_that_names_it(root, monkeypatc
     database = Database(f"sqlite:///{file}")
     with holding(HOLD, file, 60), pytest.raises(Exception, match=str(file)) as error:
         database.move("file:///a", "file:///b")
-    assert patience.is_damaged(error.value) is None
+    assert patience.damage_message(error.value) is None
 
 
 @pytest.mark.slow

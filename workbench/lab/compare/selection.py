@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.store.client import UNREACHABLE, Store, is_away
-from workbench.lab.store.patience import is_damaged
+from workbench.lab.store.patience import damage_message
 
 ROLES = ("screen", "search", "confirm")
 TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
@@ -149,7 +149,7 @@ def _search(store: Store, mode: str, terms: list[str]) -> list:
     try:
         return store.search("trainings", mode, text)
     except UNREACHABLE as error:
-        if is_away(error) or is_damaged(error) or not terms:
+        if is_away(error) or damage_message(error) or not terms:
             raise
         cause = str(error).removeprefix("INVALID_PARAMETER_VALUE: ").splitlines()[0]
         raise WorkbenchError(

@@ -30,7 +30,7 @@ from workbench.lab.jobs.run_all import Progress, check, trained
 from workbench.lab.store.database import make_whole, with_driver, without_password
 from workbench.lab.store.locations import folder_of, runs_folder
 from workbench.lab.store.locks import locked
-from workbench.lab.store.patience import is_damaged
+from workbench.lab.store.patience import damage_message
 from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig, training_key
@@ -247,7 +247,7 @@ def _storage() -> optuna.storages.RDBStorage:
             if uri.startswith("sqlite"):
                 if disk_error_message(error):
                     raise
-                if damage := is_damaged(error):
+                if damage := damage_message(error):
                     raise WorkbenchError(f"cannot open the searches: {damage}") from error
                 cure = "Move the file away to get a new one; the trainings are kept, and found again"
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]

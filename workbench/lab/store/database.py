@@ -78,7 +78,7 @@ def damage_of(file: Path) -> str | None:
         with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
             ((answer,),) = database.execute("pragma quick_check(1)").fetchall()
     except sqlite3.DatabaseError as error:
-        return str(error) if patience.is_damaged(error) else None
+        return str(error) if patience.damage_message(error) else None
     return None if answer == "ok" else " ".join(answer.split())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, disk_error_message
 from workbench.lab.executors import channel
 
 SILENT = 2.0  # seconds of waiting without a word
@@ -28,7 +28,8 @@ def locked(lock: filelock.BaseFileLock | Path, what: str) -> Iterator[None]:
         what: What the lock protects, for the announcement.
 
     Raises:
-        WorkbenchError: If the file cannot be a lock.
+        WorkbenchError: If something else has the name of the lock file.
+        OSError: If the disk is full or read-only.
     """
     lock = filelock.FileLock(lock) if isinstance(lock, Path) else lock
     try:
@@ -38,6 +39,8 @@ def locked(lock: filelock.BaseFileLock | Path, what: str) -> Iterator[None]:
             channel.announce(f"waits for {what}: {holder(Path(lock.lock_file))} holds {lock.lock_file}")
             lock.acquire()
     except OSError as error:
+        if disk_error_message(error):
+            raise
         raise WorkbenchError(
             f"cannot lock {lock.lock_file} ({error.strerror}). Move it away, it holds nothing."
         ) from error

@@ -9,7 +9,7 @@ from workbench.errors import WorkbenchError, disk_error_message
 from workbench.lab.store.database import Database, is_database, is_made, make_whole, sqlite_file, without_password
 from workbench.lab.store.disk import set_journal
 from workbench.lab.store.locations import default_uri, refuse_silent, run_folders, runs_folder
-from workbench.lab.store.patience import is_damaged
+from workbench.lab.store.patience import damage_message
 
 MIGRATIONS = "store/db_migrations/versions"  # in MLflow's package: one file per layout of the database
 
@@ -78,7 +78,7 @@ def refuse_unusable(uri: str) -> None:
 
 def unopened(uri: str, error: Exception) -> WorkbenchError:
     """Make the error for a store that cannot be opened, with its cause and its cure. The caller raises it."""
-    if damage := is_damaged(error):
+    if damage := damage_message(error):
         return WorkbenchError(f"cannot open the store: {damage}")
     cause, uri = str(getattr(error, "orig", None) or error).splitlines()[0], without_password(uri)
     cure = "Move the file away to get a new store, or set MLFLOW_TRACKING_URI to another store"

@@ -57,7 +57,7 @@ def _make_patient(dialect: Any, record: Any, arguments: list, options: dict) -> 
         options.setdefault("timeout", FIRST_WAIT)
 
 
-def is_damaged(error: BaseException | None) -> str | None:
+def damage_message(error: BaseException | None) -> str | None:
     """Return the sentence about a damaged database in an error and its causes. None: it has another cause."""
     while error is not None:
         if isinstance(error, sqlite3.DatabaseError) and _code(error) in DAMAGED:
