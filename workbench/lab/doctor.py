@@ -18,7 +18,7 @@ import filelock
 import psutil
 
 from workbench.errors import WorkbenchError
-from workbench.lab.executors.lifetime import Family, is_alive, is_held, strays, whoami
+from workbench.lab.executors.lifetime import Family, is_held, strays, whoami
 from workbench.lab.store.client import EXPERIMENTS, Store
 from workbench.lab.store.database import Database, as_path, damage_of, is_database, is_made, sqlite_file
 from workbench.lab.store.locations import default_uri, files_of, folder_of, run_folders, runs_folder, tracking_uri
@@ -101,7 +101,7 @@ def _store(store: Store, local: bool, lost: set[str], moved: bool) -> Iterator[F
     yield from _trash(store)
     folders = run_folders() if local else {}  # before the runs, because a run exists before its folder
     runs = [(name, run) for name in EXPERIMENTS for run in store.runs(name)]
-    alive = {r.id for _, r in runs if r.status == "RUNNING" and _lives(r, lost)}
+    alive = {r.id for _, r in runs if r.status == "RUNNING" and _lives(store, r, lost)}
     database = Database(store.uri) if is_database(store.uri) else None
     try:
         if local:
@@ -218,8 +218,8 @@ def _points(database: Database, runs: list[tuple[str, Run]], alive: set[str]) ->
             )
 
 
-def _lives(run: Run, lost: set[str]) -> bool:
-    return run.process not in lost and is_alive(run.process)
+def _lives(store: Store, run: Run, lost: set[str]) -> bool:
+    return run.process not in lost and store.is_written(run)
 
 
 # ---- trials, processes

@@ -1,6 +1,7 @@
 """The identity and the end of processes.
 
-A reused pid has another identity. A process ends together with all its descendants.
+A reused pid has another identity. A process ends together with all its descendants. A process that writes to the store
+holds a lock, which says more than its pid: see `presence`.
 """
 
 import contextlib
@@ -10,11 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import filelock
 import psutil
 
+from workbench.lab.executors import presence
 from workbench.lab.executors.context import context_of
 
 
@@ -28,21 +31,39 @@ def whoami(pid: int | None = None) -> str:
     return f"{platform.node()}/{int(psutil.boot_time())}/{process.pid}/{process.create_time():.0f}"
 
 
-def is_alive(identity: str) -> bool:
+def announced() -> str:
+    """Return the identity of this process, and hold its lock until the process ends."""
+    identity = _own_identity(os.getpid())
+    presence.announce(identity)
+    return identity
+
+
+@cache
+def _own_identity(pid: int) -> str:
+    """Return the identity of this process, the same text at every call. A corrected clock would change it."""
+    return whoami(pid)
+
+
+def is_alive(identity: str, *, shared: bool = False) -> bool:
     """Say whether the process with this identity still runs.
 
-    A process of another machine counts as alive, because this machine cannot see it. A zombie and an unreadable
-    identity count as dead.
+    The lock of the process decides, if it has one. Otherwise, a process of another machine counts as alive, because
+    this machine cannot see it. A zombie and an unreadable identity count as dead.
 
     Args:
-        identity: What `whoami` returned for the process.
+        identity: What `whoami` or `announced` returned for the process.
+        shared: Whether every process in question has its lock in the folder of this root. A process of another machine
+            or container without a lock then counts as dead.
     """
+    present = presence.is_present(identity)
+    if present is not None:
+        return present
     try:
         host, boot, pid, start = identity.rsplit("/", 3)
     except ValueError:
         return False
     if host != platform.node():
-        return True
+        return not shared
     try:
         process = psutil.Process(int(pid))
         same = abs(process.create_time() - float(start)) <= 2 and abs(psutil.boot_time() - int(boot)) <= 60

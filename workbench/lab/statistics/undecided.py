@@ -19,13 +19,14 @@ def nothing_to_compare(trained: pd.DataFrame, *arms: str, tried: pd.DataFrame | 
     They cannot if an arm has no training, or if no training of these arms completed.
 
     Args:
-        trained: The trainings that decide. Columns arm, outcome, and cause if it is known.
+        trained: The trainings that decide. Columns arm, outcome, and cause if it is known. Without outcomes, all count as
+            complete.
         arms: The arms of the contrast. None given: all arms of `trained`.
         tried: The trainings that chose what to train, with the same columns. The table of the verdict lists them, too.
     """
     compared = trained if trained.empty or not arms else trained[trained.arm.isin(arms)]
     missing = [arm for arm in arms if compared.empty or arm not in set(compared.arm)]
-    if not missing and (compared.outcome == "complete").any():
+    if not missing and ("outcome" not in compared or (compared.outcome == "complete").any()):
         return None
     table = outcomes_of(pd.concat([rows for rows in (tried, trained) if rows is not None and len(rows)] or [trained]))
     return Verdict(None, Effect("what the arms differ by", NOTHING), _headline(compared, missing, table), table)
@@ -54,7 +55,7 @@ def outcomes_of(trained: pd.DataFrame) -> pd.DataFrame:
         Columns arm, outcome, n, the lowest and highest rate with that outcome, and the first cause.
     """
     columns = ["arm", "outcome", "lr", "cause"]
-    by_outcome = trained.reindex(columns=columns).groupby(["arm", "outcome"], sort=False)
+    by_outcome = trained.reindex(columns=columns).groupby(["arm", "outcome"], sort=False, dropna=False)
     counted = by_outcome.agg(
         n=("lr", "size"), lowest_rate=("lr", "min"), highest_rate=("lr", "max"), cause=("cause", "first")
     )

@@ -10,7 +10,7 @@ The experiments are flat:
 - `replays`: one run is one replay
 
 The store uses MLflow's client with explicit run ids and never an active run. Each run names the process that writes it
-(host, boot, pid), so the store can find runs of dead processes.
+(host, boot, pid) and holds a lock, so the store can find runs of dead processes.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from workbench.lab.executors import channel
-from workbench.lab.executors.lifetime import is_alive, whoami
+from workbench.lab.executors.lifetime import announced, is_alive
 from workbench.lab.store import views
 from workbench.lab.store.database import with_driver
 from workbench.lab.store.descriptions import as_param, in_words, params_of
 from workbench.lab.store.experiments import EXPERIMENTS, is_deleted, open_experiments
-from workbench.lab.store.locations import folder_of, refuse_blocked, runs_folder, tracking_uri
+from workbench.lab.store.locations import default_uri, folder_of, refuse_blocked, runs_folder, tracking_uri
 from workbench.lab.store.locks import locked
 from workbench.lab.store.opening import make_tables, refuse_unusable, unopened
 from workbench.lab.store.results import RESULT, DamagedResult
@@ -414,9 +414,13 @@ class Store(RunFiles):
         for name in EXPERIMENTS:
             kind, _, quick = name.partition("-")
             for run in self.search(kind, quick or "full", "attributes.status = 'RUNNING'"):
-                if run.tags.get("owner") == owner if owner else not is_alive(run.process):
+                if run.tags.get("owner") == owner if owner else not self.is_written(run):
                     orphans[run.id] = run.name
         return orphans
+
+    def is_written(self, run: Run) -> bool:
+        """Return whether the process that writes a run still lives."""
+        return is_alive(run.process, shared=self.uri == default_uri())
 
     def close_orphans(self, owner: str | None = None) -> dict[str, str]:
         """Close the runs of `orphans` as KILLED and return their names by run id."""
@@ -475,7 +479,7 @@ def is_away(error: BaseException | None) -> bool:
 
 
 def _owner_tags() -> dict[str, str]:
-    return {"process": whoami()}
+    return {"process": announced()}
 
 
 def _milliseconds(seconds: float | None) -> int | None:

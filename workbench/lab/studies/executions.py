@@ -11,7 +11,6 @@ from typing import Any
 from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
 from workbench.files import sha256
-from workbench.lab.executors.lifetime import is_alive
 from workbench.lab.store.client import Store
 from workbench.lab.store.runs import Run
 from workbench.lab.studies.parameters import code_cells
@@ -111,7 +110,7 @@ def plan(
             execution = Execution(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
             )
-            _compare(execution, runs)
+            _compare(execution, runs, store)
             settled = ("finished", "running")
             must_run = execution.state not in settled if rerun is None else rerun in ("all", execution.state)
             execution.action = "run" if must_run else "reuse" if execution.state == "finished" else "leave"
@@ -194,7 +193,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _compare(execution: Execution, runs: list[Run]) -> None:
+def _compare(execution: Execution, runs: list[Run], store: Store) -> None:
     """Set an execution's state, reason and run from the runs of its study, newest first."""
     same = [run for run in runs if run.tags.get("key.parameters") == execution.key["parameters"]]
     for run in same:
@@ -210,7 +209,7 @@ def _compare(execution: Execution, runs: list[Run]) -> None:
     if last.status == "FINISHED":
         execution.state = "stale"
         execution.why = f"{' and '.join(changes)} changed since run {last.id[:8]}"
-    elif last.status == "RUNNING" and is_alive(last.tags.get("process", "")):
+    elif last.status == "RUNNING" and store.is_written(last):
         execution.state = "running"
         execution.why = f"run {last.id[:8]}, in another process"
     else:

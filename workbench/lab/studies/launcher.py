@@ -14,7 +14,7 @@ from pathlib import Path
 from workbench.data import dataset_digest
 from workbench.lab.executors import Choice
 from workbench.lab.executors.context import Context
-from workbench.lab.executors.lifetime import whoami
+from workbench.lab.executors.lifetime import announced
 from workbench.lab.store.client import UNREACHABLE, Store
 from workbench.lab.studies.executions import NETWORKS, Execution, digest_of, plan
 from workbench.lab.studies.notebook_process import NotebookEnd, NotebookProcess
@@ -120,7 +120,7 @@ def start_notebook(
         variables: Further environment variables.
         plan_file: Receives the missing trainings, and none of them runs. None: they run.
     """
-    context = Context(execution.study.name, execution.mode, whoami(), run_id, executor=str(choice), plan=plan_file)
+    context = Context(execution.study.name, execution.mode, announced(), run_id, executor=str(choice), plan=plan_file)
     variables = dict(variables or {})
     if not all(is_library(execution.parameters.get(name) or "") for name in NETWORKS):
         paths = [
