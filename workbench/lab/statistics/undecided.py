@@ -19,8 +19,8 @@ def nothing_to_compare(trained: pd.DataFrame, *arms: str, tried: pd.DataFrame | 
     They cannot if an arm has no training, or if no training of these arms completed.
 
     Args:
-        trained: The trainings that decide. Columns arm, outcome, and cause if it is known. Without outcomes, all count as
-            complete.
+        trained: The trainings that decide. Columns arm, outcome, and cause if it is known.
+            Without outcomes, all count as complete.
         arms: The arms of the contrast. None given: all arms of `trained`.
         tried: The trainings that chose what to train, with the same columns. The table of the verdict lists them, too.
     """
