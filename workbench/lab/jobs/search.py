@@ -27,7 +27,7 @@ from workbench.lab.executors.lifetime import is_held
 from workbench.lab.jobs.engines import is_planning
 from workbench.lab.jobs.job import Arm, Job, JobResult, table_of
 from workbench.lab.jobs.run_all import Progress, check, trained
-from workbench.lab.store.database import make_whole, with_driver, without_password
+from workbench.lab.store.database import make_whole, sqlite_uri, with_driver, without_password
 from workbench.lab.store.locations import folder_of, runs_folder
 from workbench.lab.store.locks import locked
 from workbench.lab.store.patience import damage_message
@@ -225,7 +225,7 @@ class _AskAndTell:
 
 def storage_uri() -> str:
     """Return WORKBENCH_OPTUNA_STORAGE (postgresql://...), else the sqlite file under mlruns/."""
-    return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or f"sqlite:///{runs_folder() / 'optuna.db'}"
+    return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or sqlite_uri(runs_folder() / "optuna.db")
 
 
 def search_lock(name: str) -> Path:

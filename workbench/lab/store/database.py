@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from sqlalchemy import Engine, create_engine, inspect, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from workbench.lab.store import patience
 
@@ -26,6 +26,11 @@ PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the URI of a sqlite file. Characters with a meaning in URIs, such as `%` and `?`, are escaped."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -56,7 +61,7 @@ def make_whole(uri: str, create: Callable[[str], None]) -> bool:
     logs = [file.with_name(f"{file.name}-{log}") for log in ("wal", "shm", "journal")]  # of a file that is gone
     for left in [*file.parent.glob(f"{part.name}*"), *logs]:
         left.unlink(missing_ok=True)
-    create(f"sqlite:///{part}")
+    create(sqlite_uri(part))
     part.replace(file)
     return True
 
@@ -234,5 +239,5 @@ def without_password(uri: str) -> str:
 
 
 def as_path(uri: str) -> str:
-    """Return the path of a file URI. MLflow stores some locations as paths."""
-    return unquote(urlparse(uri).path)
+    """Return the path of a file URI. MLflow stores some locations as paths, which stay as they are."""
+    return unquote(urlparse(uri).path) if uri.startswith("file:") else uri

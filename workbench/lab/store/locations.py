@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.lab.store.database import as_path
+from workbench.lab.store.database import as_path, sqlite_uri
 from workbench.paths import root
 
 EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
@@ -23,7 +23,7 @@ def tracking_uri() -> str:
 
 def default_uri() -> str:
     """Return the URI of the sqlite file under mlruns/, whatever MLFLOW_TRACKING_URI says."""
-    return f"sqlite:///{runs_folder() / 'mlflow.db'}"
+    return sqlite_uri(runs_folder() / "mlflow.db")
 
 
 def runs_folder() -> Path:
