@@ -20,6 +20,12 @@ class WorkbenchError(ValueError):
     """
 
 
+def shown(value: object, limit: int = 200, quote: bool = True) -> str:
+    """Write a value for a message, cut off after `limit` characters."""
+    text = repr(value) if quote else str(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
     """Make the error for a name that does not exist. The caller raises it.
 
@@ -33,10 +39,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
     """
     known = sorted(known)
     lower = {str(k).lower(): k for k in known}
-    near = [lower[k] for k in difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.4)]
+    near = [lower[k] for k in difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.4)]
     shown = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
     hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {shown or 'none exist'}."
-    return WorkbenchError(f"unknown {kind} '{name}': {hint}")
+    return WorkbenchError(f"unknown {kind} '{shown(name, 100, quote=False)}': {hint}")
 
 
 def disk_error_message(error: BaseException | None) -> str | None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
+from workbench.lab.studies.plain_yaml import load_yaml
 
 
 @dataclass(frozen=True)
@@ -89,24 +90,19 @@ class Parameter:
             raise WorkbenchError(
                 f"parameter `{self.name}` must have at least one entry, got []. Use for example {self.default!r}."
             )
-        if not all(math.isfinite(number) for number in _numbers(value)):
+        if not all(math.isfinite(number) for number in _entries(value) if isinstance(number, float)):
             raise WorkbenchError(
-                f"parameter `{self.name}` must be finite, got {value!r}. Use for example {self.default!r}."
+                f"parameter `{self.name}` must be finite, got {shown(value)}. Use for example {self.default!r}."
             )
         try:
             return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
         except ValidationError:
             choices = _choices(self.annotation)
-            for text in _strings(value) if choices else ():
-                if text not in choices:
+            for text in _entries(value) if choices else ():
+                if isinstance(text, str) and text not in choices:
                     raise unknown(f"value of the parameter `{self.name}`", text, choices) from None
-            cure = f"Use for example {self.default!r}"
-            if isinstance(value, str) and _is_number(value) and math.isfinite(float(value)):
-                number = float(value)
-                whole = not self._takes_fractions() and number.is_integer()
-                cure = f"YAML reads {value} as text, so write {int(number) if whole else number!r}"
             raise WorkbenchError(
-                f"parameter `{self.name}` must be of type {self.annotation}, got {value!r}. {cure}."
+                f"parameter `{self.name}` must be of type {self.annotation}, got {shown(value)}. {self._cure(value)}."
             ) from None
 
     def parse(self, text: str) -> Any:
@@ -115,13 +111,13 @@ class Parameter:
         Raises:
             WorkbenchError: If the value does not fit the annotation.
         """
-        import yaml
-
         if self.annotation.replace(" ", "") in ("str", "str|None") and text != "null":
             return text
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = load_yaml(text, f"`{self.name}`")
+        except WorkbenchError:
+            if not self._takes_text():
+                raise
             value = text
         is_float = isinstance(value, str) and _is_number(value) and self._takes_fractions()
         return self.check(float(value) if is_float else value)
@@ -129,16 +125,27 @@ class Parameter:
     def _takes_fractions(self) -> bool:
         return "float" in self.annotation.lower()
 
+    def _takes_text(self) -> bool:
+        return "str" in self.annotation or bool(_choices(self.annotation))
 
-def _numbers(value: Any) -> list[float]:
-    """Return all floating-point numbers in a value, its lists and its dictionaries."""
+    def _cure(self, value: Any) -> str:
+        """Return how to write the first entry that is a number of another kind, else an example."""
+        whole = not self._takes_fractions()
+        for entry in _entries(value):
+            if isinstance(entry, str) and _is_number(entry) and math.isfinite(float(entry)):
+                number = float(entry)
+                better = int(number) if whole and number.is_integer() else number
+                return f"YAML reads {entry} as text, so write {better!r}"
+            if isinstance(entry, float) and whole and entry.is_integer():
+                return f"Write {int(entry)} without a point or an exponent"
+        return f"Use for example {self.default!r}"
+
+
+def _entries(value: Any) -> list:
+    """Return a value, or all values in its lists and its dictionaries."""
     if isinstance(value, dict | list):
-        return [n for entry in (value.values() if isinstance(value, dict) else value) for n in _numbers(entry)]
-    return [value] if isinstance(value, float) else []
-
-
-def _strings(value: Any) -> list[str]:
-    return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]
+        return [e for entry in (value.values() if isinstance(value, dict) else value) for e in _entries(entry)]
+    return [value]
 
 
 def _choices(annotation: str) -> list[str]:
@@ -218,7 +225,11 @@ def _parameters_cell(notebook: Path) -> str:
 
 
 def _read(notebook: Path) -> dict:
-    if not notebook.is_file():
+    try:
+        exists = notebook.is_file()
+    except OSError:  # such as a name that is too long
+        exists = False
+    if not exists:
         raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")])
     try:
         content = json.loads(notebook.read_text())
@@ -274,7 +285,7 @@ def _checked_range(name: str, value: dict) -> dict:
     for key in ("low", "high"):
         if isinstance(value.get(key), bool) or not isinstance(value.get(key), int | float):
             raise WorkbenchError(
-                f"`{name}.{key}` must be a number, got {value.get(key)!r}. "
+                f"`{name}.{key}` must be a number, got {shown(value.get(key))}. "
                 "Write a range as {low: 0.1, high: 1.0, log: true}."
             )
     Range(**value)

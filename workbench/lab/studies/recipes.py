@@ -1,12 +1,12 @@
 """Recipes as text: presets, YAML files and NAME=VALUE pairs, to and from configurations."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
 import yaml
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.lab.studies.plain_yaml import load_yaml, read_yaml
 from workbench.training import TrainConfig
 from workbench.training.presets import changed, preset
 
@@ -28,11 +28,10 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
     for name, text in texts.items():
         if name not in fields:
             raise unknown("field of TrainConfig", name, fields)
-        changes[name] = _as_field(fields[name].type, text if fields[name].type is str else parse_value(name, text))
+        changes[name] = text if fields[name].type is str else parse_value(name, text)
     if recipe is not None and not recipe.endswith((".yaml", ".yml")):
         return changed(preset(recipe), changes)
     values = _read_recipe(recipe) if recipe is not None else {}
-    values = {n: _as_field(fields[n].type, v) if n in fields else v for n, v in values.items()}
     if values.get("epochs") is None and values.get("steps") is None:
         values["epochs"] = 1.0
     return changed(TrainConfig.from_dict(values), changes)
@@ -44,30 +43,14 @@ def parse_value(name: str, text: str) -> object:
     Raises:
         WorkbenchError: If the text is not YAML.
     """
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise WorkbenchError(
-            f"`{name}` must be a value in YAML, got {text} ({' '.join(str(error).split())})."
-        ) from error
+    return load_yaml(text, f"`{name}`")
 
 
 def _read_recipe(file: str) -> dict:
-    try:
-        values = yaml.safe_load(Path(file).expanduser().read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WorkbenchError(f"cannot read {file} as YAML ({error}). Check its path and its content.") from error
+    values = read_yaml(Path(file).expanduser())
     if not isinstance(values, dict):
         raise WorkbenchError(f"{file} must hold fields of TrainConfig. Write one `name: value` per line.")
     return values
-
-
-def _as_field(kind: type, value: object) -> object:
-    """Return a value as a number if the field needs one, because YAML reads 1e-3 as text."""
-    if isinstance(value, str) and kind in (float, float | None):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value
 
 
 def recipe_text(config: TrainConfig) -> str:

@@ -1,5 +1,6 @@
 """A study: a YAML file with a question, a notebook and parameters, checked before it runs."""
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.studies.parameters import Parameter, check_names, read_parameters
+from workbench.lab.studies.plain_yaml import read_yaml
 from workbench.paths import root
 
 
@@ -50,20 +52,13 @@ class Study(BaseModel):
         Raises:
             WorkbenchError: If the file is missing or invalid.
         """
-        import yaml
-
         file = find_study(spec)
         if not re.fullmatch(r"[\w .-]+", file.stem):
             raise WorkbenchError(
                 f"the file name of a study may contain only letters, digits, spaces, dots, dashes and _, "
                 f"got {file.name}. Rename the file."
             )
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-            where = "" if mark is None else f" (line {mark.line + 1})"
-            raise WorkbenchError(f"{file.name} is not valid YAML: {problem.splitlines()[0].strip()}{where}.") from error
+        content = read_yaml(file)
         if not isinstance(content, dict):
             raise WorkbenchError(
                 f"{file.name} must hold `question:` and `notebook:`, but is "
@@ -134,8 +129,9 @@ def find_study(spec: str | Path) -> Path:
     """
     candidates = [Path(spec), root() / "studies" / f"{spec}.yaml", root() / str(spec)]
     for file in candidates:
-        if file.is_file():
-            return file
+        with contextlib.suppress(OSError):  # such as a name that is too long
+            if file.is_file():
+                return file
     raise unknown("study", Path(spec).stem, [f.stem for f in all_studies()])
 
 
