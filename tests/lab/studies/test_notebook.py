@@ -199,3 +199,17 @@ def test_a_notebook_whose_launcher_died_before_it_started_does_not_run(tmp_path,
     monkeypatch.setattr("workbench.lab.studies.notebook._abandon", lambda: None)
     monkeypatch.setattr("workbench.lab.studies.notebook.execute", lambda *_: pytest.fail("the notebook ran"))
     assert main(str(notebook(tmp_path / "n.ipynb", CELL)), str(tmp_path / "out.ipynb"), "{}") == 1
+
+
+def test_a_foreign_kernel_of_the_same_name_is_not_used(tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = ["/bin/false", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    source = notebook(tmp_path / "n.ipynb", "x: int = 1", "import sys\nprint(sys.executable)")
+    process = run(source, tmp_path / "out.ipynb", {})
+    assert process.returncode == 0, process.stderr
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    printed = "".join(line for cell in cells for out in cell["outputs"] for line in out.get("text", ""))
+    assert printed.strip() == sys.executable

@@ -36,6 +36,7 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
             target,
             parameters,
             kernel_name="python3",
+            kernel_manager_class=_own_kernel_manager(),
             cwd=source.parent,
             progress_bar=False,
             log_output=False,
@@ -44,6 +45,21 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     finally:
         if target.exists():
             target.with_suffix(".html").write_text(to_html(target))
+
+
+def _own_kernel_manager() -> type:
+    """Return the class of a kernel manager that starts this interpreter.
+
+    Jupyter would take the first kernel with the name python3 on its path, which may have another interpreter.
+    """
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernelManager(AsyncKernelManager):
+        kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    return OwnKernelManager
 
 
 def to_html(notebook: Path) -> str:
