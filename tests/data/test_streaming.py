@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn.functional import one_hot
 
 from workbench.data import image_folder as open_image_folder
+from workbench.data import streaming
 from workbench.data.augment import generator_for, seed_for
 from workbench.data.mixing import cutmix_boxes
 from workbench.data.pixels import Preprocess
@@ -390,3 +391,20 @@ def test_chunks_keep_their_order(stripes):
         for chunk in chunks(EvalImages(files, Preprocess("whole", 16, 16)), [[i, i + 1] for i in range(20)], 2)
     ]
     assert torch.equal(torch.stack(labels), torch.stack([files.labels[i : i + 2] for i in range(20)]))
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_with_little_shared_memory_the_same_images_come_through_a_pipe(stripes, monkeypatch, mix):
+    images = TrainImages(open_image_folder(str(stripes)).train, 24, 0, mix=mix)
+    wanted = [[Request(step, i, 8, i, i + 1) for i in range(8)] for step in range(3)]
+    alone = list(chunks(images, wanted, workers=0))
+    for free, shared in ((10**12, True), (64 * 2**20, False)):
+        usage = shutil._ntuple_diskusage(10**12, 0, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        monkeypatch.setattr(streaming, "AHEAD", 10**5)
+        made = list(chunks(images, wanted, workers=2))
+        assert all(chunk.pixels.is_shared() is shared for chunk in made)
+        assert all(
+            torch.equal(a.pixels, b.pixels) and torch.equal(a.shares, b.shares)
+            for a, b in zip(alone, made, strict=True)
+        )

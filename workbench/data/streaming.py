@@ -5,10 +5,12 @@ RandAugment. The image is a function of (seed, step, position in the batch). So 
 nor a resumption changes a pixel.
 """
 
+import shutil
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ from workbench.errors import WorkbenchError
 
 CHUNK = 32  # images that a worker makes at a time
 AHEAD = 1024  # at least so many images are made ahead of their step
+SHARED_MEMORY = Path("/dev/shm")  # where the system keeps memory that processes share; in a container often 64 MB
 TIMEOUT = 600  # seconds without an image, after which a file system that does not answer is an error
 
 
@@ -180,8 +183,12 @@ def first_readable(files: Files, index: int, broken: list[tuple[str, str]]) -> t
     raise WorkbenchError(f"100 images in a row cannot be read, the last is {path}. Check that the disk is connected.")
 
 
-def chunks(dataset: Dataset, indices: Iterable[list], workers: int, pin: bool = False) -> Iterator[Chunk]:
+def chunks(
+    dataset: TrainImages | EvalImages, indices: Iterable[list], workers: int, pin: bool = False
+) -> Iterator[Chunk]:
     """Make the images of each list of `indices`, in order.
+
+    Worker processes hand their images over in shared memory, or through a pipe if there is too little of it.
 
     Args:
         dataset: The images.
@@ -196,12 +203,13 @@ def chunks(dataset: Dataset, indices: Iterable[list], workers: int, pin: bool = 
         WorkbenchError: If a worker dies or no longer answers.
     """
     ahead = {"prefetch_factor": max(2, -(-AHEAD // (CHUNK * workers))), "timeout": TIMEOUT} if workers else {}
-    options = {"collate_fn": _joined, "pin_memory": pin, "worker_init_fn": _quiet, **ahead}
+    small = workers > 0 and not _fits_into_shared_memory(dataset.size, workers)
+    options = {"collate_fn": _joined_arrays if small else _joined, "pin_memory": pin, "worker_init_fn": _quiet, **ahead}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # the user may want more workers than cores
         loader = DataLoader(dataset, batch_sampler=indices, num_workers=workers, **options)
     try:
-        yield from loader
+        yield from map(_as_tensors, loader) if small else loader
     except WorkbenchError as error:  # a worker adds its traceback to the message
         raise WorkbenchError(str(error).rpartition("WorkbenchError: ")[2].strip()) from None
     except RuntimeError as error:
@@ -210,6 +218,14 @@ def chunks(dataset: Dataset, indices: Iterable[list], workers: int, pin: bool = 
         raise WorkbenchError(
             f"A process that reads images stopped ({error}). If memory is short, set a smaller `workers`."
         ) from error
+
+
+def _fits_into_shared_memory(size: int, workers: int) -> bool:
+    """Return whether the images that workers make ahead take at most half of the free shared memory."""
+    if not SHARED_MEMORY.is_dir():
+        return True
+    images = max(AHEAD, 2 * CHUNK * workers) + CHUNK * workers
+    return 2 * images * 3 * size**2 * 4 <= shutil.disk_usage(SHARED_MEMORY).free  # at most 4 bytes each
 
 
 def normalized(pixels: Tensor) -> Tensor:
@@ -227,6 +243,15 @@ def _joined(made: list[Made]) -> Chunk:
         torch.tensor(shares, dtype=torch.float32),
         tuple(file for files in unreadable for file in files),
     )
+
+
+def _joined_arrays(made: list[Made]) -> Chunk:
+    """Join images into arrays. They go through a pipe, where tensors would go through shared memory."""
+    return Chunk(*(part.numpy() if isinstance(part, Tensor) else part for part in _joined(made)))
+
+
+def _as_tensors(chunk: Chunk) -> Chunk:
+    return Chunk(*(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in chunk))
 
 
 def _quiet(_: int) -> None:
