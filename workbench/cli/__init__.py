@@ -8,6 +8,7 @@ import click
 import typer
 
 from workbench.cli.app import app
+from workbench.cli.surroundings import adapt_to_surroundings
 from workbench.errors import WorkbenchError, disk_error_message
 from workbench.program import FAILED, INTERRUPTED, MISTAKE, run_program, say, without_debug
 
@@ -32,6 +33,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
+        adapt_to_surroundings()
         code = app(arguments, prog_name="workbench", standalone_mode=False)
     except (ClickException, click.ClickException) as error:
         error.show()
