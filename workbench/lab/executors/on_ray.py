@@ -59,7 +59,7 @@ class RayExecutor:
         fitting = int(gpus / share) if share else int(cpus / (wanted.threads or 1))
         self.workers = self.workers or max(1, fitting)
         self._options = {"num_cpus": wanted.threads or max(1, int(cpus // self.workers)), "num_gpus": share}
-        self._mailbox = self._ray.remote(num_cpus=0)(_Mailbox).remote()
+        self._mailbox = self._ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=_this_node()).remote()
         self._letter = self._mailbox.take.remote()
 
     def wait(self) -> Outcome | None:
@@ -124,6 +124,14 @@ def handed_down() -> dict[str, str]:
 def cluster_address() -> str:
     """Connect as `connect` does, and return the address of the cluster."""
     return connect().get_runtime_context().gcs_address
+
+
+def _this_node():
+    """Return the strategy that keeps an actor on this process's node: it is lost only together with this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def connect():
