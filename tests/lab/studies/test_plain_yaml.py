@@ -32,10 +32,6 @@ def test_a_text_has_its_plain_value(text, value):
 
 ROWS = [f"&{b} [{', '.join(['*' + a] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
 BOMB = f"[&a [1, 1], {', '.join(ROWS)}]"
-    "[&a [1, 1], "
-    + ", ".join(f"&{b} [{', '.join(['*' + a] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-    + "]"
-)
 BAD = {
     "recursive list": ("&a [*a]", ["*a"]),
     "recursive mapping": ("&a {b: *a}", ["*a"]),
