@@ -40,8 +40,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
     known = sorted(known)
     lower = {str(k).lower(): k for k in known}
     near = [lower[k] for k in difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.4)]
-    shown = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
-    hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {shown or 'none exist'}."
+    listed = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
+    hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {listed or 'none exist'}."
     return WorkbenchError(f"unknown {kind} '{shown(name, 100, quote=False)}': {hint}")
 
 

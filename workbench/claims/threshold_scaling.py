@@ -164,7 +164,7 @@ def judge(table: pd.DataFrame) -> Verdict:
 
     The table has the effect of the batch.
     """
-    if (undecided := nothing_to_compare(table, "NF+AGC")) is not None:
+    if (undecided := nothing_to_compare(table[table["clip"].notna()])) is not None:
         return undecided
     upper = upper_side(table)
     fit = collapse(upper)

@@ -44,6 +44,6 @@ def test_a_store_in_a_folder_of_any_name_is_in_that_folder(name, tmp_path, monke
     assert run_all([config], session).run_id.tolist() == [row["run_id"]]  # found again
     assert len(found.trials) == 1 and optuna.get_all_study_names(_storage())
     assert {"mlflow.db", "optuna.db"} <= {file.name for file in runs_folder().iterdir()}
-    assert sorted(file.name for file in tmp_path.iterdir()) == [name]  # nothing beside it
+    assert sorted(file.name for file in tmp_path.iterdir()) == [name]  # nothing next to it
     assert Database(default_uri()).file == root / "mlruns" / "mlflow.db"
     assert [finding.what for finding in examine()] == []

@@ -237,7 +237,7 @@ def test_a_matrix_expands_into_executions(small):
         ("question: q\nnotebook: smal.ipynb\n", r"'smal\.ipynb'.*'small\.ipynb'"),
         ("question: q\nnotebook: small.ipynb\nparametres: {}\n", r"'parametres'.*'parameters'"),
         ("question: q\nnotebook: small.ipynb\nparameters: {stepps: 1}\n", r"'stepps'.*'steps'"),
-        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"`steps`.*YAML.*1e1.*write 10\.$"),
+        ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"`steps`.*10\.0.*[Ww]rite 10\b"),
         ("question: q\nnotebook: small.ipynb\nmatrix: {steps: []}\n", r"`matrix\.steps`.*\[\]"),
         ("question: q\nnotebook: small.ipynb\nmatrix: {steps: 3}\n", r"`matrix\.steps`.*list"),
         ("question: [q\n", r"small\.yaml.*YAML.*expected.*\(line \d\)"),
