@@ -8,6 +8,7 @@ from workbench.lab.doctor import examine
 from workbench.lab.jobs.search import _storage
 from workbench.lab.store.database import Database, sqlite_file, sqlite_uri
 from workbench.lab.store.locations import default_uri, runs_folder
+from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig
 
 NAMES = ["a%20b", "a%2Fb", "a?b=c", "a#b", "a b", "größe ünï 中", "100%", "a+b&c;d@e:f"]
@@ -31,8 +32,6 @@ def test_a_store_in_a_folder_of_any_name_is_in_that_folder(name, tmp_path, monke
         monkeypatch.delenv(variable, raising=False)
     config = TrainConfig(model="nf_resnet_tiny", batch_size=32, steps=2, shift=0, device="cpu")
     store = Store()
-    from workbench.lab.studies.session import Session
-
     session = Session(store, "odd", "full", None)
     (row,) = run_all([config], session).to_dict("records")
     found = search(

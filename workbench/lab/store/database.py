@@ -29,8 +29,13 @@ PLACES = (
 
 
 def sqlite_uri(file: Path) -> str:
-    """Return the URI of a sqlite file. Characters with a meaning in URIs, such as `%` and `?`, are escaped."""
-    return URL.create("sqlite", database=str(file)).render_as_string()
+    """Return the URI of a sqlite file. Characters with a meaning in URIs, such as `%` and `?`, are escaped.
+
+    An escaped URI names the driver, too. MLflow takes the rest of `sqlite:///` as a path and makes its folder, without
+    reading the escapes.
+    """
+    plain = URL.create("sqlite", database=str(file)).render_as_string()
+    return plain if plain == f"sqlite:///{file}" else plain.replace("sqlite:", "sqlite+pysqlite:", 1)
 
 
 def sqlite_file(uri: str) -> Path | None:
