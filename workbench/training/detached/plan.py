@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from workbench.bounded_json import parse_object
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import write_whole
 from workbench.training.config import TrainConfig, code_hash, planned, training_key
@@ -122,8 +123,10 @@ def read_plan(file: str | Path) -> Plan:
     """
     path = Path(file).expanduser()
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is a folder, pipe or device")
         lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise WorkbenchError(f"Cannot read the plan {path} ({error}). Write one with `study NAME --plan`.") from error
     header = _object(lines[0], path, 1) if lines else {}
     if header.get("plan") != VERSION:
@@ -148,11 +151,6 @@ def _planned(line: str, path: Path, at: int) -> Planned:
 
 def _object(line: str, path: Path, at: int) -> dict:
     try:
-        values = json.loads(line)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise WorkbenchError(
-            f"{path}, line {at}: This is not a JSON object. Write the plan again with `study NAME --plan`."
-        )
-    return values
+        return parse_object(line)
+    except WorkbenchError as error:
+        raise WorkbenchError(f"{path}, line {at}: {error} Write the plan again with `study NAME --plan`.") from error

@@ -6,6 +6,7 @@ Nothing in these files is executed. A damaged line is reported, and the other li
 import dataclasses
 import json
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from workbench.bounded_json import SIZE, parse_object
 from workbench.errors import WorkbenchError
 from workbench.files import sha256
 from workbench.training.config import TrainResult
 from workbench.training.detached.plan import check_identity
+from workbench.training.detached.schema import check_line
 
 RESULTS = "results.jsonl"
 FINISHED = ("complete", "diverged")
@@ -62,14 +65,11 @@ class Record:
             WorkbenchError: For a line that is not a result.
         """
         try:
-            values = json.loads(text)
+            values = parse_object(text, finite=False)  # the loss of a training that diverged may be infinite
+            check_line(values)
             result = TrainResult.from_json(json.dumps({k: v for k, v in values.items() if k in _RESULT}))
             record = cls(result, **{k: v for k, v in values.items() if k not in _RESULT})
             check_identity(result.key, record.mode, record.study)
-            if not all(isinstance(row["step"], int) for row in result.history):
-                raise WorkbenchError("Its history has rows without a step.")
-            if not all(re.fullmatch(r"\w+", name) for name in record.tables):  # they become paths
-                raise WorkbenchError(f"`tables` must have names of letters and digits, got {list(record.tables)}.")
             return dataclasses.replace(record, started=float(record.started), ended=float(record.ended))
         except WorkbenchError:
             raise
@@ -83,13 +83,14 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
     A place is like "results.jsonl, line 3".
     """
     for file in numbered(folder, RESULTS):
-        for at, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-            if not line:
-                continue
-            try:
-                yield f"{file.name}, line {at}", Record.from_json(line.decode())
-            except (WorkbenchError, UnicodeDecodeError) as error:
-                yield f"{file.name}, line {at}", WorkbenchError(str(error))
+        with open(file, "rb") as stream:
+            for at, line in enumerate(iter(lambda: stream.readline(SIZE), b""), start=1):
+                if not line.strip(b"\n"):
+                    continue
+                try:
+                    yield f"{file.name}, line {at}", Record.from_json(line.decode())
+                except (WorkbenchError, UnicodeDecodeError) as error:
+                    yield f"{file.name}, line {at}", WorkbenchError(str(error)[:500])
 
 
 def table_file(folder: Path, key: str, name: str) -> Path:
@@ -115,7 +116,10 @@ def tables_of(folder: Path, record: Record) -> dict[str, pd.DataFrame]:
         file = table_file(folder, record.result.key, name)
         if not file.is_file() or sha256(file) != digest:
             raise WorkbenchError(f"{file.relative_to(folder)} is missing or damaged. Copy it again.")
-        tables[name] = pd.read_parquet(file)
+        try:
+            tables[name] = pd.read_parquet(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise WorkbenchError(f"{file.relative_to(folder)} is no table of parquet. Copy it again.") from error
     return tables or _first_edition_tables(folder, record.result.key)
 
 
@@ -126,10 +130,16 @@ def numbered(folder: Path, name: str) -> list[Path]:
     """Return the files NAME.suffix, NAME-2.suffix, ... in this order.
 
     Only the first edition wrote more than one.
+
+    Raises:
+        WorkbenchError: For a link, a pipe, a device or a folder of such a name.
     """
     stem, suffix = name.split(".")
     pattern = re.compile(rf"{re.escape(stem)}(?:-(\d+))?\.{suffix}")
     by_number = {int(match[1] or 1): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
+    for file in by_number.values():
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise WorkbenchError(f"{file} must be a file, and not a link, pipe, device or folder. Copy the run again.")
     return [by_number[number] for number in sorted(by_number)]
 
 
