@@ -13,6 +13,7 @@ from torch import nn
 from workbench import bounded_json
 from workbench.errors import WorkbenchError
 from workbench.models import create_model
+from workbench.normfree import normfree
 from workbench.weights import fold, load_checkpoint, save_checkpoint, to_haiku
 from workbench.weights.reading import FORMAT, read_weights
 
@@ -165,3 +166,26 @@ def test_a_network_with_a_compiled_part_is_saved_under_its_own_names(net, tmp_pa
     part.load_state_dict(net.state_dict())
     part.blocks[0] = torch.compile(part.blocks[0])
     assert same(load_checkpoint(save_checkpoint(part, tmp_path / "w.safetensors")), net)
+
+
+# ---- networks that `normfree` made
+
+
+@pytest.mark.parametrize("blocks", ["nested", "number", "none"])
+def test_a_network_of_any_shape_is_folded_to_plain_convolutions(blocks):
+    def part(channels=8):
+        return nn.Sequential(nn.Conv2d(channels, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+
+    net = part(3)
+    if blocks == "nested":
+        net.blocks = nn.Sequential(nn.Sequential(part(), part()), part())
+    elif blocks == "number":
+        net.depth, net.blocks_ = part(), part()
+    net.end = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    if blocks == "number":
+        object.__setattr__(net, "blocks", 5)
+    x = torch.randn(2, 3, 16, 16)
+    made = normfree(net, x).model.eval()
+    folded = fold(made)
+    torch.testing.assert_close(folded(x), made(x))
+    assert not any(hasattr(module, "standardized_weight") for module in folded.modules())

@@ -51,7 +51,7 @@ def fold(model: nn.Module) -> nn.Module:
         The copy, in evaluation mode. Signal propagation needs the original instead.
     """
     folded: Any = copied(unwrapped(model)).eval()
-    for block in getattr(folded, "blocks", []):
+    for block in folded.blocks if isinstance(folded, Network) else ():  # of another network they may be anything
         gated = (
             getattr(block, "squeeze_excite", None) is not None or getattr(block, "channel_attention", None) is not None
         )

@@ -200,7 +200,7 @@ def test_a_damaged_line_is_reported_and_the_others_are_imported(root, tmp_path):
         ({"key": "' or '1'='1"}, ["key", "64 hex digits"]),
         ({"mode": "fast"}, ["mode", "'fast'"]),
         ({"study": "a/../b"}, ["study", "a/../b"]),
-        ({"history": [{"val_acc": 1.0}]}, ["'step'"]),
+        ({"history": [{"val_acc": 1.0}]}, ["`step`"]),
         ({"history": [5]}, ["results.jsonl, line 1"]),
         ({"config": {"cilp": 0.1}}, ["TrainConfig", "'cilp'"]),
         ({"started": None}, ["results.jsonl, line 1"]),
