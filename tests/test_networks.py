@@ -114,6 +114,21 @@ def test_an_unknown_function_is_refused_with_the_nearest_name(runs, name):
         build_network(name)
 
 
+@pytest.mark.parametrize("value", ["nn.ReLU()", "lambda x: x"])
+def test_a_network_with_an_attribute_recipe_is_refused(runs, root, value):
+    """The name and the arguments of the network would replace the attribute, and change what the network computes."""
+    lines = [
+        "from torch import nn",
+        "def build():",
+        " net = nn.Conv2d(1, 2, 3)",
+        f" net.recipe = {value}",
+        " return net",
+    ]
+    (root / "with_recipe.py").write_text("\n".join(lines))
+    with pytest.raises(WorkbenchError, match=r"with_recipe\.py:build.*`recipe`"):
+        build_network("with_recipe.py:build")
+
+
 def test_a_changed_file_is_refused_if_its_source_is_given(runs, root):
     ready = planned(TrainConfig(model="my_net.py:build", steps=1))
     (root / "my_net.py").write_text(NET + "\nX = 1\n")

@@ -135,7 +135,7 @@ def build_network(name: str, num_classes: int | None = None, in_channels: int | 
 
     Raises:
         WorkbenchError: If the name, file, module or function does not exist, the function does not take the
-            arguments, or the code fails or does not return an nn.Module.
+            arguments, or the code fails or does not return an nn.Module. Also if the network uses the name `recipe`.
     """
     check_name(name)
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
@@ -155,6 +155,8 @@ def build_network(name: str, num_classes: int | None = None, in_channels: int | 
         if skip_gain is not None:
             images = example_input(model, image_size or NORMFREE_PIXELS, in_channels)
             model = normfree(model, images, skip_gain=skip_gain).model
+    if not isinstance(getattr(model, "recipe", {}), dict):
+        raise WorkbenchError(f"{name} has an attribute `recipe`, which would be replaced. Give it another name.")
     wanted = {"blocks": ()} | ({} if num_classes is None else {"num_classes": num_classes})
     for attribute, value in wanted.items():  # a training reads these from our networks
         if not hasattr(model, attribute):

@@ -126,8 +126,8 @@ def test_whatever_a_norm_does_besides_normalising_stays(norm):
     identity.running_var.fill_(1 - identity.eps)  # in evaluation mode the norm then changes nothing
     if norm is not NoisyInTraining:
         torch.testing.assert_close(rest(h), identity(h))
-    own = [name for name, _ in model[1].named_parameters() if name not in ("weight", "bias")]
-    assert [name for name, _ in rest.named_parameters()] == own
+    others = [name for name, _ in model[1].named_parameters() if name not in ("weight", "bias")]
+    assert [name for name, _ in rest.named_parameters()] == others
 
 
 def test_the_rest_of_a_norm_can_be_trained_copied_saved_and_exported(tmp_path):
@@ -295,6 +295,7 @@ def parametrized():
         (lambda: chain(OwnStatistics), ["'1'", "OwnStatistics", "nn.BatchNorm2d"]),
         (with_patched_forward, ["'1'"]),
         (parametrized, ["'1'", "remove_parametrizations"]),
+        (lambda: torch.jit.trace(chain(nn.BatchNorm2d).eval(), X), ["TorchScript"]),
     ],
 )
 def test_a_conversion_that_would_change_the_function_is_refused(build, words):

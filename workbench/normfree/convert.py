@@ -96,9 +96,9 @@ def normfree(
         The new network and the report.
 
     Raises:
-        WorkbenchError: If the network has no BatchNorm or no convolution, does not run on `x`, has lazy modules, or
-            normalises by the batch in code without a module. Also if the copy would run other operations than the
-            network, for unknown names, and for an `alpha` or a variance that is not positive.
+        WorkbenchError: If the network has no BatchNorm or no convolution, does not run on `x`, has lazy or TorchScript
+            modules, or normalises by the batch in code without a module. Also if the copy would run other operations
+            than the network, for unknown names, and for an `alpha` or a variance that is not positive.
     """
     _check(model, alpha, blocks)
     new = copied(model)
@@ -152,6 +152,10 @@ def _check(model: nn.Module, alpha: float, blocks: Collection[str] | None) -> No
         raise WorkbenchError(f"`alpha` must be above 0, got {alpha}. It sets how much a residual branch adds.")
     if any(isinstance(m, LazyModuleMixin) and cast(Any, m).has_uninitialized_params() for m in model.modules()):
         raise WorkbenchError(f"{name} has lazy modules, whose shapes are unknown. Run the network once on an input.")
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise WorkbenchError(
+            f"{name} is compiled by TorchScript, so no module can be replaced. Pass the original network."
+        )
     if not any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise WorkbenchError(f"{name} has no BatchNorm module. Use the network as it is.")
     paths = {path for path, _ in model.named_modules()}

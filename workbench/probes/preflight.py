@@ -34,7 +34,7 @@ from workbench.probes.theory import expected_signal, is_normalizer_free, with_ex
 ENOUGH = 16 * 64**2  # pixels of noise; maps that are 64 times smaller in both directions still hold 16 values a channel
 LAYERS = (
     "It adds no residual branches, so its layers are judged: each convolution and each matrix product, with the norm "
-    "right behind it. The output layer and layers behind a global pool are left out."
+    "right behind it. The output layer and layers behind a global pool are left out, unless there are no others."
 )
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

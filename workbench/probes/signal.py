@@ -19,10 +19,10 @@ from workbench.models.additions import Addition, Additions, watch_modules
 from workbench.models.layers import StochasticDepth
 from workbench.probes.cuts import Cuts
 from workbench.probes.dead import DeadUnits
-from workbench.probes.layers import Layers
 from workbench.probes.moments import kurtosis as kurtosis_of
 from workbench.probes.moments import moments
 from workbench.probes.moments import peak as peak_of
+from workbench.probes.plain_layers import Layers
 from workbench.probes.shared import as_inputs, checked_loss, left_unchanged, refuse_lazy
 
 COLUMNS = ["block", "stage", "mean_sq", "var", "residual_var"]
@@ -66,8 +66,8 @@ def signal_propagation(
     """Send an input through a model and measure the trunk after every residual block.
 
     Residual blocks of this library are known. In other networks they are found by their additions. A network without
-    additions, such as VGG, DenseNet or a perceptron, is measured after every layer instead, see `layers`. The model
-    runs in its current mode. Mode, hooks, buffers, gradients and random state stay unchanged.
+    additions, such as VGG, DenseNet or a perceptron, is measured after every layer instead, see `plain_layers`. The
+    model runs in its current mode. Mode, hooks, buffers, gradients and random state stay unchanged.
 
     Args:
         model: The network.
