@@ -55,27 +55,26 @@ def norms_of(tensors: list[Tensor], axes: list[int]) -> list[Tensor]:
     norms = [torch.linalg.vector_norm(x, dim=tuple(range(count, x.ndim))).flatten() for x, count in pairs]
     if n < len(tensors):
         norms += torch._foreach_norm(tensors[n:])  # pyright: ignore[reportPrivateImportUsage]: torch does not export it
-    readable = norms[0].device.type == "cpu" and not torch.compiler.is_compiling()  # other devices would wait
-    if readable and len(torch.cat([norm.flatten() for norm in norms]).isinf().nonzero()) == 0:
+    flat = torch.cat([norm.flatten() for norm in norms])
+    readable = flat.device.type == "cpu" and not torch.compiler.is_compiling()  # other devices would wait
+    if readable and len(flat.isinf().nonzero()) == 0:
         return norms
-    return [
-        torch.where(norm.isinf(), _safe_norm(x, count), norm) if x.numel() else norm
-        for x, count, norm in zip(tensors, axes, norms, strict=True)
-    ]
+    safe = torch.cat([_safe_norm(x, count).flatten() for x, count in zip(tensors, axes, strict=True)])
+    safe = torch.where(safe.isinf(), safe, safe.clamp_max(torch.finfo(flat.dtype).max)).to(flat.dtype)
+    chosen = torch.where(flat.isinf(), safe, flat).split([norm.numel() for norm in norms])
+    return [each.view(norm.shape) for each, norm in zip(chosen, norms, strict=True)]
 
 
 def _safe_norm(x: Tensor, axes: int) -> Tensor:
-    """Compute norms of units whose squares overflow. They are at most the largest float."""
+    """Compute norms of units whose squares overflow. They are inf only if an element is."""
     x = x if axes else x.flatten()
     dims = tuple(range(axes, x.ndim))
     if x.dtype == torch.float32 and x.device.type == "cuda":  # one pass; some other devices have no float64
-        norm = torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
-        finite = norm.isfinite()
-    else:
-        largest = torch.linalg.vector_norm(x, torch.inf, dim=dims, keepdim=True)
-        share = torch.linalg.vector_norm(x / largest, dim=dims)
-        largest = largest.view(share.shape)
-        finite = largest.isfinite()
-        norm = torch.where(finite, largest * share, largest)
-    norm = torch.where(finite, norm.clamp_max(torch.finfo(x.dtype).max), norm).to(x.dtype)
-    return norm.flatten() if axes else norm
+        return torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
+    if x.numel() == 0:  # a shard
+        return torch.linalg.vector_norm(x, dim=dims)
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=dims, keepdim=True)
+    share = torch.linalg.vector_norm(x / largest, dim=dims)
+    largest = largest.view(share.shape)
+    norm = (largest * share).clamp_max(torch.finfo(x.dtype).max)
+    return torch.where(largest.isfinite(), norm, largest)
