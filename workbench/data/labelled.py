@@ -125,13 +125,13 @@ def _part(folder: ImageFolder, split: str) -> Labelled:
 
 
 def _whole(path: Path) -> Labelled:
-    found = {d.name: image_files(d) for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith(".")}
-    classes = tuple(name for name, files in found.items() if files)
+    files = {d.name: image_files(d) for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith(".")}
+    classes = tuple(name for name, of_class in files.items() if of_class)
     if not classes:
         raise WorkbenchError(
             f"{path} holds no images in class folders and no parquet files. Example of an image: {path}/cat/1.jpg."
         )
-    pairs = [(str(file), label) for label, name in enumerate(classes) for file in found[name]]
+    pairs = [(str(file), label) for label, name in enumerate(classes) for file in files[name]]
     paths, labels = zip(*pairs, strict=True)
     return _files(path, classes, paths, labels, ALL)
 

@@ -104,7 +104,7 @@ def checked(parts: list[Part]) -> ImageTable:
         WorkbenchError: As `open_parquet`.
     """
     image, label = _column(parts[0], IMAGE_COLUMNS), _column(parts[0], LABEL_COLUMNS)
-    named = {found: part.where for part in parts if (found := _class_names(part, label))}
+    named = {names: part.where for part in parts if (names := _class_names(part, label))}
     if len(named) > 1:
         first, other = list(named.values())[:2]
         raise WorkbenchError(f"{first} and {other} must name the same classes. Evaluate them one by one.")

@@ -21,6 +21,7 @@ from workbench.weights.checkpoints import load_into
 from workbench.weights.reading import Weights, read_weights
 from workbench.weights.released import find
 
+UNREADABLE = ("refuse", "skip")
 FEW = 6  # below so many outputs a top-5 accuracy says nothing
 
 
@@ -89,24 +90,12 @@ def evaluate(
         WorkbenchError: If the weights belong to another network, the data is missing, the classes disagree, or an
             argument is out of range.
     """
-    info = network_info(model_name)
     model_name = located(model_name)
-    if weights is None and not is_library(model_name):
-        raise WorkbenchError(f"{model_name} has no released weights. Give a file with `weights`.")
-    if unreadable not in ("refuse", "skip"):
-        raise unknown("value of `unreadable`", unreadable, ("refuse", "skip"))
-    if image_size is not None and not 8 <= image_size <= 4096:
-        raise WorkbenchError(f"`image_size` must be at least 8 and at most 4096 pixels, got {image_size}.")
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value < 1:
-            raise WorkbenchError(f"`{name}` must be at least 1, got {value}.")
+    _check(model_name, weights, image_size, unreadable, batch_size, workers)
     torch_device = pick_device(device)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)
-    preprocess = Preprocess(info.eval_style, info.test_size, info.test_size)
-    if read.preprocess is not None:
-        preprocess = Preprocess.from_dict(read.preprocess, str(file))
-    preprocess = preprocess.resized(image_size, style)
+    preprocess = _preprocess(model_name, read).resized(image_size, style)
     data = open_labelled(data_path, split, preprocess.trained_on)
     classes = classes or preprocess.classes or None
     model = _network(model_name, read, preprocess, len(classes or data.classes))
@@ -114,34 +103,18 @@ def evaluate(
     indices = class_indices(data, outputs, classes)
 
     store = Store()
+    parameters = {"model": model_name, "weights": file.name, "data": str(data.path), "split": data.split}
+    parameters |= {"images": len(data), "image_size": preprocess.to_dict()["image_size"], "style": preprocess.style}
     run_id = store.open_run(
         "evaluations",
         f"{model_name} {file.name} on {data.path.name}",
-        {
-            "model": model_name,
-            "weights": file.name,
-            "data": str(data.path),
-            "split": data.split,
-            "images": len(data),
-            "image_size": preprocess.width,
-            "style": preprocess.style,
-            "batch_size": batch_size,
-        },
+        {**parameters, "batch_size": batch_size},
         {"data": data.digest, "weights_sha256": sha256(file)[:16], "device": _device_name(torch_device)},
         source="workbench evaluate",
     )
+    options = {"batch_size": batch_size, "workers": workers, "unreadable": unreadable, "progress": progress}
     try:
-        measured = evaluate_images(
-            model,
-            data,
-            preprocess,
-            indices=indices,
-            device=torch_device,
-            batch_size=batch_size,
-            workers=workers,
-            unreadable=unreadable,
-            progress=progress,
-        )
+        measured = evaluate_images(model, data, preprocess, indices=indices, device=torch_device, **options)
     except BaseException as error:
         store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
         store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
@@ -150,6 +123,33 @@ def evaluate(
     scores = _scores(run_id, measured, outputs, published, data, preprocess)
     _record(store, scores, measured)
     return scores
+
+
+def _check(
+    model_name: str,
+    weights: str | Path | None,
+    image_size: int | None,
+    unreadable: str,
+    batch_size: int,
+    workers: int,
+) -> None:
+    if weights is None and not is_library(model_name):
+        raise WorkbenchError(f"{model_name} has no released weights. Give a file with `weights`.")
+    if unreadable not in UNREADABLE:
+        raise unknown("value of `unreadable`", unreadable, UNREADABLE)
+    if image_size is not None and not 8 <= image_size <= 4096:
+        raise WorkbenchError(f"`image_size` must be at least 8 and at most 4096 pixels, got {image_size}.")
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise WorkbenchError(f"`{name}` must be at least 1, got {value}.")
+
+
+def _preprocess(model_name: str, weights: Weights) -> Preprocess:
+    """Return how the file says that its images are made, else as the network's released weights need them."""
+    if weights.preprocess is not None:
+        return Preprocess.from_dict(weights.preprocess, str(weights.file))
+    info = network_info(model_name)
+    return Preprocess(info.eval_style, info.test_size, info.test_size)
 
 
 def _scores(
