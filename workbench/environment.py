@@ -1,25 +1,102 @@
-"""Read numbers that users set as environment variables."""
+"""Environment variables. No other file of the package reads them."""
 
+import contextlib
+import math
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from workbench.errors import WorkbenchError
 
 
-def number(name: str, default: float) -> float:
-    """Read an environment variable as a number.
+def text(name: str) -> str | None:
+    """Return the value of a variable. None: it is not set, or empty."""
+    return os.environ.get(name) or None
+
+
+def is_set(name: str) -> bool:
+    """Return whether a variable has a value."""
+    return text(name) is not None
+
+
+def number(name: str, default: float, at_least: float = 0) -> float:
+    """Read a variable as a number.
 
     Args:
         name: Name of the variable.
         default: Value if the variable is not set.
-
-    Returns:
-        The number.
+        at_least: The smallest allowed number.
 
     Raises:
-        WorkbenchError: If the variable is not a number.
+        WorkbenchError: If the variable is not a finite number of this size.
     """
-    text = os.environ.get(name, str(default))
+    value = text(name)
+    if value is None:
+        return default
     try:
-        return float(text)
-    except ValueError as error:
-        raise WorkbenchError(f"{name} must be a number, got '{text}'. Set a number, or unset the variable.") from error
+        read = float(value)
+    except ValueError:
+        read = math.nan
+    if not at_least <= read < math.inf:
+        raise WorkbenchError(
+            f"{name} must be a finite number of at least {at_least:g}, got '{value}'. "
+            f"Set such a number, or unset the variable to use {default:g}."
+        )
+    return read
+
+
+def whole(name: str, at_least: int = 0) -> int | None:
+    """Read a variable as a whole number. None: it is not set.
+
+    Args:
+        name: Name of the variable.
+        at_least: The smallest allowed number.
+
+    Raises:
+        WorkbenchError: If the variable is not a whole number of this size.
+    """
+    value = text(name)
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) >= at_least):
+        rule = f"{name} must be a whole number from {at_least} to 999999999, got '{value}'"
+        raise WorkbenchError(f"{rule}. Set such a number, or unset the variable.")
+    return int(value)
+
+
+def folder(name: str) -> Path | None:
+    """Read a variable as the path of a folder, which need not exist. None: it is not set.
+
+    Raises:
+        WorkbenchError: If the path begins with the home folder of nobody, such as ~nobody-here.
+    """
+    value = text(name)
+    try:
+        return None if value is None else Path(value).expanduser()
+    except RuntimeError as error:
+        raise WorkbenchError(f"{name} must be the path of a folder, got '{value}' ({error}).") from error
+
+
+def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return all variables, and more, for a child process."""
+    return {**os.environ, **(more or {})}
+
+
+@contextlib.contextmanager
+def changed(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables within the context."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def set_default(name: str, value: str) -> None:
+    """Set a variable for libraries that read it, unless the user did."""
+    os.environ.setdefault(name, value)

@@ -7,9 +7,9 @@ The root is the first of these folders:
 3. the nearest such folder above this package (a checkout that is installed in place).
 """
 
-import os
 from pathlib import Path
 
+from workbench import environment
 from workbench.errors import WorkbenchError
 
 MARKER = ".workbench"
@@ -21,14 +21,13 @@ def root() -> Path:
     Raises:
         WorkbenchError: If no root exists, or WORKBENCH_ROOT is not a folder.
     """
-    named = os.environ.get("WORKBENCH_ROOT")
-    if named:
-        folder = Path(named).expanduser().resolve()
-        if not folder.is_dir():
+    named = environment.folder("WORKBENCH_ROOT")
+    if named is not None:
+        if not named.is_dir():
             raise WorkbenchError(
                 f"WORKBENCH_ROOT must be an existing folder, got {named}. Create it, or unset the variable."
             )
-        return folder
+        return named.resolve()
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         for folder in (start, *start.parents):
             if (folder / MARKER).is_file():
@@ -46,5 +45,5 @@ def import_folder() -> Path:
 
 def data_folder() -> Path:
     """Return the folder of the data sets: WORKBENCH_DATA, or else `data/` under the root."""
-    named = os.environ.get("WORKBENCH_DATA")
-    return Path(named).expanduser().resolve() if named else root() / "data"
+    named = environment.folder("WORKBENCH_DATA")
+    return named.resolve() if named is not None else root() / "data"

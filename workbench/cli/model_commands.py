@@ -1,6 +1,5 @@
 """The commands on networks and their weights."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -26,8 +25,8 @@ def models_list(
     """
     import torch
     from rich.table import Table
-    from tqdm import tqdm
 
+    from workbench.bars import counted
     from workbench.cli.terminal import Terminal
     from workbench.models import create_model, list_models
     from workbench.models.counting import forward_macs, published_macs
@@ -42,7 +41,7 @@ def models_list(
     table.add_column("model", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="left" if column in ("norm", "weights") else "right", no_wrap=True)
-    for name in tqdm(names, desc="counting", leave=False, disable=not sys.stderr.isatty()):
+    for name in counted(names, desc="counting", unit="network"):
         with torch.device("meta"):
             model = create_model(name)
         row, published = entry(name), published_macs(model, entry(name).test_size)

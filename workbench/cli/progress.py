@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from workbench.bars import Lines, shows_bars
 from workbench.lab.executors import Choice
 from workbench.lab.store.client import Store
 from workbench.lab.studies.launcher import Execution, execute
@@ -105,6 +106,7 @@ class _Line:
     """The progress of one execution."""
 
     bar: TaskID
+    log: Lines
     started: float
     trained: int = 0
     reused: int = 0
@@ -116,6 +118,7 @@ class Board:
 
     def __init__(self, console: Console):
         self._console, self._lines = console, {}
+        self._bars = shows_bars(console.file) and console.is_terminal and not console.is_dumb_terminal
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[study]}"),
@@ -125,7 +128,7 @@ class Board:
             TextColumn("{task.description}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._bars,
         )
 
     def __enter__(self) -> "Board":
@@ -147,14 +150,16 @@ class Board:
             if name in self._lines:  # a second attempt
                 self._progress.remove_task(self._lines[name].bar)
             self._lines[name] = _Line(
-                self._progress.add_task("starting a kernel", total=None, study=name), time.monotonic()
+                self._progress.add_task("starting a kernel", total=None, study=name),
+                Lines(None, desc=f"  {name}", unit="training", file=self._console.file),
+                time.monotonic(),
             )
-            if not self._console.is_terminal:
+            if not self._bars:
                 self._console.print(f"{name}: started", markup=False)
             return
         line = self._lines[name]
         if kind == "step":
-            self._update(line, event, f"{event['name']}, step {event['step']}")
+            self._update(line, event, f"{event['name']}, step {event['step']}, loss {event['loss']:.3f}")
         elif kind == "progress":
             self._update(line, event, event["name"])
         elif kind == "training":
@@ -167,6 +172,10 @@ class Board:
             self._end(name, "" if event["status"] == "FINISHED" else event["status"].lower())
 
     def _update(self, line: _Line, event: dict, description: str) -> None:
+        if not self._bars:
+            line.log.total, line.log.n, line.log.before = event["total"], event["done"], line.reused
+            line.log.set_postfix_str(description)
+            return
         self._progress.update(line.bar, total=event["total"], completed=event["done"], description=description)
 
     def _training(self, line: _Line, event: dict) -> None:
@@ -174,9 +183,9 @@ class Board:
         self._update(line, event, event["name"])
         if event["outcome"] == "diverged":
             line.diverged += 1
-            count = "" if self._console.is_terminal else f"{event['done']}/{event['total']} "
+            count = "" if self._bars else f"{event['done']}/{event['total']} "
             self._console.print(f"  {count}diverged: {event['name']} ({event['cause']})", markup=False, highlight=False)
-        elif not self._console.is_terminal and not event["reused"]:
+        elif not self._bars and not event["reused"]:
             self._console.print(
                 f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", markup=False, highlight=False
             )

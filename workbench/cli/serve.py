@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+from workbench.environment import inherited, text
 from workbench.errors import WorkbenchError
 from workbench.lab.store.client import Store
 from workbench.lab.store.database import with_driver
@@ -70,7 +71,7 @@ def serve_ui(host: str, port: int, say: Callable[[str], None], allowed_hosts: st
     with open(runs_folder() / "ui.log", "w") as log:
         server = subprocess.Popen(
             command,
-            env=os.environ | named | FIXED,
+            env=inherited(named | FIXED),
             stdout=log,
             stderr=log,
             cwd=runs_folder(),
@@ -140,11 +141,8 @@ def lab_environment() -> dict[str, str]:
 
     It holds the root, and the settings in the root's .jupyter, which stop JupyterLab from asking the network for news.
     """
-    settings = [str(root() / ".jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
-    return os.environ | {
-        "WORKBENCH_ROOT": str(root()),
-        "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, settings)),
-    }
+    settings = [str(root() / ".jupyter"), text("JUPYTER_CONFIG_PATH")]
+    return inherited({"WORKBENCH_ROOT": str(root()), "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, settings))})
 
 
 def serve_lab(port: int, browser: bool) -> int:

@@ -197,16 +197,15 @@ def import_(
 
     The store then treats its trainings as if they had run here.
     """
-    from tqdm import tqdm
-
+    from workbench.bars import bar
     from workbench.lab.jobs.import_results import import_results
     from workbench.lab.store.client import Store
 
-    with tqdm(desc="importing", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with bar(desc="importing", unit="run") as counter:
 
         def refresh_bar(done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
+            counter.total, counter.n = total, done
+            counter.refresh()
 
         imported = import_results(source, Store(), refresh_bar)
     for line in (*imported.damaged, *imported.failed):

@@ -255,7 +255,7 @@ def replay(
 
     console = Terminal(160)
     say = lambda line: print(line, flush=True)
-    replayed = run_again(run, back=back, clip=clip, lr=lr, device=device, progress=sys.stderr.isatty(), say=say)
+    replayed = run_again(run, back=back, clip=clip, lr=lr, device=device, say=say)
     show_steps(replayed, console)
     for line in (replayed.verdict, *sentences(replayed), f"run {replayed.run_id}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

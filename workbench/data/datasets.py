@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.bars import shows_bars
 from workbench.data.folders import ImageFolder, add_contents, image_files, open_folder, stratified_parts
 from workbench.data.memory import Split, read_folder, read_table
 from workbench.data.parquet import ImageTable, in_memory, open_parquet
@@ -225,6 +226,8 @@ def _from_hub(name: str) -> _Hub:
         )
     import datasets
 
+    if not shows_bars(sys.stderr):
+        datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(CIFAR[name][0])
     except Exception as error:  # the hub's client raises many types of errors when it is offline

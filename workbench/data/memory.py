@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from workbench.bars import counted, write
 from workbench.data.decode import decode, image_size
 from workbench.data.folders import Files, ImageFolder
 from workbench.data.parquet import ImageTable
@@ -85,7 +85,7 @@ def _is_readable(path: str) -> bool:
 
 def _read_split(files: Files, width: int, height: int, unreadable: str) -> Split:
     images, labels = _empty(len(files), height, width, "Set stream=true to read them during the training"), []
-    paths = tqdm(files.paths, desc="reading images", unit="image", leave=False, delay=2)
+    paths = counted(files.paths, desc="reading images", unit="image", delay=2)
     items = zip(paths, files.labels.tolist(), files.paths, strict=True)
     for image, label, _ in _decoded(items, unreadable):
         images[len(labels)] = fit(image, height, width)
@@ -122,7 +122,7 @@ def _decoded(items: Iterable[tuple[str | bytes, int, str]], unreadable: str) -> 
         except WorkbenchError as error:
             if unreadable == "refuse":
                 raise
-            tqdm.write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}", file=sys.stderr)
+            write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}")
 
 
 def _empty(n: int, height: int, width: int, cure: str) -> Tensor:

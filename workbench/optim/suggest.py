@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
+from workbench.bars import bar
 from workbench.errors import WorkbenchError
 from workbench.optim.rehearsal import Rehearsal, is_clipped, rehearse, seeded, set_rates, twin
 from workbench.optim.telemetry import LADDER, _quantile
@@ -112,9 +112,9 @@ def suggest_clip(
     """
     optimizer = _check(model, optimizer, lr, steps)
     peaks = _peak_rates(optimizer, lr)
-    with tqdm(total=2 * steps, desc="suggest_clip", unit="step", leave=False, disable=not progress) as bar:
+    with bar(2 * steps, desc="suggest_clip", unit="step", shown=progress) as counter:
         start = (model, loader, optimizer, loss)
-        settings = {"peaks": peaks, "eps": eps, "seed": seed, "each_step": bar.update}
+        settings = {"peaks": peaks, "eps": eps, "seed": seed, "each_step": counter.update}
         trial = rehearse(*start, clip=math.inf, steps=steps, **settings)
         with seeded(seed, model, loader):
             gain = _gain(optimizer, peaks)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 
+from workbench.environment import inherited
 from workbench.pool.seats import Seat
 from workbench.pool.task import Outcome, Task
 
@@ -190,7 +191,7 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workbench.pool.worker", str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno(), *inherit],
-            env=os.environ | {"TQDM_DISABLE": "1"} | seat.environment,
+            env=inherited({"TQDM_DISABLE": "1"} | seat.environment),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches only the parent, and the whole group can be killed
         )

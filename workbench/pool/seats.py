@@ -1,10 +1,9 @@
 """Seats of a pool. A seat runs one task at a time, with its GPU and its share of the cores."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.errors import WorkbenchError
+from workbench import environment
 from workbench.machine import cores
 
 
@@ -43,8 +42,8 @@ def seats(workers: int, gpus: Sequence[str] = (), threads: int | None = None) ->
 
 
 def _threads_of_environment() -> int | None:
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) else None
+    threads = environment.text("OMP_NUM_THREADS") or ""  # may be a list, one number per level
+    return int(threads) if threads.isascii() and threads.isdigit() and int(threads) else None
 
 
 def visible_gpus() -> list[str]:
@@ -59,7 +58,7 @@ def visible_gpus() -> list[str]:
         return [str(i) for i in range(pretended)]
     import torch
 
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    named = [name for name in (environment.text("CUDA_VISIBLE_DEVICES") or "").split(",") if name]
     return named or [str(i) for i in range(torch.cuda.device_count())]
 
 
@@ -69,9 +68,4 @@ def pretended_gpus() -> int | None:
     Raises:
         WorkbenchError: If the value is not a whole number.
     """
-    text = os.environ.get("WORKBENCH_GPUS")
-    if not text:
-        return None
-    if not text.isdigit():
-        raise WorkbenchError(f"WORKBENCH_GPUS must be a whole number of GPUs, got '{text}'. Unset it to use real GPUs.")
-    return int(text)
+    return environment.whole("WORKBENCH_GPUS")

@@ -8,14 +8,13 @@ A task names a function, which another process can import, and its arguments as 
 returns whether the function must end early. If so, the function saves its state and raises KeyboardInterrupt.
 """
 
-import contextlib
 import importlib
-import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.environment import changed
 from workbench.errors import WorkbenchError
 
 RETRIES = 2  # of a task whose worker died
@@ -85,7 +84,7 @@ def run_task(function: str, arguments: Any, environment: dict[str, str], send: C
     Returns:
         ("value", value) or ("error", text, traceback).
     """
-    with set_environment(environment):
+    with changed(environment):
         try:
             return "value", resolve(function)(arguments, send, stop)
         except KeyboardInterrupt:
@@ -98,21 +97,6 @@ def resolve(function: str) -> Callable:
     """Import a function by its name, such as "package.module:name"."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-@contextlib.contextmanager
-def set_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables within the context."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def in_words(error: BaseException) -> str:

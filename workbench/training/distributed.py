@@ -6,7 +6,6 @@ as one process with two micro-batches.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from workbench import environment
 from workbench.errors import WorkbenchError
 
 
@@ -38,15 +38,15 @@ class World:
         Without them the world has one process.
 
         Raises:
-            WorkbenchError: If one of them is not a whole number.
+            WorkbenchError: If one of them is not a whole number, or the rank is not below the size.
         """
-        try:
-            size = int(os.environ.get("WORLD_SIZE", "1"))
-            rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-        except ValueError as error:
+        size = environment.whole("WORLD_SIZE", at_least=1) or 1
+        rank, local = (environment.whole(name) or 0 for name in ("RANK", "LOCAL_RANK"))
+        if max(rank, local) >= size:
             raise WorkbenchError(
-                f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}). Start the processes with torchrun."
-            ) from error
+                f"RANK (={rank}) and LOCAL_RANK (={local}) must be below WORLD_SIZE (={size}). "
+                "Start the processes with torchrun, or unset the variables."
+            )
         return cls(rank, size, local)
 
     @property

@@ -10,8 +10,8 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from workbench.bars import bar, write
 from workbench.data.decode import decode
 from workbench.data.labelled import Labelled
 from workbench.data.memory import UNREADABLE_CURE
@@ -116,8 +116,8 @@ def evaluate_images(
     top1 = top5 = seen = not_finite = 0
     loss, started = 0.0, time.perf_counter()
     shown = f"{data.path.name} at {preprocess.width} px"
-    bar = tqdm(total=len(data), desc=shown, unit="image", disable=not progress)
-    with bar, ThreadPoolExecutor(workers) as pool, standardized_once(model):
+    counter = bar(len(data), desc=shown, unit="image", shown=progress, leave=True)
+    with counter, ThreadPoolExecutor(workers) as pool, standardized_once(model):
         try:
             for images, labels in _batches(data, indices, preprocess, batch_size, pool, unreadable):
                 images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -130,8 +130,8 @@ def evaluate_images(
                 top5 += int((right | among).sum())
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
                 seen += len(labels)
-                bar.update(len(labels))
-                bar.set_postfix_str(f"top-1 {top1 / seen:.1%}")
+                counter.set_postfix_str(f"top-1 {top1 / seen:.1%}", refresh=False)
+                counter.update(len(labels))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -156,7 +156,7 @@ def _batches(
         except WorkbenchError as error:
             if unreadable == "refuse":
                 raise
-            tqdm.write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}", file=sys.stderr)
+            write(f"skipped: {str(error).removesuffix(f' {UNREADABLE_CURE}.')}")
             return None
 
     items = iter(data)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from workbench.bars import bar
 from workbench.errors import WorkbenchError
 from workbench.training.assembly import Training
 from workbench.training.cause import cause_of_evaluation, cause_of_step, gradient_norms
@@ -118,7 +118,8 @@ def _loop(t: Training, resuming: Resuming, prunes: Pruning, stops: Stopping) -> 
         for observer in t.observers:
             observer.begin(t.model)
     parameters = list(t.model.parameters())
-    with _bar(t, done) as bar:
+    shown: dict[str, str] = {}
+    with bar(t.total_steps, done=done, desc=t.config.name, unit="step", shown=t.config.progress) as counter:
         for step, parts in enumerate(t.inputs.steps(t.total_steps, done), start=done + 1):
             loss = t.gradients(parts)
             for observer in t.observers:
@@ -128,14 +129,18 @@ def _loop(t: Training, resuming: Resuming, prunes: Pruning, stops: Stopping) -> 
             lr = t.update(t.losses.failed)
             for observer in t.observers:
                 observer.after_update(step, t.model, lr)
-            bar.update()
+            if (latest := t.losses.latest()) is not None:
+                shown["loss"] = f"{latest:.3f}"
+            counter.set_postfix(shown, refresh=False)
+            counter.update()
 
             if t.evaluates(step):
                 scores = t.scores()
                 if not t.world.agree(all(map(math.isfinite, scores.values()))):
                     return _failed_evaluation(t, step, scores)
                 row = t.add_row(step, lr, scores)
-                bar.set_postfix(loss=f"{row['train_loss']:.3f}", val=f"{row['val_acc']:.1%}")
+                shown |= {"loss": f"{row['train_loss']:.3f}", "val": f"{row['val_acc']:.1%}"}
+                counter.set_postfix(shown)
                 if prunes(row):
                     return Ending("pruned", step)
             stopped = stops(step)
@@ -143,11 +148,6 @@ def _loop(t: Training, resuming: Resuming, prunes: Pruning, stops: Stopping) -> 
             if stopped:
                 raise KeyboardInterrupt
     return Ending("complete", t.total_steps)
-
-
-def _bar(t: Training, done: int) -> tqdm:
-    shown = {"desc": t.config.name, "unit": "step", "leave": False, "mininterval": 0.5}
-    return tqdm(total=t.total_steps, initial=done, disable=not t.config.progress, **shown)
 
 
 def _failed_step(t: Training) -> Ending:

@@ -1,13 +1,12 @@
 """Batches of images that do not fit into memory. Worker processes make them in advance."""
 
 import functools
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from workbench.bars import write
 from workbench.data.augment import cutout, generator_for, seed_for
 from workbench.data.folders import Files, ImageFolder
 from workbench.data.mixing import mixed_labels
@@ -109,7 +108,7 @@ class StreamedInputs:
                 raise WorkbenchError(f"{reason.removesuffix('.')}, or set unreadable=skip to continue without it.")
             if path not in self.unreadable:
                 self.unreadable.add(path)
-                tqdm.write(f"skipped: {reason}", file=sys.stderr)
+                write(f"skipped: {reason}")
         return chunk
 
     def val(self) -> Iterator[Batch]:

@@ -75,6 +75,10 @@ class LossWatch:
         self.failed = state["failed"]
         self._since_last = list(state["since_last"])
 
+    def latest(self) -> float | None:
+        """Return the loss of the newest step that was read since the last call of `mean_since_last`."""
+        return self._since_last[-1] if self._since_last else None
+
     def mean_since_last(self) -> float:
         """Return the mean loss of the steps since the last call."""
         mean = sum(self._since_last) / len(self._since_last)

@@ -5,15 +5,14 @@ An interrupted download continues where it stopped.
 
 import contextlib
 import hashlib
-import os
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from workbench import environment
+from workbench.bars import bar
 from workbench.errors import WorkbenchError
 
 CHUNK = 1 << 20
@@ -22,10 +21,8 @@ TIMEOUT = 30  # seconds without a byte
 
 def cache_folder() -> Path:
     """Return WORKBENCH_CACHE, or `workbench` in the user's cache folder."""
-    named = os.environ.get("WORKBENCH_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
+    named = environment.folder("WORKBENCH_CACHE")
+    return named or (environment.folder("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
 
 
 def fetch(url: str, digest: str, *, size: int | None = None, progress: bool = True) -> Path:
@@ -49,7 +46,11 @@ def fetch(url: str, digest: str, *, size: int | None = None, progress: bool = Tr
     if file.is_file():
         check_digest(file, digest)
         return file
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cause = f"cannot make the folder {file.parent} ({error.strerror})"
+        raise WorkbenchError(f"{cause}. Choose another place with WORKBENCH_CACHE.") from error
     part = file.with_name(file.name + ".part")
     with _alone(file):
         if not file.is_file():  # another process may have fetched it meanwhile
@@ -97,13 +98,11 @@ def _download(url: str, part: Path, file: Path, size: int | None, progress: bool
                 raise WorkbenchError(
                     f"{url} has {total:,} bytes, but the released file has {size:,}. It is another file."
                 )
-            bar = tqdm(
-                total=total or None, initial=have, desc=file.name, unit="B", unit_scale=True, disable=not progress
-            )
-            with bar, open(part, "ab" if have else "wb") as out:
+            counter = bar(total or None, done=have, desc=file.name, unit="B", shown=progress, leave=True)
+            with counter, open(part, "ab" if have else "wb") as out:
                 while chunk := answer.read(CHUNK):
                     out.write(chunk)
-                    bar.update(len(chunk))
+                    counter.update(len(chunk))
             if total and part.stat().st_size < total:
                 raise ConnectionError("the connection closed early")
     except urllib.error.HTTPError as error:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from workbench.bars import counted
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.store.client import UNREACHABLE, Store, is_away
 from workbench.lab.store.patience import damage_message
@@ -92,7 +92,7 @@ def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
         evaluation has no row.
     """
     rows = []
-    for run_id in tqdm(run_ids, desc="curves", unit="run", leave=False, disable=None):
+    for run_id in counted(run_ids, desc="curves", unit="run"):
         for row in store.read_result(run_id).history:
             rows.append({"run_id": run_id} | {name: row.get(name) for name in CURVE[1:]})
     return pd.DataFrame(rows, columns=list(CURVE))

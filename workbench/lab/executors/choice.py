@@ -3,9 +3,9 @@
 Examples: `processes:4`, `ray:8,gpus=0.5`.
 """
 
-import os
 from dataclasses import dataclass, replace
 
+from workbench import environment
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.executors import context
 from workbench.lab.executors.base import Executor, Resources
@@ -64,7 +64,7 @@ class Choice:
         WORKBENCH_EXECUTOR holds the defaults where `kind` is not given. Without it, several workers, several visible
         GPUs, or a value for `gpus` or `threads` mean processes.
         """
-        if kind is None and (named := os.environ.get(VARIABLE)):
+        if kind is None and (named := environment.text(VARIABLE)):
             given = {"workers": workers, "gpus": gpus, "threads": threads}
             return replace(cls.parse(named), **{name: value for name, value in given.items() if value is not None})
         if kind is None:
@@ -76,7 +76,7 @@ class Choice:
     def from_environment(cls) -> "Choice":
         """Choose what the launcher chose, else WORKBENCH_EXECUTOR, else inline."""
         launched = context.current()
-        return cls.parse(launched.executor if launched is not None else os.environ.get(VARIABLE) or "inline")
+        return cls.parse(launched.executor if launched is not None else environment.text(VARIABLE) or "inline")
 
     @classmethod
     def parse(cls, text: str) -> "Choice":

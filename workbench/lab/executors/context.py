@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from workbench.environment import inherited
+from workbench.errors import WorkbenchError
 
 VARIABLE = "WORKBENCH_CONTEXT"
 
@@ -41,11 +43,15 @@ def context_of(environment: Mapping[str, str]) -> Context | None:
     """Read the context from a process's environment. None: no launcher started the process."""
     if not environment.get(VARIABLE):
         return None
-    values = json.loads(environment[VARIABLE])
-    paths = {name: Path(values[name]) for name in ("channel", "plan") if values.get(name) is not None}
-    return Context(**{**values, **paths})
+    try:
+        values = json.loads(environment[VARIABLE])
+        paths = {name: Path(values[name]) for name in ("channel", "plan") if values.get(name) is not None}
+        return Context(**{**values, **paths})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        shown = environment[VARIABLE][:80]
+        raise WorkbenchError(f"{VARIABLE} must be what a launcher sets, got '{shown}'. Unset it.") from error
 
 
 def current() -> Context | None:
     """Return the context of this process."""
-    return context_of(os.environ)
+    return context_of(inherited())

@@ -7,8 +7,9 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 
+from workbench.environment import changed
 from workbench.pool import Outcome, Task
-from workbench.pool.task import in_words, resolve, set_environment
+from workbench.pool.task import in_words, resolve
 
 
 class InlineExecutor:
@@ -36,7 +37,7 @@ class InlineExecutor:
             return None
         task = self._waiting.popleft()
         stop = threading.Event()
-        with _sigterm_stops(stop), set_environment(task.environment):
+        with _sigterm_stops(stop), changed(task.environment):
             try:
                 return Outcome(task, value=resolve(task.function)(task.arguments, task.on_message, stop.is_set))
             except KeyboardInterrupt:

@@ -6,10 +6,10 @@ path, and the same environment.
 """
 
 import logging
-import os
 import time
 from typing import Any
 
+from workbench.environment import is_set, set_default, text
 from workbench.errors import WorkbenchError
 from workbench.lab.executors.base import Resources
 from workbench.machine import cores
@@ -18,8 +18,8 @@ from workbench.pool import Outcome, Task
 from workbench.pool.seats import pretended_gpus
 from workbench.pool.task import run_task
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps its environment
+set_default("RAY_USAGE_STATS_ENABLED", "0")
+set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps its environment
 ASK_EVERY = 2.0  # seconds between two checks whether to stop
 
 
@@ -118,7 +118,7 @@ class RayExecutor:
 def handed_down() -> dict[str, str]:
     """Return the variables of this process that tasks on other nodes need."""
     names = ("WORKBENCH_DATA", "WORKBENCH_CHECKPOINT_SECONDS")
-    return {name: os.environ[name] for name in names if os.environ.get(name)} | {"WORKBENCH_ROOT": str(root())}
+    return {name: value for name in names if (value := text(name))} | {"WORKBENCH_ROOT": str(root())}
 
 
 def cluster_address() -> str:
@@ -153,18 +153,18 @@ def connect():
         return ray
     options = {
         "runtime_env": {
-            "env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+            "env_vars": {"PYTHONPATH": text("PYTHONPATH") or ""}
         },  # so that workers can import the functions of tasks
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
-    if not os.environ.get("RAY_ADDRESS"):
+    if not is_set("RAY_ADDRESS"):
         options |= {"address": "local"}  # without this Ray would join any cluster that runs on this machine
         options |= {"num_cpus": cores(), "include_dashboard": False, "num_gpus": pretended_gpus()}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "of this machine")
+        address = text("RAY_ADDRESS") or "of this machine"
         cause = str(error).splitlines()[0]
         raise WorkbenchError(
             f"cannot connect to Ray ({address}): {cause}. Start it or correct RAY_ADDRESS, and set "

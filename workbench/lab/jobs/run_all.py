@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from workbench.bars import bar
 from workbench.errors import WorkbenchError
 from workbench.lab.executors import Choice, channel
 from workbench.lab.jobs.engines import engine_for
@@ -86,7 +86,8 @@ class Progress:
 
     def __init__(self, name: str, total: int, done: int = 0):
         self.total, self.done = total, done
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="run", disable=total == 1 or channel.has_listener())
+        shown = total > 1 and not channel.has_listener()
+        self._bar = bar(total, done=done, desc=name, unit="run", shown=shown, leave=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -96,7 +97,10 @@ class Progress:
 
     def row(self, job: Job, row: dict) -> None:
         """Report a history row of a training."""
-        channel.send(kind="step", name=job.name, step=row["step"], done=self.done, total=self.total)
+        self._bar.set_postfix_str(f"{job.name}, step {row['step']}, loss {row['train_loss']:.3f}", refresh=False)
+        self._bar.refresh()
+        at = {"step": row["step"], "loss": row["train_loss"], "done": self.done, "total": self.total}
+        channel.send(kind="step", name=job.name, **at)
 
     def one(self, result: JobResult) -> JobResult:
         """Count a training that ended, and return its result."""

@@ -9,7 +9,6 @@ infeasible point (a constraint), not a bad number. Only the validation split is 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from workbench import environment
 from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError, disk_error_message, unknown
 from workbench.lab.executors import Choice
@@ -225,7 +225,7 @@ class _AskAndTell:
 
 def storage_uri() -> str:
     """Return WORKBENCH_OPTUNA_STORAGE (postgresql://...), else the sqlite file under mlruns/."""
-    return os.environ.get("WORKBENCH_OPTUNA_STORAGE") or sqlite_uri(runs_folder() / "optuna.db")
+    return environment.text("WORKBENCH_OPTUNA_STORAGE") or sqlite_uri(runs_folder() / "optuna.db")
 
 
 def search_lock(name: str) -> Path:

@@ -1,13 +1,13 @@
 """Locations of the store: mlruns/ under the root, the tracking URI, and checks of both."""
 
 import http.client
-import os
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
+from workbench import environment
 from workbench.errors import WorkbenchError
 from workbench.lab.store.database import as_path, sqlite_uri
 from workbench.paths import root
@@ -18,7 +18,7 @@ PATIENCE = 5.0  # seconds for a server's first answer
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, else the URI of the sqlite file under mlruns/."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
+    return environment.text("MLFLOW_TRACKING_URI") or default_uri()
 
 
 def default_uri() -> str:

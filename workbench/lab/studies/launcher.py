@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
+from workbench import environment
 from workbench.data import dataset_digest
 from workbench.lab.executors import Choice
 from workbench.lab.executors.context import Context
@@ -125,7 +126,7 @@ def start_notebook(
     if not all(is_library(execution.parameters.get(name) or "") for name in NETWORKS):
         paths = [
             str(import_folder()),
-            os.environ.get("PYTHONPATH"),
+            environment.text("PYTHONPATH"),
             os.getcwd(),
         ]  # a user's modules are in their working folder
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workbench.environment import inherited, text
 from workbench.lab.executors.channel import Reader
 from workbench.lab.executors.context import Context
 from workbench.lab.executors.lifetime import Family
@@ -47,7 +48,7 @@ class NotebookProcess:
         self._scratch = tempfile.TemporaryDirectory()
         self._out = Path(self._scratch.name) / "run.ipynb"
         channel = self._out.with_suffix(".messages")
-        variables = os.environ | _environment() | (environment or {})
+        variables = inherited(_environment() | (environment or {}))
         command = [sys.executable, "-m", "workbench.lab.studies.notebook", str(notebook), str(self._out)]
         with open(self._out.with_suffix(".log"), "wb") as log:
             self._process = subprocess.Popen(
@@ -109,7 +110,7 @@ def _environment() -> dict[str, str]:
     """Return variables that point to this checkout and store, and that silence warnings."""
     return {
         "WORKBENCH_ROOT": str(root()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(import_folder()), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(import_folder()), text("PYTHONPATH")])),
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }

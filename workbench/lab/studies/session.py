@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from workbench.bars import counted
 from workbench.lab.executors import channel, context
 from workbench.lab.executors.lifetime import die_with, is_alive, whoami
 from workbench.lab.statistics.verdict import Verdict
@@ -44,7 +44,8 @@ class Session:
     def progress(self, items: Iterable, name: str) -> Iterator:
         """Yield the items and report progress, with a bar here or to the launcher."""
         items = list(items)
-        for i, item in enumerate(tqdm(items, desc=name, disable=channel.has_listener())):
+        shown = counted(items, desc=name, unit="item", shown=not channel.has_listener(), leave=True)
+        for i, item in enumerate(shown):
             channel.send(kind="progress", name=name, done=i, total=len(items))
             yield item
 

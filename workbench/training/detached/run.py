@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from workbench.bars import bar, write
 from workbench.errors import WorkbenchError
 from workbench.machine import cores
 from workbench.pool import Outcome, Pool, Seat, Task, seats, visible_gpus
@@ -31,7 +31,6 @@ from workbench.training.setup import pick_device
 from workbench.training.worker_task import CHECKPOINT_SECONDS, TASK
 from workbench.unexpected import saved
 
-STATUS_SECONDS = 60.0  # between status lines, if there is no terminal for a progress bar
 LOADERS = 16  # largest number of processes that decode streamed images for one training
 
 
@@ -154,10 +153,9 @@ class _Run:
         self.summary = Summary(known=self.planned - len(self.pending))
         self.pool = Pool(places, on_retry=self._retrying, inherit=[results.descriptor])
         self.running: dict[str, tuple[Planned, float]] = {}  # by key, with the start time
-        self.steps: dict[str, int] = {}
+        self.rows: dict[str, dict] = {}  # the last of each
         self.tables: dict[str, dict[str, pd.DataFrame]] = {}
-        self.reported = time.monotonic()
-        self.bar = tqdm(total=self.planned, initial=self.summary.known, unit="run", desc="trainings", disable=None)
+        self.bar = bar(self.planned, done=self.summary.known, unit="run", desc="trainings", leave=True)
 
     def run(self, stop: Callable[[], bool]) -> Summary:
         """Run until all trainings are done, or until `stop` returns True."""
@@ -168,7 +166,7 @@ class _Run:
             while (self.pending or self.running) and not stop():
                 while self.pending and self.pool.has_room():
                     self._begin(self.pending.popleft())
-                if (outcome := self.pool.wait(until=stop)) is not None:
+                if (outcome := self.pool.wait(until=lambda: self._show() or stop())) is not None:
                     self._ended(outcome)
             if self.running:
                 self._report(f"stopping: {len(self.running)} trainings write their checkpoints")
@@ -191,7 +189,7 @@ class _Run:
             "save": str(self.results.folder / weights) if self.keep_weights else None,
         }
         self.running[training.key] = training, time.time()
-        self.steps[training.key], self.tables[training.key] = 0, {}
+        self.rows[training.key], self.tables[training.key] = {"step": 0}, {}
         self.pool.submit(
             Task(
                 training.key,
@@ -201,18 +199,13 @@ class _Run:
                 environment={CHECKPOINT_SECONDS: str(self.seconds)},
             )
         )
-        self.bar.set_postfix_str(self._under_way())
 
     def _on_message(self, key: str, message: tuple) -> None:
         kind, *content = message
         if kind == "table":
             name, self.tables[key][name] = content
             return
-        self.steps[key] = content[0]["step"]
-        self.bar.set_postfix_str(self._under_way())
-        if self.bar.disable and time.monotonic() - self.reported >= STATUS_SECONDS:
-            self._report(f"running: {self._under_way()}")
-            self.reported = time.monotonic()
+        (self.rows[key],) = content
 
     def _ended(self, outcome: Outcome) -> None:
         training, started = self.running.pop(outcome.task.name)
@@ -241,18 +234,25 @@ class _Run:
         training, _ = self.running[task.name]
         self._report(f"trying again: {training.config.name} ({cause})")
 
-    def _under_way(self) -> str:
-        return "; ".join(f"{t.config.name} step {self.steps[key]}" for key, (t, _) in self.running.items())
+    def _show(self) -> None:
+        """Show the last step of every training that runs."""
+        steps = [_last_step(training.config.name, self.rows[key]) for key, (training, _) in self.running.items()]
+        self.bar.set_postfix_str("; ".join(steps))
 
     def _report(self, text: str) -> None:
         done = self.summary.known + self.summary.done + len(self.summary.failed)
-        self.bar.write(f"{time.strftime('%H:%M:%S')} {done}/{self.planned} {text}", file=sys.stderr)
+        write(f"{time.strftime('%H:%M:%S')} {done}/{self.planned} {text}")
         sys.stderr.flush()
 
 
 def _where(outcome: Outcome) -> str:
     """Return where the traceback of a task's error is, unless the user can correct the error."""
     return f" ({saved(outcome.details)})" if outcome.unexpected else ""
+
+
+def _last_step(name: str, row: dict) -> str:
+    loss = f", loss {row['train_loss']:.3f}" if "train_loss" in row else ""
+    return f"{name} step {row['step']}{loss}"
 
 
 def _record(training: Planned, result: TrainResult, started: float) -> Record:
