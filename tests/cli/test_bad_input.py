@@ -5,15 +5,21 @@ Evidence: exit code 2, no traceback, nothing half-written. The message names the
 
 import contextlib
 import http.server
+import json
+import os
 import pickle
 import re
 import resource
 import shlex
 import shutil
+import signal
 import socket
 import sqlite3
+import struct
+import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from support.checkout import CHECKOUT
 from support.messages import missing
 
@@ -37,6 +44,128 @@ EVIL = "code of the file was executed"
 class Evil:
     def __reduce__(self):
         return print, (EVIL,)
+
+
+def yaml_texts():
+    """YAML that is nested, large or strange."""
+    bomb = "a: &a [x, x, x, x, x, x, x, x]\n"
+    for name, before in zip("bcdefghi", "abcdefgh", strict=True):
+        bomb += f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
+    return {
+        "bomb.yaml": bomb + "model_args: *i\n",
+        "recursive.yaml": "model_args: &x {a: *x}\n",
+        "deep.yaml": "model_args: " + "[" * 10_000 + "]" * 10_000 + "\n",
+        "date.yaml": "seed: 2024-13-45\n",
+        "digits.yaml": f"steps: {'9' * 5000}\n",
+        "huge.yaml": "steps: 99999999999999999999999999\n",
+        "unknown_tag.yaml": "seed: !sea 3\n",
+        "long_name.yaml": f"{'m' * 300}: 3\n",
+        "null_byte.yaml": "model: a\x00b\n",
+        "deep_notebook.yaml": "question: q\nnotebook: deep.ipynb\n",
+        "deep.ipynb": "[" * 100_000,
+        "cell_kinds.yaml": "question: q\nnotebook: cell_kinds.ipynb\n",
+        "cell_kinds.ipynb": '{"cells": [3, null]}',
+    }
+
+
+def user_files():
+    """User networks whose file cannot be used."""
+    return {
+        "no_syntax.py": "def net(:\n",
+        "leaves.py": "import sys\nsys.exit('bye')\n",
+        "generator.py": "raise GeneratorExit\n",
+        "raises.py": "1 / 0\n",
+        "missing_import.py": "import no_such_module_anywhere\n",
+        "nothing.py": "x = 3\n",
+        "text.py": "def net(num_classes, in_channels): return 'a network'\n",
+    }
+
+
+def damaged_images(folder):
+    """Folders of two classes in which a picture cannot be read."""
+    good = (folder / "good" / "a" / "0.png").read_bytes()
+    png = b"\x89PNG\r\n\x1a\n"
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    text_bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**26))
+    end = chunk(b"IDAT", zlib.compress(bytes(12 * 37))) + chunk(b"IEND", b"")
+    small = struct.pack(">IIBBBBB", 12, 12, 8, 2, 0, 0, 0)
+    dds = b"DDS " + struct.pack("<7I", 124, 0x1007, 12, 12, 0, 0, 0) + bytes(44)
+    dds += struct.pack("<8I", 32, 4, 0x31313131, 0, 0, 0, 0, 0) + bytes(20)
+    pictures = {
+        "bomb_image": ("0.png", png + chunk(b"IHDR", header) + end),
+        "text_image": ("0.png", png + chunk(b"IHDR", small) + text_bomb + end),
+        "dds_image": ("0.png", dds),
+        "cut_image": ("0.png", good[: len(good) // 2]),
+        "empty_image": ("0.png", b""),
+    }
+    for name, (file, data) in pictures.items():
+        shutil.copytree(folder / "good", folder / name)
+        (folder / name / "a" / file).write_bytes(data)
+
+
+def damaged_parquet(folder, cells):
+    """Parquet files whose columns have other types or values."""
+    tables = {
+        "null_image": {"image": pa.array([None] * 4, pa.null()), "label": [0, 1, 0, 1]},
+        "int_image": {"image": [1, 2, 3, 4], "label": [0, 1, 0, 1]},
+        "list_image": {"image": [[1], [2], [3], [4]], "label": [0, 1, 0, 1]},
+        "text_image": {"image": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]},
+        "no_picture": {"image": [b"no picture"] * 4, "label": [0, 1, 0, 1]},
+        "text_label": {"image": cells, "label": ["a", "b", "a", "b"]},
+        "huge_label": {"image": cells, "label": [0, 1, 0, 10**9]},
+        "negative_label": {"image": cells, "label": [0, 1, 0, -1]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    table = pa.table({"image": cells, "label": [0, 1, 0, 1]}).replace_schema_metadata({"huggingface": "{broken"})
+    pq.write_table(table, folder / "metadata.parquet")
+    data = bytearray((folder / "good.parquet").read_bytes())
+    data[20:120] = bytes(100)
+    (folder / "pages.parquet").write_bytes(data)
+
+
+def damaged_checkpoints(folder):
+    """Weights whose recorded arguments no network can have."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "tiny.safetensors")
+    with safe_open(folder / "tiny.safetensors", "pt") as file:
+        metadata = file.metadata()
+    (name,) = [name for name, value in metadata.items() if "nf_resnet_tiny" in value]
+    recipe = json.loads(metadata[name])
+    recipes = {
+        "wide": json.dumps(recipe | {"width": 1e9}),
+        "listed": "[1, 2]",
+        "named": '"nf_resnet_tiny"',
+        "nested": "[" * 100_000,
+        "unknown": json.dumps(recipe | {"name": "nfnet_f99"}),
+    }
+    for each, text in recipes.items():
+        save_file(tensors, folder / f"{each}.safetensors", metadata | {name: text})
+
+
+def damaged_plans_and_results(folder):
+    """Plans, and folders of results, that are cut, nested or of another kind."""
+    plans = {
+        "empty": "",
+        "text": "not a plan\n",
+        "version": '{"plan": 99}\n',
+        "kind": "[1]\n",
+        "nested": "[" * 100_000,
+        "line": '{"plan": 1, "code": "x", "trainings": 1}\n{"key": 3}\n',
+    }
+    for name, text in plans.items():
+        (folder / f"{name}.jsonl").write_text(text)
+    for name, text in {"no_json": "{", "other": '{"a": 1}\n', "deep": "[" * 100_000 + "\n"}.items():
+        (folder / f"results_{name}").mkdir()
+        (folder / f"results_{name}" / "results.jsonl").write_text(text)
+    (folder / "results_fifo").mkdir()
+    os.mkfifo(folder / "results_fifo" / "results.jsonl")
+    (folder / "cut.tar").write_bytes(b"no tar")
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +233,14 @@ def bad(tmp_path_factory):
         "kind.ipynb": '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]},'
         ' "source": ["x: print(1) = 3  # a"]}]}',
     }  # fmt: skip
-    for name, text in texts.items():
+    for name, text in (texts | yaml_texts() | user_files()).items():
         (folder / name).write_text(text)
+    (folder / "coded.py").write_bytes(b"# caf\xe9\ndef net(): pass\n")
+    (folder / "null.py").write_bytes(b"def net(): pass\n\x00")
+    damaged_images(folder)
+    damaged_parquet(folder, cells)
+    damaged_checkpoints(folder)
+    damaged_plans_and_results(folder)
     (folder / "binary.yaml").write_bytes(bytes(range(256)))
     (folder / "binary.ipynb").write_bytes(bytes(range(128, 256)))
     for name in ("no_cells", "list", "syntax", "kind", "binary"):
@@ -182,6 +317,42 @@ CASES = [
     ("train --save {bad}/file/x.safetensors -p steps=1", ["file/x.safetensors"]),
     ("train --save x.txt -p steps=1", ["x.txt", ".safetensors"]),
     ("train --save {bad}/folder.safetensors -p steps=1", ["folder.safetensors"]),
+    ("train {bad}/bomb.yaml", ["bomb.yaml"]),
+    ("train {bad}/recursive.yaml", ["recursive.yaml"]),
+    ("train {bad}/deep.yaml", ["deep.yaml"]),
+    ("train {bad}/date.yaml", ["date.yaml"]),
+    ("train {bad}/digits.yaml", ["digits.yaml"]),
+    ("train {bad}/huge.yaml", ["steps"]),
+    ("train {bad}/unknown_tag.yaml", ["unknown_tag.yaml", "sea"]),
+    ("train {bad}/long_name.yaml", ["TrainConfig"]),
+    ("train {bad}/null_byte.yaml", ["null_byte.yaml"]),
+    ("train -p steps=99999999999999999999999999", ["steps", "99999999999999999999999999"]),
+    ("train -p batch_size=99999999999999999999999999 -p steps=1", ["batch_size", "99999999999999999999999999"]),
+    (f"train -p seed={'9' * 5000} -p steps=1", ["seed"]),
+    ("train -p seed=2024-13-45", ["seed", "2024-13-45"]),
+    ("train -p 'model_args=&x {{a: *x}}' -p steps=1".replace("{{", "{").replace("}}", "}"), ["model_args"]),
+    (f"train -p 'clip_exempt={'[' * 3000}' -p steps=1", ["clip_exempt"]),
+    (f"train -p {'m' * 300}=1", ["TrainConfig"]),
+    ("train -p steps 3", ["-p", "steps", "steps=3"]),
+    ("train lr=0.1", ["lr=0.1", "-p"]),
+    ("study large_batch clip=0.1", ["clip=0.1", "-p"]),
+    ("train -p data=~nobody-here/x -p steps=1", ["~nobody-here/x"]),
+    # a user's file
+    ("check {bad}/no_syntax.py:net", ["no_syntax.py", "1"]),
+    ("check {bad}/coded.py:net", ["coded.py"]),
+    ("check {bad}/null.py:net", ["null.py"]),
+    ("check {bad}/leaves.py:net", ["leaves.py"]),
+    ("check {bad}/generator.py:net", ["generator.py"]),
+    ("check {bad}/raises.py:net", ["raises.py", "1"]),
+    ("check {bad}/missing_import.py:net", ["missing_import.py", "no_such_module_anywhere"]),
+    ("check {bad}/nothing.py:net", ["nothing.py", "net"]),
+    ("check {bad}/text.py:net", ["text.py"]),
+    ("train -p model={bad}/leaves.py:net -p steps=1", ["leaves.py"]),
+    # images
+    *(
+        (f"train -p data={{bad}}/{name} -p image_size=12 -p steps=1", [f"{name}/a/0.png"])
+        for name in ("bomb_image", "text_image", "dds_image", "cut_image", "empty_image")
+    ),
     # data sets
     ("train -p data={bad}/empty -p steps=1", ["{bad}/empty", "0"]),
     ("train -p data={bad}/one_class -p steps=1", ["{bad}/one_class", "1"]),
@@ -201,7 +372,29 @@ CASES = [
     ),
     ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/empty", ["{bad}/empty", "parquet"]),
     ("evaluate nf_resnet_tiny --weights {bad}/tiny.safetensors --data {bad}/file", ["data", "{bad}/file"]),
+    *(
+        (
+            f"evaluate nf_resnet_tiny --weights {{bad}}/tiny.safetensors --data {{bad}}/{name}.parquet",
+            [f"{name}.parquet"],
+        )
+        for name in (
+            "null_image",
+            "int_image",
+            "list_image",
+            "text_image",
+            "no_picture",
+            "text_label",
+            "huge_label",
+            "negative_label",
+            "metadata",
+            "pages",
+        )
+    ),
     # weights
+    *(
+        (f"evaluate nf_resnet_tiny --weights {{bad}}/{name}.safetensors --data {{bad}}/good", [f"{name}.safetensors"])
+        for name in ("wide", "listed", "named", "nested", "unknown")
+    ),
     ("train -p weights={bad}/nowhere.safetensors -p steps=1", ["nowhere.safetensors"]),
     ("train -p model=nfnet_micro -p weights={bad}/tiny.safetensors -p steps=1", ["nf_resnet_tiny", "nfnet_micro"]),
     ("evaluate nfnet_micro --weights {bad}/tiny.safetensors --data {bad}/good", ["nf_resnet_tiny", "nfnet_micro"]),
@@ -238,6 +431,14 @@ CASES = [
     ("study {bad}/binary_notebook.yaml", ["binary_notebook.ipynb", "utf-8"]),
     ("study {bad}/syntax_notebook.yaml", ["syntax_notebook.ipynb", "'('"]),
     ("study {bad}/kind_notebook.yaml", ["print(1)", "PositiveInt"]),
+    ("study {bad}/deep_notebook.yaml", ["deep.ipynb"]),
+    ("study {bad}/cell_kinds.yaml", ["cell_kinds.ipynb"]),
+    # results of other machines
+    ("import {bad}/nowhere", ["{bad}/nowhere"]),
+    ("import {bad}/file", ["{bad}/file"]),
+    ("import {bad}/cut.tar", ["cut.tar"]),
+    ("import {bad}/empty", ["{bad}/empty"]),
+    ("import {bad}/results_fifo", ["results_fifo"]),
     ("study large_batch -p seeds=3", ["seeds", "3", "[0, 1]"]),
     ("study large_batch -p batch_sizes=[0]", ["batch_sizes", "[0]", "PositiveInt", "[64]"]),
     ("study large_batch -p weight_decay=-1", ["weight_decay", "-1", "NonNegativeFloat"]),
@@ -307,6 +508,18 @@ def test_each_row_fails_without_any_one_of_its_names():
             ["MLFLOW_TRACKING_URI", "http://no.such.host.invalid:5000"],
         ),
         ("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9", ["MLFLOW_TRACKING_URI", "127.0.0.1:9"]),
+        ("WORKBENCH_ROOT", "~nobody-here/x", ["WORKBENCH_ROOT", "~nobody-here/x"]),
+        ("WORKBENCH_CHECKPOINT_SECONDS", "soon", ["WORKBENCH_CHECKPOINT_SECONDS", "soon"]),
+        ("WORKBENCH_CHECKPOINT_SECONDS", "nan", ["WORKBENCH_CHECKPOINT_SECONDS", "nan"]),
+        ("WORKBENCH_CHECKPOINT_SECONDS", "-1", ["WORKBENCH_CHECKPOINT_SECONDS", "-1"]),
+        ("WORKBENCH_DIVERGED_GIB", "inf", ["WORKBENCH_DIVERGED_GIB", "inf"]),
+        ("WORKBENCH_DIVERGED_GIB", "1e999", ["WORKBENCH_DIVERGED_GIB", "1e999"]),
+        ("WORLD_SIZE", "two", ["WORLD_SIZE", "two"]),
+        ("WORLD_SIZE", "0", ["WORLD_SIZE", "0"]),
+        ("RANK", "3", ["RANK", "3", "WORLD_SIZE"]),
+        ("LOCAL_RANK", "-1", ["LOCAL_RANK", "-1"]),
+        ("WORKBENCH_CONTEXT", "{broken", ["WORKBENCH_CONTEXT", "{broken"]),
+        ("WORKBENCH_CONTEXT", '{"colour": 3}', ["WORKBENCH_CONTEXT"]),
     ],
 )
 def test_a_bad_environment_variable_is_refused_with_its_value(refused, bad, monkeypatch, variable, value, names):
@@ -316,6 +529,51 @@ def test_a_bad_environment_variable_is_refused_with_its_value(refused, bad, monk
     assert time.monotonic() - started < 20
     assert missing(errors, [name.replace("{bad}", str(bad)) for name in names]) == [], errors
     assert "secret" not in errors
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("WORKBENCH_GPUS", "\u00b2", "study large_batch --quick"),
+        ("WORKBENCH_GPUS", "-1", "study large_batch --quick"),
+        ("WORKBENCH_EXECUTOR", "processes:many", "study large_batch --quick"),
+        ("WORKBENCH_EXECUTOR", "rayy", "study large_batch --quick"),
+        ("WORKBENCH_EXECUTOR", "processes:2,gpus=nan", "study large_batch --quick"),
+        ("WORKBENCH_CACHE", "{bad}/file", "models download nfnet_f0"),
+        ("XDG_CACHE_HOME", "~nobody-here/x", "models download nfnet_f0"),
+        ("WORKBENCH_DATA", "~nobody-here/x", "train -p data=cifar10 -p steps=1"),
+    ],
+)
+def test_a_bad_variable_of_another_command_is_refused_with_its_value(refused, bad, monkeypatch, variable, value, line):
+    value = value.replace("{bad}", str(bad))
+    monkeypatch.setenv(variable, value)
+    errors = refused(*shlex.split(line))
+    assert variable in errors or value in errors
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "version", "kind", "nested", "line", "binary", "nowhere"])
+def test_a_damaged_plan_is_refused_with_its_path(bad, root, monkeypatch, capsys, tmp_path, name):
+    from workbench.training.__main__ import main
+
+    file = bad / (name if name == "binary" else f"{name}.jsonl")
+    monkeypatch.setattr(sys, "argv", ["workbench.training", str(file), "--out", str(tmp_path / "out")])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main() == 2
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors and str(file) in errors
+    assert not (root / "mlruns" / "errors").exists()
+
+
+@pytest.mark.parametrize("name", ["no_json", "other", "deep"])
+def test_damaged_lines_of_results_are_named_and_not_imported(bad, root, command, name):
+    code, out, errors = command("import", bad / f"results_{name}")
+    assert code == 1 and "Traceback" not in out + errors
+    assert missing(errors, ["results.jsonl", "1"]) == []
+    assert recorded_runs(root) == [] and not (root / "mlruns" / "errors").exists()
 
 
 def test_damaged_data_is_refused_with_its_file_or_columns(refused, bad, monkeypatch):

@@ -25,6 +25,18 @@ def names() -> list[str]:
     return programs
 
 
+def check_names(chosen: Sequence[str]) -> None:
+    """Raise if a name is not that of a program.
+
+    Raises:
+        WorkbenchError: If a name is unknown.
+    """
+    known = names()
+    for name in chosen:
+        if name not in known:
+            raise unknown("benchmark", name, known)
+
+
 def results_folder() -> Path:
     """The folder in the repository with the rows of each program and device."""
     return root() / "docs" / "results" / "benchmarks"
@@ -45,10 +57,8 @@ def run(chosen: Sequence[str], device: str, rounds: int | None, say: Callable[[s
     Raises:
         WorkbenchError: If a name is unknown. No program has run then.
     """
+    check_names(chosen)
     known = names()
-    for name in chosen:
-        if name not in known:
-            raise unknown("benchmark", name, known)
     failed = []
     for i, name in enumerate(chosen or known, start=1):
         say(f"[{i}/{len(chosen or known)}] {name}")

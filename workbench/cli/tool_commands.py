@@ -40,6 +40,8 @@ def bench(
     if readme:
         benchmarks.write_readme(root() / "README.md", benchmarks.table(benchmarks.results_folder()))
         return
+    benchmarks.check_names(names or [])
+
     from workbench.training.setup import pick_device
 
     pick_device(device)

@@ -38,28 +38,34 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m workbench.cli train ...
     """
+    from workbench.lab.studies.recipes import clipping_text, default_clip, given_fields, parse_config, recipe_text
+
+    texts = pairs(parameters)
+    config = parse_config(texts, recipe)
+    clip_is_default = "clip" not in given_fields(texts, recipe)
+    if show:
+        config = default_clip(config, _sketch(config)) if clip_is_default else config
+        print(recipe_text(config), end="")
+        return
+    if save is not None:
+        from workbench.files import target_path
+
+        target_path(save, (".safetensors",))
+
     from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.run_all import check, help_training
-    from workbench.lab.studies.recipes import parse_config, recipe_text
     from workbench.training.distributed import World
     from workbench.training.inputs import source
 
-    config = parse_config(pairs(parameters), recipe)
-    if show:
-        print(recipe_text(config), end="")
-        return
-    check(config)
+    model = check(config)
+    config = default_clip(config, model) if clip_is_default else config
     world = World.from_environment()
     # Processes that share a batch train it as micro-batches, which the run must record.
     config = config.replace(micro_batch=world.micro_batch(config.batch_size, config.micro_batch))
     if not world.first:
         return help_training(config)
-    if save is not None:
-        from workbench.files import target_path
-
-        target_path(save, (".safetensors",))
     console = Terminal(160)
-    console.print(f"{config.name} on {source(config)}", highlight=False)
+    console.print(f"{config.name}: {clipping_text(config)}; {source(config)}", highlight=False, soft_wrap=True)
 
     from workbench.lab.jobs.run_all import run_training
     from workbench.lab.store.client import Store
@@ -128,9 +134,12 @@ def evaluate(
     Prints 95 % confidence intervals, and records the evaluation in the store. Classes are matched by name if the file
     of weights names them.
     """
-    from workbench.cli.terminal import Terminal
-
     names = _lines(classes) if classes else None
+    from workbench.networks import check_name
+
+    check_name(model)
+
+    from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.evaluate import evaluate as run
 
     scores = run(
@@ -203,6 +212,10 @@ def check(
     arguments of the network with -p, such as -p width=0.5. The exit code is 0 if the network is sound, and 1 if it has
     faults.
     """
+    from workbench.networks import check_name
+
+    check_name(model)
+
     from workbench.cli.check_table import show_blocks
     from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.check import check_model, parse_arguments
@@ -259,6 +272,16 @@ def replay(
     show_steps(replayed, console)
     for line in (replayed.verdict, *sentences(replayed), f"run {replayed.run_id}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _sketch(config):
+    """Build the network of a configuration without memory and without reading the data."""
+    import torch
+
+    from workbench.networks import build_network
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return build_network(config.model, 10, 3, **config.model_args)
 
 
 def _lines(file: str) -> list[str]:

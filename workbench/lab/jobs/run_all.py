@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 import torch
+from torch import nn
 
 from workbench.bars import bar
 from workbench.errors import WorkbenchError
@@ -65,14 +66,18 @@ def run_all(
     return table_of([result.row() for result in ordered])
 
 
-def check(config: TrainConfig) -> None:
-    """Raise before anything runs what `train` would raise for this configuration."""
+def check(config: TrainConfig) -> nn.Module:
+    """Raise before anything runs what `train` would raise for this configuration.
+
+    Returns:
+        The network, on the meta device unless the configuration has initial weights.
+    """
     data = source(config)
     pick_device(config.device)
     steps_of(config, len(data.train))
     device = "cpu" if config.weights is not None else "meta"  # without weights only the arguments need a check
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        initial_model(config, data)
+        return initial_model(config, data)
 
 
 class Progress:

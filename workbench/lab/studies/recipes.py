@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.lab.studies.plain_yaml import load_yaml, read_yaml
@@ -35,6 +36,43 @@ def parse_config(texts: dict[str, str], recipe: str | None = None) -> TrainConfi
     if values.get("epochs") is None and values.get("steps") is None:
         values["epochs"] = 1.0
     return changed(TrainConfig.from_dict(values), changes)
+
+
+def given_fields(texts: dict[str, str], recipe: str | None = None) -> set[str]:
+    """Return the fields that a recipe and NAME=VALUE texts set. A preset sets all fields.
+
+    Args:
+        texts: As in `parse_config`.
+        recipe: As in `parse_config`.
+    """
+    if recipe is None:
+        return set(texts)
+    if recipe.endswith((".yaml", ".yml")):
+        return set(texts) | set(_read_recipe(recipe))
+    return {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def default_clip(config: TrainConfig, model: nn.Module) -> TrainConfig:
+    """Return the configuration without AGC if the network has BatchNorm, for users who did not set `clip`.
+
+    BatchNorm needs no clipping. AGC at the default threshold would change the training without a word.
+
+    Args:
+        config: A configuration whose `clip` nobody set.
+        model: Its network.
+    """
+    normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return config.replace(clip=None) if normalized else config
+
+
+def clipping_text(config: TrainConfig) -> str:
+    """Return in words what a configuration clips, and at which threshold."""
+    if config.clip_norm is not None:
+        return f"clips the norm of the whole gradient at {config.clip_norm:g}"
+    if config.clip is None:
+        return "clips nothing (clip=null)"
+    exempt = ["the classifier"] * (not config.clip_head) + config.clip_exempt
+    return f"AGC clips at {config.clip:g}" + (f", except {', '.join(exempt)}" if exempt else "")
 
 
 def parse_value(name: str, text: str) -> object:
