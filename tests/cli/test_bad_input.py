@@ -235,7 +235,7 @@ def bad(tmp_path_factory):
     }  # fmt: skip
     for name, text in (texts | yaml_texts() | user_files()).items():
         (folder / name).write_text(text)
-    (folder / "coded.py").write_bytes(b"# caf\xe9\ndef net(): pass\n")
+    (folder / "coded.py").write_bytes(b"# \xe9\ndef net(): pass\n")
     (folder / "null.py").write_bytes(b"def net(): pass\n\x00")
     damaged_images(folder)
     damaged_parquet(folder, cells)

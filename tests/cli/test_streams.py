@@ -73,7 +73,6 @@ TRAIN = "WORKBENCH train -p steps=2 -p batch_size=8 -p train_size=16 -p device=c
         (f"{TRAIN} 2>&1 | head -0; exit ${{PIPESTATUS[0]}}", 141),
         ("WORKBENCH train -p steps=x >&-", 2),
         ("WORKBENCH train -p steps=x 2>&-", 2),
-        ("WORKBENCH models 2>&1 | head -1; exit ${PIPESTATUS[0]}", 141),
     ],
 )
 def test_commands_run_or_end_quietly(root, line, code):
