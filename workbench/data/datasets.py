@@ -11,6 +11,7 @@ Searches, pruning and screening see the validation split. Only confirmation runs
 import hashlib
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Images as uint8 in memory, read from folders and from parquet."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

@@ -1,6 +1,5 @@
 """Evaluate a network on labelled images: top-1, top-5, cross-entropy, images per second."""
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,6 +1,7 @@
 """Locations of the store: mlruns/ under the root, the tracking URI, and checks of both."""
 
 import http.client
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
