@@ -40,7 +40,7 @@ RECIPES = {
 GOOD = {"mean": [0.5] * 3, "std": [0.2] * 3, "image_size": 32, "style": "whole"}
 PREPROCESS = {
     "image_size": {k: v for k, v in GOOD.items() if k != "image_size"},
-    "style": GOOD | {"style": "squash_"},
+    "style": GOOD | {"style": "sideways"},
     "mean": GOOD | {"mean": [float("nan")] * 3},
     "std": GOOD | {"std": [0.0] * 3},
     "mean_": GOOD | {"mean": [0.5]},
