@@ -117,6 +117,7 @@ def test_the_hub_provides_a_data_set_without_local_files(tmp_path, monkeypatch):
 
     module = types.ModuleType("datasets")
     module.__spec__ = types.SimpleNamespace(name="datasets")
+    module.disable_progress_bars = lambda: None
     module.load_dataset = lambda name: {"train": Part(), "test": Part()} if name == "uoft-cs/cifar10" else None
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "nothing"))

@@ -112,6 +112,11 @@ class TrainImages(Dataset):
     level: float | None = None
     layers: int = LAYERS
 
+    @property
+    def values(self) -> int:
+        """The number of values of an image."""
+        return 3 * self.size**2
+
     def __getitem__(self, request: Request) -> Made:
         step, position = request.step, request.position
         broken: list[tuple[str, str]] = []
@@ -150,6 +155,11 @@ class EvalImages(Dataset):
 
     files: Files
     preprocess: Preprocess
+
+    @property
+    def values(self) -> int:
+        """The number of values of an image."""
+        return 3 * self.preprocess.height * self.preprocess.width
 
     def __getitem__(self, index: int) -> Made:
         path, label = self.files.paths[index], int(self.files.labels[index])
@@ -203,7 +213,7 @@ def chunks(
         WorkbenchError: If a worker dies or no longer answers.
     """
     ahead = {"prefetch_factor": max(2, -(-AHEAD // (CHUNK * workers))), "timeout": TIMEOUT} if workers else {}
-    small = workers > 0 and not _fits_into_shared_memory(dataset.size, workers)
+    small = workers > 0 and not _fits_into_shared_memory(dataset.values, workers)
     options = {"collate_fn": _joined_arrays if small else _joined, "pin_memory": pin, "worker_init_fn": _quiet, **ahead}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # the user may want more workers than cores
@@ -220,12 +230,12 @@ def chunks(
         ) from error
 
 
-def _fits_into_shared_memory(size: int, workers: int) -> bool:
+def _fits_into_shared_memory(values: int, workers: int) -> bool:
     """Return whether the images that workers make ahead take at most half of the free shared memory."""
     if not SHARED_MEMORY.is_dir():
         return True
     images = max(AHEAD, 2 * CHUNK * workers) + CHUNK * workers
-    return 2 * images * 3 * size**2 * 4 <= shutil.disk_usage(SHARED_MEMORY).free  # at most 4 bytes each
+    return 2 * images * values * 4 <= shutil.disk_usage(SHARED_MEMORY).free  # at most 4 bytes each
 
 
 def normalized(pixels: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
     Args:
         model: A model made by `create_model`, also within torch.compile or DistributedDataParallel.
         file: Path that ends in .safetensors.
-        preprocess: How its images are made, for `evaluate`: mean and std (one number per channel, in units of 0..1),
-            image_size and style (see workbench.data.preprocess). None: as for ImageNet.
+        preprocess: How its images are made and what its outputs stand for, for `evaluate`: what
+            `workbench.data.pixels.Preprocess.to_dict` returns. None: as for ImageNet.
 
     Returns:
         The path of the file.
@@ -100,7 +100,7 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
             state_dict() instead, or export it.
     """
     file = target_path(file, (".safetensors",))
-    check_preprocess(preprocess)
+    check_preprocess(preprocess, "`preprocess`")
     model = unwrapped(model)
     tensors = model.state_dict()
     names = stored_names(tensors)

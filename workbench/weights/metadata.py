@@ -1,20 +1,19 @@
 """The metadata of our files of weights, checked before anything is built from them."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from workbench.bounded_json import parse
-from workbench.data.preprocess import STYLES
-from workbench.errors import WorkbenchError, unknown
+from workbench.data.pixels import Preprocess
+from workbench.errors import WorkbenchError
 from workbench.models import zoo
 from workbench.user_code import is_user_code
 
-SIZE, DEPTH = 1 << 16, 8  # bounds of each entry: characters, nesting
+SIZE, DEPTH = 1 << 16, 8  # bounds of a recipe: characters, nesting
+NAMES = 1 << 22  # characters of the preprocessing, with the names of all classes
 ENTRIES = 64  # of a list among a network's arguments
-SIDE = 1 << 14  # largest side of an image, pixels
 LARGEST = 2**31  # no side of a tensor is larger
 
 
@@ -33,40 +32,25 @@ def read_metadata(metadata: dict[str, str], file: Path) -> tuple[dict | None, di
             f"{file} names no network that this version knows ({error}). Pass a model: load_checkpoint(file, model)."
         ) from error
     try:
-        preprocess = parse(metadata.get("preprocess", "null"), size=SIZE, depth=DEPTH)
-        check_preprocess(preprocess)
+        preprocess = parse(metadata.get("preprocess", "null"), size=NAMES, depth=DEPTH)
     except WorkbenchError as error:
         raise WorkbenchError(f"{file} records no valid preprocessing ({error}). Save the network again.") from error
+    check_preprocess(preprocess, str(file))
     return recipe, preprocess
 
 
-def check_preprocess(value: Any) -> None:
+def check_preprocess(value: Any, where: str) -> None:
     """Check how the images of a network are made.
+
+    Args:
+        value: The values of `Preprocess.to_dict`, or None.
+        where: Where they come from, for the error.
 
     Raises:
         WorkbenchError: For a value that is neither None nor complete and valid.
     """
-    if value is None:
-        return
-    keys = ("mean", "std", "image_size", "style")
-    if not isinstance(value, dict) or any(key not in value for key in keys):
-        raise WorkbenchError(f"`preprocess` must be a dictionary with {', '.join(keys)}, got {str(value)[:80]}")
-    mean, std, size = value["mean"], value["std"], value["image_size"]
-    for key, numbers in (("mean", mean), ("std", std)):
-        is_list = isinstance(numbers, list | tuple) and len(numbers) <= ENTRIES
-        if not is_list or not all(_is_number(v) and (key == "mean" or v > 0) for v in numbers):
-            rule = "finite numbers" if key == "mean" else "finite numbers above 0"
-            raise WorkbenchError(f"`{key}` must be a list of {rule}, got {str(numbers)[:80]}")
-    if len(mean) != len(std):
-        raise WorkbenchError(f"`mean` and `std` must have one number per channel, got {len(mean)} and {len(std)}")
-    if type(size) is not int or not 0 < size <= SIDE:
-        raise WorkbenchError(f"`image_size` must be a whole number from 1 to {SIDE}, got {str(size)[:80]}")
-    if value["style"] not in tuple(STYLES):
-        raise unknown("style", str(value["style"])[:80], STYLES)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None:
+        Preprocess.from_dict(value, where)
 
 
 def _check_recipe(recipe: Any) -> None:
