@@ -13,7 +13,8 @@ from support.parity import build, distances, update_distance
 
 from workbench.models import layers, nf_regnet, nf_resnet, nfnet
 from workbench.models.layers import ScaledStdConv2d, SqueezeExcite, StochasticDepth
-from workbench.optim import AGCStats, agc
+from workbench.optim import AGCStats, hooks
+from workbench.optim.norms import unitwise_norm
 
 CAUGHT = 1e-5
 
@@ -245,7 +246,7 @@ def norms_by(fn):
             part.p.grad.mul_(torch.where(g > limit, limit / g.clamp_min(1e-6), torch.ones_like(g)))
         return AGCStats()
 
-    return lambda patch: patch.setattr(agc, "_clip", clip)
+    return lambda patch: patch.setattr(hooks, "clip_parts", clip)
 
 
 def per_tensor(x):
@@ -257,12 +258,12 @@ def per_row_of_anything(x):  # timm's rule, on gains stored as (C, 1, 1, 1): a n
 
 
 def over_the_inputs(x):  # the other axis of a linear weight
-    return x.norm(dim=0, keepdim=True) if x.ndim == 2 else agc.unitwise_norm(x)
+    return x.norm(dim=0, keepdim=True) if x.ndim == 2 else unitwise_norm(x)
 
 
 def decay_before_clipping(patch):
     """Add weight decay to the gradient before AGC clips it."""
-    original = agc._clip
+    original = hooks.clip_parts
 
     def clip(parts):
         for part in parts:
@@ -270,7 +271,7 @@ def decay_before_clipping(patch):
                 part.p.grad.add_(part.p.detach(), alpha=1e-2)
         return original(parts)
 
-    patch.setattr(agc, "_clip", clip)
+    patch.setattr(hooks, "clip_parts", clip)
 
 
 UPDATE = {
@@ -293,7 +294,7 @@ def test_a_mistake_in_the_update_is_caught(mistake, monkeypatch):
 
 
 def test_the_right_norm_in_the_same_loop_equals_the_reference(monkeypatch):
-    norms_by(agc.unitwise_norm)(monkeypatch)
+    norms_by(unitwise_norm)(monkeypatch)
     assert update_distance("nfnet") < 1e-9
 
 

@@ -111,8 +111,8 @@ def test_a_change_resets_the_fields_that_depend_on_it():
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ("clip={", ["`clip`", "{", "YAML"]),
-        ("seed=:", ["`seed`"]),
+        ("clip={", ["clip={", "YAML"]),
+        ("seed=:", ["seed=:"]),
         ("model_args={num_classes: 7}", ["`model_args`", "{'num_classes': 7}", "num_classes and in_channels"]),
         ("model_args={1: 2}", ["`model_args`", "{1: 2}"]),
         ("clip_exempt=[1]", ["`clip_exempt`", "[1]"]),
@@ -169,4 +169,5 @@ def test_show_prints_every_number_and_writes_nothing(root, command):
 def test_train_reads_a_recipe_from_a_file(root, tmp_path, command):
     (tmp_path / "r.yaml").write_text("model: nf_resnet_tiny\nsteps: 2\ntrain_size: 128\nbatch_size: 32\ndevice: cpu\n")
     code, output, _ = command("train", tmp_path / "r.yaml", "-p", "clip=0.05")
-    assert code == 0 and "nf_resnet_tiny B32 lr0.0125 c0.05 s0 on mnist5k: 3,500 train, 500 val" in output
+    assert code == 0 and "nf_resnet_tiny B32 lr0.0125 c0.05 s0: AGC clips at 0.05" in output
+    assert "mnist5k: 3,500 train, 500 val" in output

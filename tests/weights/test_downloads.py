@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from workbench import bars
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoints import load_checkpoint
 from workbench.weights.downloads import cache_folder, fetch
@@ -122,6 +123,7 @@ def test_without_a_network_the_message_says_where_to_put_the_file(cache, monkeyp
     assert str(cache / "F0_haiku.npz") in text and "\n" not in text
 
 
-def test_progress_is_shown(server, capsys):
+def test_progress_is_shown(server, capsys, monkeypatch):
+    monkeypatch.setattr(bars, "EVERY", 0)  # seconds between lines
     fetch(server.url, MD5)
     assert "weights.bin" in capsys.readouterr().err

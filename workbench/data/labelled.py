@@ -79,26 +79,38 @@ def open_labelled(data: str | Path, split: str | None = None, trained_on: str = 
     """
     if split is not None and split not in (ALL, *SPLITS):
         raise unknown("split", split, (ALL, *SPLITS))
-    name = str(data)
-    if name == EMBEDDED:
+    if str(data) == EMBEDDED:
         return _embedded(split or "test")
-    if name in CIFAR:
-        return _cifar(name, split or "test")
+    if str(data) in CIFAR:
+        return _cifar(str(data), split or "test")
+    path = images_path(data)
+    if path.is_file():
+        return _parquet(path, (path,), split)
+    tables = tuple(file for file in sorted(path.glob("*.parquet")) if file.is_file())
+    if tables:
+        return _parquet(path, tables, split)
+    return _folder(path, split, trained_on)
+
+
+def images_path(data: str | Path) -> Path:
+    """Find the folder or parquet file of images. The name of a data set stays a name.
+
+    Raises:
+        WorkbenchError: If it does not exist, or is another kind of file.
+    """
+    name = str(data)
+    if name == EMBEDDED or name in CIFAR:
+        return Path(name)
     path = Path(data).expanduser().resolve()
     if not path.exists() and (data_folder() / name).is_dir():
         path = (data_folder() / name).resolve()
-    if path.is_file() and path.suffix == ".parquet":
-        return _parquet(path, (path,), split)
-    if not path.is_dir():
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
         raise WorkbenchError(
             f"`data` must be a folder of class folders, a parquet file, a folder of parquet files, or one of "
             f"{', '.join((EMBEDDED, *CIFAR))}, got {path}, which "
             f"{'is another kind of file' if path.exists() else 'does not exist'}."
         )
-    tables = tuple(file for file in sorted(path.glob("*.parquet")) if file.is_file())
-    if tables:
-        return _parquet(path, tables, split)
-    return _folder(path, split, trained_on)
+    return path
 
 
 # ---- folders

@@ -34,7 +34,7 @@ from workbench.optim.telemetry import AGCStats
 LARGE = 2**16  # elements of a gradient, above which the CPU rewrites only the clipped rows
 
 
-class _Clipped(NamedTuple):
+class Clipped(NamedTuple):
     """A parameter, its name, its clipping rule, and the layout of its units."""
 
     p: Tensor
@@ -47,7 +47,7 @@ class _Clipped(NamedTuple):
 class _Measured(NamedTuple):
     """Parameters of one device and precision, those of one unit last, and the norms (units,) of all their units."""
 
-    parts: list[_Clipped]
+    parts: list[Clipped]
     locals_: list[Local]
     sizes: list[int]  # number of units of each parameter
     g_norm: Tensor
@@ -83,10 +83,10 @@ def clip_grad_agc_(
             and a gradient is not finite.
     """
     members: list = [params] if isinstance(params, Tensor) else list(params)
-    parts: list[_Clipped] = []
+    parts: list[Clipped] = []
     for i, member in enumerate(members):
         if isinstance(member, Tensor):
-            parts.append(_Clipped(member, str(i), clip, eps))
+            parts.append(Clipped(member, str(i), clip, eps))
         elif isinstance(member, dict) and "params" in member:
             parts += _parts_of(member, i, clip, eps)
         else:
@@ -94,10 +94,10 @@ def clip_grad_agc_(
                 f"`params` must hold parameters or the groups of param_groups, got {type(member).__name__}. "
                 "Use param_groups(model)."
             )
-    return _clip(parts, error_if_nonfinite)
+    return clip_parts(parts, error_if_nonfinite)
 
 
-def _parts_of(group: dict[str, Any], index: int, clip: float, eps: float) -> list[_Clipped]:
+def _parts_of(group: dict[str, Any], index: int, clip: float, eps: float) -> list[Clipped]:
     """Return the parameters of a group with its clipping rule."""
     threshold = group.get("clip", clip)
     if threshold is None:
@@ -110,18 +110,30 @@ def _parts_of(group: dict[str, Any], index: int, clip: float, eps: float) -> lis
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
     names = group.get("names") or [f"group {index}, {j}" for j in range(len(params))]
     rule = threshold, group.get("clip_eps", eps), group.get("units")
-    return [_Clipped(p, name, *rule) for p, name in zip(params, names, strict=True)]
+    return [Clipped(p, name, *rule) for p, name in zip(params, names, strict=True)]
 
 
 @torch.no_grad()
-def _clip(parts: list[_Clipped], error_if_nonfinite: bool = False) -> AGCStats:
-    """Apply the rule in few operations over all parameters of one device and precision."""
+def clip_parts(parts: list[Clipped], error_if_nonfinite: bool = False) -> AGCStats:
+    """Apply the rule in few operations over all parameters of one device and precision.
+
+    Args:
+        parts: The parameters with their thresholds.
+        error_if_nonfinite: Refuse gradients that are not finite, before any is scaled.
+
+    Returns:
+        What was measured and clipped.
+
+    Raises:
+        WorkbenchError: For a threshold or eps that is not positive, a parameter without values, or a gradient that is
+            not finite.
+    """
     for clip, eps in {(part.clip, part.eps) for part in parts}:
-        _check_positive("clip", clip)
-        _check_positive("eps", eps)
+        check_positive("clip", clip)
+        check_positive("eps", eps)
     refuse_open([part.p for part in parts], "AGC cannot clip")
     refuse_flattened([part.p for part in parts], "AGC cannot clip")
-    kinds: dict[tuple, list[tuple[_Clipped, Local]]] = {}
+    kinds: dict[tuple, list[tuple[Clipped, Local]]] = {}
     seen = set()  # a shared parameter is clipped once
     for part in parts:
         if part.p.grad is None or id(part.p) in seen or part.p.numel() == 0:
@@ -140,7 +152,7 @@ def _clip(parts: list[_Clipped], error_if_nonfinite: bool = False) -> AGCStats:
     return stats
 
 
-def _measured(members: list[tuple[_Clipped, Local]]) -> _Measured:
+def _measured(members: list[tuple[Clipped, Local]]) -> _Measured:
     members = sorted(members, key=lambda member: member[1].axes == 0)  # matrices first, then parameters of one unit
     parts, locals_ = [part for part, _ in members], [local for _, local in members]
     axes = [local.axes for local in locals_]
@@ -210,7 +222,12 @@ def _at_least(norm: Tensor, floors: list[float], sizes: list[int]) -> Tensor:
     return torch.maximum(norm, floor) if isinstance(floor, Tensor) else norm.clamp_min(floor)
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Check a threshold or eps.
+
+    Raises:
+        WorkbenchError: If it is not above 0.
+    """
     if not value > 0:
         raise WorkbenchError(
             f"`{name}` must be above 0, got {value}. To clip nothing, leave AGC out or exempt the group with clip=None."

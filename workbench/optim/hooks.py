@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from workbench.errors import WorkbenchError
-from workbench.optim.clipping import _check_positive, _clip, _Clipped
+from workbench.optim.clipping import Clipped, check_positive, clip_parts
 from workbench.optim.settings import (
     Clip,
     refuse_lost_functions,
@@ -74,8 +74,8 @@ class AGC:
         refuse_second_value(inner.param_groups, "eps", "clip_eps", eps)
         clip, eps = 0.01 if clip is None else clip, 1e-3 if eps is None else eps
         if not callable(clip):
-            _check_positive("clip", clip)
-        _check_positive("eps", eps)
+            check_positive("clip", clip)
+        check_positive("eps", eps)
         for i, group in enumerate(inner.param_groups):
             threshold(group, i, clip)
         self.clip, self.eps = clip, eps
@@ -142,7 +142,7 @@ class AGC:
                 "AGC needs unscaled gradients, but a GradScaler has scaled them. "
                 "Call scaler.unscale_(optimizer) before scaler.step(optimizer)."
             )
-        stats = _clip(self._parts())
+        stats = clip_parts(self._parts())
         if not self._clipped:  # else `step` of a subclass called that of its base, which runs the hooks again
             self._stats = stats
         self._clipped = True
@@ -153,7 +153,7 @@ class AGC:
             self._steps = self._steps + (1 if found_inf is None else found_inf == 0)
         self._clipped = False
 
-    def _parts(self) -> list[_Clipped]:
+    def _parts(self) -> list[Clipped]:
         parts = []
         for i, group in enumerate(self._layers[-1].param_groups):
             setting = threshold(group, i, self.clip)
@@ -163,7 +163,7 @@ class AGC:
             eps = group.get("clip_eps", self.eps)
             names = self._names(i, group)
             units = group.get("units")
-            parts += [_Clipped(p, name, clip, eps, units) for p, name in zip(group["params"], names, strict=True)]
+            parts += [Clipped(p, name, clip, eps, units) for p, name in zip(group["params"], names, strict=True)]
         return parts
 
     def _names(self, number: int, group: dict) -> list[str]:

@@ -102,16 +102,16 @@ def traced(module: nn.Module) -> fx.Graph:
 
 def constants(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, list[Tensor]]:
     """Return the parameters that each constant node of a module's graph stands for."""
-    found: dict[fx.Node, list[Tensor]] = {}
+    by_node: dict[fx.Node, list[Tensor]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             value = getattr(module.get_submodule(path), name, None)
             if isinstance(value, nn.Parameter):
-                found[node] = [value]
+                by_node[node] = [value]
         elif node.op == "call_module" and not node.all_input_nodes:  # computes a weight: a parametrization
-            found[node] = weights_of(module.get_submodule(str(node.target)))
-    return found
+            by_node[node] = weights_of(module.get_submodule(str(node.target)))
+    return by_node
 
 
 def operation(node: fx.Node) -> str:
@@ -135,8 +135,8 @@ def _opened(module: nn.Module) -> Layers:
         if len(weighty) == 1 and type(module).forward is nn.Module.forward:  # it only holds a network
             return _opened(unwrapped(weighty[0]))
         raise
-    known, own = constants(module, graph), [] if children else weights_of(module)
-    return _last(graph, known, lambda node: _opened(unwrapped(module.get_submodule(str(node.target)))), own)
+    known, direct = constants(module, graph), [] if children else weights_of(module)
+    return _last(graph, known, lambda node: _opened(unwrapped(module.get_submodule(str(node.target)))), direct)
 
 
 def _on_example(model: nn.Module, example: object) -> Layers:
@@ -185,7 +185,7 @@ def _last(
     graph: fx.Graph,
     known: dict[fx.Node, list[Tensor]],
     child: Callable[[fx.Node], Layers] | None = None,
-    own: list[Tensor] | None = None,
+    direct: list[Tensor] | None = None,
 ) -> Layers:
     """Return the last layers of a graph.
 
@@ -193,7 +193,7 @@ def _last(
         graph: The operations.
         known: The parameters that constant nodes stand for.
         child: Gives the last layers of a child that is called.
-        own: The weights of a product whose factor is not in `known`, such as one that a hook computes.
+        direct: The weights of a product whose factor is not in `known`, such as one that a hook computes.
     """
     data = _data(graph, known)
 
@@ -203,7 +203,9 @@ def _last(
         if node.op not in ("call_function", "call_method") or not PRODUCT.match(operation(node)):
             return Layers([], open=True)
         factors = [n for n in node.all_input_nodes if n not in data]
-        weights = _weights([t for n in _before(factors) for t in known.get(n, [])]) or (own if factors else None) or []
+        weights = (
+            _weights([t for n in _before(factors) for t in known.get(n, [])]) or (direct if factors else None) or []
+        )
         return Layers(weights, open=not weights)
 
     (end,) = (node for node in graph.nodes if node.op == "output")

@@ -31,21 +31,21 @@ def units_of(model: nn.Module) -> dict[int, int]:
     Returns:
         By `id` of the parameter: the number of groups if units are indices of dimension 1, or `WHOLE`.
     """
-    found: dict[int, Units] = {}
+    by_parameter: dict[int, Units] = {}
     kernels: dict[type, dict[str, Units]] = {}  # by class, because a large network has many layers of one class
     for module in model.modules():
         shapes = {name: p.ndim for name, p in module.named_parameters(recurse=False) if p.ndim >= 2}
-        own = bool(shapes) and not type(module).__module__.startswith("torch.")
-        if own and 2 not in shapes.values() and type(module) in kernels:
+        is_custom = bool(shapes) and not type(module).__module__.startswith("torch.")
+        if is_custom and 2 not in shapes.values() and type(module) in kernels:
             layouts = kernels[type(module)]
-        elif own and not isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding):
+        elif is_custom and not isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding):
             layouts = kernels[type(module)] = _followed(module)
         else:
             layouts = _known(module)
         for name, p in module.named_parameters():
             if name in shapes or name in layouts:
-                found.setdefault(id(p), layouts.get(name))
-    return {key: units for key, units in found.items() if units is not None}
+                by_parameter.setdefault(id(p), layouts.get(name))
+    return {key: units for key, units in by_parameter.items() if units is not None}
 
 
 def _known(module: nn.Module) -> dict[str, Units]:

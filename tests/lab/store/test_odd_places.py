@@ -34,14 +34,14 @@ def test_a_store_in_a_folder_of_any_name_is_in_that_folder(name, tmp_path, monke
     store = Store()
     session = Session(store, "odd", "full", None)
     (row,) = run_all([config], session).to_dict("records")
-    found = search(
+    searched = search(
         lambda p: config.replace(base_lr=p["lr"]), {"lr": {"low": 0.01, "high": 0.1}}, trials=1, session=session
     )
     assert (
         store.get(row["run_id"]).folder.is_relative_to(root) and store.read_table(row["run_id"], "history") is not None
     )
     assert run_all([config], session).run_id.tolist() == [row["run_id"]]  # found again
-    assert len(found.trials) == 1 and optuna.get_all_study_names(_storage())
+    assert len(searched.trials) == 1 and optuna.get_all_study_names(_storage())
     assert {"mlflow.db", "optuna.db"} <= {file.name for file in runs_folder().iterdir()}
     assert sorted(file.name for file in tmp_path.iterdir()) == [name]  # nothing next to it
     assert Database(default_uri()).file == root / "mlruns" / "mlflow.db"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workbench.data.labelled import ALL, Labelled, open_labelled
+from workbench.data.labelled import ALL, Labelled, images_path, open_labelled
 from workbench.data.pixels import Preprocess
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
@@ -92,6 +92,7 @@ def evaluate(
     """
     model_name = located(model_name)
     _check(model_name, weights, image_size, unreadable, batch_size, workers)
+    images_path(data_path)  # before weights are fetched
     torch_device = pick_device(device)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)

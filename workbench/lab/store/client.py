@@ -40,10 +40,10 @@ from workbench.lab.store.experiments import EXPERIMENTS, is_deleted, open_experi
 from workbench.lab.store.locations import default_uri, folder_of, refuse_blocked, runs_folder, tracking_uri
 from workbench.lab.store.locks import locked
 from workbench.lab.store.opening import make_tables, refuse_unusable, unopened
-from workbench.lab.store.results import RESULT, DamagedResult
 from workbench.lab.store.run_files import RunFiles
 from workbench.lab.store.runs import Run
 from workbench.lab.store.shared_client import SharedClient
+from workbench.lab.store.stored_results import RESULT, DamagedResult
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
     from workbench.training import TrainConfig, TrainResult

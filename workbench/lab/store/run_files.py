@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from workbench.errors import WorkbenchError
-from workbench.lab.store.results import RESULT, StoredResult, parse_result
 from workbench.lab.store.runs import as_folder
+from workbench.lab.store.stored_results import RESULT, StoredResult, parse_result
 
 
 class RunFiles:

@@ -114,7 +114,7 @@ class Parameter:
         if self.annotation.replace(" ", "") in ("str", "str|None") and text != "null":
             return text
         try:
-            value = load_yaml(text, f"`{self.name}`")
+            value = load_yaml(text, f"`{self.name}={shown(text, 80, quote=False)}`")
         except WorkbenchError:
             if not self._takes_text():
                 raise

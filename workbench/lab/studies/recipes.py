@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 from workbench.lab.studies.plain_yaml import load_yaml, read_yaml
 from workbench.training import TrainConfig
 from workbench.training.presets import changed, preset
@@ -81,7 +81,7 @@ def parse_value(name: str, text: str) -> object:
     Raises:
         WorkbenchError: If the text is not YAML.
     """
-    return load_yaml(text, f"`{name}`")
+    return load_yaml(text, f"`{name}={shown(text, 80, quote=False)}`")
 
 
 def _read_recipe(file: str) -> dict:

@@ -8,7 +8,7 @@ from support.store_runs import CONFIG, log_training, result
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.compare import selection
-from workbench.lab.store.results import DamagedResult, parse_result
+from workbench.lab.store.stored_results import DamagedResult, parse_result
 
 WHOLE = result().to_json()
 CHANGED = {
