@@ -15,7 +15,7 @@ from pathlib import Path
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import root
 from workbench.source import files_hash
-from workbench.user_errors import explained, parsed
+from workbench.user_errors import explained, parsed, remember
 
 
 def is_user_code(name: str) -> bool:
@@ -110,6 +110,7 @@ def loaded(name: str) -> Iterator[Callable]:
         if imported is not None and (Path(imported) != file or _known.get(name, digest) != digest):
             del sys.modules[module]
     _known[name] = digest
+    remember(files)
     sys.path.insert(0, str(top))
     try:
         with explained(f"cannot import {where}", files):

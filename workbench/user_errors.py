@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).resolve().parent
 LONGEST = 200  # characters of an error's text in the sentence
 RAISE = opcode.opmap["RAISE_VARARGS"]
 
+_imported: set[Path] = set()  # the files of users' code that this process imported
+
 
 @contextlib.contextmanager
 def explained(what: str, files: Collection[Path]) -> Iterator[None]:
@@ -31,6 +33,24 @@ def explained(what: str, files: Collection[Path]) -> Iterator[None]:
         if _is_signal(error):
             raise
         raise WorkbenchError(f"{what} ({description(error)}){_place(error, files)}.") from error
+
+
+def remember(files: Collection[Path]) -> None:
+    """Take files for a user's code from now on, so that `of_user` finds them in tracebacks."""
+    _imported.update(files)
+
+
+def of_user(error: BaseException) -> WorkbenchError | None:
+    """Return the sentence for an error that a user's imported code raised, such as the forward of a network.
+
+    Args:
+        error: The error, also `sys.exit` and `raise KeyboardInterrupt`.
+
+    Returns:
+        The sentence with the file and the line. None: the error is another one, or is a sentence already.
+    """
+    place = "" if isinstance(error, WorkbenchError) or _is_signal(error) else place_of(error)
+    return WorkbenchError(f"the network's code failed ({description(error)}){place}.") if place else None
 
 
 def parsed(file: Path) -> ast.Module:
@@ -72,6 +92,11 @@ def _is_signal(error: BaseException) -> bool:
     code = last.tb_frame.f_code
     ours = Path(code.co_filename).is_relative_to(PACKAGE)
     return ours or (isinstance(error, KeyboardInterrupt) and code.co_code[last.tb_lasti] != RAISE)
+
+
+def place_of(error: BaseException) -> str:
+    """Return " in FILE, line N" for an error from a user's imported code, and nothing for another one."""
+    return _place(error, _imported)
 
 
 def _place(error: BaseException, files: Collection[Path]) -> str:

@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from workbench import __version__
 from workbench.errors import WorkbenchError, unknown
 from workbench.unexpected import HELP, OPTION
+from workbench.user_errors import of_user
 
 PAIR = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
@@ -47,6 +48,20 @@ class Command(WithDebug, TyperCommand):
             if not before.startswith("-") and PAIR.fullmatch(argument) and not Path(argument).exists():
                 raise WorkbenchError(f"'{argument}' sets a parameter, which needs the option -p. Write -p {argument}.")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context):
+        """Run the command.
+
+        Raises:
+            WorkbenchError: If a user's code fails in it, also by `sys.exit` and `raise KeyboardInterrupt`.
+        """
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            mistake = of_user(error)
+            if mistake is None:
+                raise
+            raise mistake from error
 
 
 class Commands(WithDebug, TyperGroup):

@@ -55,9 +55,11 @@ def train(
     from workbench.cli.terminal import Terminal
     from workbench.lab.jobs.run_all import check, help_training
     from workbench.training.distributed import World
+    from workbench.training.first_batch import check_networks
     from workbench.training.inputs import source
 
     model = check(config)
+    check_networks([config])
     config = default_clip(config, model) if clip_is_default else config
     world = World.from_environment()
     # Processes that share a batch train it as micro-batches, which the run must record.

@@ -24,6 +24,7 @@ from workbench.normfree.shadows import tensors_in
 from workbench.normfree.standardized_convs import StandardizedCall
 from workbench.normfree.surgery import Row, operate, place
 from workbench.normfree.survey import End, Survey, Surveyor
+from workbench.user_errors import description, place_of
 
 _NO_CONVOLUTION = "{} has no convolution whose weights can be standardised. Use a network with convolutions."
 
@@ -202,7 +203,8 @@ def _run(model: nn.Module, inputs: tuple):
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
         raise WorkbenchError(
-            f"{type(model).__name__} does not run on an input of shape {shapes} ({type(error).__name__}: {error}). "
+            f"{type(model).__name__} does not run on an input of shape {shapes} "
+            f"({description(error)}){place_of(error)}. "
             "Pass an input that fits, or a tuple of all arguments: normfree(model, x)."
         ) from error
 

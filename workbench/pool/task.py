@@ -16,6 +16,7 @@ from typing import Any
 
 from workbench.environment import changed
 from workbench.errors import WorkbenchError
+from workbench.user_errors import of_user
 
 RETRIES = 2  # of a task whose worker died
 STOPPED = "stopped"  # error of a task that saved its state and ended early
@@ -87,10 +88,16 @@ def run_task(function: str, arguments: Any, environment: dict[str, str], send: C
     with changed(environment):
         try:
             return "value", resolve(function)(arguments, send, stop)
-        except KeyboardInterrupt:
-            return "error", STOPPED, ""
         except BaseException as error:  # also the SystemExit of a user's network, and panics of extensions in Rust
-            return "error", in_words(error), traceback.format_exc()
+            return "error", *failure(error)
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """Return the `error` and the `details` of an outcome, for what a task's function raised."""
+    mistake = of_user(error)
+    if mistake is None and isinstance(error, KeyboardInterrupt):
+        return STOPPED, ""
+    return in_words(mistake or error), "".join(traceback.format_exception(error))
 
 
 def resolve(function: str) -> Callable:

@@ -20,6 +20,7 @@ NOT_TRAINING = (
     "training/worker_task.py",
     "training/presets.py",
     "training/evaluation.py",
+    "training/first_batch.py",
     "training/step_time.py",
     "training/__main__.py",
 )

@@ -3,13 +3,12 @@
 import contextlib
 import signal
 import threading
-import traceback
 from collections import deque
 from collections.abc import Iterator
 
 from workbench.environment import changed
 from workbench.pool import Outcome, Task
-from workbench.pool.task import in_words, resolve
+from workbench.pool.task import STOPPED, failure, resolve
 
 
 class InlineExecutor:
@@ -40,10 +39,11 @@ class InlineExecutor:
         with _sigterm_stops(stop), changed(task.environment):
             try:
                 return Outcome(task, value=resolve(task.function)(task.arguments, task.on_message, stop.is_set))
-            except KeyboardInterrupt:
-                raise
             except BaseException as error:  # also the SystemExit of a user's network, and panics of extensions in Rust
-                return Outcome(task, error=in_words(error), details=traceback.format_exc())
+                message, details = failure(error)
+                if message == STOPPED:
+                    raise
+                return Outcome(task, error=message, details=details)
 
     def stop(self, at_once: bool = False) -> None:
         """Drop the waiting tasks."""

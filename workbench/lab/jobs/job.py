@@ -77,9 +77,10 @@ class JobResult:
         user_lines = [
             (file, n) for file, n in lines if not Path(file).is_relative_to(package) and "site-packages" not in file
         ]
-        source_line = "".join(f" ({Path(file).name}, line {n})" for file, n in (user_lines or lines)[-1:])
+        where = (user_lines or lines)[-1:] if self.unexpected else []  # else the sentence says it
+        source_line = "".join(f" ({Path(file).name}, line {n})" for file, n in where)
         traceback_hint = f"; full traceback in error.txt of run {self.run_id}" if self.run_id and self.details else ""
-        return f"{self.error}{source_line}{traceback_hint}"
+        return f"{str(self.error).removesuffix('.')}{source_line}{traceback_hint}"
 
     def row(self) -> dict:
         """Return one flat row of a tidy table: arm, configuration, final metrics, cause, device, run_id."""

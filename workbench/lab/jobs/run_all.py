@@ -22,6 +22,7 @@ from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig, TrainResult, train
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.distributed import World, joined
+from workbench.training.first_batch import check_networks
 from workbench.training.inputs import source
 from workbench.training.setup import initial_model, pick_device, steps_of
 
@@ -56,6 +57,7 @@ def run_all(
     arms = [arm if isinstance(arm, Arm) else Arm(arm.model, arm) for arm in arms]
     for arm in arms:
         check(arm.config)
+    check_networks(arm.config for arm in arms)
     jobs = [Job(arm, role) for arm in arms]
     with Progress("trainings", len(jobs)) as progress:
         results = {result.job: result for result in trained(jobs, session, executor=executor, progress=progress)}

@@ -34,6 +34,7 @@ from workbench.lab.store.patience import damage_message
 from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.session import Session
 from workbench.training import TrainConfig, training_key
+from workbench.training.first_batch import check_networks
 from workbench.training.inputs import source_digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -103,6 +104,7 @@ def search(
             raise unknown("name of a point in `start`", name, space)
     corner = objective(fixed | {name: r.low for name, r in ranges.items()})
     check(corner)
+    check_networks([corner])
     identity = (
         training_key(corner, source_digest(corner)),
         sorted((n, r.low, r.high, r.log) for n, r in ranges.items()),

@@ -33,6 +33,7 @@ from workbench.probes.noise import NoiseScale
 from workbench.probes.preflight import Preflight, preflight
 from workbench.training import TrainConfig, planned
 from workbench.training.distributed import World
+from workbench.training.first_batch import check_networks
 from workbench.training.inputs import Inputs, source
 from workbench.training.setup import example_input, initial_model, pick_device, steps_of
 from workbench.weights.checkpoints import load_checkpoint
@@ -121,29 +122,9 @@ def _twins(model: str, control: str | None) -> tuple[str, str]:
 
 
 def _check_fits(config: TrainConfig) -> None:
-    """Check that a network returns one number per class for the images."""
-    data = source(config)
-    steps_of(config, len(data.train))
-    if not is_user_network(config.model):
-        return
-    model, (x, _) = _built(config), next(iter(_Batches(config, 1)))
-    try:
-        with torch.no_grad():
-            out = model.eval()(x[:2])
-    except Exception as error:  # a user's network may raise anything
-        message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise WorkbenchError(
-            f"{config.model} does not run on images of shape {tuple(x[:2].shape)} ({type(error).__name__}: {message}). "
-            "Let it take `in_channels`, or choose another `image_size`."
-        ) from error
-    shape = tuple(getattr(out, "shape", ()))
-    if shape != (len(x[:2]), len(data.classes)):
-        raise WorkbenchError(
-            f"{config.model} returns {shape or type(out).__name__} for {len(x[:2])} images, but {data.name} has "
-            f"{len(data.classes)} classes. Let the function take `num_classes`, and return logits (N, num_classes)."
-        )
-    if not hasattr(model.blocks, "__len__"):
-        raise WorkbenchError(f"{config.model} has an attribute `blocks` without a length. Give it another name.")
+    """Check that there are enough images for a batch, and that a user's network takes them."""
+    steps_of(config, len(source(config).train))
+    check_networks([config])
 
 
 # ---- the data, and the networks before their first step

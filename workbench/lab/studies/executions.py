@@ -15,10 +15,11 @@ from workbench.lab.store.client import Store
 from workbench.lab.store.runs import Run
 from workbench.lab.studies.parameters import code_cells
 from workbench.lab.studies.spec import Study
-from workbench.networks import builder_hash, located, source_of
+from workbench.networks import builder_hash, is_user_network, located, source_of
 from workbench.paths import import_folder
 from workbench.source import files_hash, source_hash
-from workbench.training import code_hash
+from workbench.training import TrainConfig, code_hash
+from workbench.training.first_batch import check_networks
 from workbench.training.setup import pick_device
 from workbench.weights.released import is_cached
 
@@ -116,7 +117,20 @@ def plan(
             execution.action = "run" if must_run else "reuse" if execution.state == "finished" else "leave"
             execution.seconds = _estimate(execution, runs) if must_run else 0.0
             planned.append(execution)
+    check_networks(config for execution in planned if execution.action == "run" for config in _networks(execution))
     return planned
+
+
+def _networks(execution: Execution) -> list[TrainConfig]:
+    """Return a configuration for each user's network of an execution, with the images that it gets."""
+    values = execution.parameters
+    shared = {name: values[name] for name in ("data", "image_size", "device") if values.get(name) is not None}
+    configs = []
+    for name in sorted(NETWORKS & values.keys()):
+        if is_user_network(values[name] or ""):
+            arguments = values.get("model_args", {}) if name == "model" else values.get("bn_args", {})
+            configs.append(TrainConfig(model=values[name], model_args=dict(arguments), epochs=1, **shared))
+    return configs
 
 
 def _located(parameters: dict[str, Any]) -> dict[str, Any]:
