@@ -24,9 +24,10 @@ from workbench.training.detached import results as results_module
 from workbench.training.detached import run as run_module
 from workbench.training.detached.plan import Plan, Planned, read_plan, write_plan
 from workbench.training.detached.readiness import ready
-from workbench.training.detached.records import Record, read_records, tables_of
+from workbench.training.detached.records import Record, read_records
 from workbench.training.detached.results import Results
 from workbench.training.detached.run import placed, run_plan
+from workbench.training.detached.tables import tables_of
 from workbench.training.detached.transport import pack_folder, unpacked
 
 

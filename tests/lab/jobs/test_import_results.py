@@ -23,8 +23,9 @@ from workbench.lab.jobs import run_all as trainings_module
 from workbench.lab.jobs.import_results import import_results
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.detached.plan import Planned, write_plan
-from workbench.training.detached.records import Record, read_records, tables_of
+from workbench.training.detached.records import Record, read_records
 from workbench.training.detached.results import Results
+from workbench.training.detached.tables import tables_of
 from workbench.training.detached.transport import pack_folder
 
 WALL = """

@@ -12,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.files import local_path
 from workbench.lab.jobs.job_run import log_measured
 from workbench.lab.store.client import REUSABLE, Store
 from workbench.lab.store.locks import locked
 from workbench.training import code_hash, training_key
-from workbench.training.detached.records import FINISHED, RESULTS, Record, numbered, read_records, tables_of
+from workbench.training.detached.records import FINISHED, RESULTS, Record, numbered, read_records
+from workbench.training.detached.tables import tables_of
 from workbench.training.detached.transport import unpacked
 
 
@@ -56,7 +58,7 @@ def import_results(
     Raises:
         WorkbenchError: If the folder or tar has no results, or the tar has links or members outside the folder.
     """
-    path = Path(source).expanduser().resolve()
+    path = local_path(source).resolve()
     with unpacked(path) if path.is_file() else contextlib.nullcontext(path) as folder:
         return _import_folder(folder, store, on_progress)
 
@@ -76,24 +78,29 @@ def _import_folder(folder: Path, store: Store, on_progress: Callable[[int, int],
             (records if record.result.outcome in FINISHED else failed).setdefault(record.result.key, record)
     imported.failed = [f"{r.result.config.name}: {r.result.cause}" for key, r in failed.items() if key not in records]
     known = {mode: _finished_keys(store, mode) for mode in {record.mode for record in records.values()}}
-    for done, record in enumerate(records.values()):
-        on_progress(done, len(records))
-        if record.result.key in known[record.mode]:
-            imported.known += 1
-            continue
+    fresh = [record for record in records.values() if record.result.key not in known[record.mode]]
+    imported.known = len(records) - len(fresh)
+    whole = [record for record in fresh if _has_whole_tables(folder, record, imported)]  # before the first run opens
+    for done, record in enumerate(whole):
+        on_progress(done, len(whole))
         with locked(store.lock(f"{record.mode}-{record.result.key}"), record.result.config.name):
             if store.find_training(record.result.key, record.mode) is not None:
                 imported.known += 1
             else:
-                try:
-                    tables = tables_of(folder, record)
-                except WorkbenchError as error:
-                    imported.damaged.append(f"{record.result.config.name}: {error}")
-                    continue
-                imported.runs.append(_as_run(folder.name, record, tables, store))
+                imported.runs.append(_as_run(folder.name, record, tables_of(folder, record), store))
                 imported.other_code += record.result.code != code_hash()
-    on_progress(len(records), len(records))
+    on_progress(len(whole), len(whole))
     return imported
+
+
+def _has_whole_tables(folder: Path, record: Record, imported: Imported) -> bool:
+    """Read the tables of a training. If one is damaged, add its cause to the damages and return False."""
+    try:
+        tables_of(folder, record)
+    except WorkbenchError as error:
+        imported.damaged.append(f"{record.result.config.name}: {error}")
+        return False
+    return True
 
 
 def _finished_keys(store: Store, mode: str) -> set[str]:

@@ -178,5 +178,5 @@ def log_measured(store: Store, run_id: str, name: str, table: pd.DataFrame) -> N
 
     store.log_table(run_id, table, name)
     figures = {"signal": plots.signal_over_time_figure, "curvature": plots.curvature_figure}
-    if name in figures:
+    if name in figures and len(table):  # a training that diverged at once measured nothing
         store.log_figure(run_id, figures[name](table), name)

@@ -16,7 +16,7 @@ import torch
 
 from workbench.bounded_json import parse_object
 from workbench.errors import WorkbenchError, unknown
-from workbench.files import write_whole
+from workbench.files import local_path, write_whole
 from workbench.training.config import TrainConfig, code_hash, planned, training_key
 from workbench.training.inputs import source_digest
 
@@ -111,7 +111,7 @@ def write_plan(file: str | Path, trainings: Iterable[Planned]) -> Path:
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     header = {"plan": VERSION, "code": code_hash(), "torch": torch.__version__, "made": made, "trainings": len(lines)}
     text = "".join(json.dumps(line) + "\n" for line in (header, *lines))
-    return write_whole(Path(file).expanduser(), lambda path: path.write_text(text))
+    return write_whole(local_path(file), lambda path: path.write_text(text))
 
 
 def read_plan(file: str | Path) -> Plan:
@@ -121,7 +121,7 @@ def read_plan(file: str | Path) -> Plan:
         WorkbenchError: For a file that is missing, not a plan, of another version, or truncated. For a wrong line, with
             its number.
     """
-    path = Path(file).expanduser()
+    path = local_path(file)
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is a folder, pipe or device")

@@ -1,4 +1,4 @@
-"""Read the results of a detached run: a line for each training, and its tables.
+"""Read the results of a detached run: a line for each training.
 
 Nothing in these files is executed. A damaged line is reported, and the other lines are read.
 """
@@ -11,12 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-
 from workbench.bounded_json import SIZE, parse_object
 from workbench.errors import WorkbenchError
-from workbench.files import sha256
 from workbench.training.config import TrainResult
 from workbench.training.detached.plan import check_identity
 from workbench.training.detached.schema import check_line
@@ -93,39 +89,6 @@ def read_records(folder: Path) -> Iterator[tuple[str, Record | WorkbenchError]]:
                     yield f"{file.name}, line {at}", WorkbenchError(str(error)[:500])
 
 
-def table_file(folder: Path, key: str, name: str) -> Path:
-    """Return the file of a training's table."""
-    return folder / "tables" / key / f"{name}.parquet"
-
-
-def tables_of(folder: Path, record: Record) -> dict[str, pd.DataFrame]:
-    """Read the tables of a training.
-
-    Args:
-        folder: The folder of the run.
-        record: The line of the training.
-
-    Returns:
-        {name: table}, as the training measured it.
-
-    Raises:
-        WorkbenchError: For a table that is missing or damaged.
-    """
-    tables = {}
-    for name, digest in record.tables.items():
-        file = table_file(folder, record.result.key, name)
-        if not file.is_file() or sha256(file) != digest:
-            raise WorkbenchError(f"{file.relative_to(folder)} is missing or damaged. Copy it again.")
-        try:
-            tables[name] = pd.read_parquet(file)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise WorkbenchError(f"{file.relative_to(folder)} is no table of parquet. Copy it again.") from error
-    return tables or _first_edition_tables(folder, record.result.key)
-
-
-# ---- folders of the first edition: files of at most 16 MiB, and one table holds the rows of all trainings
-
-
 def numbered(folder: Path, name: str) -> list[Path]:
     """Return the files NAME.suffix, NAME-2.suffix, ... in this order.
 
@@ -141,18 +104,3 @@ def numbered(folder: Path, name: str) -> list[Path]:
         if not stat.S_ISREG(file.lstat().st_mode):
             raise WorkbenchError(f"{file} must be a file, and not a link, pipe, device or folder. Copy the run again.")
     return [by_number[number] for number in sorted(by_number)]
-
-
-def _first_edition_tables(folder: Path, key: str) -> dict[str, pd.DataFrame]:
-    tables = {}
-    for name in sorted({re.sub(r"-\d+$", "", file.stem) for file in folder.glob("[!.]*.parquet")} - {"history"}):
-        try:
-            parts = [pd.read_parquet(f, filters=[("key", "=", key)]) for f in numbered(folder, f"{name}.parquet")]
-        except (pa.ArrowException, OSError) as error:
-            raise WorkbenchError(
-                f"{name}.parquet cannot be read ({str(error).splitlines()[0]}). Copy it again."
-            ) from error
-        table = pd.concat(parts, ignore_index=True)
-        if len(table):
-            tables[name] = table.drop(columns="key")
-    return tables

@@ -20,9 +20,10 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.files import sha256, write_whole
+from workbench.files import local_path, sha256, write_whole
 from workbench.training.config import config_id
-from workbench.training.detached.records import FINISHED, RESULTS, Record, read_records, table_file
+from workbench.training.detached.records import FINISHED, RESULTS, Record, read_records
+from workbench.training.detached.tables import table_file
 
 LOCK = "lock"
 POLL = 0.2  # seconds between looks at a lock
@@ -41,7 +42,7 @@ class Results:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder).expanduser().resolve()
+        self.folder = local_path(folder).resolve()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / LOCK, "a+")  # noqa: SIM115, held until `close`

@@ -1,6 +1,7 @@
 """Pack the folder of a detached run into a tar, and unpack it for an import."""
 
 import contextlib
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from workbench.errors import WorkbenchError
 from workbench.files import write_whole
 from workbench.training.detached.records import RESULTS
 from workbench.training.detached.results import LOCK
+
+MEMBERS = 1_000_000  # of a tar
 
 
 def pack_folder(folder: Path) -> Path:
@@ -44,11 +47,13 @@ def unpacked(file: Path) -> Iterator[Path]:
         top = Path(scratch) / file.stem
         try:
             with tarfile.open(file, "r:") as tar:
-                members = tar.getmembers()
-                _refuse_unsafe(file, members)
+                members = list(_checked(file, tar))
                 wanted = [member for member in members if member.name.endswith((".jsonl", ".parquet"))]
+                _check_room(file, wanted, Path(scratch))
                 tar.extractall(top, wanted, filter="data")
-        except (tarfile.TarError, OSError) as error:
+        except WorkbenchError:
+            raise
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             raise WorkbenchError(
                 f"{file} cannot be read as a tar ({error}). Copy it again, or import the folder."
             ) from error
@@ -60,10 +65,26 @@ def unpacked(file: Path) -> Iterator[Path]:
         yield holders[0]
 
 
-def _refuse_unsafe(file: Path, members: list[tarfile.TarInfo]) -> None:
-    for member in members:
+def _checked(file: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar. Refuse what --pack never writes, before anything is unpacked."""
+    for number, member in enumerate(tar, start=1):
         path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+        if number > MEMBERS:
+            raise WorkbenchError(f"{file} must have at most {MEMBERS:,} members. Import the folder.")
+        if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()) or member.issparse():
             raise WorkbenchError(
-                f"{file} contains {member.name}, which is a link or outside the folder. Import a tar that --pack wrote."
+                f"{file} contains {member.name[:200]}, which is a link, sparse or outside the folder. "
+                "Import a tar that --pack wrote."
             )
+        yield member
+
+
+def _check_room(file: Path, wanted: list[tarfile.TarInfo], folder: Path) -> None:
+    size = sum(member.size for member in wanted)
+    limits = {"the size of the tar": file.stat().st_size, "the free disk space": shutil.disk_usage(folder).free}
+    name, limit = min(limits.items(), key=lambda item: item[1])
+    if size > limit:
+        raise WorkbenchError(
+            f"the results and tables of {file} must have at most {limit:,} bytes ({name}), got {size:,}. "
+            "Pack the folder again, or import it without a tar."
+        )
