@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
@@ -14,13 +15,14 @@ WHOLE = 2**63  # a whole number must be smaller, and larger than its negative
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def parse(text: str, *, size: int = SIZE, depth: int = DEPTH, finite: bool = True) -> Any:
+def parse(text: str, *, size: int = SIZE, depth: int = DEPTH, longest: int = TEXT, finite: bool = True) -> Any:
     """Read one JSON value.
 
     Args:
         text: The text.
         size: Largest number of characters.
         depth: How deep lists and objects may nest.
+        longest: Largest number of characters of one string.
         finite: Refuse NaN and infinity.
 
     Returns:
@@ -42,7 +44,7 @@ def parse(text: str, *, size: int = SIZE, depth: int = DEPTH, finite: bool = Tru
     level = [value]
     for _ in range(depth + 1):
         for item in level:
-            _check_plain(item, finite)
+            _check_plain(item, longest, finite)
         level = [inner for item in level for inner in _inside(item)]
         if not level:
             return value
@@ -61,6 +63,25 @@ def parse_object(text: str, **bounds) -> dict[str, Any]:
     return value
 
 
+def read(file: Path, *, size: int = SIZE, **bounds) -> Any:
+    """Read a file with one JSON value. The bounds are those of `parse`.
+
+    Raises:
+        WorkbenchError: As for `parse`, and for a file that cannot be read or is no plain file.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is a folder, pipe or device")
+        with open(file, "rb") as stream:
+            text = stream.read(4 * size + 1).decode()  # a character has at most four bytes
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"cannot read {file} ({error}). Restore the file.") from error
+    try:
+        return parse(text, size=size, **bounds)
+    except WorkbenchError as error:
+        raise WorkbenchError(f"cannot read {file}: {error} Restore the file.") from error
+
+
 def _whole(digits: str) -> int:
     value = int(digits) if len(digits) <= 20 else WHOLE
     if abs(value) >= WHOLE:
@@ -72,8 +93,10 @@ def _inside(value) -> list:
     return [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def _check_plain(value, finite: bool) -> None:
-    if isinstance(value, str) and (len(value) > TEXT or _SURROGATE.search(value)):
-        raise WorkbenchError(f"a JSON string must have at most {TEXT:,} characters that are text, got {value[:30]!r}.")
+def _check_plain(value, longest: int, finite: bool) -> None:
+    if isinstance(value, str) and (len(value) > longest or _SURROGATE.search(value)):
+        raise WorkbenchError(
+            f"a JSON string must have at most {longest:,} characters that are text, got {value[:30]!r}."
+        )
     if finite and isinstance(value, float) and not math.isfinite(value):
         raise WorkbenchError(f"a number must be finite, got {value}.")

@@ -5,10 +5,12 @@ A message gives the value, the rule and the cure, in at most two sentences.
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 # How the system reports a disk that is full or read-only, and how sqlite, safetensors and torch do.
 DISK_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+NEAR = 0.6  # least similarity of a name that is suggested, from 0 to 1
 DISK_WORDS = ("disk is full", "I/O error", "readonly database", "unable to open database")
 DISK_WORDS += ("iostream error", "unexpected pos")
 
@@ -26,23 +28,31 @@ def shown(value: object, limit: int = 200, quote: bool = True) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> WorkbenchError:
+def unknown(kind: str, name: str, known: Iterable[str], given: object = None) -> WorkbenchError:
     """Make the error for a name that does not exist. The caller raises it.
 
     Args:
         kind: What the name stands for, such as "precision".
         name: The unknown name.
         known: All names that exist.
+        given: What the user gave if that is more than the name, such as a path.
 
     Returns:
         An error that suggests the nearest known name, or lists the known names if none is near.
     """
     known = sorted(known)
-    lower = {str(k).lower(): k for k in known}
-    near = [lower[k] for k in difflib.get_close_matches(str(name)[:100].lower(), lower, n=1, cutoff=0.4)]
+    near = _nearest(str(name)[:100], known)
     listed = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
-    hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {listed or 'none exist'}."
-    return WorkbenchError(f"unknown {kind} '{shown(name, 100, quote=False)}': {hint}")
+    hint = f"did you mean '{near}'?" if near is not None else f"choose one of: {listed or 'none exist'}."
+    return WorkbenchError(f"unknown {kind} '{shown(given or name, 100, quote=False)}': {hint}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the most similar name, or the one that has the given name as a part, such as base_lr for lr."""
+    lower, name = {str(k).lower(): k for k in known}, name.lower()
+    parts = [k for k in lower if name in re.split(r"[^a-z0-9]+", k)]
+    near = difflib.get_close_matches(name, lower, n=1, cutoff=NEAR) or difflib.get_close_matches(name, parts, 1, 0.0)
+    return lower[near[0]] if near else None
 
 
 def disk_error_message(error: BaseException | None) -> str | None:

@@ -1,11 +1,29 @@
 """Check where a file can be written, hash a file, and write a file completely or not at all."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, disk_error_message
+from workbench.errors import WorkbenchError, disk_error_message, shown
+
+
+def local_path(path: str | Path) -> Path:
+    """Return the path that a user gave. A leading `~` is expanded.
+
+    Raises:
+        WorkbenchError: If no file can have this path: the home folder of nobody, a NUL, a name that is too long, or a
+            folder that may not be searched.
+    """
+    try:
+        expanded = Path(path).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(expanded)
+    except (RuntimeError, OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise WorkbenchError(f"no file can be used at {shown(str(path))} ({cause}). Check the path.") from error
+    return expanded
 
 
 def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -21,7 +39,7 @@ def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:
     Raises:
         WorkbenchError: If the suffix is not allowed, a file blocks the folder, or the path exists and is not a file.
     """
-    path = Path(file).expanduser()
+    path = local_path(file)
     if path.suffix not in suffixes:
         raise WorkbenchError(f"{path} must end in {' or '.join(suffixes)}.")
     above = next(folder for folder in path.absolute().parents if folder.exists())

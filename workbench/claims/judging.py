@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.bounded_json import read
 from workbench.claims.registry import RegisteredClaim
 from workbench.errors import WorkbenchError
 from workbench.lab.statistics.intervals import holm
@@ -122,7 +123,7 @@ def export(judged_claims: list[Judged], folder: Path) -> list[Path]:
     for place in (folder, figures):
         place.mkdir(parents=True, exist_ok=True)
     index_file = folder / INDEX
-    index = json.loads(index_file.read_text()) if index_file.exists() else {}
+    index = _index(folder)
     written = []
     for judged_claim in judged_claims:
         claim, evidence = judged_claim.claim, judged_claim.evidence
@@ -221,12 +222,21 @@ def _committed(claim: RegisteredClaim) -> Evidence | None:
         return None
     try:
         tables = {name: pd.read_csv(file) for name, file in files.items()}
-        index = json.loads((folder / INDEX).read_text()).get(claim.study, {}) if (folder / INDEX).exists() else {}
+        index = _index(folder).get(claim.study, {})
     except (OSError, ValueError) as error:
         cure = f"Restore it in {folder} from git."
         raise WorkbenchError(f"The committed table of {claim.study} cannot be read: {error}. {cure}") from error
     fields = {name: index.get(name, "") for name in INDEX_FIELDS}
     return Evidence(tables, **fields, source=str(folder.relative_to(root())))
+
+
+def _index(folder: Path) -> dict[str, dict[str, str]]:
+    """Read by study which run made its tables."""
+    file = folder / INDEX
+    index = read(file) if file.exists() else {}
+    if not isinstance(index, dict) or not all(isinstance(fields, dict) for fields in index.values()):
+        raise WorkbenchError(f"{file} must hold one object per study. Restore it from git.")
+    return index
 
 
 def _file(study: str, table: str) -> str:

@@ -3,8 +3,8 @@
 Commands are thin. Each imports what it needs when it runs, so that `--help` is fast.
 """
 
+import os
 import re
-from pathlib import Path
 from typing import Annotated, Optional
 
 import click
@@ -45,7 +45,7 @@ class Command(WithDebug, TyperCommand):
                 raise WorkbenchError(
                     f"-p must have the form NAME=VALUE, got '{argument}'. Write -p {argument}={value}."
                 )
-            if not before.startswith("-") and PAIR.fullmatch(argument) and not Path(argument).exists():
+            if not before.startswith("-") and PAIR.fullmatch(argument) and not os.path.exists(argument):
                 raise WorkbenchError(f"'{argument}' sets a parameter, which needs the option -p. Write -p {argument}.")
         return super().parse_args(ctx, args)
 

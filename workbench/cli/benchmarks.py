@@ -1,16 +1,40 @@
 """Runs the benchmarks by name, keeps their rows as small files, and makes the README's table from them."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from workbench.bounded_json import read
 from workbench.errors import WorkbenchError, unknown
 from workbench.paths import root
 
 # Files of benchmarks/ that compare nothing with a peer.
 HELPERS = {"harness", "peer", "parameters", "networks", "agreement", "suggest_clip", "large_store"}
+
+
+class _Spread(TypedDict):
+    median: float
+    low: float
+    high: float
+
+
+class _Row(TypedDict):
+    """What the table needs of a row that a benchmark wrote. Other values stay in the file."""
+
+    benchmark: str
+    case: str
+    peer: str
+    ratio: _Spread
+    control: _Spread | None
+    target: float
+    over_floor: float | None
+    device: str
+    torch: str
+    date: str
 
 
 def names() -> list[str]:
@@ -78,10 +102,7 @@ def table(folder: Path) -> str:
     """
     rows = []
     for file in sorted(folder.glob("*.json")):
-        try:
-            rows += json.loads(file.read_text())
-        except ValueError as error:
-            raise WorkbenchError(f"Cannot read {file} ({error}). Run its benchmark again.") from error
+        rows += _rows(file)
     if not rows:
         raise WorkbenchError(f"{folder} holds no results. Run `workbench bench` first.")
     lines = []
@@ -97,6 +118,16 @@ def table(folder: Path) -> str:
         ]
         lines += [_line(row) for row in device_rows] + [""]
     return "\n".join(lines).rstrip()
+
+
+def _rows(file: Path) -> list[dict]:
+    """Read the rows of a benchmark."""
+    try:
+        return TypeAdapter(list[_Row]).validate_python(read(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WorkbenchError(f"Cannot read {file} ({where}: {first['msg']}). Run its benchmark again.") from error
 
 
 def _line(row: dict) -> str:

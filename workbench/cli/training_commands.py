@@ -287,9 +287,9 @@ def _sketch(config):
 
 
 def _lines(file: str) -> list[str]:
-    from pathlib import Path
+    from workbench.files import local_path
 
     try:
-        return [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
+        return [line.strip() for line in local_path(file).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"Cannot read {file} ({error}). Give a text file with one name per line.") from error

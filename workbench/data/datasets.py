@@ -25,6 +25,7 @@ from workbench.data.folders import ImageFolder, add_contents, image_files, open_
 from workbench.data.memory import Split, read_folder, read_table
 from workbench.data.parquet import ImageTable, in_memory, open_parquet
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import local_path
 from workbench.paths import data_folder
 
 CIFAR = {"cifar10": ("uoft-cs/cifar10", "label"), "cifar100": ("uoft-cs/cifar100", "fine_label")}
@@ -246,7 +247,7 @@ def _from_hub(name: str) -> _Hub:
 def _image_folder(name: str, only_folders: bool = False) -> Path:
     if not name:
         raise WorkbenchError("`data` must not be empty. Name a data set or a folder of images.")
-    candidates = [Path(os.path.expanduser(name)), data_folder() / name]
+    candidates = [local_path(name), data_folder() / name]
     for folder in candidates:
         if folder.is_dir():
             return folder.resolve()

@@ -27,6 +27,7 @@ from workbench.data.datasets import CIFAR, CIFAR_VAL, EMBEDDED, cifar_tables, da
 from workbench.data.folders import SPLITS, ImageFolder, file_size, image_files, open_folder
 from workbench.data.parquet import open_parquet
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import local_path
 from workbench.paths import data_folder
 
 Source = str | Path | bytes | Image.Image
@@ -101,7 +102,7 @@ def images_path(data: str | Path) -> Path:
     name = str(data)
     if name == EMBEDDED or name in CIFAR:
         return Path(name)
-    path = Path(data).expanduser().resolve()
+    path = local_path(data).resolve()
     if not path.exists() and (data_folder() / name).is_dir():
         path = (data_folder() / name).resolve()
     if not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):

@@ -3,13 +3,13 @@
 `open_parquet` checks the schema and all labels before the first image is read. Images are read a few at a time.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from workbench.bounded_json import parse
 from workbench.errors import WorkbenchError
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
@@ -160,8 +160,8 @@ def _check_types(part: Part, image: str, label: str) -> None:
 def _class_names(part: Part, label: str) -> tuple[str, ...] | None:
     """Read the names that the hub's metadata have for the labels. They are optional, so broken ones are none."""
     try:
-        names = json.loads((part.schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        names = parse((part.schema.metadata or {})[b"huggingface"].decode())["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
         return None
     proper = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
     return tuple(names) or None if proper else None

@@ -15,6 +15,7 @@ that was killed reaches exactly the same weights.
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -24,13 +25,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from workbench.bounded_json import read
 from workbench.errors import WorkbenchError
 from workbench.files import sha256
 from workbench.training.distributed import World
 
 KEPT = 3
 REWIND = 32  # steps that a replay can go back, even if every step has a checkpoint
+STEP = re.compile(r"step-[0-9]{1,18}")  # name of a checkpoint
 MANIFEST = "manifest.json"
+MANIFEST_SIZE = 1 << 16  # characters
+FILES = ("weights.safetensors", "state.pt")
 
 
 class Checkpoints:
@@ -121,15 +126,16 @@ class Checkpoints:
         return [place for place in self._places() if self.until is None or _step(place) <= self.until]
 
     def _places(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
+        places = self.folder.glob("step-*") if self.folder.is_dir() else []
+        return sorted((place for place in places if STEP.fullmatch(place.name)), reverse=True)
 
     def _verified(self, place: Path) -> dict | None:
         try:
-            manifest = json.loads((place / MANIFEST).read_text())
-            whole = all(sha256(place / name) == digest for name, digest in manifest["files"].items())
-        except (OSError, ValueError, KeyError, TypeError):
+            manifest = read(place / MANIFEST, size=MANIFEST_SIZE)
+            whole = all(sha256(place / name) == manifest["files"][name] for name in FILES)
+            return manifest if whole and isinstance(manifest["key"], str) else None
+        except (OSError, WorkbenchError, KeyError, TypeError):
             return None
-        return manifest if whole else None
 
 
 class Resumable(Protocol):

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from workbench.bounded_json import parse_object
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
 from workbench.networks import builder_hash, check_name, is_user_network, located, source_of
 from workbench.optim import scaled_lr
 from workbench.source import source_hash
+from workbench.training.detached.schema import check_line
 from workbench.training.fields import checked, knob, unmet_needs
 from workbench.weights.released import find
 
@@ -311,10 +313,11 @@ class TrainResult:
         """Read a result that `to_json` wrote.
 
         Raises:
-            WorkbenchError: For a configuration that is not allowed.
-            ValueError: For text that is not JSON.
-            KeyError: For a result without a configuration.
-            TypeError: For missing or unknown fields.
+            WorkbenchError: For text that is not a result, and for a configuration that is not allowed.
         """
-        values = json.loads(text)
-        return cls(**{**values, "config": TrainConfig.from_dict(values["config"])})
+        values = parse_object(text, finite=False)  # a loss may be infinite
+        check_line(values)
+        try:
+            return cls(**{**values, "config": TrainConfig.from_dict(values["config"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise WorkbenchError(f"this is not a result ({type(error).__name__}: {error}).") from error

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import local_path
 from workbench.models import zoo
 from workbench.weights.downloads import cache_folder, check_digest, fetch
 
@@ -61,7 +62,7 @@ def find(source: str | Path, *, verify: bool = True, progress: bool = True) -> P
     """
     if not isinstance(source, str | Path):
         raise WorkbenchError(f"`source` must be a path or the name of released weights, got {source!r}.")
-    path = Path(source).expanduser()
+    path = local_path(source)
     by_file = {released.file_name: released for released in RELEASED.values()}
     if path.is_file():
         if verify and path.name in by_file:

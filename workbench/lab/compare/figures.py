@@ -3,8 +3,6 @@
 Failed trainings are drawn and marked, never dropped. Colour-blind readers can distinguish the colours and dashes.
 """
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from workbench.errors import WorkbenchError
-from workbench.files import target_path, write_whole
+from workbench.files import local_path, target_path, write_whole
 from workbench.lab.compare.summary import LABELS, group_names
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.plots import FAILED, LOOKS, legend_outside, mark_failed, style
@@ -128,7 +126,7 @@ def save(figure: Figure, file: str) -> None:
         WorkbenchError: If the suffix is not one of `SUFFIXES`.
     """
     check_file(file)
-    write_whole(Path(file).expanduser(), lambda part: figure.savefig(part, dpi=160, bbox_inches="tight"))
+    write_whole(local_path(file), lambda part: figure.savefig(part, dpi=160, bbox_inches="tight"))
     plt.close(figure)
 
 

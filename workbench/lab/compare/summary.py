@@ -1,11 +1,10 @@
 """A comparison as output: printed table, verdict, CSV file, and address of MLflow's page."""
 
 import math
-from pathlib import Path
 
 import pandas as pd
 
-from workbench.files import write_whole
+from workbench.files import local_path, write_whole
 from workbench.lab.compare.table import Comparison, words
 from workbench.lab.store.client import Store
 
@@ -96,7 +95,7 @@ def to_csv(comparison: Comparison, file: str) -> None:
     """Write the table as CSV with plain numbers. Accuracies are fractions from 0 to 1."""
     whole = {name: "Int64" for name in ("rank", "batch_size", "steps") if name in comparison.table}
     table = comparison.table.astype(whole).assign(metric=comparison.metric)
-    write_whole(Path(file).expanduser(), lambda part: table.to_csv(part, index=False))
+    write_whole(local_path(file), lambda part: table.to_csv(part, index=False))
 
 
 def address(store: Store, comparison: Comparison, mode: str = "full") -> str:

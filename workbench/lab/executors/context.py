@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.bounded_json import parse_object
 from workbench.environment import inherited
 from workbench.errors import WorkbenchError
 
@@ -44,10 +45,10 @@ def context_of(environment: Mapping[str, str]) -> Context | None:
     if not environment.get(VARIABLE):
         return None
     try:
-        values = json.loads(environment[VARIABLE])
+        values = parse_object(environment[VARIABLE])
         paths = {name: Path(values[name]) for name in ("channel", "plan") if values.get(name) is not None}
         return Context(**{**values, **paths})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         shown = environment[VARIABLE][:80]
         raise WorkbenchError(f"{VARIABLE} must be what a launcher sets, got '{shown}'. Unset it.") from error
 

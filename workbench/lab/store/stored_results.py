@@ -4,7 +4,6 @@ A file of a run comes from outside: a full disk, a crash or a copy may have dama
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from workbench.bounded_json import parse
 from workbench.errors import WorkbenchError
 from workbench.lab.store.runs import Run
 
@@ -68,11 +68,12 @@ def parse_result(text: str | bytes, run_id: str) -> StoredResult:
         DamagedResult: If it is not a result.
     """
     try:
-        return StoredResult.model_validate(json.loads(text))
+        text = text.decode() if isinstance(text, bytes) else text
+        return StoredResult.model_validate(parse(text, finite=False))  # a loss may be infinite
     except ValidationError as error:
         first = error.errors()[0]
         cause = f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg'].lower()}"
-    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deep
+    except ValueError as error:  # not JSON, not text, or beyond the bounds
         cause = str(error).splitlines()[0] if text else "it is empty"
     raise DamagedResult(
         f"{RESULT} of run {run_id} is damaged ({cause[:150]}). Run `./run doctor --fix` to set the run aside, then "

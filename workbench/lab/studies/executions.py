@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.data import canonical_name, dataset_digest
 from workbench.errors import unknown
-from workbench.files import sha256
+from workbench.files import local_path, sha256
 from workbench.lab.store.client import Store
 from workbench.lab.store.runs import Run
 from workbench.lab.studies.parameters import code_cells
@@ -148,14 +148,14 @@ def _located(parameters: dict[str, Any]) -> dict[str, Any]:
     if values.get("device") is not None:
         pick_device(values["device"])
     if _is_file(values.get("weights")):
-        values["weights"] = str(Path(values["weights"]).expanduser().resolve())
+        values["weights"] = str(local_path(values["weights"]).resolve())
     if values.get("folder") is not None:
-        values["folder"] = str(Path(values["folder"]).expanduser().resolve())
+        values["folder"] = str(local_path(values["folder"]).resolve())
     return values
 
 
 def _is_file(name: str | None) -> bool:
-    return name is not None and Path(name).expanduser().is_file()
+    return name is not None and local_path(name).is_file()
 
 
 def execution_key(study: Study, parameters: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import ast
 import io
-import json
 import math
 import tokenize
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
+from workbench.bounded_json import SIZE, read
 from workbench.errors import WorkbenchError, shown, unknown
 from workbench.lab.studies.plain_yaml import load_yaml
 
@@ -230,15 +230,25 @@ def _read(notebook: Path) -> dict:
     except OSError:  # such as a name that is too long
         exists = False
     if not exists:
-        raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")])
-    try:
-        content = json.loads(notebook.read_text())
-        content["cells"]
-    except (ValueError, KeyError, TypeError) as error:
+        raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")], given=notebook)
+    content = read(notebook, longest=SIZE, finite=False)  # its pictures are long strings
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
         raise WorkbenchError(
-            f"{notebook} is not a notebook ({error}). Open it in JupyterLab and save it again."
-        ) from error
+            f"{notebook} is not a notebook, because it has no list of `cells` with a type and a source. Open it in "
+            "JupyterLab and save it again."
+        )
     return content
+
+
+def _is_cell(cell) -> bool:
+    """Return whether a cell has the parts that this file reads."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("cell_type"), str):
+        return False
+    metadata, source = cell.get("metadata", {}), cell.get("source")
+    lines = source if isinstance(source, list) else [source]
+    tags = metadata.get("tags", []) if isinstance(metadata, dict) else None
+    return isinstance(tags, list) and all(isinstance(line, str) for line in lines)
 
 
 def _source(cell: dict) -> str:

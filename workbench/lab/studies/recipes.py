@@ -1,12 +1,12 @@
 """Recipes as text: presets, YAML files and NAME=VALUE pairs, to and from configurations."""
 
 import dataclasses
-from pathlib import Path
 
 import yaml
 from torch import nn
 
 from workbench.errors import WorkbenchError, shown, unknown
+from workbench.files import local_path
 from workbench.lab.studies.plain_yaml import load_yaml, read_yaml
 from workbench.training import TrainConfig
 from workbench.training.presets import changed, preset
@@ -85,7 +85,7 @@ def parse_value(name: str, text: str) -> object:
 
 
 def _read_recipe(file: str) -> dict:
-    values = read_yaml(Path(file).expanduser())
+    values = read_yaml(local_path(file))
     if not isinstance(values, dict):
         raise WorkbenchError(f"{file} must hold fields of TrainConfig. Write one `name: value` per line.")
     return values

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.files import local_path
 from workbench.lab.studies.parameters import Parameter, check_names, read_parameters
 from workbench.lab.studies.plain_yaml import read_yaml
 from workbench.paths import root
@@ -127,12 +128,12 @@ def find_study(spec: str | Path) -> Path:
     Raises:
         WorkbenchError: If there is no such study. The message has the nearest name.
     """
-    candidates = [Path(spec), root() / "studies" / f"{spec}.yaml", root() / str(spec)]
+    candidates = [local_path(spec), root() / "studies" / f"{spec}.yaml", root() / str(spec)]
     for file in candidates:
         with contextlib.suppress(OSError):  # such as a name that is too long
             if file.is_file():
                 return file
-    raise unknown("study", Path(spec).stem, [f.stem for f in all_studies()])
+    raise unknown("study", Path(spec).stem, [f.stem for f in all_studies()], given=spec)
 
 
 def distinct(specs: Iterable[str | Path]) -> list[Study]:
