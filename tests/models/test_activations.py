@@ -10,6 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from workbench.errors import WorkbenchError
+from workbench.models import create_model, list_models
 from workbench.models.activations import ACTIVATIONS, activation_and_gamma, gamma, gamma_table
 
 ELEMENTWISE = sorted(set(ACTIVATIONS) - {"glu", "log_softmax"})
@@ -74,3 +75,17 @@ def test_the_table_compares_every_activation_with_its_exact_constant(command):
     assert table.exact["glu"] == pytest.approx(torch.nn.functional.glu(pairs, 1).std().item() ** -1, rel=0.01)
     code, output, _ = command("models", "activations")
     assert code == 0 and "relu" in output and "+0.0" in output and "log_softmax" in output
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("activation", ["glu", torch.nn.GLU(1)])
+def test_an_activation_that_halves_the_channels_runs_or_is_refused_at_construction(name, activation):
+    def build():
+        with torch.device("meta"):
+            return create_model(name, 5, in_channels=3, activation=activation)
+
+    if activation == "glu" and not name.startswith(("fixup", "timm")):
+        assert build()(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 5)
+    else:
+        with pytest.raises(WorkbenchError, match=r"(?i)glu"):
+            build()

@@ -176,3 +176,30 @@ def test_every_name_of_a_shared_parameter_is_a_pattern():
     for pattern in ("1.weight", "stage2"):
         groups = param_groups(net, overrides={pattern: {"clip": 0.5}})
         assert [g["clip"] for g in groups if "0.weight" in g["names"]] == [0.5]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("weight_decay", value) for value in (NAN, INF, -1e-9, "0.1", None, True, torch.zeros(2))),
+        *(("clip", value) for value in (NAN, INF, 0, -0.01, "0.01", True, [0.1])),
+        *(("clip_eps", value) for value in (NAN, INF, 0, None)),
+        *(("lr", value) for value in (NAN, INF, -1, None, lambda step: 0.1)),
+    ],
+)
+def test_a_setting_that_no_training_can_use_is_refused(name, value):
+    model = Net()
+    with pytest.raises(WorkbenchError, match=f"`{name}`.*blocks"):
+        param_groups(model, overrides={"blocks.*": {name: value}})
+    if name in ("weight_decay", "clip"):
+        with pytest.raises(WorkbenchError, match=f"`{name}`"):
+            param_groups(model, **{name: value})
+
+
+def test_settings_at_their_bounds_and_of_other_kinds_are_taken():
+    settings = {"weight_decay": 0, "lr": torch.tensor(0.1), "clip_eps": 1e-30}
+    groups = param_groups(Net(), 0.0, lambda step: 0.1, {"blocks.*": settings})
+    assert settings in [{key: group.get(key) for key in settings} for group in groups]

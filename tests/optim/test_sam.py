@@ -60,3 +60,18 @@ def test_calls_in_the_wrong_order_are_refused():
 
 def test_the_ascent_uses_a_fifth_of_the_batch():
     assert [sub_batch(n) for n in (4096, 64, 7, 2, 1)] == [819, 13, 1, 1, 1]
+
+
+@pytest.mark.parametrize("rho", [0, -1, float("nan"), float("inf")])
+def test_a_radius_that_is_not_finite_and_positive_is_refused(rho):
+    with pytest.raises(WorkbenchError, match="rho"):
+        SAM(nn.Linear(2, 2).parameters(), rho)
+
+
+def test_a_parameter_that_is_listed_twice_is_refused():
+    w, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+    with pytest.raises(WorkbenchError, match="1 "):
+        SAM([w, b, w])
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    assert len(SAM(tied.parameters()).params) == 3

@@ -73,6 +73,20 @@ def activation_and_gamma(activation: str | Activation) -> tuple[Activation, floa
     return ACTIVATIONS[activation]
 
 
+def elementwise_and_gamma(activation: str | Activation) -> tuple[Activation, float]:
+    """Return an activation and its gamma for a network that keeps all channels.
+
+    Raises:
+        WorkbenchError: For "glu", which halves the channels, and as for `activation_and_gamma`.
+    """
+    if activation == "glu":
+        raise WorkbenchError(
+            "`activation` of this network must keep the channels, but 'glu' halves them. Choose another activation, "
+            "or an NFNet or NF-ResNet, which takes 'glu'."
+        )
+    return activation_and_gamma(activation)
+
+
 def activated_channels(activation: str | Activation, channels: int) -> int:
     """Count the channels after an activation: half for "glu", otherwise all.
 

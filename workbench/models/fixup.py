@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workbench.models.activations import Activation, activation_and_gamma
+from workbench.models.activations import Activation, elementwise_and_gamma
 from workbench.models.layers import Join, PlainConv2d, same_max_pool2d
 from workbench.models.network import Network
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
         super().__init__()
         self.stage = stage
         self.is_transition = stride > 1 or in_channels != out_channels
-        self.act, _ = activation_and_gamma(activation)
+        self.act, _ = elementwise_and_gamma(activation)
         mid = out_channels // 4
         damping = num_blocks**-0.25
         self.conv0 = _conv(in_channels, mid, 1, std=(2 / mid) ** 0.5 * damping)
@@ -101,7 +101,7 @@ class FixUpResNet(Network):
     ):
         super().__init__()
         self.pool = pool
-        self.act, _ = activation_and_gamma(activation)
+        self.act, _ = elementwise_and_gamma(activation)
         stem_channels = int(16 * width)
         self.stem = PlainConv2d(in_channels, stem_channels, *stem, init_gain=1.0, truncated=True, bias=False)
         self.bias1 = _scalar(0.0)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.models.activations import Activation, activation_and_gamma
+from workbench.models.activations import Activation, elementwise_and_gamma
 from workbench.models.layers import Join, ScaledStdConv2d, SqueezeExcite, same_avg_pool2d
 from workbench.models.network import Network
 from workbench.models.standardize import standardize
@@ -95,7 +95,7 @@ class Block(nn.Module):
         self.alpha, self.beta, self.stage, self.stride = alpha, beta, stage, stride
         self.is_transition = stride > 1 or in_channels != out_channels
         self.attention_inside = attention_inside
-        self.act, gamma = activation_and_gamma(activation)
+        self.act, gamma = elementwise_and_gamma(activation)
         if self.is_transition:
             self.conv_shortcut = TimmConv2d(in_channels, out_channels, 1, scale=gamma / beta)
         self.conv0 = TimmConv2d(in_channels, mid, 1, scale=gamma / beta)
@@ -197,7 +197,7 @@ class TimmNet(Network):
     ):
         super().__init__()
         self.pool = pool
-        self.act, gamma = activation_and_gamma(activation)
+        self.act, gamma = elementwise_and_gamma(activation)
         strides = (2, 1, 1, 2) if len(stem) == 4 else (2,)
         channels = (in_channels, *stem)
         self.stem = nn.ModuleList(

@@ -19,12 +19,11 @@ from torch.nn.parameter import is_lazy
 from workbench.errors import WorkbenchError, unknown
 from workbench.optim.classifier import classifier_weights, named_weights
 from workbench.optim.names import plain_names
+from workbench.optim.settings import SETTINGS, check_setting
 from workbench.optim.sharded import WHOLE, is_one_unit, refuse_flattened
 from workbench.optim.units import units_of
 
 log = logging.getLogger(__name__)
-
-SETTINGS = ("clip", "clip_eps", "weight_decay", "lr")
 
 
 def param_groups(
@@ -68,11 +67,11 @@ def param_groups(
         is also split for layers whose units are not rows, such as ConvTranspose2d. The key "units" tells AGC so.
 
     Raises:
-        WorkbenchError: For a negative decay, a pattern that matches nothing, an unknown setting, lazy or flattened
-            parameters, or if nothing decides which weight is the classifier.
+        WorkbenchError: For a setting that is negative or not finite, a pattern that matches nothing, an unknown
+            setting, lazy or flattened parameters, or if nothing decides which weight is the classifier.
     """
-    if weight_decay < 0:
-        raise WorkbenchError(f"`weight_decay` must be at least 0, got {weight_decay}. Use 0 for no decay.")
+    check_setting("weight_decay", weight_decay)
+    check_setting("clip", clip)
     kinds = {
         "weights": {"weight_decay": weight_decay, "clip": clip},
         "gains_biases": {"weight_decay": 0.0, "clip": clip},
@@ -171,6 +170,7 @@ def _settings_by_name(aliases: dict[str, set[str]], overrides: Mapping[str, Mapp
         for key in settings:
             if key not in SETTINGS:
                 raise unknown(f"setting of the override '{pattern}'", key, SETTINGS)
+            check_setting(key, settings[key], f" of the override '{pattern}'")
         matched = [n for n, words in aliases.items() if any(fnmatch.fnmatch(word, pattern) for word in words)]
         if not matched:
             raise unknown("parameter pattern", pattern, {word for words in aliases.values() for word in words})

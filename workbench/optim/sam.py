@@ -12,6 +12,7 @@ gradient alone.
     optimizer.step()
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -34,13 +35,21 @@ class SAM:
         rho: Length of the step uphill.
 
     Raises:
-        WorkbenchError: If `rho` is not positive, or the parameters are those of FullyShardedDataParallel.
+        WorkbenchError: If `rho` is not finite and positive, a parameter is listed twice, or the parameters are those of
+            FullyShardedDataParallel.
     """
 
     def __init__(self, params: Iterable[Tensor], rho: float = 0.05):
-        if not rho > 0:
-            raise WorkbenchError(f"`rho` must be above 0, got {rho}. To train without SAM, leave it out.")
+        if not 0 < rho < math.inf:
+            raise WorkbenchError(
+                f"`rho` must be a finite number above 0, got {rho}. To train without SAM, leave it out."
+            )
         self.params, self.rho = [p for p in params if p.requires_grad], rho
+        if (twice := len(self.params) - len({id(p) for p in self.params})) > 0:
+            raise WorkbenchError(
+                f"`params` must hold each parameter once, but {twice} came again, which SAM would move twice. "
+                "Use model.parameters(), which leaves out repetitions."
+            )
         refuse_flattened(self.params, "SAM cannot climb with")
         self._before: list[tuple[Tensor, Tensor]] = []
 

@@ -9,14 +9,44 @@ has these keys:
     clip_step        the number of steps so far, which functions of the step read
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 Clip = float | Callable[[int], float]  # a number, or a function of the step, counted from 0
 KEPT = ("clip", "clip_eps", "names", "units")  # keys that stay if a loaded state lacks them
+
+SETTINGS = {  # of a group: whether zero is allowed, and what to use instead of a wrong value
+    "clip": (False, "a finite number above 0, a function of the step, or None", "Use None to clip nothing."),
+    "clip_eps": (False, "a finite number above 0", "The paper uses 0.001."),
+    "weight_decay": (True, "a finite number of at least 0", "Use 0 for no decay."),
+    "lr": (True, "a finite number of at least 0", "Use 0 to train nothing in the group."),
+}
+
+
+def check_setting(name: str, value: Any, where: str = "") -> None:
+    """Check a setting of a parameter group.
+
+    Args:
+        name: A key of `SETTINGS`.
+        value: Its value.
+        where: Where it stands, for the error message.
+
+    Raises:
+        WorkbenchError: For a value that is not a number, not finite, or too small.
+    """
+    zero_is_allowed, rule, cure = SETTINGS[name]
+    if name == "clip" and (value is None or callable(value)):
+        return
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf or (number == 0 and not zero_is_allowed):
+        raise WorkbenchError(f"`{name}`{where} must be {rule}, got {shown(value, 80)}. {cure}")
 
 
 def threshold(group: Mapping[str, Any], number: int, default: Clip) -> Clip | None:

@@ -49,7 +49,7 @@ def params_of(result: "TrainResult") -> dict[str, str]:
         "weight_decay": config.weight_decay,
         "steps": result.metrics.get("steps_planned"),
         "epochs": config.epochs,
-        "optimizer": "sgd",
+        "optimizer": "sgd" if config.sam_rho is None else "sam",  # SAM steps with SGD, too
         "width": config.model_args.get("width"),
         "depth": result.metrics.get("depth"),
         "n_params": result.metrics.get("n_params"),
