@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from support.checkout import CHECKOUT, SHARED_DATA
+
+# Property tests repeat exactly: the examples depend on the test alone, and no time limit can end one.
+settings.register_profile(
+    "repeatable",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser):

@@ -49,6 +49,8 @@ BAD = {
     "set": ("!!set {a, b}", ["set"]),
     "bool": ("!!bool perhaps", ["perhaps"]),
     "int": ("!!int many", ["many"]),
+    "empty int": ("!!int", []),
+    "empty float": ("a: !!float ''", []),
     "5,000 digits": ("9" * 5_000, ["999", "too large"]),
     "26 digits": ("9" * 26, ["9" * 26]),
     "negative": ("-" + "9" * 26, ["9" * 26]),

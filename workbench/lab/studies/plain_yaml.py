@@ -1,4 +1,4 @@
-"""The one way from YAML to plain values: files of studies, recipes, and values of `-p`.
+"""The one way between YAML and plain values: files of studies, recipes, and values of `-p`.
 
 The text comes from outside, so its size and depth are checked before it is loaded. Numbers are those of YAML 1.2, where
 1e-3 is a number. Dates are texts.
@@ -46,6 +46,24 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's dumper, which quotes texts that `_Loader` would read as numbers, and escapes rare line breaks."""
+
+    def represent_str(self, text: str) -> yaml.Node:
+        """Return a text. PyYAML reads a rare line break back only from double quotes."""
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+
+
+def dump_yaml(value: Any) -> str:
+    """Return a plain value as a YAML text that `load_yaml` reads."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def load_yaml(text: str, source: str) -> Any:
     """Return the plain value of a YAML text.
 
@@ -59,7 +77,7 @@ def load_yaml(text: str, source: str) -> Any:
     try:
         _check(text)
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" (line {mark.line + 1})"
         lines = str(getattr(error, "problem", None) or error).splitlines()

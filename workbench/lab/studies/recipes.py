@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import yaml
 from torch import nn
 
 from workbench.errors import WorkbenchError, shown, unknown
 from workbench.files import local_path
-from workbench.lab.studies.plain_yaml import load_yaml, read_yaml
+from workbench.lab.studies.plain_yaml import dump_yaml, load_yaml, read_yaml
 from workbench.training import TrainConfig
 from workbench.training.presets import changed, preset
 
@@ -93,4 +92,4 @@ def _read_recipe(file: str) -> dict:
 
 def recipe_text(config: TrainConfig) -> str:
     """Return a configuration as YAML for `parse_config`, with fields in TrainConfig's order."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.to_dict())
