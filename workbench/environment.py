@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 
 def text(name: str) -> str | None:
@@ -39,7 +39,7 @@ def number(name: str, default: float, at_least: float = 0) -> float:
         read = math.nan
     if not at_least <= read < math.inf:
         raise WorkbenchError(
-            f"{name} must be a finite number of at least {at_least:g}, got '{value}'. "
+            f"{name} must be a finite number of at least {at_least:g}, got {shown(value)}. "
             f"Set such a number, or unset the variable to use {default:g}."
         )
     return read
@@ -59,7 +59,7 @@ def whole(name: str, at_least: int = 0) -> int | None:
     if value is None:
         return None
     if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) >= at_least):
-        rule = f"{name} must be a whole number from {at_least} to 999999999, got '{value}'"
+        rule = f"{name} must be a whole number from {at_least} to 999999999, got {shown(value)}"
         raise WorkbenchError(f"{rule}. Set such a number, or unset the variable.")
     return int(value)
 
@@ -74,7 +74,7 @@ def folder(name: str) -> Path | None:
     try:
         return None if value is None else Path(value).expanduser()
     except RuntimeError as error:
-        raise WorkbenchError(f"{name} must be the path of a folder, got '{value}' ({error}).") from error
+        raise WorkbenchError(f"{name} must be the path of a folder, got {shown(value)} ({error}).") from error
 
 
 def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:

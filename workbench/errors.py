@@ -23,8 +23,8 @@ class WorkbenchError(ValueError):
 
 
 def shown(value: object, limit: int = 200, quote: bool = True) -> str:
-    """Write a value for a message, cut off after `limit` characters."""
-    text = repr(value) if quote else str(value)
+    """Write a value for a message, on one line, cut off after `limit` characters."""
+    text = repr(value) if quote else "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: limit + 1])
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

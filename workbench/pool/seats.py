@@ -43,7 +43,7 @@ def seats(workers: int, gpus: Sequence[str] = (), threads: int | None = None) ->
 
 def _threads_of_environment() -> int | None:
     threads = environment.text("OMP_NUM_THREADS") or ""  # may be a list, one number per level
-    return int(threads) if threads.isascii() and threads.isdigit() and int(threads) else None
+    return int(threads) if threads.isascii() and threads.isdigit() and len(threads) < 10 and int(threads) else None
 
 
 def visible_gpus() -> list[str]:

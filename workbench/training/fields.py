@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 
 BOUNDS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
@@ -86,7 +86,7 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
         return
     hint = " Write null for no value." if str(value).lower() in ("none", "null", "no", "off", "") else ""
     kind = getattr(field.type, "__name__", field.type)
-    raise WorkbenchError(f"`{field.name}` must be of type {kind}, got {value!r}.{hint}")
+    raise WorkbenchError(f"`{field.name}` must be of type {kind}, got {shown(value)}.{hint}")
 
 
 def _within(value: float, bounds: dict[str, float]) -> bool:

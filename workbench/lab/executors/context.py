@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.bounded_json import parse_object
+from pydantic import TypeAdapter, ValidationError
+
 from workbench.environment import inherited
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 VARIABLE = "WORKBENCH_CONTEXT"
 
@@ -45,12 +46,10 @@ def context_of(environment: Mapping[str, str]) -> Context | None:
     if not environment.get(VARIABLE):
         return None
     try:
-        values = parse_object(environment[VARIABLE])
-        paths = {name: Path(values[name]) for name in ("channel", "plan") if values.get(name) is not None}
-        return Context(**{**values, **paths})
-    except (ValueError, TypeError) as error:
-        shown = environment[VARIABLE][:80]
-        raise WorkbenchError(f"{VARIABLE} must be what a launcher sets, got '{shown}'. Unset it.") from error
+        return TypeAdapter(Context).validate_json(environment[VARIABLE].encode(errors="surrogateescape"))
+    except ValidationError as error:
+        text = shown(environment[VARIABLE], 80)
+        raise WorkbenchError(f"{VARIABLE} must be what a launcher sets, got {text}. Unset it.") from error
 
 
 def current() -> Context | None:

@@ -13,7 +13,7 @@ from workbench.errors import unknown
 from workbench.files import local_path, sha256
 from workbench.lab.store.client import Store
 from workbench.lab.store.runs import Run
-from workbench.lab.studies.parameters import code_cells
+from workbench.lab.studies.notebook_file import code_cells
 from workbench.lab.studies.spec import Study
 from workbench.networks import builder_hash, is_user_network, located, source_of
 from workbench.paths import import_folder

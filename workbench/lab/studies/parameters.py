@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
-from workbench.bounded_json import SIZE, read
 from workbench.errors import WorkbenchError, shown, unknown
+from workbench.lab.studies.notebook_file import parameters_cell
 from workbench.lab.studies.plain_yaml import load_yaml
+from workbench.user_errors import description
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,9 @@ TYPES = {
     "dict": dict,
 }
 
+# What Python raises for a text or a literal that is damaged, nested too deep, or no plain value.
+NOT_PYTHON = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -95,7 +107,7 @@ class Parameter:
                 f"parameter `{self.name}` must be finite, got {shown(value)}. Use for example {self.default!r}."
             )
         try:
-            return TypeAdapter(_type_of(self.annotation)).validate_python(value, strict=True)
+            return _adapter(self.annotation).validate_python(value, strict=True)
         except ValidationError:
             choices = _choices(self.annotation)
             for text in _entries(value) if choices else ():
@@ -163,12 +175,13 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     Raises:
         WorkbenchError: If the file or the cell is missing, or a line is not `name: type = literal`.
     """
-    source = _parameters_cell(notebook)
+    source = parameters_cell(notebook)
     try:
         tree = ast.parse(source)
-    except SyntaxError as error:
+    except NOT_PYTHON as error:
+        where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
         raise WorkbenchError(
-            f"cannot read the parameters cell of {notebook.name}: {error.msg} (line {error.lineno})."
+            f"cannot read the parameters cell of {notebook.name}: {description(error)}{where}."
         ) from error
     comments = {
         t.start[0]: t.string.lstrip("# ")
@@ -178,18 +191,17 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     parameters = {}
     for node in tree.body:
         try:
-            if not isinstance(node, ast.AnnAssign) or node.value is None:
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
                 raise ValueError
-            annotation = (
-                node.annotation.value if isinstance(node.annotation, ast.Constant) else ast.unparse(node.annotation)
-            )
-            parameters[node.target.id] = Parameter(
-                node.target.id, annotation, ast.literal_eval(node.value), comments.get(node.end_lineno, "")
-            )
-        except ValueError:
+            annotation = node.annotation
+            text = str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+            comment = comments.get(node.end_lineno, "")
+            parameters[node.target.id] = Parameter(node.target.id, text, ast.literal_eval(node.value), comment)
+        except NOT_PYTHON:
+            line = shown(ast.get_source_segment(source, node) or "", quote=False)
             raise WorkbenchError(
                 f"a line of the parameters cell of {notebook.name} must have the form "
-                f"`name: type = literal  # comment`, got `{ast.unparse(node)}`."
+                f"`name: type = literal  # comment`, got `{line}`."
             ) from None
     return parameters
 
@@ -210,57 +222,14 @@ def check_names(names, parameters: dict[str, Parameter], where: str) -> None:
             raise unknown(f"parameter in {where}", name, parameters)
 
 
-def code_cells(notebook: Path) -> list[str]:
-    """Return the sources of a notebook's code cells."""
-    return [_source(cell) for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
-
-
-def _parameters_cell(notebook: Path) -> str:
-    for cell in _read(notebook)["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            return _source(cell)
-    raise WorkbenchError(
-        f"{notebook.name} has no cell with the tag `parameters`. Add this tag to the cell that sets its parameters."
-    )
-
-
-def _read(notebook: Path) -> dict:
+def _adapter(annotation: str) -> TypeAdapter:
     try:
-        exists = notebook.is_file()
-    except OSError:  # such as a name that is too long
-        exists = False
-    if not exists:
-        raise unknown("notebook", notebook.name, [f.name for f in notebook.parent.glob("*.ipynb")], given=notebook)
-    content = read(notebook, longest=SIZE, finite=False)  # its pictures are long strings
-    cells = content.get("cells") if isinstance(content, dict) else None
-    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
-        raise WorkbenchError(
-            f"{notebook} is not a notebook, because it has no list of `cells` with a type and a source. Open it in "
-            "JupyterLab and save it again."
-        )
-    return content
-
-
-def _is_cell(cell) -> bool:
-    """Return whether a cell has the parts that this file reads."""
-    if not isinstance(cell, dict) or not isinstance(cell.get("cell_type"), str):
-        return False
-    metadata, source = cell.get("metadata", {}), cell.get("source")
-    lines = source if isinstance(source, list) else [source]
-    tags = metadata.get("tags", []) if isinstance(metadata, dict) else None
-    return isinstance(tags, list) and all(isinstance(line, str) for line in lines)
-
-
-def _source(cell: dict) -> str:
-    return "".join(cell["source"])
-
-
-def _type_of(annotation: str):
-    try:
-        return _built(ast.parse(annotation, mode="eval").body)
-    except (SyntaxError, KeyError, TypeError, ValueError):
+        return TypeAdapter(_built(ast.parse(annotation, mode="eval").body))
+    except (*NOT_PYTHON, KeyError, PydanticUserError):
         known = ", ".join((*TYPES, "Literal[...]"))
-        raise WorkbenchError(f"an annotation must be made of {known}, None, | and [], got `{annotation}`.") from None
+        raise WorkbenchError(
+            f"an annotation must be made of {known}, None, | and [], got `{shown(annotation, quote=False)}`."
+        ) from None
 
 
 def _built(node: ast.expr):
