@@ -6,6 +6,7 @@ import pytest
 
 from workbench import environment
 from workbench.errors import WorkbenchError, shown, unknown
+from workbench.lab.executors import Choice
 from workbench.lab.executors.context import VARIABLE, current
 from workbench.pool.seats import seats, visible_gpus
 from workbench.training import TrainConfig
@@ -26,6 +27,7 @@ def test_a_value_is_shown_on_one_line_of_text(quote):
         lambda: TrainConfig(steps=LONG),
         lambda: TrainConfig(steps=1, precision=LONG),
         lambda: TrainConfig(steps=1, model=LONG),
+        lambda: Choice.parse(LONG),
         lambda: (_ for _ in ()).throw(unknown("name", LONG, ["a"])),
     ],
 )

@@ -112,6 +112,23 @@ def test_json_within_the_bounds_is_read():
     refused(bounded_json.parse_object, "[1]")
 
 
+# ---- damaged bytes
+
+TORN = [b"\x80\x04\x95", b"\x80\x04\x95\xff", b"\x80\x04X\x01", b"\x80\x04G\0", b"", b"F1\n.", b"\x80\x04J"]
+
+
+@pytest.mark.parametrize("content", TORN)
+def test_a_pickle_that_ends_within_a_number_is_refused(tmp_path, content):
+    (tmp_path / "w.npz").write_bytes(content)
+    assert "w.npz" in refused(read_weights, tmp_path / "w.npz")
+
+
+def test_the_message_about_a_damaged_header_is_short(tmp_path):
+    header = json.dumps({"__metadata__": {"format": "x"}, "a": "\n" * 5000}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(read_weights, tmp_path / "w.safetensors")
+
+
 # ---- wrappers
 
 

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 Tree = dict[str, dict[str, np.ndarray]]
 
 DEPTH, RANK, LARGEST = 4, 8, 2**31  # limits: nested dicts, dimensions of an array, length of one dimension
-_CORRUPT = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError,
-            OverflowError, MemoryError, RecursionError, UnicodeError, AssertionError)  # fmt: skip
 
 
 def read_pickle(file: Path) -> Tree:
@@ -40,8 +38,8 @@ def read_pickle(file: Path) -> Tree:
         raise
     except OSError as error:
         raise WorkbenchError(f"Cannot read {file} ({error.strerror}).") from error
-    except _CORRUPT as error:
-        cause = str(error)[:100] or type(error).__name__
+    except Exception as error:  # a damaged file can raise anything
+        cause = shown(str(error), 100, quote=False) or type(error).__name__
         raise WorkbenchError(f"{file} is damaged, or no released file of weights ({cause}). Fetch it again.") from error
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 from workbench.weights.haiku import haiku_state
 from workbench.weights.metadata import read_metadata
 from workbench.weights.pickles import read_pickle
@@ -80,7 +80,8 @@ def read_weights(file: Path) -> Weights:
                 metadata = opened.metadata() or {}
                 state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise WorkbenchError(f"Cannot read {file} as safetensors ({error}). Fetch it again.") from error
+            cause = shown(error, quote=False)
+            raise WorkbenchError(f"Cannot read {file} as safetensors ({cause}). Fetch it again.") from error
         if metadata.get("format") == FORMAT:
             recipe, preprocess = read_metadata(metadata, file)
             return Weights(file, "workbench", state, recipe, True, preprocess)
@@ -106,7 +107,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             f"{file} is damaged, or contains more than tensors. It was refused and nothing in it was executed."
         ) from error
     except Exception as error:  # a damaged file can raise anything in torch.load
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = shown((str(error).splitlines() or [type(error).__name__])[0], quote=False)
         raise WorkbenchError(f"Cannot read {file} as weights ({cause}); nothing in it was executed.") from error
     for _ in HOLDERS:  # one may hold another
         inner = [state[key] for key in HOLDERS if isinstance(state, dict) and isinstance(state.get(key), dict)]

@@ -6,7 +6,7 @@ Examples: `processes:4`, `ray:8,gpus=0.5`.
 from dataclasses import dataclass, replace
 
 from workbench import environment
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 from workbench.lab.executors import context
 from workbench.lab.executors.base import Executor, Resources
 from workbench.machine import cores
@@ -102,7 +102,7 @@ class Choice:
             if isinstance(error, WorkbenchError):
                 raise
             raise WorkbenchError(
-                f"an executor must look like `processes:4` or `ray:8,gpus=0.5,threads=2`, got {text}. "
+                f"an executor must look like `processes:4` or `ray:8,gpus=0.5,threads=2`, got {shown(text)}. "
                 f"Correct {VARIABLE} or `executor`."
             ) from error
 
