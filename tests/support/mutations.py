@@ -24,7 +24,7 @@ def deep(levels: int = 200) -> list:
 
 
 ODD = [None, True, 0, -1, 0.5, math.nan, math.inf, 2**31, -(2**63), 2**64, 10**30, "", "x", "x" * 5000, "\0", "\ud800"]
-ODD += ["../x", "1e3", [], {}, [None], {"": None}, {"a": [1]}, deep(), [["x"] * 3] * 3]
+ODD += ["../x", "a\nb", "1e3", [], {}, [None], {"": None}, {"a": [1]}, deep(), [["x"] * 3] * 3]
 PLAIN_ODD = [value for value in ODD if value != "\ud800"]  # for what must be UTF-8
 
 

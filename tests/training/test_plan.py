@@ -81,3 +81,11 @@ def test_a_file_that_cannot_be_read_or_written_is_refused_with_its_name(tmp_path
         read_plan(tmp_path / "image.jsonl")
     with pytest.raises(WorkbenchError, match=r"/proc/plan\.jsonl"):
         write_plan("/proc/plan.jsonl", [])
+
+
+@pytest.mark.parametrize("header", [{"plan": "a\n" * 5000}, {"plan": 1, "trainings": ["a\n" * 5000]}])
+def test_the_message_about_a_damaged_header_is_one_short_line(tmp_path, header):
+    (tmp_path / "plan.jsonl").write_text(json.dumps(header) + "\n")
+    with pytest.raises(WorkbenchError, match=r"plan\.jsonl") as error:
+        read_plan(tmp_path / "plan.jsonl")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600

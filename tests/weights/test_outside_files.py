@@ -25,6 +25,7 @@ RECIPES = {
     "channels": f'{{"name": "{NAME}", "num_classes": 3, "in_channels": 1000000000}}',
     "stem": f'{{"name": "{NAME}", "stem": {[8] * 10_000}}}',
     "text": f'{{"name": "{NAME}", "num_classes": "3"}}',
+    "lines": json.dumps({"name": NAME, "num_classes": "a\nb"}),
     "digits": f'{{"name": "{NAME}", "num_classes": {"9" * 5000}}}',
     "nan": f'{{"name": "{NAME}", "alpha": NaN}}',
     "infinite": f'{{"name": "{NAME}", "dropout": 1e999}}',

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bounded_json import parse
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label")
 LARGEST_LABEL = 99_999  # where the classes have no names; ImageNet-21k has 21,841 classes
@@ -148,11 +148,11 @@ def _check_types(part: Part, image: str, label: str) -> None:
     if index < 0 or not (types.is_binary(cell[index].type) or types.is_large_binary(cell[index].type)):
         raise WorkbenchError(
             f"The column {image} of {part.where} must be a struct with the field `bytes` (binary), got "
-            f"{str(cell)[:100]}. Write the encoded images to that field."
+            f"{shown(cell, 100, quote=False)}. Write the encoded images to that field."
         )
     if not types.is_integer(number):
         raise WorkbenchError(
-            f"The column {label} of {part.where} must hold whole numbers, got {str(number)[:100]}. "
+            f"The column {label} of {part.where} must hold whole numbers, got {shown(number, 100, quote=False)}. "
             "Number the classes from 0."
         )
 

@@ -7,7 +7,7 @@ import torch
 
 from workbench.bounded_json import parse
 from workbench.data.pixels import Preprocess
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 from workbench.models import zoo
 from workbench.user_code import is_user_code
 
@@ -55,13 +55,13 @@ def check_preprocess(value: Any, where: str) -> None:
 
 def _check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("name"), str):
-        raise WorkbenchError(f"the recipe must be an object with the name of a network, got {str(recipe)[:80]}")
+        raise WorkbenchError(f"the recipe must be an object with the name of a network, got {shown(recipe, 80)}")
     if len(recipe["name"]) > 1000:
         raise WorkbenchError(f"the name of a network must have at most 1000 characters, got {recipe['name'][:40]}...")
     for key in ("num_classes", "in_channels"):
         value = recipe.get(key, 1)
         if type(value) is not int or not 0 <= value < LARGEST:
-            raise WorkbenchError(f"`{key}` must be a whole number from 0 to {LARGEST - 1}, got {str(value)[:80]}")
+            raise WorkbenchError(f"`{key}` must be a whole number from 0 to {LARGEST - 1}, got {shown(value, 80)}")
     if is_user_code(recipe["name"]):  # a file must not make us import code
         return
     for key, value in recipe.items():
@@ -73,4 +73,4 @@ def _check_recipe(recipe: Any) -> None:
     except WorkbenchError as error:
         raise WorkbenchError(str(error)[:400].rstrip(".")) from error
     except (RuntimeError, OverflowError, MemoryError, ValueError, TypeError) as error:  # sizes that no tensor has
-        raise WorkbenchError(f"no network has the sizes of {str(recipe)[:200]}") from error
+        raise WorkbenchError(f"no network has the sizes of {shown(recipe, 200)}") from error

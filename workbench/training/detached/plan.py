@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from workbench.bounded_json import parse_object
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 from workbench.files import local_path, write_whole
 from workbench.training.config import TrainConfig, code_hash, planned, training_key
 from workbench.training.inputs import source_digest
@@ -55,7 +55,7 @@ class Planned:
         check_identity(self.key, self.mode, self.study)
         for name in ("data_digest", "role", "arm"):
             if not isinstance(getattr(self, name), str):
-                raise WorkbenchError(f"`{name}` must be text, got {getattr(self, name)!r}.")
+                raise WorkbenchError(f"`{name}` must be text, got {shown(getattr(self, name))}.")
 
     @classmethod
     def of(cls, config: TrainConfig, **labels: str | None) -> "Planned":
@@ -84,11 +84,11 @@ def check_identity(key: str, mode: str, study: str | None) -> None:
         WorkbenchError: For a key that is not 64 hex digits, an unknown mode, or a study name with other characters.
     """
     if not isinstance(key, str) or not re.fullmatch("[0-9a-f]{64}", key):
-        raise WorkbenchError(f"`key` must be 64 hex digits, got {key!r}.")
+        raise WorkbenchError(f"`key` must be 64 hex digits, got {shown(key)}.")
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if study is not None and not (isinstance(study, str) and re.fullmatch(r"[\w .-]*", study)):
-        raise WorkbenchError(f"`study` must be made of letters, digits, spaces, dots and dashes, got {study!r}.")
+        raise WorkbenchError(f"`study` must be made of letters, digits, spaces, dots and dashes, got {shown(study)}.")
 
 
 def write_plan(file: str | Path, trainings: Iterable[Planned]) -> Path:
@@ -131,12 +131,12 @@ def read_plan(file: str | Path) -> Plan:
     header = _object(lines[0], path, 1) if lines else {}
     if header.get("plan") != VERSION:
         raise WorkbenchError(
-            f"{path} must be a plan of version {VERSION}, got version {header.get('plan')} in its first line. Write it "
-            "again with `study NAME --plan`, from the same code as here."
+            f"{path} must be a plan of version {VERSION}, got version {shown(header.get('plan'))} in its first line. "
+            "Write it again with `study NAME --plan`, from the same code as here."
         )
     if len(lines) - 1 != header.get("trainings"):
         raise WorkbenchError(
-            f"{path} must have {header.get('trainings')} trainings, got {len(lines) - 1}. Copy it again."
+            f"{path} must have {shown(header.get('trainings'))} trainings, got {len(lines) - 1}. Copy it again."
         )
     return Plan(header.get("code", ""), [_planned(line, path, at) for at, line in enumerate(lines[1:], start=2)])
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 
 OUTCOMES = ("complete", "diverged", "pruned", "failed")
 LABEL, CAUSE = 1000, 5000  # characters of a label and of a cause
@@ -68,4 +68,4 @@ def check_line(values: dict[str, Any]) -> None:
     """
     for name, (holds, rule) in RULES.items():
         if name in values and not holds(values[name]):
-            raise WorkbenchError(f"`{name}` must be {rule}, got {str(values[name])[:80]}.")
+            raise WorkbenchError(f"`{name}` must be {rule}, got {shown(values[name], 80)}.")
