@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from support.detached import TINY
 from support.mutations import meet, mutated, odd_tree
-from workbench.lab.store.results import parse_result
 
 from workbench.files import sha256
 from workbench.lab import Store
 from workbench.lab.jobs.import_results import import_results
+from workbench.lab.store.stored_results import parse_result
 from workbench.training import TrainResult, training_key
 from workbench.training.detached.plan import Planned, read_plan, write_plan
 from workbench.training.detached.records import RESULTS, Record, table_file

@@ -7,8 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import SCALARS, TEXT, WORDS, configs
-from workbench.lab.store.results import parse_result
 
+from workbench.lab.store.stored_results import parse_result
 from workbench.lab.studies.recipes import parse_config, recipe_text
 from workbench.training import TrainConfig, TrainResult, config_id, training_key
 from workbench.training.config import EXECUTION_FIELDS
