@@ -67,9 +67,9 @@ def test_an_interval_of_accuracies_lies_within_0_and_1_and_contains_the_mean(val
 @given(SHARES, st.data())
 def test_a_paired_interval_changes_its_sign_with_the_order_of_the_arms(a, data):
     b = data.draw(st.lists(st.floats(0, 1), min_size=len(a), max_size=len(a)))
-    there, back = iv.paired_interval(a, b), iv.paired_interval(b, a)
-    assert ends(there) == tuple(-v for v in reversed(ends(back)))
-    assert iv.side(there) is None or iv.side(there) is not iv.side(back)
+    forth, back = iv.paired_interval(a, b), iv.paired_interval(b, a)
+    assert ends(forth) == tuple(-v for v in reversed(ends(back)))
+    assert iv.side(forth) is None or iv.side(forth) is not iv.side(back)
 
 
 # ---- shares
@@ -178,12 +178,12 @@ def test_arms_compared_in_the_other_direction_give_the_negative_difference(arms)
         for seed, acc in enumerate(accuracies)
     ]
     table = pd.DataFrame(rows)
-    there, back = (effects(table, a, [b]).iloc[0] for a, b in (("arm0", "arm1"), ("arm1", "arm0")))
-    assert (there.difference, there.low, there.high) == (-back.difference, -back.high, -back.low)
-    assert there.p == pytest.approx(back.p) and 0 <= there.p <= 1 and 0 <= there.p_equal <= 1
+    forth, back = (effects(table, a, [b]).iloc[0] for a, b in (("arm0", "arm1"), ("arm1", "arm0")))
+    assert (forth.difference, forth.low, forth.high) == (-back.difference, -back.high, -back.low)
+    assert forth.p == pytest.approx(back.p) and 0 <= forth.p <= 1 and 0 <= forth.p_equal <= 1
     both = pairs(table)
     assert len(both) == len(arms) * (len(arms) - 1) / 2
-    close(both.difference[0], -there.difference)
+    close(both.difference[0], -forth.difference)
     assert both.p.between(0, 1).all()
 
 

@@ -234,7 +234,7 @@ def test_a_matrix_expands_into_executions(small):
     ("content", "message"),
     [
         ("question: q\n", r"`notebook`.*Field required"),
-        ("question: q\nnotebook: smal.ipynb\n", r"'smal\.ipynb'.*'small\.ipynb'"),
+        ("question: q\nnotebook: smal.ipynb\n", r"smal\.ipynb'.*'small\.ipynb'"),
         ("question: q\nnotebook: small.ipynb\nparametres: {}\n", r"'parametres'.*'parameters'"),
         ("question: q\nnotebook: small.ipynb\nparameters: {stepps: 1}\n", r"'stepps'.*'steps'"),
         ("question: q\nnotebook: small.ipynb\nquick: {steps: 1e1}\n", r"`steps`.*10\.0.*[Ww]rite 10\b"),
