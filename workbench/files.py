@@ -22,7 +22,7 @@ def local_path(path: str | Path) -> Path:
             os.lstat(expanded)
     except (RuntimeError, OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
-        raise WorkbenchError(f"no file can be used at {shown(str(path))} ({cause}). Check the path.") from error
+        raise WorkbenchError(f"no file can be used at {shown(str(path), 500)} ({cause}). Check the path.") from error
     return expanded
 
 

@@ -100,7 +100,7 @@ def test_missing_export_packages_are_named_with_the_install_command(monkeypatch,
 
 
 def test_foreign_networks_are_refused():
-    with pytest.raises(WorkbenchError, match=r"`model`.*Linear"):
+    with pytest.raises(WorkbenchError, match=r"Linear.*`example`"):
         export_program(nn.Linear(2, 2))
 
 

@@ -3,6 +3,7 @@
 Commands are thin. Each imports what it needs when it runs, so that `--help` is fast.
 """
 
+import itertools
 import os
 import re
 from typing import Annotated, Optional
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from workbench import __version__
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 from workbench.unexpected import HELP, OPTION
 from workbench.user_errors import of_user
 
@@ -47,7 +48,14 @@ class Command(WithDebug, TyperCommand):
                 )
             if not before.startswith("-") and PAIR.fullmatch(argument) and not os.path.exists(argument):
                 raise WorkbenchError(f"'{argument}' sets a parameter, which needs the option -p. Write -p {argument}.")
-        return super().parse_args(ctx, args)
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            value = _value_of(getattr(error, "param", None), given)
+            if value is not None and value not in error.message:
+                error.message += f", got '{shown(value, quote=False)}'"
+            raise
 
     def invoke(self, ctx: click.Context):
         """Run the command.
@@ -62,6 +70,14 @@ class Command(WithDebug, TyperCommand):
             if mistake is None:
                 raise
             raise mistake from error
+
+
+def _value_of(option: click.Parameter | None, args: list[str]) -> str | None:
+    """Return the text that the command line gives an option."""
+    names = option.opts if option is not None else []
+    after = [value for name, value in itertools.pairwise(args) if name in names]
+    joined = [arg.partition("=")[2] for arg in args if "=" in arg and arg.partition("=")[0] in names]
+    return next(iter([*after, *joined]), None)
 
 
 class Commands(WithDebug, TyperGroup):

@@ -1,11 +1,11 @@
 """The commands on networks and their weights."""
 
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from workbench.cli.app import App, Listing, app
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import unknown
 
 models_commands = ("list", "activations", "convert", "download", "export")
 models = App(
@@ -89,6 +89,11 @@ def models_convert(
 
     model = convert(source, target, layout=layout)
     print(f"{target}: {model.recipe['name']}, {model.num_classes} classes")
+    if model.image_preprocess is not None and (layout != "workbench" or not target.endswith(".safetensors")):
+        print(
+            "It does not say how test images are made and what the classes are called. Only .safetensors files in the "
+            "layout 'workbench' do."
+        )
 
 
 @models.command("download")
@@ -109,22 +114,28 @@ def models_export(
     source: Annotated[str, typer.Argument(metavar="IN", help="A file of weights, or the name of a released model.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="A file to write: .onnx, or .pt2 for torch.export.")],
     fold: Annotated[bool, typer.Option(help="Fold weight standardisation and its constants into the weights.")] = True,
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NAME",
+            help="Your network, such as file.py:function or normfree:file.py:function. Its code runs. "
+            "Default: as the file says.",
+        ),
+    ] = None,
 ) -> None:
     """Export a network with its weights to ONNX or torch.export.
 
-    Batch size and image size stay free.
+    The batch size stays free. So does the image size for networks of the library. For others it is that of the
+    training.
     """
-    from pathlib import Path
-
-    if Path(target).suffix not in (".onnx", ".pt2"):
-        raise WorkbenchError(f"OUT must end in .onnx or .pt2, got {target}.")
+    from workbench.files import target_path
+    from workbench.lab.jobs.stored_network import network_of
     from workbench.weights import export
-    from workbench.weights.checkpoints import load_checkpoint
 
-    model = load_checkpoint(source)
-    name = model.recipe["name"]
-    model = export.fold(model) if fold else model
-    (export.export_onnx if target.endswith(".onnx") else export.export_pt2)(model, target)
+    target_path(target, (".onnx", ".pt2"))
+    name, network, example = network_of(source, model)
+    network = export.fold(network) if fold else network
+    (export.export_onnx if target.endswith(".onnx") else export.export_pt2)(network, target, example)
     print(f"{target}: {name}{', folded' if fold else ''}")
 
 

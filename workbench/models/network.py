@@ -22,6 +22,7 @@ class Network(nn.Module):
         blocks: The residual blocks in order. Each has its `stage`, counted from 0.
         linear: The classifier, or the identity if `num_classes` is 0.
         recipe: The arguments of `create_model`, if that made the network.
+        image_preprocess: How test images are made and what the classes are, as the file of the weights says.
     """
 
     norm = "none"
@@ -30,6 +31,7 @@ class Network(nn.Module):
     blocks: nn.ModuleList
     linear: nn.Module
     recipe: dict
+    image_preprocess: dict | None = None
 
     def set_head(self, num_features: int, num_classes: int, dropout: float) -> None:
         """Make dropout and the classifier. A constructor calls this last."""
@@ -48,6 +50,8 @@ class Network(nn.Module):
         linear = classifier(self.num_features, num_classes, self.classifier_std) if num_classes else nn.Identity()
         self.linear = linear if near is None else linear.to(device=near.device, dtype=near.dtype)
         self.num_classes = num_classes
+        if self.image_preprocess is not None:
+            self.image_preprocess = {**self.image_preprocess, "classes": [], "trained_on": ""}
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Run the stem: (N, in_channels, H, W) -> (N, C, H', W'), the input of the first block."""

@@ -29,6 +29,8 @@ from workbench.weights.released import find
 from workbench.weights.strict import check_fits, complaints, load_strictly
 from workbench.weights.timm_layout import to_timm
 
+PREPROCESS = "image_preprocess"  # attribute of a network: how its file says that test images are made
+
 
 def load_checkpoint(
     source: str | Path,
@@ -90,7 +92,8 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
         model: A model made by `create_model`, also within torch.compile or DistributedDataParallel.
         file: Path that ends in .safetensors.
         preprocess: How its images are made and what its outputs stand for, for `evaluate`: what
-            `workbench.data.pixels.Preprocess.to_dict` returns. None: as for ImageNet.
+            `workbench.data.pixels.Preprocess.to_dict` returns. None: as the file says that the model was loaded from,
+            else as for ImageNet.
 
     Returns:
         The path of the file.
@@ -100,8 +103,9 @@ def save_checkpoint(model: nn.Module, file: str | Path, preprocess: dict | None 
             state_dict() instead, or export it.
     """
     file = target_path(file, (".safetensors",))
-    check_preprocess(preprocess, "`preprocess`")
     model = unwrapped(model)
+    preprocess = getattr(model, PREPROCESS, None) if preprocess is None else preprocess
+    check_preprocess(preprocess, "`preprocess`")
     tensors = model.state_dict()
     names = stored_names(tensors)
     state = {names[name]: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -182,6 +186,7 @@ def build(weights: Weights, **overrides) -> Network:
     check_fits(model, *weights.state_for(model))
     model = zoo.create_model(**arguments)
     load_strictly(model, *weights.state_for(model))
+    setattr(model, PREPROCESS, weights.preprocess)
     return model
 
 
@@ -201,7 +206,9 @@ def load_into(model: nn.Module, weights: Weights) -> None:
     if not faults and weights.recipe and recipe:
         faults = differences(recipe, weights.recipe)
     if not faults:
-        return load_strictly(model, state, labels)
+        load_strictly(model, state, labels)
+        setattr(model, PREPROCESS, weights.preprocess)
+        return
     name = recipe["name"] if recipe else type(model).__name__
     try:
         right = identify(weights)

@@ -20,6 +20,7 @@ from workbench.models.layers import PlainConv2d, ScaledStdConv2d, same_padding
 from workbench.models.network import Network
 from workbench.models.timm_nets import TimmConv2d
 from workbench.optim.names import unwrapped
+from workbench.user_errors import description, place_of
 
 # Odd after every halving: at an even size the tracer assumes exact divisions, and then cannot solve its own guards.
 TRACED_AT = (97, 129)
@@ -99,32 +100,56 @@ def _plain(conv: ScaledStdConv2d | PlainConv2d) -> nn.Module:
     return nn.Sequential(SamePad2d(conv.kernel_size), plain) if same else plain
 
 
-def export_program(model: nn.Module) -> ExportedProgram:
-    """Trace a network by torch.export, in evaluation mode, for any batch and image size.
+def export_program(model: nn.Module, example: Tensor | None = None) -> ExportedProgram:
+    """Trace a network by torch.export, in evaluation mode.
 
     Args:
-        model: A network of this library, as it is or folded.
+        model: A network of this library, or another one, as it is or folded.
+        example: Images (N, C, H, W) with N > 1. Only networks of this library can do without. With an example the size
+            of the images is fixed, and the size of the batch is free. Without, both are free.
 
     Raises:
-        WorkbenchError: For any other network.
+        WorkbenchError: If another network has no example, or cannot be traced.
     """
     model = unwrapped(model)
+    if example is not None:
+        return _traced(model, example)
     if not isinstance(model, Network):
-        raise WorkbenchError(f"`model` must be a network of this library, got a {type(model).__name__}.")
+        raise WorkbenchError(
+            f"A {type(model).__name__} is not a network of this library, so its images are not known. Pass `example`, "
+            "such as torch.zeros(2, 3, 224, 224)."
+        )
     first = next(p for p in model.parameters() if p.ndim == 4)
-    example = torch.zeros(2, first.shape[1], *TRACED_AT, device=first.device, dtype=first.dtype)
+    images = torch.zeros(2, first.shape[1], *TRACED_AT, device=first.device, dtype=first.dtype)
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    return torch.export.export(copied(model).eval(), (example,), dynamic_shapes={"x": free})
+    return torch.export.export(copied(model).eval(), (images,), dynamic_shapes={"x": free})
 
 
-def export_pt2(model: nn.Module, file: str | Path) -> Path:
+def _traced(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """Trace a network whose forward may be of any kind."""
+    try:
+        return torch.export.export(copied(model).eval(), (example,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    except Exception as error:  # of the network's code, or of torch about it
+        raise WorkbenchError(
+            f"torch.export cannot trace {type(model).__name__} on images of shape {tuple(example.shape)} "
+            f"({description(error)}){place_of(error)}. Take out of its `forward` what depends on values or on the "
+            "batch size, or export the network with other tools."
+        ) from error
+
+
+def export_pt2(model: nn.Module, file: str | Path, example: Tensor | None = None) -> Path:
     """Write the exported program as a .pt2 file for torch.export.load.
 
+    Args:
+        model: The network.
+        file: Path that ends in .pt2.
+        example: Images (N, C, H, W), see `export_program`.
+
     Raises:
-        WorkbenchError: If `file` does not end in .pt2 or cannot be written, or the network is not of this library.
+        WorkbenchError: If `file` does not end in .pt2 or cannot be written, or the network cannot be exported.
     """
     file = target_path(file, (".pt2",))
-    program = export_program(model)
+    program = export_program(model, example)
     return write_whole(file, lambda part: _save_program(program, part))
 
 
@@ -133,14 +158,19 @@ def _save_program(program: ExportedProgram, part: Path) -> None:
         torch.export.save(program, stream)
 
 
-def export_onnx(model: nn.Module, file: str | Path) -> Path:
-    """Write an ONNX file, for any N, H and W.
+def export_onnx(model: nn.Module, file: str | Path, example: Tensor | None = None) -> Path:
+    """Write an ONNX file, for any N, H and W, or for any N if there is an example.
 
     Its input is `images` (N, C, H, W), and its output `logits` (N, num_classes).
 
+    Args:
+        model: The network.
+        file: Path that ends in .onnx.
+        example: Images (N, C, H, W), see `export_program`.
+
     Raises:
-        WorkbenchError: If packages are missing, `file` does not end in .onnx or cannot be written, or the network is
-            not of this library.
+        WorkbenchError: If packages are missing, `file` does not end in .onnx or cannot be written, or the network
+            cannot be exported.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -148,7 +178,7 @@ def export_onnx(model: nn.Module, file: str | Path) -> Path:
     file = target_path(file, (".onnx",))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about opset versions, which users cannot change
     program = torch.onnx.export(
-        export_program(model), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+        export_program(model, example), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )
     assert program is not None  # None only with dynamo=False
     return write_whole(file, program.save)

@@ -32,6 +32,7 @@ def adapt_in_channels(model: Network, in_channels: int) -> None:
     old = cast(ScaledStdConv2d | PlainConv2d, stem[0] if isinstance(stem, nn.ModuleList) else stem)
     if in_channels == old.in_channels:
         return
+    model.image_preprocess = None  # is for images with the old channels
     new = type(old)(in_channels, old.out_channels, old.kernel_size, old.stride, old.groups, old.scale)
     new = new.to(device=old.weight.device, dtype=old.weight.dtype)
     new.register_parameter("bias", copy.deepcopy(old.bias))

@@ -1,24 +1,23 @@
 """Evaluations of weights on labelled images, each a run of the store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from workbench.data.labelled import ALL, Labelled, images_path, open_labelled
 from workbench.data.pixels import Preprocess
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
+from workbench.lab.jobs.stored_network import network_with, outputs_of, preprocess_of
 from workbench.lab.statistics.intervals import Interval, share_interval
 from workbench.lab.store.client import Store
 from workbench.models.zoo import entry
-from workbench.networks import build_network, is_library, is_user_network, located, network_info, source_of
+from workbench.networks import is_library, located
 from workbench.training.evaluation import Evaluation, class_indices, evaluate_images
 from workbench.training.setup import pick_device
-from workbench.weights.checkpoints import load_into
-from workbench.weights.reading import Weights, read_weights
+from workbench.weights.reading import read_weights
 from workbench.weights.released import find
 
 UNREADABLE = ("refuse", "skip")
@@ -96,11 +95,11 @@ def evaluate(
     torch_device = pick_device(device)
     file = find(weights or model_name, progress=progress)
     read = read_weights(file)
-    preprocess = _preprocess(model_name, read).resized(image_size, style)
+    preprocess = preprocess_of(model_name, read).resized(image_size, style)
     data = open_labelled(data_path, split, preprocess.trained_on)
     classes = classes or preprocess.classes or None
-    model = _network(model_name, read, preprocess, len(classes or data.classes))
-    outputs = model.num_classes if is_library(model_name) else _outputs(model, model_name, preprocess)
+    model = network_with(model_name, read, preprocess, len(classes or data.classes))
+    outputs = model.num_classes if is_library(model_name) else outputs_of(model, model_name, preprocess)
     indices = class_indices(data, outputs, classes)
 
     store = Store()
@@ -145,14 +144,6 @@ def _check(
             raise WorkbenchError(f"`{name}` must be at least 1, got {value}.")
 
 
-def _preprocess(model_name: str, weights: Weights) -> Preprocess:
-    """Return how the file says that its images are made, else as the network's released weights need them."""
-    if weights.preprocess is not None:
-        return Preprocess.from_dict(weights.preprocess, str(weights.file))
-    info = network_info(model_name)
-    return Preprocess(info.eval_style, info.test_size, info.test_size)
-
-
 def _scores(
     run_id: str,
     measured: Evaluation,
@@ -194,64 +185,6 @@ def _record(store: Store, scores: Scores, measured: Evaluation) -> None:
     store.log_metrics(scores.run_id, metrics)
     store.set_tags(scores.run_id, outcome="diverged" if measured.not_finite else "complete")
     store.close(scores.run_id, "FINISHED")
-
-
-def _network(name: str, weights: Weights, preprocess: Preprocess, classes: int) -> nn.Module:
-    """Build the network of this name as the file describes it, and load its weights.
-
-    The recipe of another network is ignored: `load_into` then reports the right name.
-
-    Args:
-        name: A located name.
-        weights: The file.
-        preprocess: How its images are made.
-        classes: The number of outputs, if the file does not have it.
-    """
-    recipe = weights.recipe or {}
-    if recipe and _is_same(name, recipe["name"]):
-        recipe = {**recipe, "name": name}  # the user's file may have moved
-        weights = replace(weights, recipe=recipe)
-        if recipe.get("source") not in (None, source_of(name)):
-            raise WorkbenchError(
-                f"{name} has changed since it was trained: its hash was {recipe['source']} and is now "
-                f"{source_of(name)}. Evaluate {weights.file} with the code of that time."
-            )
-    else:
-        recipe = {}
-    in_file, channels, _ = weights.shape()
-    if is_library(name):
-        sizes = {"num_classes": recipe.get("num_classes", in_file), "in_channels": recipe.get("in_channels", channels)}
-    else:  # a user's network may have any attribute `num_classes`, which the recipe then holds
-        num_classes = len(preprocess.classes) or recipe.get("num_classes") or classes
-        sizes = {"num_classes": num_classes, "in_channels": recipe.get("in_channels", preprocess.channels)}
-    if sizes["in_channels"] != preprocess.channels:
-        raise WorkbenchError(
-            f"{weights.file} is for images with {sizes['in_channels']} channels, but its test images have "
-            f"{preprocess.channels}. Use weights that a training on such images saved."
-        )
-    model = build_network(**{**recipe, "name": name, **sizes})
-    load_into(model, weights)
-    return model
-
-
-@torch.inference_mode()
-def _outputs(model: nn.Module, name: str, preprocess: Preprocess) -> int:
-    """Run a user's network on one black image, and return the number of its outputs."""
-    shape = (1, preprocess.channels, preprocess.height, preprocess.width)
-    try:
-        return model.eval()(torch.zeros(shape)).shape[1]
-    except Exception as error:  # a user's code can raise anything
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise WorkbenchError(
-            f"{name} must return (N, classes) for images (N, C, H, W) of {shape}, but failed ({reason}). "
-            "Leave out `image_size`, or set the size that it was made for."
-        ) from error
-
-
-def _is_same(name: str, recorded: str) -> bool:
-    """Return whether two names stand for one network: equal, or one user's file in two folders."""
-    last = lambda text: (text.startswith("normfree:"), text.rpartition("/")[2].removeprefix("normfree:"))
-    return name == recorded or (is_user_network(name) and last(name) == last(recorded))
 
 
 def _device_name(device: torch.device) -> str:
