@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.data.augment import normalize
 from workbench.data.decode import MODES
 from workbench.data.preprocess import MEAN_RGB, STD_RGB, STYLES
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 
 FIT = "fit"
 ALL_STYLES = (FIT, *STYLES)
@@ -139,7 +139,7 @@ class Preprocess:
         }
         if wrong := [name for name, right in rules.items() if not right]:
             raise WorkbenchError(
-                f"{where} does not say how its images are made: `{wrong[0]}` is {str(values.get(wrong[0]))[:60]!r}. "
+                f"{where} does not say how its images are made: `{wrong[0]}` is {shown(values.get(wrong[0]), 60)}. "
                 "Save the weights again."
             )
         return cls(style, *sides, tuple(mean), tuple(std), tuple(classes), trained_on)

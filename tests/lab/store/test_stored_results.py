@@ -7,15 +7,16 @@ from support.store_runs import CONFIG, log_training, result
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
-from workbench.lab.compare import selection
+from workbench.lab.compare import selection, table
 from workbench.lab.store.stored_results import DamagedResult, parse_result
 
 WHOLE = result().to_json()
 CHANGED = {
-    name: json.dumps(json.loads(WHOLE) | {name: value})
+    name: json.dumps(json.loads(WHOLE) | {name.strip(): value})
     for name, value in {
         "config": [],
         "history": [{"val_acc": 0.5}],
+        "history ": [{"step": 2, "samples_seen": "many"}],
         "metrics": {"val_acc": "high"},
         "outcome": None,
         "key": 7,
@@ -30,6 +31,8 @@ DAMAGES = {
     "null": b"null",
     "random bytes": bytes(range(255, 100, -1)),
     "nested": b"[" * 100_000,
+    "no text": WHOLE.replace('"code": "c"', '"code": "\\ud800"').encode(),
+    "a huge number": WHOLE.replace('"step": 2', '"step": ' + "9" * 30).encode(),
     **{f"other {name}": text.encode() for name, text in CHANGED.items()},
 }
 
@@ -97,3 +100,12 @@ def test_a_damaged_table_is_reported_in_one_sentence_and_set_aside(root, command
     code, output, _ = command("doctor", "--fix")
     assert code == 0 and run_id in output and "history.parquet" in output
     assert store.status(run_id) == "FAILED"
+
+
+def test_curves_with_whole_numbers_truth_values_and_gaps_are_compared(root):
+    store = Store()
+    for key, rows in {"a": [True, 128], "b": [None, 10**15], "c": [64, 256]}.items():
+        history = [{"step": i, "samples_seen": n, "val_acc": 0.5} for i, n in enumerate(rows)]
+        run_id = log_training(store, key=key * 64)
+        file(root, run_id).write_text(json.dumps(json.loads(WHOLE) | {"history": history}))
+    assert table.from_store(store, equal="samples").rows.accuracy.tolist() == [0.5]

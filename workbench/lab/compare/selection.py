@@ -95,7 +95,7 @@ def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
     for run_id in counted(run_ids, desc="curves", unit="run"):
         for row in store.read_result(run_id).history:
             rows.append({"run_id": run_id} | {name: row.get(name) for name in CURVE[1:]})
-    return pd.DataFrame(rows, columns=list(CURVE))
+    return pd.DataFrame(rows, columns=list(CURVE)).astype(dict.fromkeys(CURVE[1:], float))
 
 
 def configuration(store: Store, run_id: str) -> dict:

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from workbench.bounded_json import parse
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 from workbench.lab.store.runs import Run
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
@@ -33,7 +33,7 @@ class StoredResult(BaseModel):
     key: str
     config: dict[str, Any]
     outcome: str
-    history: list[dict[str, int | float | str | bool | None]]
+    history: list[dict[str, int | float | bool | None]]
     metrics: dict[str, int | float | bool | None]
     cause: str | None = None
     seconds: float = 0.0
@@ -68,16 +68,16 @@ def parse_result(text: str | bytes, run_id: str) -> StoredResult:
         DamagedResult: If it is not a result.
     """
     try:
-        text = text.decode() if isinstance(text, bytes) else text
-        return StoredResult.model_validate(parse(text, finite=False))  # a loss may be infinite
+        content = text.decode() if isinstance(text, bytes) else text
+        return StoredResult.model_validate(parse(content, finite=False))  # a loss that diverged may be infinite
     except ValidationError as error:
         first = error.errors()[0]
         cause = f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg'].lower()}"
-    except ValueError as error:  # not JSON, not text, or beyond the bounds
-        cause = str(error).splitlines()[0] if text else "it is empty"
+    except ValueError as error:  # not text, or no bounded JSON
+        cause = str(error) if text else "it is empty"
     raise DamagedResult(
-        f"{RESULT} of run {run_id} is damaged ({cause[:150]}). Run `./run doctor --fix` to set the run aside, then "
-        "train again."
+        f"{RESULT} of run {run_id} is damaged ({shown(cause, 150, quote=False)}). "
+        "Run `./run doctor --fix` to set the run aside, then train again."
     )
 
 
