@@ -15,7 +15,7 @@ from workbench.lab.compare import summary
 from workbench.lab.compare.diff import diff
 from workbench.lab.compare.table import from_store
 from workbench.lab.doctor import examine
-from workbench.lab.store.results import RESULT
+from workbench.lab.store.stored_results import RESULT
 from workbench.lab.studies.executions import plan
 
 pytestmark = pytest.mark.slow
