@@ -207,7 +207,11 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
     """
     console.print()
     all_finished = True
-    for run_id in run_ids:
+    kept = [run_id for run_id in run_ids if store.has(run_id)]
+    for run_id in set(run_ids) - set(kept):
+        all_finished = False
+        console.print(f"Run {run_id[:8]} was deleted in MLflow. Run its study again.", highlight=False)
+    for run_id in kept:
         run = store.get(run_id)
         tags = run.tags
         name = f"[bold]{escape(run.name)}[/bold]"
@@ -220,10 +224,10 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
         console.print(f"{name}: {demo}{holds} {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
         effect_line = f"    {tags.get('effect', '')}   run {run_id[:8]}"
         console.print(effect_line, style="dim", markup=False, highlight=False)
-    if run_ids:
-        mode = store.get(run_ids[0]).tags.get("mode", "full")
+    if kept:
+        mode = store.get(kept[0]).tags.get("mode", "full")
         pages = "" if store.uri.startswith("http") else " start ./run ui, then open"
         console.print(f"\nCompare them:{pages}", highlight=False)
-        console.print(f"  {store.compare_url(run_ids, 'studies', mode)}", highlight=False, soft_wrap=True)
+        console.print(f"  {store.compare_url(kept, 'studies', mode)}", highlight=False, soft_wrap=True)
         console.print(f"  their trainings: {store.experiment_url('trainings', mode)}", highlight=False, soft_wrap=True)
     return all_finished

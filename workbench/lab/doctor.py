@@ -21,14 +21,21 @@ from workbench.errors import WorkbenchError
 from workbench.lab.executors.lifetime import Family, is_held, strays, whoami
 from workbench.lab.store.client import EXPERIMENTS, Store
 from workbench.lab.store.database import Database, as_path, damage_of, is_database, is_made, sqlite_file
-from workbench.lab.store.locations import default_uri, files_of, folder_of, run_folders, runs_folder, tracking_uri
+from workbench.lab.store.locations import (
+    ASIDE,
+    default_uri,
+    files_of,
+    folder_of,
+    run_folders,
+    runs_folder,
+    tracking_uri,
+)
 from workbench.lab.store.retention import bytes_of
 from workbench.lab.store.runs import Run
 from workbench.lab.store.stored_results import damage_of_files
 from workbench.paths import root
 
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
-ASIDE = "set-aside"  # folder under mlruns/ for files that belong to no run
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from workbench.lab.executors import Outcome, Task, channel
 from workbench.lab.jobs.job import Job, JobResult
 from workbench.lab.store import retention
-from workbench.lab.store.client import UNREACHABLE, Store
+from workbench.lab.store.client import UNREACHABLE, RunIsGone, Store
 from workbench.lab.store.locations import runs_folder
 from workbench.lab.store.locks import holder
 from workbench.lab.studies.session import Session
@@ -86,18 +86,23 @@ class JobRun:
             here: Whether the task runs in this process, with its terminal and all its GPUs.
         """
         retention.diverged_bytes()  # raises for an invalid setting now, not after the training
-        config, session, job = self.config, self._session, self.job
-        self._run = session.store.open_training(
-            config, self.key, session.mode, role=job.role, arm=job.arm.label, owner=session.run_id
-        )
+        config, job = self.config, self.job
+        self._run = self._opened()
         alone = here and not channel.has_listener()
         device = config.device if here else config.device.split(":")[0]  # a worker sees only one GPU, as the first
         arguments = {
             "config": config.replace(progress=config.progress and alone, device=device).to_dict(),
             "folder": str(self.folder),
-            "save": self.job.save,
+            "save": job.save,
         }
         return Task(self.key, worker_task.TASK, arguments, self._hear)
+
+    def _opened(self) -> str:
+        """Open a run for this training and return its id."""
+        session, job = self._session, self.job
+        return session.store.open_training(
+            self.config, self.key, session.mode, role=job.role, arm=job.arm.label, owner=session.run_id
+        )
 
     def ended(self, outcome: Outcome) -> JobResult:
         """Put the outcome into the store, and close the run."""
@@ -108,8 +113,7 @@ class JobRun:
             return JobResult(self.job, self._run, **broken)
         result = dataclasses.replace(TrainResult.from_json(outcome.value), config=self.config)
         try:
-            self._flush()
-            self._session.store.finish_training(self._run, result)
+            self._keep(result)
         except UNREACHABLE as error:
             self._lock.release()
             cause = str(error).splitlines()[0]
@@ -118,6 +122,20 @@ class JobRun:
         retention.settle(self.folder, diverged=result.outcome == "diverged")
         self._lock.release()
         return self._result(self._run, result, reused=False)
+
+    def _keep(self, result: TrainResult) -> None:
+        """Put the result into its run, or into a new run if that one was deleted for good meanwhile."""
+        store = self._session.store
+        try:
+            self._flush()
+            store.finish_training(self._run, result)
+        except RunIsGone:
+            channel.announce(f"the run of {self.job.name} was deleted in MLflow: a new run takes its result")
+            self._run = self._opened()
+            store.log_rows(self._run, result.history)
+            for file in sorted(self.folder.glob("*.parquet")):
+                log_measured(store, self._run, file.stem, pd.read_parquet(file))
+            store.finish_training(self._run, result)
 
     def interrupted(self) -> None:
         """Close the run of a training that was stopped."""

@@ -42,7 +42,7 @@ from workbench.lab.store.locks import locked
 from workbench.lab.store.opening import make_tables, refuse_unusable, unopened
 from workbench.lab.store.run_files import RunFiles
 from workbench.lab.store.runs import Run
-from workbench.lab.store.shared_client import SharedClient
+from workbench.lab.store.shared_client import RunIsGone, SharedClient
 from workbench.lab.store.stored_results import RESULT, DamagedResult
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
@@ -170,14 +170,20 @@ class Store(RunFiles):
         """Return the run with this id."""
         return _as_run(self._client.get_run(run_id))
 
+    def has(self, run_id: str) -> bool:
+        """Return whether the store has this run, even in MLflow's trash."""
+        try:
+            self._client.get_run(run_id)
+        except RunIsGone:
+            return False
+        return True
+
     def is_kept(self, run_id: str) -> bool:
         """Return whether the store has this run FINISHED, and not in MLflow's trash."""
         try:
             info = self._client.get_run(run_id).info
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
+        except RunIsGone:
+            return False
         return info.lifecycle_stage == "active" and info.status == "FINISHED"
 
     def deleted(self, kind: str, mode: str) -> list[Run]:

@@ -14,6 +14,7 @@ from workbench.lab.store.database import as_path, sqlite_uri
 from workbench.paths import root
 
 EXPERIMENTS = ("studies", "trainings", "evaluations", "checks", "replays", "studies-quick", "trainings-quick")
+ASIDE = "set-aside"  # folder under mlruns/ for files that belong to no run
 PATIENCE = 5.0  # seconds for a server's first answer
 
 

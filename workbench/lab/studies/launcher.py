@@ -13,10 +13,12 @@ from pathlib import Path
 
 from workbench import environment
 from workbench.data import dataset_digest
+from workbench.files import write_whole
 from workbench.lab.executors import Choice
 from workbench.lab.executors.context import Context
 from workbench.lab.executors.lifetime import announced
-from workbench.lab.store.client import UNREACHABLE, Store
+from workbench.lab.store.client import UNREACHABLE, RunIsGone, Store
+from workbench.lab.store.locations import ASIDE, runs_folder
 from workbench.lab.studies.executions import NETWORKS, Execution, digest_of, plan
 from workbench.lab.studies.notebook_process import NotebookEnd, NotebookProcess
 from workbench.lab.studies.spec import Study
@@ -99,8 +101,8 @@ def execute(
                     del running[run_id]
     finally:
         _stop([process for _, process in running.values()])
-        with contextlib.suppress(*UNREACHABLE):  # the next start closes them
-            for run_id in running:
+        for run_id in running:
+            with contextlib.suppress(*UNREACHABLE):  # the next start closes them
                 _finish(store, run_id, "KILLED", "interrupted")
     return [run_ids[id(e)] for e in executions if id(e) in run_ids]
 
@@ -162,11 +164,20 @@ def _open(execution: Execution, store: Store) -> str:
 
 
 def _close(store: Store, run_id: str, end: NotebookEnd, listener: Callable[[dict], None]) -> None:
-    """Store the files of an ended notebook, and set the final status."""
-    for name, text in end.files.items():
-        store.log_text(run_id, text, f"notebook/{name}")
-    store.log_text(run_id, _environment(), "environment.txt")
-    _finish(store, run_id, end.status, end.message)
+    """Store the files of an ended notebook, and set the final status.
+
+    If the run was deleted for good meanwhile, keep the files in another folder.
+    """
+    try:
+        for name, text in end.files.items():
+            store.log_text(run_id, text, f"notebook/{name}")
+        store.log_text(run_id, _environment(), "environment.txt")
+        _finish(store, run_id, end.status, end.message)
+    except RunIsGone as error:
+        place = runs_folder() / ASIDE / "studies" / run_id
+        for name, text in end.files.items():
+            write_whole(place / name, lambda part, text=text: part.write_text(text))
+        end = NotebookEnd("FAILED", f"{error} Its trainings are kept, and its notebook is in {place}.")
     if end.status != "FINISHED":
         listener({"kind": "broken", "status": end.status, "message": end.message})
     listener({"kind": "ended", "status": end.status})

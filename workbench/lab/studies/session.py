@@ -8,6 +8,7 @@ If the kernel dies, `workbench doctor` closes the run.
 """
 
 import atexit
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from workbench.bars import counted
 from workbench.lab.executors import channel, context
 from workbench.lab.executors.lifetime import die_with, is_alive, whoami
 from workbench.lab.statistics.verdict import Verdict
-from workbench.lab.store.client import Store
+from workbench.lab.store.client import RunIsGone, Store
 from workbench.paths import root
 
 
@@ -124,9 +125,10 @@ def abandon_run() -> None:
         return
     run_id = here.run_id
     store = Store()
-    if store.status(run_id) == "RUNNING":
-        store.set_tags(run_id, cause="the launcher ended before the notebook did")
-        store.close(run_id, "KILLED")
+    with contextlib.suppress(RunIsGone):
+        if store.status(run_id) == "RUNNING":
+            store.set_tags(run_id, cause="the launcher ended before the notebook did")
+            store.close(run_id, "KILLED")
     store.close_orphans(owner=run_id)
 
 
@@ -168,5 +170,8 @@ def _after_cell(result) -> None:
 
 def _end_unfinished(status: str = "KILLED") -> None:
     """Close the run, unless its verdict has closed it. Later errors do not count."""
-    if _open_by_hand is not None and _open_by_hand.store.status(_open_by_hand.run_id) == "RUNNING":
-        _open_by_hand.store.close(_open_by_hand.run_id, status)
+    if _open_by_hand is None:
+        return
+    with contextlib.suppress(RunIsGone):
+        if _open_by_hand.store.status(_open_by_hand.run_id) == "RUNNING":
+            _open_by_hand.store.close(_open_by_hand.run_id, status)
