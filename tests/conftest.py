@@ -4,7 +4,6 @@ Run `./run test` for all tests without the marker `slow`, `./run test --slow` fo
 `./run test tests/test_agc.py -k sparse` for some of them.
 """
 
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from support.checkout import CHECKOUT, SHARED_DATA
+from support.roots import copy_of_root
 
 # Property tests repeat exactly: the examples depend on the test alone, and no time limit can end one.
 settings.register_profile(
@@ -92,18 +92,7 @@ def another_root(tmp_path, template_root, monkeypatch):
     def make() -> Path:
         folder = tmp_path / ("root" if not made else f"root{len(made)}")
         made.append(folder)
-        shutil.copytree(template_root, folder, ignore=shutil.ignore_patterns("*-wal", "*-shm"))
-        with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as db, db:  # artifact locations are absolute
-            db.execute(
-                "update experiments set artifact_location = replace(artifact_location, ?, ?)",
-                (str(template_root), str(folder)),
-            )
-        for name in ("notebooks", "studies"):
-            (folder / name).symlink_to(CHECKOUT / name)
-        monkeypatch.setenv("WORKBENCH_ROOT", str(folder))
-        for name in ("MLFLOW_TRACKING_URI", "WORKBENCH_CONTEXT", "WORKBENCH_EXECUTOR"):
-            monkeypatch.delenv(name, raising=False)
-        return folder
+        return copy_of_root(template_root, folder, monkeypatch)
 
     return make
 

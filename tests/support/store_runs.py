@@ -1,5 +1,7 @@
 """Made-up runs of trainings."""
 
+import dataclasses
+
 from workbench.training import TrainConfig, TrainResult
 
 CONFIG = TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=0.04, seed=2)
@@ -36,5 +38,5 @@ def result(outcome="complete", **changes):
 def log_training(store, outcome="complete", key="k" * 64, owner=None):
     run_id = store.open_training(CONFIG, key, "full", role="screen", arm="NF+AGC", owner=owner)
     store.log_rows(run_id, result().history)
-    store.finish_training(run_id, result(outcome))
+    store.finish_training(run_id, dataclasses.replace(result(outcome), key=key))
     return run_id

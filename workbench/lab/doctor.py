@@ -21,6 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.lab.executors.lifetime import Family, is_held, strays, whoami
 from workbench.lab.store.client import EXPERIMENTS, Store
 from workbench.lab.store.database import Database, as_path, damage_of, is_database, is_made, sqlite_file
+from workbench.lab.store.edits import Edits, edits_of
 from workbench.lab.store.locations import (
     ASIDE,
     default_uri,
@@ -35,6 +36,7 @@ from workbench.lab.store.runs import Run
 from workbench.lab.store.stored_results import damage_of_files
 from workbench.paths import root
 
+ENDED = ("FINISHED", "FAILED", "KILLED")  # statuses of runs that no process writes
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
 
 
@@ -171,12 +173,17 @@ def _move(database: Database, old: str, new: str) -> None:
 
 
 def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: bool) -> Iterator[Finding]:
-    """Yield RUNNING runs without a process, and FINISHED runs without their files."""
+    """Yield RUNNING runs without a process, FINISHED runs without their files, and edited trainings."""
+    finished = {(run.tags.get("mode"), run.tags.get("key")) for _, run in runs if run.status == "FINISHED"}
     for name, run in runs:
         run_id, what = run.id, f"{name}: {run.name} ({run.id})"
-        if run.status == "RUNNING" and run_id not in alive:
+        edits = edits_of(name, run, _folder(name, run.id)) if local and run_id not in alive else None
+        if edits is not None and (edits.status is None or (run.tags.get("mode"), run.tags.get("key")) not in finished):
+            mend = functools.partial(_undo, store, run_id, edits)
+            yield Finding("edits", f"{what} differs from its result in {edits}", "take them from the result", mend)
+        elif run.status not in ENDED and run_id not in alive:
             mend = functools.partial(_close, store, run_id, "KILLED", "its process ended before it did")
-            yield Finding("runs", f"{what} is RUNNING, but no process runs it", "close it as KILLED", mend)
+            yield Finding("runs", f"{what} is {run.status}, but no process runs it", "close it as KILLED", mend)
         elif run.status == "FINISHED" and local and (damage := damage_of_files(name, run, _folder(name, run.id))):
             mend = functools.partial(_close, store, run_id, "FAILED", damage)
             cure = "set it aside as FAILED, so it runs again"
@@ -206,6 +213,20 @@ def _move_replay(store: Store, uri: str, run_id: str) -> None:
         database.move_run(run_id, store.experiment_id("replays", "full"), f"{new.as_uri()}/artifacts")
     finally:
         database.close()
+
+
+def _undo(store: Store, run_id: str, edits: Edits) -> None:
+    """Give a training the tags, the metrics and the status of its result again."""
+    if edits.metrics and is_database(store.uri):
+        database = Database(store.uri)
+        try:
+            database.drop_points_from(run_id, list(edits.metrics), edits.step)
+        finally:
+            database.close()
+    store.set_tags(run_id, **edits.tags)
+    store.log_metrics(run_id, edits.metrics, edits.step)
+    if edits.status is not None:
+        store.close(run_id, "FINISHED")
 
 
 def _close(store: Store, run_id: str, status: str, cause: str) -> None:

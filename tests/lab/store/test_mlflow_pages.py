@@ -90,7 +90,9 @@ def test_edited_tags_and_names_lose_no_result(root, command):
     assert store.find_training("c" * 64, "full") is None
     store.set_tags(run_id, outcome="superb")
     assert store.find_training("k" * 64, "full") is None
-    assert command("compare")[0] == command("doctor")[0] == 0
+    assert command("compare")[0] == 0 and command("doctor")[0] == 1
+    assert command("doctor", "--fix")[0] == 0
+    assert store.find_training("k" * 64, "full") == (run_id, result())
 
 
 def test_the_newest_of_a_restored_run_and_its_repetition_counts(root):

@@ -99,6 +99,7 @@ def from_store(
         config_ids = rows.set_index("run_id").config_id
         configurations = {config_ids[run_id]: selection.configuration(store, run_id) for run_id in alike}
     notes = ["quick trainings are demonstrations, never evidence."] if mode == "quick" else []
+    notes += selection.in_trash(store, mode)
     if equal is None:
         comparison = compare(rows, configurations)
         seen = comparison.rows[comparison.rows.outcome == "complete"].samples_seen
@@ -131,7 +132,9 @@ def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, m
     Raises:
         WorkbenchError: If no training has ended, or none has this metric.
     """
-    ended = rows[rows.outcome.isin(["complete", "diverged"]) & (rows.status == "FINISHED")]
+    rows = rows.assign(config_id=rows.config_id.where(rows.config_id != "", rows.run_id))  # a tag can be removed
+    made_here = rows.seed.notna()  # MLflow's pages can make runs, too
+    ended = rows[rows.outcome.isin(["complete", "diverged"]) & (rows.status == "FINISHED") & made_here]
     notes = _left_out(rows, ended)
     if ended.empty:
         raise WorkbenchError(
@@ -358,7 +361,7 @@ def _metric(ended: pd.DataFrame) -> str:
 def _left_out(rows: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
     rest = rows.drop(ended.index)
     state = rest.status.where(rest.outcome != "pruned", "PRUNED").str.lower()
-    shown = {"finished": "broken", "killed": "interrupted", "failed": "broken"}
+    shown = {"finished": "without a result of the workbench", "killed": "interrupted", "failed": "broken"}
     counts = state.map(lambda s: shown.get(s, s)).value_counts()
     return [f"left out: {', '.join(f'{n} {what}' for what, n in counts.items())}."] if len(counts) else []
 

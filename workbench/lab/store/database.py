@@ -156,6 +156,15 @@ class Database:
                 )
         return len(surplus)
 
+    def drop_points_from(self, run_id: str, metrics: list[str], step: int) -> None:
+        """Delete the points of these metrics from a step on, and forget the last value of each."""
+        with self._engine.begin() as connection:
+            for metric in metrics:
+                values = {"run": run_id, "key": metric, "step": step}
+                where = "where run_uuid = :run and key = :key"
+                connection.execute(text(f"delete from metrics {where} and step >= :step"), values)
+                connection.execute(text(f"delete from latest_metrics {where}"), values)
+
     def places(self, experiments: Iterable[str]) -> dict[str, int]:
         """Find the locations of mlruns/ that experiments and their runs point to.
 

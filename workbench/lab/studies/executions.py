@@ -112,6 +112,8 @@ def plan(
                 study, parameters, mode, execution_key(study, parameters), f"{study.name} {label}".strip()
             )
             _compare(execution, runs, store)
+            if execution.state == "new":
+                _look_into_trash(execution, store)
             settled = ("finished", "running")
             must_run = execution.state not in settled if rerun is None else rerun in ("all", execution.state)
             execution.action = "run" if must_run else "reuse" if execution.state == "finished" else "leave"
@@ -231,6 +233,14 @@ def _compare(execution: Execution, runs: list[Run], store: Store) -> None:
         unknown_cause = "its process ended before it did" if last.status == "RUNNING" else "no cause known"
         cause = last.tags.get("cause", unknown_cause)[:100]
         execution.why = f"run {last.id[:8]}" + (f": {cause}" if cause != execution.state else "")
+
+
+def _look_into_trash(execution: Execution, store: Store) -> None:
+    """Say that the execution's run was deleted in MLflow, if it was."""
+    for run in store.deleted("studies", execution.mode):
+        if run.status == "FINISHED" and not _changes(execution, run):
+            execution.why = f"run {run.id[:8]} was deleted in MLflow"
+            return
 
 
 def _changes(execution: Execution, run: Run) -> list[str]:
