@@ -68,13 +68,19 @@ def folder(name: str) -> Path | None:
     """Read a variable as the path of a folder, which need not exist. None: it is not set.
 
     Raises:
-        WorkbenchError: If the path begins with the home folder of nobody, such as ~nobody-here.
+        WorkbenchError: If no folder can have this path: the home folder of nobody, a loop of links, a name that is too
+            long.
     """
     value = text(name)
     try:
-        return None if value is None else Path(value).expanduser()
-    except RuntimeError as error:
-        raise WorkbenchError(f"{name} must be the path of a folder, got {shown(value)} ({error}).") from error
+        path = None if value is None else Path(value).expanduser()
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(path)
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise WorkbenchError(f"{name} must be the path of a folder, got {shown(value)} ({cause}).") from error
 
 
 def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:

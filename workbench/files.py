@@ -19,7 +19,7 @@ def local_path(path: str | Path) -> Path:
     try:
         expanded = Path(path).expanduser()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(expanded)
+            os.stat(expanded)
     except (RuntimeError, OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise WorkbenchError(f"no file can be used at {shown(str(path), 500)} ({cause}). Check the path.") from error

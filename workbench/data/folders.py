@@ -149,7 +149,8 @@ def open_folder(folder: Path) -> ImageFolder:
 def image_files(folder: Path) -> list[Path]:
     """List all images under a folder, sorted.
 
-    Links are followed. Hidden files and folders, and names that are not files, are skipped.
+    Links are followed, and those to files that are gone count as images that cannot be read. Hidden files and folders,
+    and what is neither a file nor a link, are skipped.
     """
     images, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -160,8 +161,13 @@ def image_files(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         paths = (Path(place, name) for name in names if not name.startswith("."))
-        images += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        images += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and _counts(path)]
     return sorted(images)
+
+
+def _counts(path: Path) -> bool:
+    """Return whether a path is a file, or a link to one that is gone."""
+    return path.is_file() or not path.exists()
 
 
 def file_size(path: str | Path) -> int:

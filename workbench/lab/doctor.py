@@ -95,7 +95,7 @@ def _damaged_files() -> Iterator[Finding]:
 
 def _opened(identities: set[str], moved: bool) -> Iterator[Finding]:
     file = sqlite_file(tracking_uri())
-    if file is None or is_made(file) or run_folders():  # otherwise `Store` would create one
+    if file is None or is_made(file) or file.is_symlink() or run_folders():  # otherwise `Store` would create one
         try:
             store = Store(anywhere=True)
         except WorkbenchError as error:

@@ -100,7 +100,7 @@ class Choice:
             )
         except ValueError as error:
             if isinstance(error, WorkbenchError):
-                raise
+                raise WorkbenchError(f"the executor {shown(text)} cannot be used: {error}") from error
             raise WorkbenchError(
                 f"an executor must look like `processes:4` or `ray:8,gpus=0.5,threads=2`, got {shown(text)}. "
                 f"Correct {VARIABLE} or `executor`."

@@ -85,7 +85,8 @@ class JobRun:
         Args:
             here: Whether the task runs in this process, with its terminal and all its GPUs.
         """
-        retention.diverged_bytes()  # raises for an invalid setting now, not after the training
+        retention.diverged_bytes()  # raises for an invalid setting now, not after the training, and so does the next
+        worker_task.checkpoint_seconds()
         config, job = self.config, self.job
         self._run = self._opened()
         alone = here and not channel.has_listener()

@@ -1,5 +1,6 @@
 """Opening a database for MLflow: a missing one is made, an unusable one is refused."""
 
+import os
 from pathlib import Path
 
 import mlflow
@@ -60,6 +61,11 @@ def refuse_unusable(uri: str) -> None:
         refuse_silent(uri)
     elif is_database(uri):
         database = Database(uri)
+        if database.file is not None and database.file.is_symlink() and not database.file.exists():
+            raise WorkbenchError(
+                f"{database.file} is a link to a file that is gone ({os.readlink(database.file)}). Mount its disk, or "
+                "remove the link to get a new store."
+            )
         try:
             made = database.file is None or is_made(database.file)
             revision = database.revision() if made else None
