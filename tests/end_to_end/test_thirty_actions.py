@@ -36,8 +36,8 @@ class Pages:
         self.client = client(self.store)
 
     def experiment(self, name):
-        (found,) = [e for e in self.client.search_experiments(ViewType.ALL) if e.name == name]
-        return found.experiment_id
+        (experiment,) = [e for e in self.client.search_experiments(ViewType.ALL) if e.name == name]
+        return experiment.experiment_id
 
     def file(self, run, path):
         """Return where a file of a run is, on the disk of the server."""
@@ -222,14 +222,14 @@ LOOKS = (
 )
 
 
-NAMING = ("said", "compare", "doctor", "study")  # commands that must name what is missing
+NAMING = ("before", "compare", "doctor", "study")  # commands that must name what is missing
 
 
 class Look:
     """One look at the store with all commands."""
 
-    def __init__(self, busy, command, wanted, lines=LOOKS, said=""):
-        self.outputs = {("said",): said}
+    def __init__(self, busy, command, wanted, lines=LOOKS, before=""):
+        self.outputs = {("before",): before}
         self.command = command
         for line in lines:
             self.run(*(word.format(**busy.ids) for word in line))
@@ -237,8 +237,8 @@ class Look:
         doctor = self.run("doctor")
         self.kinds = re.findall(r"^([a-z ]+?)\s+\d+\s+\d+\s+[\d.]+$", doctor, re.MULTILINE)
         lost = {run_id for run_id in wanted if run_id not in shown()}
-        self.said = " ".join(text for line, text in self.outputs.items() if line[0] in NAMING)
-        silent = [run_id for run_id in lost if run_id[:8] not in self.said]
+        self.text = " ".join(text for line, text in self.outputs.items() if line[0] in NAMING)
+        silent = [run_id for run_id in lost if run_id[:8] not in self.text]
         self.sight = f"all but {len(lost)}" if lost else "all"
         self.sight += f" ({len(silent)} SILENT)" if silent else ""
 
@@ -280,7 +280,7 @@ def test_the_product_answers_each_action_without_losing_a_result(busy, command, 
     before = Look(busy, command, wanted)
     text = str(before)
     if before.kinds:
-        after = Look(busy, command, wanted, LOOKS[:2], before.said + before.run("doctor", "--fix"))
+        after = Look(busy, command, wanted, LOOKS[:2], before.text + before.run("doctor", "--fix"))
         text = text if str(after) == text else f"{text} -> {after}"
     assert text == answer
     assert not (busy.root / "mlruns" / "errors").exists()
