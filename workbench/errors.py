@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 # How the system reports a disk that is full or read-only, and how sqlite, safetensors and torch do.
 DISK_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-NEAR = 0.6  # least similarity of a name that is suggested, from 0 to 1
+NEAR = 0.54  # least similarity of a name that is suggested, from 0 to 1
 DISK_WORDS = ("disk is full", "I/O error", "readonly database", "unable to open database")
 DISK_WORDS += ("iostream error", "unexpected pos")
 
@@ -44,7 +44,13 @@ def unknown(kind: str, name: str, known: Iterable[str], given: object = None) ->
     near = _nearest(str(name)[:100], known)
     listed = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
     hint = f"did you mean '{near}'?" if near is not None else f"choose one of: {listed or 'none exist'}."
-    return WorkbenchError(f"unknown {kind} '{shown(given or name, 100, quote=False)}': {hint}")
+    what = shown(name if given is None else _end(str(given)), 100, quote=False)
+    return WorkbenchError(f"unknown {kind} '{what}': {hint}")
+
+
+def _end(path: str, limit: int = 90) -> str:
+    """Return the end of a path, which tells more than its beginning."""
+    return path if len(path) <= limit else f"...{path[-limit:]}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
