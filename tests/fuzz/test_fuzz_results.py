@@ -17,7 +17,8 @@ from workbench.lab.jobs.import_results import import_results
 from workbench.lab.store.stored_results import parse_result
 from workbench.training import TrainResult, training_key
 from workbench.training.detached.plan import Planned, read_plan, write_plan
-from workbench.training.detached.records import RESULTS, Record, table_file
+from workbench.training.detached.records import RESULTS, Record
+from workbench.training.detached.tables import table_file
 from workbench.training.detached.transport import pack_folder
 
 pytestmark = pytest.mark.slow

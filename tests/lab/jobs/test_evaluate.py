@@ -292,8 +292,11 @@ def test_a_label_beyond_the_named_classes_is_refused(image_folder, tmp_path):
 
 def test_files_that_are_not_images_are_ignored(image_folder):
     (image_folder / "dark" / "._0.png").write_bytes(b"what another system leaves")
-    (image_folder / "dark" / "gone.png").symlink_to(image_folder / "nowhere.png")
+    (image_folder / "dark" / "folder.png").mkdir()
     assert len(open_labelled(image_folder)) == 40
+    (image_folder / "dark" / "gone.png").symlink_to(image_folder / "nowhere.png")
+    with pytest.raises(WorkbenchError, match=r"gone\.png"):
+        run(Brightness(), open_labelled(image_folder))
 
 
 def test_sixteen_bit_images_keep_their_gray_values(tmp_path):
