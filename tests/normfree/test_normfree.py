@@ -691,14 +691,19 @@ def test_a_converted_network_is_within_a_point_of_its_batch_norm_original():
 
 @pytest.mark.parametrize("up", ["transposed", pytest.param("upsampled", marks=pytest.mark.slow)])
 def test_a_converted_u_net_finds_digits_in_noise_like_its_original(up):
-    """Both train 100 steps of 16 images of 28 pixels, under noise of deviation 1. Loss and overlap are on others."""
+    """Both train 100 steps of 16 images of 28 pixels, under noise of deviation 1. Loss and overlap are on others.
+
+    At this rate the output layer needs clipping, too. Exempt from it, one seed of three finds nothing.
+    """
     data, loss, overlap = load_dataset("mnist5k"), {}, {}
     images, others = data.train.images / 255, data.val.images[:200] / 255
     for kind in ("BatchNorm", "normalizer-free"):
         torch.manual_seed(0)
         model = UNet(8, up)
         model = normfree(model, images[:2]).model if kind == "normalizer-free" else model
-        optimizer = torch.optim.SGD(param_groups(model, clip=0.08), lr=0.8, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(
+            param_groups(model, clip=0.08, overrides={"out.*": {"clip": 0.08}}), lr=0.8, momentum=0.9, nesterov=True
+        )
         if kind == "normalizer-free":
             AGC(optimizer)
         generator = torch.Generator().manual_seed(0)

@@ -44,6 +44,7 @@ PREPROCESS = {
     "style": GOOD | {"style": "sideways"},
     "mean": GOOD | {"mean": [float("nan")] * 3},
     "std": GOOD | {"std": [0.0] * 3},
+    "std_": GOOD | {"std": True},
     "mean_": GOOD | {"mean": [0.5]},
     "image_size_": GOOD | {"image_size": 10**9},
     "list": [1],
