@@ -132,8 +132,8 @@ class Preprocess:
         rules = {
             "style": isinstance(style, str) and style in ALL_STYLES,
             "image_size": _all(sides, lambda n: type(n) is int and 1 <= n <= LARGEST) and len(sides) == 2,
-            "mean": _all(mean, _is_number) and len(mean) in MODES,
-            "std": _all(std, lambda x: _is_number(x) and x > 0) and _all(mean, _is_number) and len(mean) == len(std),
+            "std": _all(std, lambda x: _is_number(x) and x > 0),
+            "mean": _all(mean, _is_number) and len(mean) in MODES and _all(std, _is_number) and len(mean) == len(std),
             "classes": _all(classes, lambda name: isinstance(name, str)) and len(set(classes)) == len(classes),
             "trained_on": isinstance(trained_on, str),
         }
