@@ -68,19 +68,29 @@ def folder(name: str) -> Path | None:
     """Read a variable as the path of a folder, which need not exist. None: it is not set.
 
     Raises:
-        WorkbenchError: If no folder can have this path: the home folder of nobody, a loop of links, a name that is too
-            long.
+        WorkbenchError: If no folder can have this path.
     """
     value = text(name)
     try:
-        path = None if value is None else Path(value).expanduser()
-        if path is not None:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.stat(path)
-        return path
+        return None if value is None else expanded(value)
+    except ValueError as error:
+        raise WorkbenchError(f"{name} must be the path of a folder, got {shown(value)} ({error}).") from error
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with its leading `~` replaced by the home folder. Nothing needs to exist there.
+
+    Raises:
+        ValueError: The cause, if nothing can have this path: the home folder of nobody, a NUL, a loop of links, a name
+            that is too long, or a folder that may not be searched.
+    """
+    try:
+        whole = Path(path).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(whole)
     except (OSError, RuntimeError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise WorkbenchError(f"{name} must be the path of a folder, got {shown(value)} ({cause}).") from error
+        raise ValueError(getattr(error, "strerror", None) or error) from error
+    return whole
 
 
 def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:

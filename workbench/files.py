@@ -1,11 +1,11 @@
 """Check where a file can be written, hash a file, and write a file completely or not at all."""
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from workbench.environment import expanded
 from workbench.errors import WorkbenchError, disk_error_message, shown
 
 
@@ -13,17 +13,12 @@ def local_path(path: str | Path) -> Path:
     """Return the path that a user gave. A leading `~` is expanded.
 
     Raises:
-        WorkbenchError: If no file can have this path: the home folder of nobody, a NUL, a name that is too long, or a
-            folder that may not be searched.
+        WorkbenchError: If no file can have this path, see `environment.expanded`.
     """
     try:
-        expanded = Path(path).expanduser()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.stat(expanded)
-    except (RuntimeError, OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise WorkbenchError(f"no file can be used at {shown(str(path), 500)} ({cause}). Check the path.") from error
-    return expanded
+        return expanded(path)
+    except ValueError as error:
+        raise WorkbenchError(f"no file can be used at {shown(str(path), 500)} ({error}). Check the path.") from error
 
 
 def target_path(file: str | Path, suffixes: tuple[str, ...]) -> Path:

@@ -208,7 +208,7 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
     console.print()
     all_finished = True
     kept = [run_id for run_id in run_ids if store.has(run_id)]
-    for run_id in set(run_ids) - set(kept):
+    for run_id in (run_id for run_id in run_ids if run_id not in kept):
         all_finished = False
         console.print(f"Run {run_id[:8]} was deleted in MLflow. Run its study again.", highlight=False)
     for run_id in kept:

@@ -161,12 +161,11 @@ def image_files(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         paths = (Path(place, name) for name in names if not name.startswith("."))
-        images += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and _counts(path)]
+        images += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and _is_file_or_dead_link(path)]
     return sorted(images)
 
 
-def _counts(path: Path) -> bool:
-    """Return whether a path is a file, or a link to one that is gone."""
+def _is_file_or_dead_link(path: Path) -> bool:
     return path.is_file() or not path.exists()
 
 

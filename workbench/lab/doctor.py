@@ -33,10 +33,10 @@ from workbench.lab.store.locations import (
 )
 from workbench.lab.store.retention import bytes_of
 from workbench.lab.store.runs import Run
-from workbench.lab.store.stored_results import damage_of_files
+from workbench.lab.store.stored_results import examined
 from workbench.paths import root
 
-ENDED = ("FINISHED", "FAILED", "KILLED")  # statuses of runs that no process writes
+CLOSED = ("FINISHED", "FAILED", "KILLED")  # statuses of runs that no process writes
 UPLOADING = ".artifact.uploading.*"  # what MLflow calls a file that it is still writing
 
 
@@ -177,14 +177,16 @@ def _runs(store: Store, runs: list[tuple[str, Run]], alive: set[str], local: boo
     finished = {(run.tags.get("mode"), run.tags.get("key")) for _, run in runs if run.status == "FINISHED"}
     for name, run in runs:
         run_id, what = run.id, f"{name}: {run.name} ({run.id})"
-        edits = edits_of(name, run, _folder(name, run.id)) if local and run_id not in alive else None
+        checked = local and run_id not in alive
+        result, damage = examined(name, run, _folder(name, run_id)) if checked else (None, None)
+        edits = edits_of(name, run, result) if result is not None and damage is None else None
         if edits is not None and (edits.status is None or (run.tags.get("mode"), run.tags.get("key")) not in finished):
             mend = functools.partial(_undo, store, run_id, edits)
             yield Finding("edits", f"{what} differs from its result in {edits}", "take them from the result", mend)
-        elif run.status not in ENDED and run_id not in alive:
+        elif run.status not in CLOSED and run_id not in alive:
             mend = functools.partial(_close, store, run_id, "KILLED", "its process ended before it did")
             yield Finding("runs", f"{what} is {run.status}, but no process runs it", "close it as KILLED", mend)
-        elif run.status == "FINISHED" and local and (damage := damage_of_files(name, run, _folder(name, run.id))):
+        elif run.status == "FINISHED" and damage is not None:
             mend = functools.partial(_close, store, run_id, "FAILED", damage)
             cure = "set it aside as FAILED, so it runs again"
             yield Finding("results", f"{what} is FINISHED, but {damage}", cure, mend)

@@ -48,7 +48,7 @@ def check_norm(name: str, norm: _BatchNorm, normalises: bool) -> None:
         raise WorkbenchError(f"The method forward of '{name}' ({kind}) was replaced. Write a class with that method.")
     if not normalises:
         raise WorkbenchError(
-            f"'{name}' ({kind}) normalises in code of its own. Use nn.BatchNorm2d, with whatever else the class does "
+            f"'{name}' ({kind}) normalises in its own code. Use nn.BatchNorm2d, with whatever else the class does "
             "in a module behind it."
         )
     if isinstance(norm, nn.SyncBatchNorm) and not is_plain(norm):

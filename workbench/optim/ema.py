@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from workbench.errors import WorkbenchError
-from workbench.optim.copying import copy_of, is_fully_sharded
+from workbench.optim.guarded_copies import copy_of, is_fully_sharded
 from workbench.optim.scope import refuse_open
 from workbench.optim.sharded import is_dtensor
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workbench.errors import WorkbenchError
-from workbench.optim.copying import copy_of
+from workbench.optim.guarded_copies import copy_of
 from workbench.optim.hooks import AGC
 
 FAR = 20.0  # a loss above this many times the first is a divergence

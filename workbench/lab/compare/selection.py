@@ -72,7 +72,7 @@ def in_trash(store: Store, mode: str) -> list[str]:
     """Say in at most one sentence how many finished trainings somebody deleted in MLflow."""
     runs = [run.id[:8] for run in store.deleted("trainings", mode) if run.status == "FINISHED"]
     shown = ", ".join(runs[:12]) + (", ..." if len(runs) > 12 else "")
-    return [f"in MLflow's trash, and left out: {len(runs)} trainings ({shown}). Restore them there."] if runs else []
+    return [f"left out: {len(runs)} trainings in MLflow's trash ({shown}). Restore them there."] if runs else []
 
 
 def table(runs: Iterable) -> pd.DataFrame:
@@ -170,7 +170,7 @@ def _no_match(store: Store, mode: str, tags: dict[str, str], terms: list[str]) -
     runs = store.search("trainings", mode)
     which = "quick trainings" if mode == "quick" else "trainings"
     if not runs and (deleted := in_trash(store, mode)):
-        return WorkbenchError(f"the store has no {which}. {deleted[0].capitalize()}")
+        return WorkbenchError(f"the store has no {which}, {deleted[0]}")
     if not runs:
         return WorkbenchError(
             f"the store has no {which} yet. Run `workbench study large_batch{' --quick' if mode == 'quick' else ''}` "

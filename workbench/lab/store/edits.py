@@ -6,14 +6,13 @@ MLflow's pages can change tags, metrics and the status of any run. The file `res
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.lab.store.runs import Run
-from workbench.lab.store.stored_results import RESULT, StoredResult, damage_of_files, parse_result
+from workbench.lab.store.stored_results import StoredResult
 
 IS_HASH = re.compile(r"[0-9a-f]{8,64}")
-ENDED = ("complete", "diverged", "pruned")  # outcomes of a result that a run keeps
+KEPT_OUTCOMES = ("complete", "diverged", "pruned")
 
 
 @dataclass(frozen=True)
@@ -37,24 +36,18 @@ class Edits:
         return ", ".join(([f"the status {self.status}"] if self.status else []) + parts)
 
 
-def edits_of(experiment: str, run: Run, folder: Path) -> Edits | None:
+def edits_of(experiment: str, run: Run, result: StoredResult) -> Edits | None:
     """Compare a training that no process writes with its result.
 
     Args:
         experiment: Its experiment.
         run: The run.
-        folder: Where its files are now, whatever the database says.
+        result: What its files say.
 
     Returns:
-        The differences. None: there are none, or the run has no whole result.
+        The differences. None: there are none, or the training broke.
     """
-    if not experiment.startswith("trainings") or damage_of_files(experiment, run, folder) is not None:
-        return None
-    try:
-        result = parse_result((folder / RESULT).read_bytes(), run.id)
-    except (OSError, WorkbenchError):
-        return None
-    if result.outcome not in ENDED:
+    if result.outcome not in KEPT_OUTCOMES:
         return None
     tags = {name: value for name, value in _tags(experiment, result).items() if run.tags.get(name) != value}
     if not IS_HASH.fullmatch(run.tags.get("config_id", "")):

@@ -81,8 +81,8 @@ def parse_result(text: str | bytes, run_id: str) -> StoredResult:
     )
 
 
-def damage_of_files(experiment: str, run: Run, folder: Path) -> str | None:
-    """Say what is wrong with the files that the store needs to reuse a run.
+def examined(experiment: str, run: Run, folder: Path) -> tuple[StoredResult | None, str | None]:
+    """Read the files that the store needs to reuse a run.
 
     Args:
         experiment: Its experiment.
@@ -90,21 +90,22 @@ def damage_of_files(experiment: str, run: Run, folder: Path) -> str | None:
         folder: Where its files are now, whatever the database says.
 
     Returns:
-        The damage. None: the files are whole, behind a server, or not needed.
+        The result of a training, and the damage. No result: it cannot be read, or the run is no training. No damage:
+        the files are whole, behind a server, or not needed.
     """
-    if not run.files_uri.startswith(("file:", "/")) or "key" not in run.tags:  # on a server, or not a launcher's
-        return None
+    if not run.files_uri.startswith(("file:", "/")):  # on a server
+        return None, None
+    result, damage = None, None
     needed = folder / (RESULT if experiment.startswith("trainings") else "environment.txt")
-    if not needed.is_file():
-        return "its files are gone"
     try:
-        if needed.name == RESULT:
-            parse_result(needed.read_bytes(), run.id)
+        if not needed.is_file():
+            damage = "its files are gone"
+        elif needed.name == RESULT:
+            result = parse_result(needed.read_bytes(), run.id)
     except (OSError, WorkbenchError) as error:
-        return str(error).partition(". ")[0]
-    return next(
-        (f"{table.name} is damaged" for table in folder.glob("tables/*.parquet") if not _is_parquet(table)), None
-    )
+        damage = str(error).partition(". ")[0]
+    broken = (f"{table.name} is damaged" for table in folder.glob("tables/*.parquet") if not _is_parquet(table))
+    return result, (damage or next(broken, None)) if "key" in run.tags else None  # without one: not a launcher's
 
 
 def _is_parquet(file: Path) -> bool:
