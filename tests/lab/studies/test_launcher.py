@@ -147,6 +147,20 @@ def test_an_ended_launcher_leaves_no_kernel_and_no_running_run(small, sig, expec
     assert trainings == ["KILLED"]
 
 
+@pytest.mark.parametrize("kind", ["started", pytest.param("ended", marks=pytest.mark.slow)])
+def test_a_listener_that_breaks_leaves_no_running_run(small, kind):
+    """Such as a terminal that nobody reads any more."""
+
+    def breaks(event):
+        if event["kind"] == kind:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_study("small", overrides={"steps": "2"}, listener=breaks)
+    studies, _ = statuses(Store())
+    assert studies == ["FINISHED" if kind == "ended" else "KILLED"]
+
+
 def test_a_finished_execution_is_reused_and_a_changed_notebook_runs_again(small):
     store = Store()
     first = run_study("small", store=store, overrides={"steps": "2"})

@@ -10,6 +10,7 @@ from workbench.data import load_dataset
 from workbench.data.augment import normalize
 from workbench.errors import WorkbenchError
 from workbench.lab.store.client import Store
+from workbench.lab.store.closing import closing
 from workbench.lab.studies.recipes import parse_value
 from workbench.networks import NORMFREE, SIZES, build_network, is_library, is_user_network, network_info
 from workbench.probes.preflight import Preflight, preflight
@@ -88,12 +89,13 @@ def check_model(
     parameters = {"model": name, "data": data or "N(0, 1)", "image_size": images.shape[-1], "batch_size": len(images)}
     parameters |= {"precision": precision, "seed": seed, **{f"arg_{k}": v for k, v in arguments.items()}}
     run_id = store.open_run("checks", name, parameters, {"device": torch_device.type}, source="workbench check")
-    store.log_metrics(run_id, _numbers(judgement))
-    store.log_table(run_id, judgement.table, "blocks")
-    store.log_figure(run_id, check_figure(judgement.table), "blocks")
-    store.describe(run_id, str(judgement))
-    store.set_tags(run_id, outcome="sound" if judgement.ok else judgement.faults[0].verdict)
-    store.close(run_id, "FINISHED")
+    with closing(store, run_id):
+        store.log_metrics(run_id, _numbers(judgement))
+        store.log_table(run_id, judgement.table, "blocks")
+        store.log_figure(run_id, check_figure(judgement.table), "blocks")
+        store.describe(run_id, str(judgement))
+        store.set_tags(run_id, outcome="sound" if judgement.ok else judgement.faults[0].verdict)
+        store.close(run_id, "FINISHED")
     return run_id, judgement
 
 

@@ -13,6 +13,7 @@ from workbench.files import sha256
 from workbench.lab.jobs.stored_network import network_with, outputs_of, preprocess_of
 from workbench.lab.statistics.intervals import Interval, share_interval
 from workbench.lab.store.client import Store
+from workbench.lab.store.closing import closing
 from workbench.models.zoo import entry
 from workbench.networks import is_library, located
 from workbench.training.evaluation import Evaluation, class_indices, evaluate_images
@@ -113,15 +114,11 @@ def evaluate(
         source="workbench evaluate",
     )
     options = {"batch_size": batch_size, "workers": workers, "unreadable": unreadable, "progress": progress}
-    try:
-        measured = evaluate_images(model, data, preprocess, indices=indices, device=torch_device, **options)
-    except BaseException as error:
-        store.set_tags(run_id, outcome="failed", cause=f"{type(error).__name__}: {error}"[:500])
-        store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
     published = entry(model_name).published if file.name.endswith("_haiku.npz") else None
-    scores = _scores(run_id, measured, outputs, published, data, preprocess)
-    _record(store, scores, measured)
+    with closing(store, run_id):
+        measured = evaluate_images(model, data, preprocess, indices=indices, device=torch_device, **options)
+        scores = _scores(run_id, measured, outputs, published, data, preprocess)
+        _record(store, scores, measured)
     return scores
 
 

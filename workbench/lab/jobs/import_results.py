@@ -15,6 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import local_path
 from workbench.lab.jobs.job_run import log_measured
 from workbench.lab.store.client import REUSABLE, Store
+from workbench.lab.store.closing import closing
 from workbench.lab.store.locks import locked
 from workbench.training import code_hash, training_key
 from workbench.training.detached.records import FINISHED, RESULTS, Record, numbered, read_records
@@ -124,7 +125,7 @@ def _as_run(folder: str, record: Record, tables: dict[str, pd.DataFrame], store:
     result = record.result
     tags = {"role": record.role, "arm": record.arm, "owner": record.owner}
     run_id = store.open_training(result.config, result.key, record.mode, **tags, started=record.started)
-    try:
+    with closing(store, run_id, "not imported: "):
         store.set_tags(run_id, imported=folder)
         store.log_rows(run_id, result.history)
         for name, table in tables.items():
@@ -132,8 +133,4 @@ def _as_run(folder: str, record: Record, tables: dict[str, pd.DataFrame], store:
         if record.study:
             store.tag_study(run_id, record.study, record.owner or folder)
         store.finish_training(run_id, result, record.ended)
-    except BaseException as error:
-        store.set_tags(run_id, outcome="failed", cause=f"not imported: {type(error).__name__}: {error}"[:500])
-        store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
     return run_id

@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.lab.jobs.job_run import checkpoints_folder
 from workbench.lab.jobs.recorder import Enough, Recorder
 from workbench.lab.store.client import Store
+from workbench.lab.store.closing import closing
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import code_hash
@@ -189,7 +190,8 @@ def replay(
     tags = {"replay_of": original, "device": device, "outcome": "as recorded" if same else "not as recorded"}
     run_id = store.open_run("replays", f"replay {config.name}", parameters, tags, source="workbench replay")
     result = Replay(run_id, steps_table, ratios, first, ends, same, verdict)
-    _keep(store, result, original)
+    with closing(store, run_id):
+        _keep(store, result, original)
     return result
 
 

@@ -83,12 +83,14 @@ def execute(
     todo = deque(e for e in executions if e.action == "run")
     run_ids = {id(e): e.run for e in executions if e.action == "reuse"}
     running: dict[str, tuple[Execution, NotebookProcess]] = {}
+    open_runs: set[str] = set()  # those of `running`, and one whose process does not run yet
     variables = choice.shared_environment() if todo else {}
     try:
         while todo or running:
             while todo and len(running) < choice.count:
                 execution = todo.popleft()
                 run_id = run_ids[id(execution)] = _open(execution, store)
+                open_runs.add(run_id)
                 listener(execution, {"kind": "started"})
                 running[run_id] = execution, start_notebook(execution, run_id, choice, variables)
             time.sleep(LOOK_EVERY)
@@ -97,11 +99,14 @@ def execute(
                 for message in process.messages():
                     listener(execution, message)
                 if has_ended:
-                    _close(store, run_id, process.end(), lambda message, e=execution: listener(e, message))
+                    messages = _close(store, run_id, process.end())
                     del running[run_id]
+                    open_runs.discard(run_id)
+                    for message in messages:
+                        listener(execution, message)
     finally:
         _stop([process for _, process in running.values()])
-        for run_id in running:
+        for run_id in open_runs:
             with contextlib.suppress(*UNREACHABLE):  # the next start closes them
                 _finish(store, run_id, "KILLED", "interrupted")
     return [run_ids[id(e)] for e in executions if id(e) in run_ids]
@@ -163,8 +168,8 @@ def _open(execution: Execution, store: Store) -> str:
     )
 
 
-def _close(store: Store, run_id: str, end: NotebookEnd, listener: Callable[[dict], None]) -> None:
-    """Store the files of an ended notebook, and set the final status.
+def _close(store: Store, run_id: str, end: NotebookEnd) -> list[dict]:
+    """Store the files of an ended notebook, set the final status, and return the messages about its end.
 
     If the run was deleted for good meanwhile, keep the files in another folder.
     """
@@ -178,9 +183,8 @@ def _close(store: Store, run_id: str, end: NotebookEnd, listener: Callable[[dict
         for name, text in end.files.items():
             write_whole(place / name, lambda part, text=text: part.write_text(text))
         end = NotebookEnd("FAILED", f"{error} Its trainings are kept, and its notebook is in {place}.")
-    if end.status != "FINISHED":
-        listener({"kind": "broken", "status": end.status, "message": end.message})
-    listener({"kind": "ended", "status": end.status})
+    broken = {"kind": "broken", "status": end.status, "message": end.message}
+    return [broken] * (end.status != "FINISHED") + [{"kind": "ended", "status": end.status}]
 
 
 def _finish(store: Store, run_id: str, status: str, message: str) -> None:
