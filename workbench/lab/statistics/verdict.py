@@ -40,6 +40,21 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Precondition:
+    """What must be true so that a claim means something.
+
+    Attributes:
+        text: The condition, such as "BatchNorm reaches 85 % validation accuracy".
+        measured: What was measured, such as "41.2 %".
+        met: Whether it is true here.
+    """
+
+    text: str
+    measured: str
+    met: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The answer of a study.
 
@@ -49,6 +64,9 @@ class Verdict:
         headline: One sentence of at most 25 words, with one number and its interval.
         table: The details, a row per fact. The first column names the fact.
         stamp: A mark in front of the answer, such as DEMO.
+        precondition: What makes the claim testable. If it is not met, the claim is not testable here. None: it always is.
+        depends_on_line: Whether the answer changes with the failure line, see `failure_line.over_lines`.
+        curve: The answer by failure line, see `failure_line.over_lines`.
     """
 
     holds: bool | None
@@ -56,6 +74,28 @@ class Verdict:
     headline: str
     table: pd.DataFrame
     stamp: str = ""
+    precondition: Precondition | None = None
+    depends_on_line: bool = False
+    curve: pd.DataFrame | None = None
+
+    @property
+    def testable(self) -> bool:
+        """Whether the precondition is met."""
+        return self.precondition is None or self.precondition.met
+
+    @property
+    def answer(self) -> str:
+        """The verdict in words."""
+        if not self.testable:
+            return "Not testable here"
+        if self.depends_on_line:
+            return "Depends on the failure line"
+        return {True: "Holds", False: "Does not hold", None: "Not decided"}[self.holds]
+
+    def on(self, precondition: Precondition) -> "Verdict":
+        """Return the verdict with a precondition. If it is not met, nothing is decided."""
+        holds = self.holds if precondition.met else None
+        return dataclasses.replace(self, precondition=precondition, holds=holds)
 
     def stamped(self, stamp: str) -> "Verdict":
         """Return the verdict with this stamp."""
@@ -69,9 +109,8 @@ class Verdict:
         return numbers | ({} if self.holds is None else {"holds": int(self.holds)})
 
     def __str__(self) -> str:
-        answer = {True: "Holds.", False: "Does not hold.", None: "Not decided."}[self.holds]
         stamp = f"**{self.stamp}** " if self.stamp else ""
-        return f"{stamp}**{answer}** {self.headline}\n\n*{self.effect}*\n\n{_as_markdown(as_text(self.table))}"
+        return f"{stamp}**{self.answer}.** {self.headline}\n\n*{self.effect}*\n\n{_as_markdown(as_text(self.table))}"
 
     def _repr_markdown_(self) -> str:
         return str(self)
