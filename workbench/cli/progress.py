@@ -4,8 +4,9 @@ import contextlib
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,7 @@ from workbench.bars import Lines, shows_bars
 from workbench.lab.executors import Choice
 from workbench.lab.store.client import Store
 from workbench.lab.studies.launcher import Execution, execute
+from workbench.outcomes import FAILURES
 
 
 def show_plan(executions: list[Execution], workers: int, console: Console) -> None:
@@ -110,7 +112,7 @@ class _Line:
     started: float
     trained: int = 0
     reused: int = 0
-    diverged: int = 0
+    failed: Counter = field(default_factory=Counter)  # number of trainings by outcome
 
 
 class Board:
@@ -181,10 +183,12 @@ class Board:
     def _training(self, line: _Line, event: dict) -> None:
         line.trained, line.reused = line.trained + (not event["reused"]), line.reused + event["reused"]
         self._update(line, event, event["name"])
-        if event["outcome"] == "diverged":
-            line.diverged += 1
+        if event["outcome"] in FAILURES:
+            line.failed[event["outcome"]] += 1
             count = "" if self._bars else f"{event['done']}/{event['total']} "
-            self._console.print(f"  {count}diverged: {event['name']} ({event['cause']})", markup=False, highlight=False)
+            self._console.print(
+                f"  {count}{event['outcome']}: {event['name']} ({event['cause']})", markup=False, highlight=False
+            )
         elif not self._bars and not event["reused"]:
             self._console.print(
                 f"  {event['done']}/{event['total']} {event['outcome']}: {event['name']}", markup=False, highlight=False
@@ -194,7 +198,7 @@ class Board:
         line = self._lines.pop(name)
         self._progress.remove_task(line.bar)
         trained = f"{line.trained} trained, {line.reused} reused" if line.trained or line.reused else "measured"
-        summary = [how or trained, f"{line.diverged} diverged" if line.diverged else ""]
+        summary = [how or trained, *(f"{n} {outcome}" for outcome, n in line.failed.items())]
         summary = ", ".join(filter(None, [*summary, _duration(time.monotonic() - line.started)]))
         self._console.print(f"{name}: {summary}", markup=False, highlight=False)
 

@@ -7,6 +7,7 @@ import typer
 
 from workbench.cli.app import Set, app, pairs
 from workbench.errors import WorkbenchError
+from workbench.outcomes import COLLAPSED, COMPLETE
 
 
 @app.command()
@@ -79,7 +80,9 @@ def train(
     console.print(f"{how}{f' ({result.cause})' if result.cause else ''}: run {run_id}", highlight=False)
     for name, value in result.metrics.items():
         console.print(f"  {name:18} {value:.6g}", highlight=False)
-    if save is not None and result.outcome != "complete":
+    if save is not None and result.outcome == COLLAPSED:
+        print(f"workbench: Wrote {save}, but the training collapsed: {result.cause}.", file=sys.stderr)
+    elif save is not None and result.outcome != COMPLETE:
         print(f"workbench: Did not write {save}, because the training {result.outcome}.", file=sys.stderr)
         raise typer.Exit(1)
 

@@ -34,6 +34,7 @@ from workbench.lab.store.locations import (
 from workbench.lab.store.retention import bytes_of
 from workbench.lab.store.runs import Run
 from workbench.lab.store.stored_results import examined
+from workbench.outcomes import DIVERGED, FAILED, FINISHED
 from workbench.paths import root
 
 CLOSED = ("FINISHED", "FAILED", "KILLED")  # statuses of runs that no process writes
@@ -232,7 +233,7 @@ def _undo(store: Store, run_id: str, edits: Edits) -> None:
 
 
 def _close(store: Store, run_id: str, status: str, cause: str) -> None:
-    store.set_tags(run_id, outcome="failed", cause=cause)
+    store.set_tags(run_id, outcome=FAILED, cause=cause)
     store.close(run_id, status)
 
 
@@ -288,7 +289,7 @@ def _identity(pid: int) -> str | None:
 
 
 def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
-    """Yield the checkpoints of complete trainings, and incomplete checkpoints.
+    """Yield the checkpoints of trainings that went through all their steps, and incomplete checkpoints.
 
     Checkpoints of diverged trainings are kept for replays. Killed trainings continue from theirs.
     """
@@ -302,8 +303,8 @@ def _checkpoints(runs: list[tuple[str, Run]]) -> Iterator[Finding]:
         if is_held(lock):
             continue
         ended_as = outcomes.get(folder.name, set())
-        if "complete" in ended_as and "diverged" not in ended_as:
-            yield _removal("checkpoints", folder, "belongs to a complete training", lock)
+        if ended_as & set(FINISHED) and DIVERGED not in ended_as:
+            yield _removal("checkpoints", folder, "belongs to a training that went through all its steps", lock)
             continue
         for part in sorted(folder.glob(".*-*")):  # .part-<pid>-<step> and .<pid>-<name>
             pid = part.name.removeprefix(".part-").lstrip(".").partition("-")[0]

@@ -9,7 +9,8 @@ import torch
 from workbench.data import Dataset
 from workbench.data.augment import seed_for
 from workbench.data.folders import ImageFolder
-from workbench.training.config import DIVERGED_SHARE, TrainConfig, training_key
+from workbench.outcomes import DIVERGED_SHARE
+from workbench.training.config import TrainConfig, training_key
 from workbench.training.distributed import World
 from workbench.training.gradients import Gradients
 from workbench.training.inputs import Inputs

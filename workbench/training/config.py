@@ -26,9 +26,6 @@ NOT_TRAINING = (
     "training/step_time.py",
     "training/__main__.py",
 )
-# Both are shares of ln(classes), the loss of guessing. A loss that is not finite is above every share.
-FAILURE_SHARE = 0.8  # failed: the final training loss is above this share
-DIVERGED_SHARE = 20.0  # diverged: the loss of a step is above this share, and the training stops there
 FROM_DATA = ("num_classes", "in_channels")  # arguments of a model that follow from the data
 PRECISIONS = ("float32", "bfloat16", "bfloat16_copies")
 
@@ -103,7 +100,7 @@ class TrainConfig:
     signal_every: int | None = knob(None, "steps between measurements of signal propagation, block by block", above=0)
     curvature_every: int | None = knob(None, "steps between measurements of sharpness and gradient noise", above=0)
     precise_bn: int | None = knob(
-        None, "number of training images for precise BatchNorm statistics, evaluated at the end", above=0
+        None, "number of training images, augmented, for precise BatchNorm statistics, evaluated at the end", above=0
     )
     eval_every: int | None = knob(
         None, "steps between evaluations; None: one epoch, at most a quarter of the steps", above=0
@@ -254,7 +251,7 @@ def code_hash() -> str:
 
     Comments, docstrings and presets do not change the hash. A changed layer does.
     """
-    return source_hash("models", "optim", "data", "training", leave_out=NOT_TRAINING)
+    return source_hash("models", "optim", "data", "training", "outcomes.py", leave_out=NOT_TRAINING)
 
 
 @dataclass(frozen=True)
@@ -275,10 +272,10 @@ class TrainResult:
     Attributes:
         key: See `training_key`.
         config: The configuration.
-        outcome: complete, diverged, pruned or failed.
+        outcome: One of `OUTCOMES`, see workbench.outcomes.
         history: One row per evaluation.
-        metrics: Final values. `failed` is the result of the failure rule, 0 or 1.
-        cause: Of a divergence or a failure.
+        metrics: Final values. `failed` is 1 if the training diverged or collapsed, else 0. `classes` is their number.
+        cause: Of a divergence, a collapse or an error.
         seconds: Time of the training, also before an interruption.
         device: Name of the GPU, or the kind of device and machine.
         versions: Of torch and Python.

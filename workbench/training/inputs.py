@@ -139,9 +139,15 @@ class Inputs:
         """Yield the test split, in order."""
         return self._whole(self.data.test.to(self.mean.device))
 
-    def plain(self, n: int) -> Iterator[Batch]:
-        """Yield the first n training images without augmentation."""
-        return self._whole(self.train.take(slice(0, n)))
+    def augmented(self, n: int) -> Iterator[Batch]:
+        """Yield the first n training images, once and in order, with the augmentations of the training.
+
+        The draws are those of step 0, which no training has. They depend on the seed only.
+        """
+        n = min(n, len(self.train))
+        index, (partners,) = torch.arange(n), batches(n, n, self.config.seed, 1, "partners of statistics")
+        pairs = zip(index.split(EVAL_BATCH), partners.split(EVAL_BATCH), strict=True)
+        return (self.prepared(0, micro, part, others) for micro, (part, others) in enumerate(pairs))
 
     def _whole(self, split: Split) -> Iterator[Batch]:
         for x, y in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):

@@ -15,6 +15,7 @@ import torch
 
 from workbench.bars import bar
 from workbench.errors import WorkbenchError
+from workbench.outcomes import DIVERGED, FINISHED, PRUNED, at_end
 from workbench.training.assembly import Training
 from workbench.training.cause import cause_of_evaluation, cause_of_step, gradient_norms
 from workbench.training.checkpoint import Checkpoints, Resuming
@@ -35,9 +36,9 @@ class Ending:
     """How the loop ended.
 
     Attributes:
-        outcome: complete, diverged or pruned.
+        outcome: complete, collapsed, diverged or pruned.
         step: The last step, or the step that diverged.
-        cause: Of a divergence.
+        cause: Of a divergence or a collapse.
     """
 
     outcome: str
@@ -64,6 +65,8 @@ def train(
     loss is not finite. It then ends before the update of that step, and the result has the step and the cause, see
     `cause_of_step`.
 
+    A training collapses if its validation loss after all steps is at least 0.95 ln(classes), no better than guessing.
+
     Args:
         config: The configuration.
         log: Called with every history row when it is measured. If it returns True, the training ends with the outcome
@@ -80,7 +83,7 @@ def train(
         observers: Called during the training.
 
     Returns:
-        The result. A training that diverges is a result too, and raises no error.
+        The result. A training that diverges or collapses is a result too, and raises no error.
 
     Raises:
         WorkbenchError: If the configuration does not fit its data, its device or the number of processes.
@@ -103,7 +106,7 @@ def train(
         training = Training(config, data, world, device, total_steps, observers)
         resuming = Resuming(checkpoints, training.key, training, world)
         ending = _loop(training, resuming, Pruning(log, world, total_steps), Stopping(stop, world, total_steps))
-        if save is not None and ending.outcome == "complete":
+        if save is not None and ending.outcome in FINISHED:
             _save_weights(training, save)
         if tables is not None:
             _hand_out_tables(training, ending, tables)
@@ -113,7 +116,7 @@ def train(
 def _loop(t: Training, resuming: Resuming, prunes: Pruning, stops: Stopping) -> Ending:
     done = resuming.latest()
     if t.history and prunes(*t.history):
-        return Ending("pruned", done)
+        return Ending(PRUNED, done)
     if done == 0:
         for observer in t.observers:
             observer.begin(t.model)
@@ -142,19 +145,20 @@ def _loop(t: Training, resuming: Resuming, prunes: Pruning, stops: Stopping) -> 
                 shown |= {"loss": f"{row['train_loss']:.3f}", "val": f"{row['val_acc']:.1%}"}
                 counter.set_postfix(shown)
                 if prunes(row):
-                    return Ending("pruned", step)
+                    return Ending(PRUNED, step)
             stopped = stops(step)
             resuming.write(step, now=stopped)
             if stopped:
                 raise KeyboardInterrupt
-    return Ending("complete", t.total_steps)
+    outcome, cause = at_end(t.history[-1]["val_loss"], len(t.data.classes))
+    return Ending(outcome, t.total_steps, cause)
 
 
 def _failed_step(t: Training) -> Ending:
     """Run the failed step again to find its cause. The weights are still those of that step."""
     step = t.losses.step
     parts = next(iter(t.inputs.steps(t.total_steps, step - 1)))
-    return Ending("diverged", step, cause_of_step(t.model, t.losses, lambda: t.gradients(parts), t.config.clip_eps))
+    return Ending(DIVERGED, step, cause_of_step(t.model, t.losses, lambda: t.gradients(parts), t.config.clip_eps))
 
 
 def _failed_evaluation(t: Training, step: int, scores: dict[str, float]) -> Ending:
@@ -165,7 +169,7 @@ def _failed_evaluation(t: Training, step: int, scores: dict[str, float]) -> Endi
     ema, model, loss = t.update.ema, t.model, scores["val_loss"]
     if ema is not None and math.isfinite(loss):
         model, loss = ema.model, scores["ema_val_loss"]
-    return Ending("diverged", step, cause_of_evaluation(model, step, loss, lambda: evaluate(model, t.inputs.val())))
+    return Ending(DIVERGED, step, cause_of_evaluation(model, step, loss, lambda: evaluate(model, t.inputs.val())))
 
 
 def _save_weights(t: Training, file: str | Path) -> None:
@@ -179,13 +183,13 @@ def _hand_out_tables(t: Training, ending: Ending, tables: Tables) -> None:
     """Pass on the measured tables. After a divergence they end before the failed step."""
     for measurement in t.measurements:
         table = measurement.table()
-        tables(measurement.name, table.loc[table.step < ending.step] if ending.outcome == "diverged" else table)
+        tables(measurement.name, table.loc[table.step < ending.step] if ending.outcome == DIVERGED else table)
 
 
 def _result(t: Training, ending: Ending) -> TrainResult:
     seconds, samples = t.seconds, ending.step * t.config.batch_size
     metrics = final_metrics(t.history, ending.outcome, ending.step, len(t.data.classes))
-    if ending.outcome == "complete":
+    if ending.outcome in FINISHED:
         metrics |= scores_at_end(t.model, t.update.ema, t.config, t.inputs)
     if t.inputs.unreadable:
         metrics["images_skipped"] = len(t.inputs.unreadable)

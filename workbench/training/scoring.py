@@ -1,6 +1,5 @@
 """Measure a training: loss and accuracy on a split, and the final metrics."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -8,10 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from workbench.copies import copied
+from workbench.data.augment import seed_for
 from workbench.errors import WorkbenchError
 from workbench.models.once import standardized_once
 from workbench.optim import EMA
-from workbench.training.config import FAILURE_SHARE, TrainConfig
+from workbench.outcomes import DIVERGED, FAILURES
+from workbench.training.config import TrainConfig
 from workbench.training.inputs import Batch, Inputs
 from workbench.training.streamed import StreamedInputs
 
@@ -79,19 +80,19 @@ def final_metrics(history: list[dict], outcome: str, step: int, classes: int) ->
         step: The last step, or the step that diverged.
         classes: Number of classes.
     """
-    if outcome == "diverged":
-        return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step}
+    if outcome == DIVERGED:
+        return {"val_acc": 1 / classes, "failed": 1, "failed_at_step": step, "classes": classes}
     last = {name: value for name, value in history[-1].items() if name not in WHERE}
-    return {**last, "failed": int(not last["train_loss"] <= FAILURE_SHARE * math.log(classes))}
+    return {**last, "failed": int(outcome in FAILURES), "classes": classes}
 
 
 def scores_at_end(
     model: nn.Module, ema: EMA | None, config: TrainConfig, inputs: Inputs | StreamedInputs
 ) -> dict[str, float]:
-    """Return the additional accuracies of a complete training that its configuration selects.
+    """Return the additional accuracies that a configuration selects, after all steps.
 
     With `evaluate_test` they are those on the test split, of the weights and of their average. With `precise_bn` they
-    are those with precise BatchNorm statistics, on both splits.
+    are those with precise BatchNorm statistics, on both splits. The statistics are of augmented images, as in training.
 
     Args:
         model: The network.
@@ -102,7 +103,8 @@ def scores_at_end(
     scores = {}
     if config.precise_bn is not None:
         assert isinstance(inputs, Inputs)  # TrainConfig refuses precise_bn with stream
-        precise = with_statistics_of(model, inputs.plain(config.precise_bn))
+        torch.manual_seed(seed_for(config.seed, "statistics"))  # the network may draw, such as for dropout
+        precise = with_statistics_of(model, inputs.augmented(config.precise_bn))
         scores["precise_val_acc"] = evaluate(precise, inputs.val())[1]
         if config.evaluate_test:
             scores["precise_test_acc"] = evaluate(precise, inputs.test())[1]

@@ -176,8 +176,8 @@ def _results(runs: list, rows: pd.DataFrame) -> dict:
     results = {"outcome": ", ".join(f"{n} {o}" for o, n in outcomes.items()) if len(rows) > 1 else rows.outcome.iloc[0]}
     for name in RESULTS:
         values = [run.metrics[name] for run in kept_runs if name in run.metrics]
-        if name == "failed" and len(rows) > 1:
-            results[name] = f"{sum(values):.0f} of {len(rows)}"
+        if name == "failed":
+            results[name] = f"{rows.failed.sum():.0f} of {len(rows)}" if len(rows) > 1 else rows.failed.iloc[0]
         elif values:
             results[name] = f"{t_interval(values):.4g}" if len(rows) > 1 else values[0]
     return results

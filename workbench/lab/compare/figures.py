@@ -14,7 +14,8 @@ from workbench.errors import WorkbenchError
 from workbench.files import local_path, target_path, write_whole
 from workbench.lab.compare.summary import LABELS, group_names
 from workbench.lab.compare.table import Comparison, words
-from workbench.lab.plots import FAILED, LOOKS, legend_outside, mark_failed, style
+from workbench.lab.plots import FAILED, LOOKS, legend_outside, mark_collapsed, mark_failed, style
+from workbench.outcomes import COLLAPSED, FINISHED
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST = 12  # groups that a reader can distinguish in one figure
@@ -57,8 +58,11 @@ def curves_figure(comparison: Comparison, curves: pd.DataFrame, x: str = "sample
             line = group_points[group_points.run_id == row.run_id]
             ax.plot(line[x], line.val_acc, lw=0.7, alpha=0.8, **look)
             end = {"samples_seen": row.samples_seen, "seconds": row.device_seconds, "step": row.failed_at_step}[x]
-            last = line[x].max() if row.outcome == "complete" else end
-            mark_failed(ax, [last], [row.val_acc], "a seed failed here", color)
+            last = line[x].max() if row.outcome in FINISHED else end
+            if row.outcome == COLLAPSED:
+                mark_collapsed(ax, [last], [row.val_acc], "a seed collapsed", color)
+            else:
+                mark_failed(ax, [last], [row.val_acc], "a seed failed here", color)
     more = f", best {len(shown)} of {len(comparison.table)} groups" if len(shown) < len(comparison.table) else ""
     ax.set(
         xlabel=AXES[x],
@@ -95,7 +99,8 @@ def parallel_figure(comparison: Comparison) -> Figure:
         look = {"color": FAILED, "ls": "--", "lw": 0.9} if failed else {"color": colours(places[i, -1]), "lw": 1.1}
         ax.plot(across, places[i] + nudge[i], alpha=0.75, zorder=3 if failed else 2, **look)
         if failed:
-            ax.plot(across[-1], places[i, -1], "x", color=FAILED, ms=7, mew=1.6, clip_on=False, zorder=5)
+            glyph = "+" if rows.outcome[i] == COLLAPSED else "x"
+            ax.plot(across[-1], places[i, -1], glyph, color=FAILED, ms=7, mew=1.6, clip_on=False, zorder=5)
     share = np.linspace(0, 1, 5)
     for k, marks in enumerate([*ticks, list(zip(share, [f"{low + s * reach:.1%}" for s in share], strict=True))]):
         ax.axvline(k, color="0.6", lw=0.8, zorder=1)
@@ -110,8 +115,10 @@ def parallel_figure(comparison: Comparison) -> Figure:
                 bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7},
                 zorder=6,
             )
-    if (rows.failed == 1).any():
-        ax.plot([], [], "x--", color=FAILED, lw=0.9, label="failed")
+    lost = rows[rows.failed == 1].outcome == COLLAPSED
+    if len(lost):
+        for glyph, name, drawn in (("x", "diverged", (~lost).any()), ("+", "collapsed", lost.any())):
+            ax.plot([], [], f"{glyph}--", color=FAILED, lw=0.9, label=name if drawn else None)
         figure.legend(frameon=False, loc="outside lower center")
     ax.set_xticks(across, [*(LABELS.get(c, c).replace("_", " ") for c in columns), words(comparison.metric)])
     ax.set(yticks=[], xlim=(-0.1, across[-1] + 0.35), ylim=(-0.05, 1.05))

@@ -10,14 +10,19 @@ import pandas as pd
 
 from workbench.bars import counted
 from workbench.errors import WorkbenchError, unknown
+from workbench.lab.statistics.failure_line import at_line
 from workbench.lab.store.client import UNREACHABLE, Store, is_away
 from workbench.lab.store.patience import damage_message
+from workbench.outcomes import CLASSES, FINISHED
 
 ROLES = ("screen", "search", "confirm")
 TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
 TEXTS = ("model", "data")  # parameters that are words
 NUMBERS = ("batch_size", "lr", "clip", "clip_norm", "weight_decay", "steps", "epochs", "train_size", "width", "seed")
-METRICS = ("val_acc", "test_acc", "train_loss", "failed", "failed_at_step", "samples_seen", "device_seconds")
+METRICS = (
+    "val_acc", "test_acc", "train_loss", "val_loss", "classes", "failed", "failed_at_step", "samples_seen",
+    "device_seconds",
+)  # fmt: skip
 COLUMNS = ("run_id", "name", "status", *TAGS, "data_digest", *TEXTS, *NUMBERS, *METRICS)
 CURVE = ("run_id", "step", "samples_seen", "seconds", "val_acc")
 FIELD = re.compile(r"\b(metrics?|params?|parameters?|tags?)\.(`[^`]+`|\"[^\"]+\"|[\w.\-/]+)")
@@ -76,7 +81,10 @@ def in_trash(store: Store, mode: str) -> list[str]:
 
 
 def table(runs: Iterable) -> pd.DataFrame:
-    """Return the runs of trainings as a tidy table. A number that a run does not have is NaN."""
+    """Return the runs of trainings as a tidy table. A number that a run does not have is NaN.
+
+    Outcomes are judged again where loss and classes are known, so that old and new runs follow the same rule.
+    """
     rows = []
     for run in runs:
         tags, params, metrics = run.tags, run.parameters, run.metrics
@@ -88,7 +96,13 @@ def table(runs: Iterable) -> pd.DataFrame:
     tidy = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in (*NUMBERS, *METRICS):
         tidy[name] = pd.to_numeric(tidy[name], errors="coerce").astype(float)
-    return tidy
+    return pd.concat([at_line(tidy[measured(tidy)]), tidy[~measured(tidy)]]).sort_index()
+
+
+def measured(rows: pd.DataFrame) -> pd.Series:
+    """Return which trainings went through all their steps, with a validation loss and a known number of classes."""
+    known = rows.classes.notna() | rows.data.isin(CLASSES)
+    return rows.outcome.isin(FINISHED) & rows.val_loss.notna() & known
 
 
 def curves(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:

@@ -15,7 +15,15 @@ LABELS = {
     "data_digest": "data bytes",
     "train_size": "images",
 }
-NOT_IN_NAME = ("rank", "seeds", "failed", "minus best, points", "device s", "config")  # not part of a group's name
+NOT_IN_NAME = (
+    "rank",
+    "seeds",
+    "failed",
+    "collapsed",
+    "minus best, points",
+    "device s",
+    "config",
+)  # not part of a group's name
 MOST_SIDE_BY_SIDE = 30  # runs on MLflow's compare page
 
 
@@ -32,7 +40,8 @@ def as_text(comparison: Comparison) -> pd.DataFrame:
     for name in table.columns[first:last]:
         shown[LABELS.get(name, name)] = [_plain(name, value) for value in table[name]]
     shown["seeds"] = table.seeds.astype(str)
-    shown["failed"] = [str(n) if n else "" for n in table.failed]
+    for name in ("failed", "collapsed"):
+        shown[name] = [str(n) if n else "" for n in table[name]]
     shown[words(comparison.metric)] = [
         f"{row.mean:.2%}" + ("" if math.isnan(row.low) else f" [{row.low:.2%}, {row.high:.2%}]")
         for row in table[["mean", "low", "high"]].set_axis(["mean", "low", "high"], axis=1).itertuples(index=False)

@@ -1,8 +1,8 @@
 """Comparison of trainings: grouped over seeds and ranked, with ties.
 
 A group is one configuration on the same data with the same code. Its accuracy is the mean over all its seeds with the
-95 % t-interval. Failed seeds count, and a training that diverged counts as guessing. `selection` reads the trainings
-from the store.
+95 % t-interval. Failed seeds count: a training that diverged counts as guessing, and one that collapsed guesses.
+`selection` reads the trainings from the store.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.lab.compare import selection
 from workbench.lab.statistics.intervals import LEVEL, accuracy_interval
 from workbench.lab.store.client import Store
+from workbench.outcomes import COLLAPSED, DIVERGED, FINISHED, RESULTS
 
 GROUP = ["config_id", "data_digest", "code"]
 SHOWN = ["arm", "batch_size", "lr", "clip"]
@@ -44,7 +45,7 @@ class Comparison:
     - rank: 1 + the number of groups that are significantly better; NaN with one seed
     - tie: whether the group is indistinguishable from the best; true for the best if another group ties with it
     - arm, batch_size, lr, clip, and further settings if they are needed to distinguish the groups
-    - seeds, failed: numbers of trainings
+    - seeds, failed, collapsed: numbers of trainings; failed is diverged or collapsed
     - mean, low, high: accuracy with its 95 % interval
     - minus_best, minus_best_low, minus_best_high: difference from the best group
     - interval: how that difference is computed, "paired" (by seed) or "Welch"
@@ -102,7 +103,7 @@ def from_store(
     notes += selection.in_trash(store, mode)
     if equal is None:
         comparison = compare(rows, configurations)
-        seen = comparison.rows[comparison.rows.outcome == "complete"].samples_seen
+        seen = comparison.rows[comparison.rows.outcome.isin(FINISHED)].samples_seen
         if len(seen) and seen.max() > 1.01 * seen.min():
             notes.append(
                 f"the trainings saw from {seen.min():,.0f} to {seen.max():,.0f} samples. "
@@ -134,7 +135,7 @@ def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, m
     """
     rows = rows.assign(config_id=rows.config_id.where(rows.config_id != "", rows.run_id))  # a tag can be removed
     made_here = rows.seed.notna()  # MLflow's pages can make runs, too
-    ended = rows[rows.outcome.isin(["complete", "diverged"]) & (rows.status == "FINISHED") & made_here]
+    ended = rows[rows.outcome.isin(RESULTS) & (rows.status == "FINISHED") & made_here]
     notes = _left_out(rows, ended)
     if ended.empty:
         raise WorkbenchError(
@@ -150,7 +151,7 @@ def compare(rows: pd.DataFrame, distinguish: dict[str, dict] | None = None, *, m
     ended = ended[~repeated]
     metric = metric or _metric(ended)
     # A diverged training has no test accuracy. Its validation accuracy is that of guessing, which holds there as well.
-    accuracy = ended[metric].where(ended[metric].notna() | (ended.failed != 1), ended.val_acc)
+    accuracy = ended[metric].where(ended[metric].notna() | (ended.outcome != DIVERGED), ended.val_acc)
     ended = ended.assign(accuracy=accuracy)
     if ended.accuracy.isna().any():
         notes.append(f"left out: {ended.accuracy.isna().sum()} trainings without {words(metric)}.")
@@ -171,10 +172,11 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     Two groups that share all seeds of the smaller one are compared by pairs, others by Welch's interval.
 
     Args:
-        rows: One row per training: group (0 has the highest mean), seed, accuracy, failed, device_seconds.
+        rows: One row per training: group (0 has the highest mean), seed, accuracy, failed, outcome, device_seconds.
 
     Returns:
-        One row per group: seeds, failed, mean, low, high, device_seconds, rank, tie, and the difference from the best.
+        One row per group: seeds, failed, collapsed, mean, low, high, device_seconds, rank, tie, and the difference from
+        the best.
     """
     over = rows.groupby("group")
     intervals = [accuracy_interval(values) for _, values in over.accuracy]
@@ -182,6 +184,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "seeds": over.size(),
             "failed": over.failed.sum().astype(int),
+            "collapsed": over.outcome.agg(lambda outcomes: (outcomes == COLLAPSED).sum()),
             "mean": [i.mean for i in intervals],
             "low": [i.low for i in intervals],
             "high": [i.high for i in intervals],
@@ -253,7 +256,7 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def concerns(rows: pd.DataFrame) -> list[str]:
     """Return warnings about trainings that are not comparable.
 
-    They cover different data, code, devices, numbers of training images, failure rules, and mixed roles.
+    They cover different data, code, devices, numbers of training images, unknown ends, and mixed roles.
     """
     texts = []
     several = [
@@ -276,7 +279,7 @@ def concerns(rows: pd.DataFrame) -> list[str]:
     if rows.train_size.nunique() > 1 or (rows.groupby("code").train_size.nunique(dropna=False) > 1).any():
         labels = [f"{size} ({n} trainings)" for size, n in sizes.items()]
         texts.append(f"different numbers of training images: {', '.join(labels)}. More images alone raise accuracy.")
-    texts += _failure_rules(rows)
+    texts += _unknown_ends(rows)
     if "search" in set(rows.role) and rows.role.nunique() > 1:
         texts.append(
             "mixed roles: trials of a search are among the trainings. The best of many trials looks better than it is, "
@@ -290,17 +293,11 @@ def concerns(rows: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _failure_rules(rows: pd.DataFrame) -> list[str]:
-    """Warn if a completed training failed at a loss at which another one did not fail."""
-    texts = []
-    for name, same in rows[rows.outcome == "complete"].groupby("data"):
-        failed, sound = same.train_loss[same.failed == 1].min(), same.train_loss[same.failed == 0].max()
-        if failed <= sound:
-            texts.append(
-                f"different failure rules: on {name} one training failed at a training loss of {failed:.3g}, another "
-                f"did not at {sound:.3g}. Shares of failures are not comparable."
-            )
-    return texts
+def _unknown_ends(rows: pd.DataFrame) -> list[str]:
+    """Warn about trainings that cannot be judged by the rule of workbench.outcomes."""
+    unknown = int((rows.outcome.isin(FINISHED) & ~selection.measured(rows)).sum())
+    what = f"unknown ends: {unknown} trainings have no validation loss or no number of classes"
+    return [f"{what}. Whether they collapsed is as their version recorded it."] if unknown else []
 
 
 def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple[pd.DataFrame, float]:
@@ -318,23 +315,23 @@ def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple
         The trainings that ended with `val_acc` at equal compute, and that compute.
 
     Raises:
-        WorkbenchError: If `by` is unknown, or no training is complete.
+        WorkbenchError: If `by` is unknown, or no training went through all its steps.
     """
     if by not in COMPUTE:
         raise unknown("compute", by, COMPUTE)
-    rows = rows[rows.outcome.isin(["complete", "diverged"]) & (rows.status == "FINISHED")]
+    rows = rows[rows.outcome.isin(RESULTS) & (rows.status == "FINISHED")]
     x = COMPUTE[by]
     points = {run_id: curve.sort_values(x) for run_id, curve in curves.groupby("run_id")}
-    complete = [run_id for run_id in rows.run_id[rows.outcome == "complete"] if run_id in points]
+    complete = [run_id for run_id in rows.run_id[rows.outcome.isin(FINISHED)] if run_id in points]
     if not complete:
         raise WorkbenchError(
-            "no training of the selection is complete, so there is no common compute. Widen the selection."
+            "no training of the selection is complete or collapsed, so there is no common compute. Widen the selection."
         )
     budget = float(min(points[run_id][x].max() for run_id in complete))
 
     def accuracy(row) -> float:
         curve = points.get(row.run_id)
-        if row.outcome == "diverged" and (curve is None or curve[x].max() < budget):
+        if row.outcome == DIVERGED and (curve is None or curve[x].max() < budget):
             return row.val_acc
         return math.nan if curve is None else float(np.interp(budget, curve[x], curve.val_acc, left=math.nan))
 
@@ -354,7 +351,7 @@ def words(metric: str) -> str:
 
 
 def _metric(ended: pd.DataFrame) -> str:
-    tested = (ended.role == "confirm") & (ended.test_acc.notna() | (ended.failed == 1))
+    tested = (ended.role == "confirm") & (ended.test_acc.notna() | (ended.outcome == DIVERGED))
     return "test_acc" if tested.all() and ended.test_acc.notna().any() else "val_acc"
 
 

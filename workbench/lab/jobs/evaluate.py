@@ -16,6 +16,7 @@ from workbench.lab.store.client import Store
 from workbench.lab.store.closing import closing
 from workbench.models.zoo import entry
 from workbench.networks import is_library, located
+from workbench.outcomes import COMPLETE, DIVERGED
 from workbench.training.evaluation import Evaluation, class_indices, evaluate_images
 from workbench.training.setup import pick_device
 from workbench.weights.reading import read_weights
@@ -180,7 +181,7 @@ def _record(store: Store, scores: Scores, measured: Evaluation) -> None:
     published_text = f"; published: {published[0]} %" if published else ""
     store.describe(scores.run_id, f"top-1 {top1:.2%} of {measured.n:,} images{top5_text}{published_text}")
     store.log_metrics(scores.run_id, metrics)
-    store.set_tags(scores.run_id, outcome="diverged" if measured.not_finite else "complete")
+    store.set_tags(scores.run_id, outcome=DIVERGED if measured.not_finite else COMPLETE)
     store.close(scores.run_id, "FINISHED")
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench import outcomes
 from workbench.errors import WorkbenchError
 from workbench.files import local_path
 from workbench.lab.jobs.job_run import log_measured
-from workbench.lab.store.client import REUSABLE, Store
+from workbench.lab.store.client import Store
 from workbench.lab.store.closing import closing
 from workbench.lab.store.locks import locked
 from workbench.training import code_hash, training_key
-from workbench.training.detached.records import FINISHED, RESULTS, Record, numbered, read_records
+from workbench.training.detached.records import RESULTS, Record, numbered, read_records
 from workbench.training.detached.tables import tables_of
 from workbench.training.detached.transport import unpacked
 
@@ -76,7 +77,7 @@ def _import_folder(folder: Path, store: Store, on_progress: Callable[[int, int],
         if cause:
             imported.damaged.append(f"{place}: {cause}")
         else:
-            (records if record.result.outcome in FINISHED else failed).setdefault(record.result.key, record)
+            (records if record.result.outcome in outcomes.RESULTS else failed).setdefault(record.result.key, record)
     imported.failed = [f"{r.result.config.name}: {r.result.cause}" for key, r in failed.items() if key not in records]
     known = {mode: _finished_keys(store, mode) for mode in {record.mode for record in records.values()}}
     fresh = [record for record in records.values() if record.result.key not in known[record.mode]]
@@ -107,7 +108,7 @@ def _has_whole_tables(folder: Path, record: Record, imported: Imported) -> bool:
 def _finished_keys(store: Store, mode: str) -> set[str]:
     """Return the keys of all finished trainings, with one query."""
     runs = store.search("trainings", mode, "attributes.status = 'FINISHED'")
-    return {run.tags.get("key", "") for run in runs if run.tags.get("outcome") in REUSABLE}
+    return {run.tags.get("key", "") for run in runs if run.tags.get("outcome") in outcomes.RESULTS}
 
 
 def _contradiction(record: Record) -> str | None:

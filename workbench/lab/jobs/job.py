@@ -12,7 +12,16 @@ from workbench.training import TrainConfig, TrainResult
 
 # Columns of a table of trainings, whatever became of them. A diverged training has neither losses nor clipping.
 SETTINGS = ("arm", "model", "batch_size", "clip", "weights", "seed", "lr")
-MEASURED = ("train_loss", "val_loss", "val_acc", "failed", "failed_at_step", "clipped_share", "images_per_second")
+MEASURED = (
+    "train_loss",
+    "val_loss",
+    "val_acc",
+    "failed",
+    "failed_at_step",
+    "classes",
+    "clipped_share",
+    "images_per_second",
+)
 LINE = re.compile(r'File "(.+?)", line (\d+)')  # in a traceback
 
 

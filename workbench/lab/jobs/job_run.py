@@ -19,6 +19,7 @@ from workbench.lab.store.client import UNREACHABLE, RunIsGone, Store
 from workbench.lab.store.locations import runs_folder
 from workbench.lab.store.locks import holder
 from workbench.lab.studies.session import Session
+from workbench.outcomes import DIVERGED, FAILED
 from workbench.training import TrainResult, planned, training_key, worker_task
 from workbench.training.detached.plan import Planned
 from workbench.training.distributed import World
@@ -120,7 +121,7 @@ class JobRun:
             cause = str(error).splitlines()[0]
             unlogged = f"cannot write to the store ({cause}). The result is kept: start again to log it"
             return JobResult(self.job, self._run, error=unlogged)
-        retention.settle(self.folder, diverged=result.outcome == "diverged")
+        retention.settle(self.folder, diverged=result.outcome == DIVERGED)
         self._lock.release()
         return self._result(self._run, result, reused=False)
 
@@ -172,7 +173,7 @@ class JobRun:
             return
         with contextlib.suppress(*UNREACHABLE):
             self._flush()
-            store.set_tags(self._run, outcome="failed", cause=cause[:500])
+            store.set_tags(self._run, outcome=FAILED, cause=cause[:500])
             if details:
                 store.log_text(self._run, details, "error.txt")
             store.close(self._run, status)

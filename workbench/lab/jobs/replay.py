@@ -20,6 +20,7 @@ from workbench.lab.jobs.job_run import checkpoints_folder
 from workbench.lab.jobs.recorder import Enough, Recorder
 from workbench.lab.store.client import Store
 from workbench.lab.store.closing import closing
+from workbench.outcomes import DIVERGED
 from workbench.training import TrainConfig, TrainResult, train, training_key
 from workbench.training.checkpoint import Checkpoints
 from workbench.training.config import code_hash
@@ -175,14 +176,14 @@ def replay(
                 f"{start + 1} to {end}. Use --back {total} to record all steps."
             )
         if clip is not None or lr is not None:
-            last = min(total, end + back) if result.outcome == "diverged" else end
+            last = min(total, end + back) if result.outcome == DIVERGED else end
             recorders["fork"] = Recorder(config, start + 1, last, clip=clip, lr=lr)
             _, outcomes["fork"] = _run(config, Checkpoints(folder, math.inf), recorders["fork"])
 
     steps_table = _joined({name: recorder.steps() for name, recorder in recorders.items()})
     ratios = _joined({name: recorder.ratios() for name, recorder in recorders.items()})
     ends = {name: _end(steps_table[steps_table.run == name], outcomes[name]) for name in recorders}
-    first = {n: first_to_go(ratios[ratios.run == n], diverged=ends[n].startswith("diverged")) for n in recorders}
+    first = {n: first_to_go(ratios[ratios.run == n], diverged=ends[n].startswith(DIVERGED)) for n in recorders}
     same, verdict = compared(result, rows, repeated, recorders["original"].began - 1)
 
     changes = {name: value for name, value in (("fork_clip", clip), ("fork_lr", lr)) if value is not None}
@@ -277,7 +278,7 @@ def compared(recorded: TrainResult, rows: list[dict], repeated: TrainResult | No
                     False,
                     f"differs from the record: {name} at step {step} was {value}, is {new.get(step, {}).get(name)}",
                 )
-    if recorded.outcome == "diverged":
+    if recorded.outcome == DIVERGED:
         cause = None if repeated is None else repeated.cause
         if cause != recorded.cause:
             return False, f"differs from the record: was {recorded.cause}; is {cause or 'not diverged'}"
@@ -315,7 +316,7 @@ def _run(config: TrainConfig, checkpoints: Checkpoints, recorder: Recorder) -> t
 
 def _end(steps: pd.DataFrame, result: TrainResult | None) -> str:
     last = steps.iloc[-1]
-    if result is not None and result.outcome == "diverged" and result.metrics["failed_at_step"] <= last.step:
+    if result is not None and result.outcome == DIVERGED and result.metrics["failed_at_step"] <= last.step:
         return f"diverged: {result.cause}"
     return f"not diverged at step {last.step:.0f}, loss {last.loss:.4g}"
 

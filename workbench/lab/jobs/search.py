@@ -2,8 +2,8 @@
 
 No other file imports Optuna. Before each suggestion the sampler is rebuilt with a seed of (search seed, slot). The slot
 is the number of trials that are complete, pruned or running. So a killed trial gives its slot and parameters back, and
-a resumed search never repeats a suggestion. One process asks the sampler, however many train. A diverged training is an
-infeasible point (a constraint), not a bad number. Only the validation split is used.
+a resumed search never repeats a suggestion. One process asks the sampler, however many train. A training that diverged
+or collapsed is an infeasible point (a constraint), not a bad number. Only the validation split is used.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from workbench.lab.store.locks import locked
 from workbench.lab.store.patience import damage_message
 from workbench.lab.studies.parameters import Range
 from workbench.lab.studies.session import Session
+from workbench.outcomes import COMPLETE, FAILURES, PRUNED
 from workbench.training import TrainConfig, training_key
 from workbench.training.first_batch import check_networks
 from workbench.training.inputs import source_digest
@@ -57,9 +58,7 @@ class SearchResult:
     @property
     def best(self) -> pd.Series | None:
         """The feasible row with the best val_acc. None: no trial is feasible."""
-        feasible = self.trials[(self.trials.state == "COMPLETE") & (self.trials.failed == 0)]
-        if feasible.empty:
-            feasible = self.trials[(self.trials.state == "COMPLETE") & (self.trials.outcome == "complete")]
+        feasible = self.trials[self.trials.outcome == COMPLETE]
         return None if feasible.empty else feasible.loc[feasible.val_acc.idxmax()]
 
 
@@ -214,10 +213,10 @@ class _AskAndTell:
             self.study.set_user_attr(f"row {trial.number}", result.row())
             return
         trial.set_user_attr("row", result.row())
-        if result.result.outcome == "pruned":
+        if result.result.outcome == PRUNED:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            trial.set_constraint("failed", 1.0 if result.result.outcome == "diverged" else -1.0)
+            trial.set_constraint("failed", 1.0 if result.result.outcome in FAILURES else -1.0)
             self.study.tell(trial, result.result.metrics["val_acc"])
 
     def done(self) -> list[FrozenTrial]:

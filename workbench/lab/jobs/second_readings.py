@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from workbench.lab.store.client import Store
+from workbench.outcomes import DIVERGED
 
 
 def with_second(table: pd.DataFrame, second: Mapping[str, str], prefix: str) -> pd.DataFrame:
@@ -60,7 +61,7 @@ def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:
     histories = [
         store.read_table(row.run_id, "history")[["step", "val_acc"]].assign(arm=row.arm, seed=row.seed)
         for row in confirmed.itertuples()
-        if row.outcome != "diverged"
+        if row.outcome != DIVERGED
     ]
     nothing = pd.DataFrame(columns=["step", "val_acc", "arm", "seed"])
     return pd.concat(histories, ignore_index=True) if histories else nothing

@@ -7,7 +7,7 @@ from workbench.lab.plots.depth import SIGNALS, check_figure, depth_axis, over_de
 from workbench.lab.plots.examples import examples_figure
 from workbench.lab.plots.layout import accuracy_axis, legend_outside, log_axis, name_axis, panels, rate_axis, stacked
 from workbench.lab.plots.looks import ARM_LOOKS, FAILED, LOOKS, Look, in_order, looks, ordered_looks, shades, style
-from workbench.lab.plots.marks import accuracy_map, intervals, mark_failed, over_rate, seeds, trials
+from workbench.lab.plots.marks import accuracy_map, intervals, mark_collapsed, mark_failed, over_rate, seeds, trials
 from workbench.lab.plots.training_figures import curvature_figure, replay_figure
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "legend_outside",
     "log_axis",
     "looks",
+    "mark_collapsed",
     "mark_failed",
     "name_axis",
     "ordered_looks",

@@ -1,9 +1,9 @@
 """How trainings ended, read again from their tables, and verdicts that do not depend on the failure line.
 
 A training is *diverged* if a loss or gradient was not finite or left all bounds, and *collapsed* if it ended no better
-than guessing: with a validation cross-entropy of at least `COLLAPSED_SHARE` ln C, for C classes. Both have *failed*. A slow
-training has not. The validation cross-entropy is over the whole split and has no smoothing, so batch size, mixing and
-smoothing do not matter.
+than guessing: with a validation cross-entropy of at least `COLLAPSED_SHARE` ln C, for C classes. Both have *failed*. A
+slow training has not. The validation cross-entropy is over the whole split and has no smoothing, so batch size, mixing
+and smoothing do not matter.
 """
 
 import dataclasses
@@ -14,10 +14,9 @@ import pandas as pd
 
 from workbench.errors import WorkbenchError
 from workbench.lab.statistics.verdict import Verdict
-from workbench.outcomes import COLLAPSED, COLLAPSED_SHARE, DIVERGED, FINISHED
+from workbench.outcomes import CLASSES, COLLAPSED, COLLAPSED_SHARE, COMPLETE, FAILURES, FINISHED
 
 LINES = (0.85, 0.90, 0.95, 0.97, 0.99)  # a verdict about failures must be the same at each of them
-CLASSES = {"cifar10": 10, "cifar100": 100, "mnist5k": 10}  # of data sets whose older tables have no column `classes`
 
 
 def at_line(table: pd.DataFrame, line: float = COLLAPSED_SHARE) -> pd.DataFrame:
@@ -39,8 +38,8 @@ def at_line(table: pd.DataFrame, line: float = COLLAPSED_SHARE) -> pd.DataFrame:
     if "val_loss" not in table or table.val_loss[finished].isna().any():
         raise WorkbenchError("a finished training has no `val_loss`. Run its study again to measure it.")
     collapsed = finished & (table.val_loss >= line * np.log(_classes(table)))
-    outcome = table.outcome.mask(finished, "complete").mask(collapsed, COLLAPSED)
-    return table.assign(outcome=outcome, failed=outcome.isin([DIVERGED, COLLAPSED]).astype(int))
+    outcome = table.outcome.mask(finished, COMPLETE).mask(collapsed, COLLAPSED)
+    return table.assign(outcome=outcome, failed=outcome.isin(FAILURES).astype(int))
 
 
 def over_lines(judge: Callable[..., Verdict], *tables: pd.DataFrame) -> Verdict:
@@ -51,8 +50,8 @@ def over_lines(judge: Callable[..., Verdict], *tables: pd.DataFrame) -> Verdict:
         *tables: The tables.
 
     Returns:
-        The verdict at `COLLAPSED_SHARE`, with its `curve`. If the answer changes with the line, it is not decided and says
-        so.
+        The verdict at `COLLAPSED_SHARE`, with its `curve`. If the answer changes with the line, it is not decided and
+        says so.
     """
     by_line = {line: judge(*(at_line(table, line) for table in tables)) for line in LINES}
     verdict = by_line[COLLAPSED_SHARE]

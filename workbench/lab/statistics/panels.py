@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from workbench.lab.statistics.effects import EQUAL
 from workbench.lab.statistics.intervals import t_interval
 from workbench.lab.statistics.rates import by_seed
+from workbench.outcomes import COLLAPSED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,8 @@ def effects_and_rates(screened: pd.DataFrame, confirmed: pd.DataFrame, against: 
     """Draw what each arm is worth compared with one of them, and what screening measured.
 
     The left panel has paired differences of test accuracy. The right panel has every rate of the screening with its
-    accuracy as colour. A cross marks rates with a failed seed.
+    accuracy as colour. A cross marks rates with a failed seed, a plus those where all failed seeds
+    collapsed.
 
     Args:
         screened: Columns arm, lr, seed, val_acc, failed.
@@ -34,8 +36,10 @@ def effects_and_rates(screened: pd.DataFrame, confirmed: pd.DataFrame, against: 
     figure, (left, right) = plots.panels(1, 2, (11, 1.9 + 0.38 * len(names)), sharey=True)
     draw_differences(left, confirmed, against, names)
     left.set(title="accuracy, each at its best rate")
-    cells = screened.groupby(["arm", "lr"]).agg(failed=("failed", "mean"), val_acc=("val_acc", "mean")).reset_index()
-    plots.accuracy_map(right, cells.lr, cells.arm.map(names.index), cells.val_acc, failed=cells.failed)
+    marked = screened.assign(collapsed=screened.outcome == COLLAPSED if "outcome" in screened else False)
+    cells = marked.groupby(["arm", "lr"])[["val_acc", "failed", "collapsed"]].mean().reset_index()
+    at = cells.arm.map(names.index)
+    plots.accuracy_map(right, cells.lr, at, cells.val_acc, failed=cells.failed, collapsed=cells.collapsed)
     best = confirmed.groupby("arm").lr.first().reindex(names)
     right.plot(best, range(len(names)), "o", ms=12, mfc="none", mec="0.3", label="rate that was confirmed")
     right.set(title="screening")

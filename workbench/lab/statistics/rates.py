@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.outcomes import DIVERGED
 
 
 def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -99,7 +100,7 @@ def with_edges(table: pd.DataFrame, screened: pd.DataFrame, by: Sequence[str] = 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
     """Give trainings that diverged a `test_acc`, that of guessing."""
-    guessing = table.val_acc.where(table.outcome == "diverged")
+    guessing = table.val_acc.where(table.outcome == DIVERGED)
     return table.assign(test_acc=table.test_acc.fillna(guessing) if "test_acc" in table else guessing)
 
 

@@ -1,6 +1,7 @@
 """The verdict of a study whose arms cannot be compared, and what became of their trainings.
 
-A diverged training counts as guessing. So two arms that only diverged look equal, although nothing was measured.
+A diverged training counts as guessing, and a collapsed one guesses. So two arms that only failed look equal, although
+nothing was measured.
 """
 
 import math
@@ -9,6 +10,7 @@ import pandas as pd
 
 from workbench.lab.statistics.intervals import Interval
 from workbench.lab.statistics.verdict import Effect, Verdict
+from workbench.outcomes import COMPLETE, DIVERGED
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
@@ -26,7 +28,7 @@ def nothing_to_compare(trained: pd.DataFrame, *arms: str, tried: pd.DataFrame | 
     """
     compared = trained if trained.empty or not arms else trained[trained.arm.isin(arms)]
     missing = [arm for arm in arms if compared.empty or arm not in set(compared.arm)]
-    if not missing and ("outcome" not in compared or (compared.outcome == "complete").any()):
+    if not missing and ("outcome" not in compared or (compared.outcome == COMPLETE).any()):
         return None
     table = outcomes_of(pd.concat([rows for rows in (tried, trained) if rows is not None and len(rows)] or [trained]))
     return Verdict(None, Effect("what the arms differ by", NOTHING), _headline(compared, missing, table), table)
@@ -34,11 +36,9 @@ def nothing_to_compare(trained: pd.DataFrame, *arms: str, tried: pd.DataFrame | 
 
 def _headline(compared: pd.DataFrame, missing: list[str], table: pd.DataFrame) -> str:
     outcomes = set(table.outcome)
-    if len(table) and "complete" not in outcomes:
+    if len(table) and COMPLETE not in outcomes:
         ended = (
-            "all trainings diverged, so lower the learning rates"
-            if outcomes == {"diverged"}
-            else "no training completed"
+            "all trainings diverged, so lower the learning rates" if outcomes == {DIVERGED} else "no training completed"
         )
     elif missing:
         ended = f"there is no training of {' and of '.join(missing)}"

@@ -64,7 +64,7 @@ class Verdict:
         headline: One sentence of at most 25 words, with one number and its interval.
         table: The details, a row per fact. The first column names the fact.
         stamp: A mark in front of the answer, such as DEMO.
-        precondition: What makes the claim testable. If it is not met, the claim is not testable here. None: it always is.
+        precondition: What makes the claim testable. None: it always is. If it is not met, it is not testable here.
         depends_on_line: Whether the answer changes with the failure line, see `failure_line.over_lines`.
         curve: The answer by failure line, see `failure_line.over_lines`.
     """

@@ -44,6 +44,7 @@ from workbench.lab.store.run_files import RunFiles
 from workbench.lab.store.runs import Run
 from workbench.lab.store.shared_client import RunIsGone, SharedClient
 from workbench.lab.store.stored_results import RESULT, DamagedResult
+from workbench.outcomes import DIVERGED, FAILED, RESULTS
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
     from workbench.training import TrainConfig, TrainResult
@@ -52,7 +53,6 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # users do not need its n
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises these errors as well
 
 FOLDERS = ("locks", "locks/seats", "checkpoints", "artifacts", *(f"artifacts/{name}" for name in EXPERIMENTS))
-REUSABLE = ("complete", "diverged")
 DEFAULT_PORT = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
 ROW_KEYS = ("step", "seconds", "time")  # keys of a history row that are not curves
@@ -238,7 +238,7 @@ class Store(RunFiles):
         return True
 
     def find_training(self, key: str, mode: str) -> "tuple[str, TrainResult] | None":
-        """Find a finished training with this key, complete or diverged.
+        """Find a training with this key that has a result: complete, collapsed or diverged.
 
         Trainings whose result is lost or damaged are skipped.
 
@@ -247,7 +247,7 @@ class Store(RunFiles):
         """
         runs = self.search("trainings", mode, f"tags.key = '{key}' and attributes.status = 'FINISHED'")
         for run in runs:
-            if run.tags.get("outcome") in REUSABLE and not _is_lost(run, RESULT):
+            if run.tags.get("outcome") in RESULTS and not _is_lost(run, RESULT):
                 try:
                     stored = self.read_result(run.id)
                 except DamagedResult as error:
@@ -324,7 +324,7 @@ class Store(RunFiles):
     def finish_training(self, run_id: str, result: "TrainResult", ended: float | None = None) -> None:
         """Log parameters, final metrics, result and history, then close the run as FINISHED.
 
-        A training that diverged is FINISHED as well, because divergence is a result.
+        A training that diverged or collapsed is FINISHED as well, because that is a result.
 
         Args:
             run_id: The run.
@@ -332,7 +332,7 @@ class Store(RunFiles):
             ended: Seconds since 1970. None: now.
         """
         logged = (
-            result.history[-1] if result.history and result.outcome != "diverged" else {}
+            result.history[-1] if result.history and result.outcome != DIVERGED else {}
         )  # already logged by `log_rows`
         metrics = {k: v for k, v in result.metrics.items() if k not in {"steps_planned", "depth", "n_params", *logged}}
         self.log_metrics(run_id, metrics, step=result.metrics.get("steps_done", 0))
@@ -432,7 +432,7 @@ class Store(RunFiles):
         """Close the runs of `orphans` as KILLED and return their names by run id."""
         orphans = self.orphans(owner)
         for run_id in orphans:
-            self.set_tags(run_id, outcome="failed", cause="its process ended before it did")
+            self.set_tags(run_id, outcome=FAILED, cause="its process ended before it did")
             self.close(run_id, "KILLED")
         return orphans
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from workbench.lab.store.client import Store
+from workbench.outcomes import FAILED
 
 
 @contextlib.contextmanager
@@ -19,6 +20,6 @@ def closing(store: Store, run_id: str, what: str = "") -> Iterator[None]:
         yield
     except BaseException as error:
         with contextlib.suppress(Exception):  # such as a store that cannot be reached, which is the error itself then
-            store.set_tags(run_id, outcome="failed", cause=f"{what}{type(error).__name__}: {error}"[:500])
+            store.set_tags(run_id, outcome=FAILED, cause=f"{what}{type(error).__name__}: {error}"[:500])
             store.close(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise

@@ -20,8 +20,6 @@ def in_words(result: "TrainResult") -> str:
         text += f" ({result.cause})"
     elif accuracy is not None:
         text += f", {'test' if 'test_acc' in result.metrics else 'validation'} accuracy {accuracy:.2%}"
-    if result.outcome == "complete" and result.metrics.get("failed"):
-        text += "; failed by the failure rule: its training loss is above 0.8 ln(classes)"
     return f"{text}."
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from workbench.errors import WorkbenchError
 from workbench.lab.store.runs import Run
 from workbench.lab.store.stored_results import StoredResult
+from workbench.outcomes import PRUNED, RESULTS
 
 IS_HASH = re.compile(r"[0-9a-f]{8,64}")
-KEPT_OUTCOMES = ("complete", "diverged", "pruned")
+KEPT_OUTCOMES = (*RESULTS, PRUNED)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Retention of checkpoints after a training has ended.
 
-A diverged training keeps its checkpoints, so that a replay can start before the divergence. Other trainings keep none.
+A diverged training keeps its checkpoints, so that a replay can start before the divergence. Other trainings keep none,
+also those that collapsed: they went through all their steps.
 All kept checkpoints together may take WORKBENCH_DIVERGED_GIB (default 10) GiB. Beyond that the oldest are deleted.
 """
 
@@ -10,9 +11,10 @@ from pathlib import Path
 from workbench.environment import number
 from workbench.lab.executors.lifetime import is_held
 from workbench.lab.store.locations import runs_folder
+from workbench.outcomes import DIVERGED
 from workbench.training.checkpoint import Checkpoints
 
-MARK = "diverged"  # name of a marker file next to the checkpoints of a diverged training
+MARK = DIVERGED  # name of a marker file next to the checkpoints of a diverged training
 
 
 def settle(folder: Path, *, diverged: bool) -> None:

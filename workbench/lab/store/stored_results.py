@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from workbench.bounded_json import parse
 from workbench.errors import WorkbenchError, shown
 from workbench.lab.store.runs import Run
+from workbench.outcomes import CLASSES, FAILURES, FINISHED, at_end
 
 if TYPE_CHECKING:  # torch takes as long to import as MLflow, and readers of the store do not need it
     from workbench.training import TrainResult
@@ -64,12 +65,15 @@ class StoredResult(BaseModel):
 def parse_result(text: str | bytes, run_id: str) -> StoredResult:
     """Read the text of a run's `result.json`.
 
+    Its outcome is judged again, so that trainings of older versions follow the same rule.
+
     Raises:
         DamagedResult: If it is not a result.
     """
     try:
         content = text.decode() if isinstance(text, bytes) else text
-        return StoredResult.model_validate(parse(content, finite=False))  # a loss that diverged may be infinite
+        plain = parse(content, finite=False)  # a loss that diverged may be infinite
+        return _judged(StoredResult.model_validate(plain))
     except ValidationError as error:
         first = error.errors()[0]
         cause = f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg'].lower()}"
@@ -79,6 +83,19 @@ def parse_result(text: str | bytes, run_id: str) -> StoredResult:
         f"{RESULT} of run {run_id} is damaged ({shown(cause, 150, quote=False)}). "
         "Run `./run doctor --fix` to set the run aside, then train again."
     )
+
+
+def _judged(result: StoredResult) -> StoredResult:
+    """Judge the end of a training by the rule of workbench.outcomes, as far as its classes are known."""
+    if result.outcome not in FINISHED or not result.history:
+        return result
+    classes, val_loss = result.metrics.get("classes"), result.history[-1].get("val_loss")
+    classes = classes or CLASSES.get(result.config.get("data", ""))
+    if classes is None or not isinstance(val_loss, float | int):
+        return result
+    outcome, cause = at_end(val_loss, int(classes))
+    metrics = {**result.metrics, "failed": int(outcome in FAILURES), "classes": classes}
+    return result.model_copy(update={"outcome": outcome, "cause": cause, "metrics": metrics})
 
 
 def examined(experiment: str, run: Run, folder: Path) -> tuple[StoredResult | None, str | None]:

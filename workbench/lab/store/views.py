@@ -61,7 +61,7 @@ TRAININGS = {
     ),
     "failures": _view(
         "metrics.`failed_at_step`",
-        [*_metric("failed_at_step", "train_loss"), *_tag("outcome", "cause"), *_WHO],
+        [*_metric("failed_at_step", "val_loss"), *_tag("outcome", "cause"), *_WHO],
         search="metrics.failed = 1",
         ascending=True,
     ),
@@ -130,7 +130,7 @@ SHOWS = {
     "leaderboard": "complete trainings, the highest validation accuracy first",
     "batch-size": "trainings from small to large batches",
     "search": "trials of searches over clipping threshold and learning rate",
-    "failures": "trainings that failed by the failure rule, with the cause",
+    "failures": "trainings that diverged or collapsed, with the cause",
     "seeds": "means over seeds, grouped by configuration",
     "replayed": "whether each replay matched the recorded training, and the size of its gradients",
     "accuracy": "measured top-1 and top-5 next to the published top-1",

@@ -18,7 +18,6 @@ from workbench.training.detached.plan import check_identity
 from workbench.training.detached.schema import check_line
 
 RESULTS = "results.jsonl"
-FINISHED = ("complete", "diverged")
 _RESULT = {field.name for field in dataclasses.fields(TrainResult)}
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench import outcomes
 from workbench.errors import WorkbenchError
 from workbench.files import local_path, sha256, write_whole
 from workbench.training.config import config_id
-from workbench.training.detached.records import FINISHED, RESULTS, Record, read_records
+from workbench.training.detached.records import RESULTS, Record, read_records
 from workbench.training.detached.tables import table_file
 
 LOCK = "lock"
@@ -98,8 +99,8 @@ class Results:
         return self.folder / "checkpoints" / key
 
     def finished(self, key: str) -> bool:
-        """Return whether the training is complete or diverged. A failed training is not finished."""
-        return key in self.records and self.records[key].result.outcome in FINISHED
+        """Return whether the training has a result. A training that ended with an error has none."""
+        return key in self.records and self.records[key].result.outcome in outcomes.RESULTS
 
     def add(self, record: Record, tables: dict[str, pd.DataFrame]) -> None:
         """Write a training's tables and its line. Then remove its checkpoints, unless it failed."""

@@ -19,6 +19,7 @@ import torch
 from workbench.bars import bar, write
 from workbench.errors import WorkbenchError
 from workbench.machine import cores
+from workbench.outcomes import COMPLETE, FAILED
 from workbench.pool import Outcome, Pool, Seat, Task, seats, visible_gpus
 from workbench.training.config import TrainConfig, TrainResult, code_hash
 from workbench.training.detached.plan import Planned, read_plan
@@ -219,12 +220,12 @@ class _Run:
             self.results.add(_record(training, result, started), tables)
             self.summary.done += 1
             self.bar.update()
-            accuracy = f"val_acc {result.metrics['val_acc']:.4f}" if result.outcome == "complete" else result.cause
+            accuracy = f"val_acc {result.metrics['val_acc']:.4f}" if result.outcome == COMPLETE else result.cause
             self._report(f"{result.outcome}: {result.config.name}, {accuracy}, {result.seconds:.0f} s")
 
     def _failed(self, training: Planned, started: float, cause: str) -> None:
         known = {"versions": {"torch": torch.__version__}, "data_digest": training.data_digest, "code": code_hash()}
-        result = TrainResult(training.key, training.config, "failed", [], {}, cause[:2000], **known)
+        result = TrainResult(training.key, training.config, FAILED, [], {}, cause[:2000], **known)
         self.results.add(_record(training, result, started), {})
         self.summary.failed.append(f"{training.config.name}: {cause}")
         self.bar.update()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench.errors import WorkbenchError, shown
+from workbench.outcomes import OUTCOMES
 
-OUTCOMES = ("complete", "diverged", "pruned", "failed")
 LABEL, CAUSE = 1000, 5000  # characters of a label and of a cause
 LATEST = 1e11  # seconds since 1970
 _NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # names of metrics that every store takes
