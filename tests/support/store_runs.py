@@ -29,6 +29,7 @@ def result(outcome="complete", **changes):
         "samples_seen": 256,
         "depth": 3,
         "n_params": 10,
+        "classes": 10,
     }
     return TrainResult(
         "k" * 64, CONFIG, outcome, history, metrics, device="cpu x", data_digest="d", code="c", **changes

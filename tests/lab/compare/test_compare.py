@@ -148,7 +148,7 @@ def test_seeds_of_other_code_are_not_pooled_and_repetitions_count_once():
         ({"train_size": 500.0}, "different numbers of training images: all (3 trainings), 500 (3 trainings)"),
         ({"role": "search"}, "mixed roles: trials of a search"),
         ({"role": "confirm"}, "mixed roles: trainings that chose a setting"),
-        ({"train_loss": 0.9, "failed": 1.0}, "different failure rules: on mnist5k"),
+        ({"val_loss": math.nan}, "unknown ends: 3 trainings"),
     ],
 )
 def test_a_warning_names_what_cannot_be_compared(change, phrase):
@@ -164,10 +164,22 @@ def test_trainings_of_an_older_version_without_a_train_size_only_warn_about_code
     assert warning.startswith("different code")
 
 
-def test_a_failure_at_a_larger_loss_does_not_warn_about_failure_rules():
-    assert (
-        concerns(rows({"config_id": "a", "val_acc": [0.8, 0.1], "train_loss": [1.8, 1.9], "failed": [0.0, 1.0]})) == []
-    )
+def test_collapsed_trainings_count_as_failed_and_have_a_column_of_their_own():
+    ends = {"outcome": ["complete", "collapsed", "diverged"], "failed": [0.0, 1.0, 1.0]}
+    table = compare(rows({"config_id": "a", "val_acc": [0.8, 0.12, 0.1], **ends})).table
+    assert (table.failed[0], table.collapsed[0], table["mean"][0]) == (2, 1, pytest.approx(0.34))
+
+
+def test_ends_of_older_trainings_are_judged_again_where_loss_and_classes_are_known(root):
+    """Loss 2.2 is above 0.95 ln 10 = 2.187. An unknown folder of images has an unknown number of classes."""
+    store = Store()
+    for data, loss in (("mnist5k", 2.18), ("mnist5k", 2.2), ("mine", 2.2)):
+        run = log(store, 0.2, data=data, seed=len(store.search("trainings", "full")))
+        store.log_metrics(run, {"val_loss": loss, "failed": 1}, step=5)
+    picked = selection.pick(store).set_index("seed").sort_index()
+    assert list(picked.outcome) == ["complete", "collapsed", "complete"]
+    assert list(picked.failed) == [0, 1, 0]
+    assert list(selection.measured(picked)) == [True, True, False]
 
 
 def test_confirmations_are_compared_on_the_test_split():
@@ -298,7 +310,7 @@ def test_the_command_prints_the_verdict_and_table_and_writes_csv_and_figures(sto
     table = pd.read_csv(tmp_path / "t.csv")
     assert list(table["mean"]) == pytest.approx([0.81, 0.8, 0.1]) and list(table.failed) == [0, 0, 3]
     assert all("<svg" in file.read_text() for file in files.values())
-    assert "failed" in files["parallel"].read_text() and "3 of 3 failed" in files["curves"].read_text()
+    assert "diverged" in files["parallel"].read_text() and "3 of 3 failed" in files["curves"].read_text()
 
 
 @pytest.mark.slow
