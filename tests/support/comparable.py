@@ -24,12 +24,13 @@ def rows(*groups: dict) -> pd.DataFrame:
 
 def log(store, accuracy: float, *, arm: str = "NF", seed: int = 0, mode: str = "full", study: str | None = "mine",
         code="c", role="screen", outcome="complete", seconds: float = 10.0, owner: str = "run",
+        classes: int | None = 10,
         **config) -> str:  # fmt: skip
     """Record a finished training with two evaluations: first half the accuracy, then all of it."""
     config = TrainConfig(**{"steps": 4, "batch_size": 64, "base_lr": 1.6} | config, seed=seed)
     at = lambda step: {"step": step, "samples_seen": step * config.batch_size, "seconds": seconds * step / 4,
                        "val_acc": accuracy * step / 4, "val_loss": 1.0, "train_loss": 1.0}  # fmt: skip
-    metrics = {"val_acc": accuracy, "val_loss": 1.0, "train_loss": 1.0, "classes": 10, "steps_planned": 4,
+    metrics = {"val_acc": accuracy, "val_loss": 1.0, "train_loss": 1.0, "classes": classes, "steps_planned": 4,
                "steps_done": 4, "failed": int(outcome == "diverged"), "samples_seen": 4 * config.batch_size,
                "device_seconds": seconds}  # fmt: skip
     key = f"{arm}{seed}{config.lr}{code}{config.label_smoothing}{mode}".encode().hex().ljust(64, "0")

@@ -174,7 +174,7 @@ def test_ends_of_older_trainings_are_judged_again_where_loss_and_classes_are_kno
     """Loss 2.2 is above 0.95 ln 10 = 2.187. An unknown folder of images has an unknown number of classes."""
     store = Store()
     for data, loss in (("mnist5k", 2.18), ("mnist5k", 2.2), ("mine", 2.2)):
-        run = log(store, 0.2, data=data, seed=len(store.search("trainings", "full")))
+        run = log(store, 0.2, data=data, classes=None, seed=len(store.search("trainings", "full")))
         store.log_metrics(run, {"val_loss": loss, "failed": 1}, step=5)
     picked = selection.pick(store).set_index("seed").sort_index()
     assert list(picked.outcome) == ["complete", "collapsed", "complete"]

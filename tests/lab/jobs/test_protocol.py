@@ -142,10 +142,74 @@ def test_each_threshold_of_an_arm_is_screened_and_the_best_is_confirmed(peak):
         )
 
     table = protocol.screen(["a", "b"], [1, 2], [0], clipped, None, clips={"b": [0.1, 0.4]})
-    settings = [("a", None), ("b", 0.1), ("b", 0.4)]
-    assert seen == [(arm, clip, lr, 0) for arm, clip in settings for lr in (1, 2)]
+    unclipped = [("a", None, lr, 0) for lr in (1, 1.414, 2, 2.828)]  # as many trials as b has
+    assert seen == unclipped + [("b", clip, lr, 0) for clip in (0.1, 0.4) for lr in (1, 2)]
     best = rates.best_settings(rates.best_rates(table))
     assert list(zip(best.arm, best["clip"].fillna(0), best.lr, strict=True)) == [("a", 0, 1), ("b", 0.1, 2)]
     seen.clear()
     confirmed = protocol.confirm(best, [7], clipped, None, by=["clip"])
     assert seen[::2] == [("a", None, 1, 7), ("b", 0.1, 2, 7)] and confirmed["clip"].dropna().tolist() == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("lrs", "n", "finer"),
+    [
+        ([4, 1], 1, [1, 4]),
+        ([1, 4], 2, [1, 2, 4, 8]),
+        ([1, 8], 3, [0.5, 1, 2, 4, 8, 16]),
+        ([1, 16, 256], 4, [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]),
+        ([0.4], 3, [0.2, 0.4, 0.8]),
+    ],
+)
+def test_a_finer_grid_has_n_rates_for_each_rate(lrs, n, finer):
+    assert protocol.finer(lrs, n) == finer and len(finer) == n * len(lrs)
+
+
+def with_clip(arm, lr, seed, clip):
+    return SimpleNamespace(lr=lr, seed=seed, batch=1, clip=clip, replace=lambda **_: with_clip(arm, lr, seed, clip))
+
+
+def test_all_arms_have_equally_many_trials_also_after_their_grids_grow(peak):
+    peak.update(a=-3, b=9, c=1)
+    table = protocol.screen(list("abc"), [1, 4], [0, 1], with_clip, None, extend=2, clips={"b": [0.1, 0.2, 0.4, 0.8]})
+    assert table.groupby("arm").size().tolist() == [2 * 4 * 6] * 3  # 2 seeds, 4 settings for each of 6 rates
+    assert sorted(table[table.arm == "b"].lr.unique()) == [0.0625, 0.25, 1, 4, 16, 64]
+    steps = np.log2(sorted(table[table.arm == "a"].lr.unique()))
+    assert np.diff(steps) == pytest.approx(0.5, abs=1e-3)  # a quarter of the gap between 1 and 4
+    two = protocol.screen(["a", "b"], [1], [0], with_clip, None, extend=2, clips={"b": [0.1, 0.2]})
+    assert two.groupby("arm").lr.agg(list).to_dict() == {"a": [1, 2], "b": [1, 1]}
+
+
+def test_arms_that_cannot_have_equally_many_trials_are_refused(peak):
+    thresholds = {"a": [0.1, 0.2], "b": [0.1, 0.2, 0.4]}
+    with pytest.raises(WorkbenchError, match=r"got 8 for a and 12 for b"):
+        protocol.screen(["a", "b"], [1, 2, 4, 8], [0], with_clip, None, clips=thresholds)
+
+
+def test_two_settings_are_confirmed_and_all_seeds_choose_between_them():
+    """At rate 1 screening has 0.60, the confirmation 0.50 and 0.52: mean 0.54. At rate 2: 0.59, 0.55, 0.57."""
+    screened = pd.DataFrame(
+        [("a", np.nan, 0.5, 0.3), ("a", np.nan, 1.0, 0.60), ("a", np.nan, 2.0, 0.59),
+         ("b", 0.1, 1.0, 0.4), ("b", 0.4, 1.0, 0.5), ("c", np.nan, 1.0, 0.2)],
+        columns=["arm", "clip", "lr", "val_acc"],
+    )  # fmt: skip
+    best = rates.two_best(screened)
+    assert best[["arm", "lr", "rank"]].values.tolist() == [
+        ["a", 1, 1], ["a", 2, 2], ["b", 1, 1], ["b", 1, 2], ["c", 1, 1]
+    ]  # fmt: skip
+    assert best["clip"].tolist()[2:4] == [0.4, 0.1] and best.at_edge.tolist()[:2] == [False, True]
+    fresh = {("a", 1.0): (0.50, 0.52), ("a", 2.0): (0.55, 0.57)}
+    rows = [{"arm": r.arm, "clip": None if np.isnan(r.clip) else r.clip, "lr": r.lr, "seed": seed, "val_acc": accuracy,
+             "test_acc": -accuracy}
+            for r in best.itertuples() for seed, accuracy in enumerate(fresh.get((r.arm, r.lr), (0.4, 0.4)))]  # fmt: skip
+    confirmed = rates.ranked(pd.DataFrame(rows), screened)
+    assert len(confirmed) == 10
+    judged = confirmed[confirmed["rank"] == 1].groupby("arm")[["lr", "clip"]].first()
+    assert judged.lr.to_dict() == {"a": 2, "b": 1, "c": 1} and judged["clip"]["b"] == 0.4
+
+
+def test_a_cell_that_screening_lacks_shares_its_trainings():
+    screened = pd.DataFrame({"arm": "a", "lr": [1.0, 2.0], "val_acc": [0.5, 0.4]})
+    confirmed = pd.DataFrame({"arm": "a", "lr": [1.0, 2.0, 1.0, 2.0], "protocol": ["x", "x", "y", "y"],
+                              "val_acc": [0.5, 0.4, 0.1, 0.4]})  # fmt: skip
+    assert rates.ranked(confirmed, screened, by=["protocol"])["rank"].tolist() == [1, 2, 2, 1]

@@ -1,5 +1,10 @@
-"""The protocol: every arm tunes its peak learning rate alike, then fresh seeds confirm."""
+"""The protocol: every arm tunes with equally many trials, then fresh seeds confirm its two best settings.
 
+Screening has few seeds, so its best setting is uncertain. Confirming two and judging the better one, by validation
+accuracy over all seeds, makes the choice stable. No test accuracy takes part in it.
+"""
+
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -13,6 +18,7 @@ from workbench.training import TrainConfig
 
 Training = Callable[..., TrainConfig]  # (arm, lr, seed, **cell) -> the training
 Thresholds = Mapping[str, Sequence[float]]  # by arm the thresholds to try
+ALONE = 2.0  # factor between the rates of an arm with more trials than the single rate of the grid
 
 
 def screen(
@@ -25,14 +31,18 @@ def screen(
     extend: int = 0,
     clips: Thresholds | None = None,
 ) -> pd.DataFrame:
-    """Train every arm at every rate and threshold, in every cell.
+    """Train every arm with the same number of settings, in every cell.
 
-    If an arm is best at an end of a cell's rates, the grid grows by one step beyond that end. All arms of that cell
-    train at the new rate. A single rate is not a grid and does not grow.
+    The best of many settings looks better than the best of few. So an arm without thresholds tries more rates: with k
+    thresholds in another arm, k rates for each rate of `lrs`, see `finer`. All its trials then go to the one thing that
+    it can tune, and choosing the best favours no arm.
+
+    If an arm is best at an end of its rates, all arms of that cell go beyond that end, by as many settings each. A
+    single rate is not a grid and does not grow.
 
     Args:
         arms: Labels of the arms.
-        lrs: Peak learning rates, the same for every arm.
+        lrs: Peak learning rates of the arms with the most thresholds.
         seeds: Seeds of each training.
         training: Makes the configuration from arm, lr, seed, the cell, and `clip` if `clips` is given.
         session: Where the trainings run and are kept.
@@ -44,42 +54,88 @@ def screen(
         The rows of `run_all` with the columns of the cells.
 
     Raises:
-        WorkbenchError: If `extend` is negative.
+        WorkbenchError: If `extend` is negative, or the arms cannot get equal numbers of settings.
     """
     if extend < 0:
         raise WorkbenchError(f"`extend` must be at least 0, got {extend}.")
-    arms, cells = [(arm, setting) for arm in arms for setting in _settings(arm, clips)], list(cells)
-    grids = [sorted({float(lr) for lr in lrs}) for _ in cells]
-    table, points, missing = pd.DataFrame(), [], [list(lrs) for _ in cells]
+    settings, cells = {arm: _settings(arm, clips) for arm in arms}, list(cells)
+    more = _rates_for_each(settings, len(set(lrs)))
+    grids = [{arm: finer(lrs, n) for arm, n in more.items()} for _ in cells]
+    table, points, missing = pd.DataFrame(), [], grids
     for _ in range(extend + 1):
         new = [
             {"cell": i, "arm": arm, **setting, "lr": lr, "seed": seed}
             for i, rates in enumerate(missing)
-            for arm, setting in arms
-            for lr in rates
+            for arm in settings
+            for setting in settings[arm]
+            for lr in rates[arm]
             for seed in seeds
         ]
         trained = _run([point | {"cell": cells[point["cell"]]} for point in new], training, session, "screen")
         table, points = pd.concat([table, trained], ignore_index=True), points + new
-        tried = pd.DataFrame(points).assign(val_acc=table.val_acc)
-        best = best_rates(tried, by=["cell"]).groupby("cell").lr.agg(set)
-        missing = [_beyond(grid, best[i]) for i, grid in enumerate(grids)]
-        if not any(missing):
+        best = best_rates(pd.DataFrame(points).assign(val_acc=table.val_acc), by=["cell"])
+        ends = [_ends(best[best.cell == i], grid) for i, grid in enumerate(grids)] if len(set(lrs)) > 1 else []
+        if not any(ends):
             break
-        grids = [sorted([*grid, *rates]) for grid, rates in zip(grids, missing, strict=True)]
+        missing = [
+            {arm: _beyond(grid[arm], at, n) for arm, n in more.items()} for grid, at in zip(grids, ends, strict=True)
+        ]
+        grids = [
+            {arm: sorted(grid[arm] + rates[arm]) for arm in grid} for grid, rates in zip(grids, missing, strict=True)
+        ]
     return table
 
 
+def finer(lrs: Sequence[float], n: int) -> list[float]:
+    """Return `n` rates for each of `lrs`, which are among them.
+
+    Each gap between neighbours is divided into n equal factors. The n - 1 rates that are left go on in equal factors
+    beyond the ends, in turn above and below. A single rate has no gap, and its factor is `ALONE`.
+    """
+    rates = sorted({float(lr) for lr in lrs})
+    gaps = [high / low for low, high in itertools.pairwise(rates)]
+    inside = [_rounded(low * gap ** (k / n)) for low, gap in zip(rates, gaps, strict=False) for k in range(1, n)]
+    first, last = (gaps[0] ** (1 / n), gaps[-1] ** (1 / n)) if gaps else (ALONE, ALONE)
+    above = [_rounded(rates[-1] * last**k) for k in range(1, n // 2 + 1)]
+    below = [_rounded(rates[0] / first**k) for k in range(1, (n - 1) // 2 + 1)]
+    return sorted([*rates, *inside, *above, *below])
+
+
 def _settings(arm: str, clips: Thresholds | None) -> list[dict]:
-    return [{}] if clips is None else [{"clip": clip} for clip in clips.get(arm, [None])]
+    return [{}] if clips is None else [{"clip": clip} for clip in dict.fromkeys(clips.get(arm, [None]))]
 
 
-def _beyond(grid: list[float], best: set[float]) -> list[float]:
-    """Return the rates one step beyond those ends of the grid that are best for an arm."""
-    if len(grid) < 2:
-        return []
-    ends = [(grid[0], grid[1]), (grid[-1], grid[-2])]
-    return [float(f"{end**2 / neighbour:.4g}") for end, neighbour in ends if end in best]
+def _rates_for_each(settings: Mapping[str, list[dict]], n_rates: int) -> dict[str, int]:
+    """Return by arm the number of rates for each rate of the grid, so that all arms have equally many settings.
+
+    Raises:
+        WorkbenchError: If the largest number of thresholds is no multiple of another arm's.
+    """
+    most = max(settings, key=lambda arm: len(settings[arm]))
+    largest = len(settings[most])
+    for arm, own in settings.items():
+        if not own or largest % len(own):
+            raise WorkbenchError(
+                f"every arm must have as many trials as any other, got {len(own) * n_rates} for {arm} and "
+                f"{largest * n_rates} for {most}. Give {arm} a number of thresholds that divides {largest}."
+            )
+    return {arm: largest // len(own) for arm, own in settings.items()}
+
+
+def _ends(best: pd.DataFrame, grids: Mapping[str, list[float]]) -> set[int]:
+    """Return the ends (0: lowest, -1: highest) at which a rate is best for an arm or one of its thresholds."""
+    return {end for end in (0, -1) for row in best.itertuples() if row.lr == grids[row.arm][end]}
+
+
+def _beyond(grid: list[float], ends: set[int], n: int) -> list[float]:
+    """Return the next `n` rates beyond these ends of a grid, with the factor between the last two."""
+    neighbours = {0: 1, -1: -2}
+    steps = [(grid[end], grid[end] / grid[neighbours[end]]) for end in sorted(ends, reverse=True)]
+    return [_rounded(rate * factor**k) for rate, factor in steps for k in range(1, n + 1)]
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.4g}")
 
 
 def confirm(
@@ -90,10 +146,10 @@ def confirm(
     by: Sequence[str] = (),
     more: Mapping[str, Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """Train each row of `best_rates` with fresh seeds and read the test split.
+    """Train each row of `two_best` with fresh seeds and read the test split. `ranked` then chooses among them.
 
     Args:
-        best: The arms, each at the rate to confirm; columns arm, lr and those of `by`.
+        best: The arms, each at the rates to confirm; columns arm, lr and those of `by`.
         seeds: Fresh seeds.
         training: Makes the configuration from arm, lr, seed and the columns of `by`. An empty cell is passed as None.
         session: Where the trainings run and are kept.

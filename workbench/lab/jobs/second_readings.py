@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from workbench.lab.statistics.rates import with_numbers
 from workbench.lab.store.client import Store
 from workbench.outcomes import DIVERGED
 
@@ -31,7 +32,7 @@ def with_second(table: pd.DataFrame, second: Mapping[str, str], prefix: str) -> 
 
 
 def to_train(best: pd.DataFrame, second: Mapping[str, str], by: Sequence[str] = ()) -> pd.DataFrame:
-    """Turn rows of `best_rates` into trainings: a second arm's become the first's, each once.
+    """Turn rows of `two_best` into trainings: a second arm's become the first's, each once.
 
     Args:
         best: The rows.
@@ -39,18 +40,23 @@ def to_train(best: pd.DataFrame, second: Mapping[str, str], by: Sequence[str] = 
         by: Columns that are settings.
     """
     first = {name: arm for arm, name in second.items()}
-    return best.assign(arm=best.arm.replace(first)).drop_duplicates([*by, "arm", "lr"]).reset_index(drop=True)
+    return best.assign(arm=best.arm.replace(first)).drop_duplicates([*by, *_setting(best)]).reset_index(drop=True)
 
 
 def at_best(table: pd.DataFrame, best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the rows at the best rate of their arm and cell.
+    """Return the rows with the best settings of their arm and cell.
 
     Args:
         table: Rows of trainings.
-        best: The rows of `best_rates`.
+        best: The rows of `two_best`.
         by: Columns that are settings.
     """
-    return table.merge(best[[*by, "arm", "lr"]], on=[*by, "arm", "lr"])
+    columns = [*by, *_setting(best)]
+    return with_numbers(table).merge(with_numbers(best)[columns], on=columns)
+
+
+def _setting(best: pd.DataFrame) -> list[str]:
+    return [name for name in ("arm", "lr", "clip") if name in best]
 
 
 def curves_of(confirmed: pd.DataFrame, store: Store) -> pd.DataFrame:

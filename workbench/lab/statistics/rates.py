@@ -1,7 +1,8 @@
 """Choose learning rates and thresholds by screening, and prepare the confirmation.
 
-Every arm tunes its peak learning rate in the same way, on few seeds of the validation split. Fresh seeds then train at
-the best rate, and only they read the test split. A diverged training counts as guessing, in every arm.
+Every arm has equally many trials, on few seeds of the validation split. Fresh seeds then train its two best settings,
+and only they read the test split. The better setting by validation accuracy, over all seeds, is judged. A diverged
+training counts as guessing, in every arm.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,66 @@ def best_rates(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         One row per cell, arm and threshold. Columns: the rate `lr` of the highest mean validation accuracy, that mean
         as `val_acc`, and `at_edge`, which marks the lowest or highest rate tried there.
     """
+    means = _means(screened, by)
+    setting = [name for name in means if name not in ("lr", "val_acc", "at_edge")]
+    over = means.groupby(setting, sort=False, dropna=False)
+    return means.loc[over.val_acc.idxmax()].reset_index(drop=True)
+
+
+def two_best(screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Find the two best settings of every arm and cell: rates, or rates and thresholds.
+
+    Args:
+        screened: As for `best_rates`.
+        by: Columns of a cell.
+
+    Returns:
+        One row per cell, arm and rank, with the columns of `best_rates` and `rank` (1 is the best). An arm with one
+        setting has one row.
+    """
+    means = _means(screened, by)
+    over = means.groupby([*by, "arm"], sort=False, dropna=False)
+    means = means.assign(rank=over.val_acc.rank(method="first", ascending=False).astype(int), place=over.ngroup())
+    return means[means["rank"] <= 2].sort_values(["place", "rank"]).drop(columns="place").reset_index(drop=True)
+
+
+def ranked(confirmed: pd.DataFrame, screened: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Rank the confirmed settings of each arm and cell. Rank 1 is judged.
+
+    The better one has the higher validation accuracy, over the seeds of screening and confirmation. Test accuracies
+    take no part.
+
+    Args:
+        confirmed: The confirmation of the rows of `two_best`. Columns arm, lr, val_acc and those of `by`.
+        screened: The screening.
+        by: Columns of a cell. Those that `screened` lacks share its trainings.
+
+    Returns:
+        The rows of `confirmed` with the column `rank` (1, 2).
+    """
+    confirmed, screened = with_numbers(confirmed), with_numbers(screened)
+    setting = [*by, "arm", "lr", *(["clip"] if "clip" in screened and "clip" not in by else [])]
+    shared = [name for name in setting if name in screened]
+    tried = screened.merge(confirmed[setting].drop_duplicates(), on=shared)
+    pooled = pd.concat([table[[*setting, "val_acc"]] for table in (confirmed, tried)])
+    means = pooled.groupby(setting, sort=False, dropna=False).val_acc.mean().reset_index()
+    over = means.groupby([*by, "arm"], sort=False, dropna=False)
+    ranks = means[setting].assign(rank=over.val_acc.rank(method="first", ascending=False).astype(int))
+    return confirmed.drop(columns="rank", errors="ignore").merge(ranks, on=setting)
+
+
+def with_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """Make thresholds numbers, NaN without clipping, so that tables with and without clipping can be merged."""
+    return table.astype({"clip": float}) if "clip" in table else table
+
+
+def _means(screened: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return the mean accuracy of every setting, and whether its rate is the lowest or highest tried there."""
     setting = [*by, "arm", *(["clip"] if "clip" in screened else [])]
     means = screened.groupby([*setting, "lr"], sort=False, dropna=False).val_acc.mean().reset_index()
     over = means.groupby(setting, sort=False, dropna=False)
     lowest, highest = over.lr.transform("min"), over.lr.transform("max")
-    means["at_edge"] = ((means.lr == lowest) | (means.lr == highest)) & (lowest < highest)
-    return means.loc[over.val_acc.idxmax()].reset_index(drop=True)
+    return means.assign(at_edge=((means.lr == lowest) | (means.lr == highest)) & (lowest < highest))
 
 
 def best_settings(best: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
