@@ -201,7 +201,8 @@ def test_two_settings_are_confirmed_and_all_seeds_choose_between_them():
     fresh = {("a", 1.0): (0.50, 0.52), ("a", 2.0): (0.55, 0.57)}
     rows = [{"arm": r.arm, "clip": None if np.isnan(r.clip) else r.clip, "lr": r.lr, "seed": seed, "val_acc": accuracy,
              "test_acc": -accuracy}
-            for r in best.itertuples() for seed, accuracy in enumerate(fresh.get((r.arm, r.lr), (0.4, 0.4)))]  # fmt: skip
+            for r in best.itertuples()
+            for seed, accuracy in enumerate(fresh.get((r.arm, r.lr), (0.4, 0.4)))]  # fmt: skip
     confirmed = rates.ranked(pd.DataFrame(rows), screened)
     assert len(confirmed) == 10
     judged = confirmed[confirmed["rank"] == 1].groupby("arm")[["lr", "clip"]].first()

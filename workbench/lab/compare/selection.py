@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.lab.statistics.failure_line import at_line
 from workbench.lab.store.client import UNREACHABLE, Store, is_away
 from workbench.lab.store.patience import damage_message
-from workbench.outcomes import CLASSES, FINISHED
+from workbench.outcomes import CLASSES, FAILURES, FINISHED, RESULTS
 
 ROLES = ("screen", "search", "confirm")
 TAGS = {"arm": "", "role": "", "outcome": "", "cause": "", "config_id": "", "key": "", "code": "", "device": ""}
@@ -96,7 +96,9 @@ def table(runs: Iterable) -> pd.DataFrame:
     tidy = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in (*NUMBERS, *METRICS):
         tidy[name] = pd.to_numeric(tidy[name], errors="coerce").astype(float)
-    return pd.concat([at_line(tidy[measured(tidy)]), tidy[~measured(tidy)]]).sort_index()
+    tidy = pd.concat([at_line(tidy[measured(tidy)]), tidy[~measured(tidy)]]).sort_index()
+    failed = tidy.outcome.isin(FAILURES).astype(float)
+    return tidy.assign(failed=failed.where(tidy.outcome.isin(RESULTS), tidy.failed))
 
 
 def measured(rows: pd.DataFrame) -> pd.Series:

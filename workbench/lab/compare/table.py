@@ -297,7 +297,7 @@ def _unknown_ends(rows: pd.DataFrame) -> list[str]:
     """Warn about trainings that cannot be judged by the rule of workbench.outcomes."""
     unknown = int((rows.outcome.isin(FINISHED) & ~selection.measured(rows)).sum())
     what = f"unknown ends: {unknown} trainings have no validation loss or no number of classes"
-    return [f"{what}. Whether they collapsed is as their version recorded it."] if unknown else []
+    return [f"{what}. If one of them collapsed, it counts as complete."] if unknown else []
 
 
 def at_equal_compute(rows: pd.DataFrame, curves: pd.DataFrame, by: str) -> tuple[pd.DataFrame, float]:
