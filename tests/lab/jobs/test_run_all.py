@@ -21,6 +21,7 @@ from workbench.lab.executors import channel
 from workbench.lab.jobs.job import Job
 from workbench.lab.jobs.run_all import Progress, run_training, trained
 from workbench.lab.store import client as store_module
+from workbench.outcomes import FINISHED
 from workbench.training import TrainConfig, worker_task
 from workbench.training.distributed import World
 
@@ -159,7 +160,7 @@ def test_a_result_is_not_lost_when_the_store_fails_at_the_end(root, monkeypatch)
     original = worker_task.train
     monkeypatch.setattr(worker_task, "train", lambda *a, **k: trained_again.append(1) or original(*a, **k))
     table = run_all(arms(1), session())
-    assert not trained_again and table.outcome[0] == "complete"
+    assert not trained_again and table.outcome[0] in FINISHED
     finished = [r for r in own_session.store.search("trainings", "full") if r.status == "FINISHED"]
     assert len(finished) == 1 and not points_twice(own_session.store, finished)
     assert [p.step for p in client(own_session.store).get_metric_history(finished[0].id, "val_acc")] == [2, 4, 6]
@@ -196,7 +197,7 @@ def test_an_interruption_closes_the_runs_and_the_next_start_continues(root):
     with pytest.raises(KeyboardInterrupt), Progress("trainings", 2) as progress:
         list(trained(jobs, own_session, executor="processes:2,threads=1", progress=progress))
     assert {run.status for run in own_session.store.search("trainings", "full")} == {"KILLED"}
-    assert run_all(arms(2), own_session).outcome.tolist() == ["complete"] * 2
+    assert run_all(arms(2), own_session).outcome.isin(FINISHED).all()
 
 
 def test_a_training_that_breaks_keeps_its_traceback_and_the_others_go_on(root, monkeypatch):
@@ -305,7 +306,7 @@ def test_trials_that_break_are_reported_and_tried_again_by_the_next_start(root, 
     with pytest.raises(RuntimeError, match=r"1 trials broke.*\n.*MemoryError: 12 GB"):
         search(lambda p: BASE.replace(**p), SPACE, trials=3, session=own_session)
     trials = search(lambda p: BASE.replace(**p), SPACE, trials=3, session=own_session).trials
-    assert len(trials) == 3 and (trials.outcome == "complete").all()
+    assert len(trials) == 3 and trials.outcome.isin(FINISHED).all()
 
 
 def test_inline_and_worker_trainings_have_the_same_key(root):

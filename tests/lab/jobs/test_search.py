@@ -15,7 +15,7 @@ from support.searches import BASE, SPACE, objective, session
 
 from workbench.errors import WorkbenchError
 from workbench.lab import Range, Store, search
-from workbench.lab.jobs.search import abandoned_trials
+from workbench.lab.jobs.search import SearchResult, abandoned_trials
 from workbench.training import worker_task
 
 
@@ -35,8 +35,26 @@ def test_each_trial_of_a_search_is_a_row_and_a_run_of_the_store(root):
     for row in result.trials.itertuples():
         assert runs[row.run_id].tags["role"] == "search"
         assert runs[row.run_id].status == "FINISHED"  # pruned trials too
-    assert result.best.val_acc == result.trials[result.trials.state == "COMPLETE"].val_acc.max()
+    assert result.best is None or result.best.outcome == "complete"
     assert (root / "mlruns" / "optuna.db").is_file()
+
+
+def test_the_best_trial_is_complete_and_neither_collapsed_nor_pruned():
+    trials = pd.DataFrame({"outcome": ["complete", "collapsed", "pruned", "complete"], "val_acc": [0.3, 0.9, 0.9, 0.4]})
+    assert SearchResult(trials, {}).best.name == 3
+    assert SearchResult(trials[1:3], {}).best is None
+
+
+def test_a_collapsed_trial_is_infeasible(root):
+    """At this rate no network moves. The sampler knows the trial by its constraint."""
+    still = lambda point: BASE.replace(base_lr=1e-12 * point["base_lr"])
+    result = search(still, SPACE, trials=2, session=session(root))
+    assert list(result.trials.outcome) == ["collapsed"] * 2 and list(result.trials.state) == ["COMPLETE"] * 2
+    with contextlib.closing(sqlite3.connect(root / "mlruns" / "optuna.db")) as db:
+        texts = [
+            row[0] for row in db.execute("select value_json from trial_system_attributes where key like '%onstraint%'")
+        ]
+    assert texts and all("1.0" in text and "-1.0" not in text for text in texts)
 
 
 def test_a_finished_search_is_not_repeated_and_a_longer_one_continues(root, monkeypatch):
