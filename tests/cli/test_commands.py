@@ -149,7 +149,7 @@ def test_a_training_from_the_command_line_is_logged_and_reused(root):
     arguments = ["train", *small_training(steps=3)]
     first = workbench(*arguments)
     assert first.returncode == 0, first.stderr
-    assert "complete: run" in first.stdout and "val_acc" in first.stdout
+    assert "collapsed (validation loss" in first.stdout and "val_acc" in first.stdout
     again = workbench(*arguments)
     run_id = first.stdout.split("run ")[1].split()[0]
     assert f"reused: run {run_id}" in again.stdout

@@ -113,13 +113,13 @@ def _rates_for_each(settings: Mapping[str, list[dict]], n_rates: int) -> dict[st
     """
     most = max(settings, key=lambda arm: len(settings[arm]))
     largest = len(settings[most])
-    for arm, own in settings.items():
-        if not own or largest % len(own):
+    for arm, tried in settings.items():
+        if not tried or largest % len(tried):
             raise WorkbenchError(
-                f"every arm must have as many trials as any other, got {len(own) * n_rates} for {arm} and "
+                f"every arm must have as many trials as any other, got {len(tried) * n_rates} for {arm} and "
                 f"{largest * n_rates} for {most}. Give {arm} a number of thresholds that divides {largest}."
             )
-    return {arm: largest // len(own) for arm, own in settings.items()}
+    return {arm: largest // len(tried) for arm, tried in settings.items()}
 
 
 def _ends(best: pd.DataFrame, grids: Mapping[str, list[float]]) -> set[int]:
