@@ -152,7 +152,14 @@ def test_a_training_from_the_command_line_is_logged_and_reused(root):
     assert "collapsed (validation loss" in first.stdout and "val_acc" in first.stdout
     again = workbench(*arguments)
     run_id = first.stdout.split("run ")[1].split()[0]
-    assert f"reused: run {run_id}" in again.stdout
+    assert "reused (validation loss" in again.stdout and f"run {run_id}" in again.stdout
+
+
+def test_the_weights_of_a_collapsed_training_are_written_with_a_warning(root, command):
+    file = root / "weights.safetensors"
+    code, output, err = command("train", *small_training(steps=3), "--save", file)
+    assert code == 0 and "collapsed" in output and file.is_file()
+    assert "collapsed" in err and str(file) in err
 
 
 def test_the_doctor_reports_first_and_mends_with_fix(root, command):

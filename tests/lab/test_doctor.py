@@ -190,7 +190,7 @@ def test_only_checkpoints_of_complete_trainings_are_removed(root, doctor):
     store.set_tags(training(store, None, key="c" * 64), process=GONE)
     complete, diverged, killed = (checkpoint(root, key=key * 64) for key in "abc")
     findings, _ = doctor()
-    assert re.search(rf"{complete.parent} .*complete training \(1.0 MiB\)", findings)
+    assert re.search(rf"{complete.parent} .*all its steps \(1.0 MiB\)", findings)
     assert not complete.parent.exists() and diverged.is_dir() and killed.is_dir()
 
 
