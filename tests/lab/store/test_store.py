@@ -75,7 +75,9 @@ def test_numbers_that_are_not_finite_are_not_logged(root):
     assert set(store.get(run_id).metrics) == {"c"}
 
 
-@pytest.mark.parametrize(("outcome", "reusable"), [("complete", True), ("diverged", True), ("pruned", False)])
+@pytest.mark.parametrize(
+    ("outcome", "reusable"), [("complete", True), ("collapsed", True), ("diverged", True), ("pruned", False)]
+)
 def test_complete_and_diverged_trainings_are_found_again(root, outcome, reusable):
     store = Store()
     run_id = log_training(store, outcome)

@@ -81,6 +81,19 @@ def test_a_whole_result_is_read_as_it_was_written():
         parse_result("", "r")
 
 
+def test_the_end_of_an_older_training_is_judged_again():
+    """An older version called this complete. Its loss at the end is above 0.95 ln 10 = 2.187."""
+    older = result()
+    older.history[-1]["val_loss"] = 2.2
+    del older.metrics["classes"]  # the data set's name gives their number
+    read = parse_result(older.to_json(), "r").as_train_result()
+    assert (read.outcome, read.metrics["failed"], read.metrics["classes"]) == ("collapsed", 1, 10)
+    older.history[-1]["val_loss"] = 2.1
+    older.metrics["failed"] = 1  # slow is not failed
+    read = parse_result(older.to_json(), "r").as_train_result()
+    assert (read.outcome, read.metrics["failed"], read.cause) == ("complete", 0, None)
+
+
 def test_a_comparison_needs_no_config_json(root):
     store = Store()
     run_id = log_training(store)
