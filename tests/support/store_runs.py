@@ -2,12 +2,16 @@
 
 import dataclasses
 
+from workbench.outcomes import COLLAPSED, at_end
 from workbench.training import TrainConfig, TrainResult
 
 CONFIG = TrainConfig(steps=4, batch_size=64, base_lr=1.6, clip=0.04, seed=2)
 
 
 def result(outcome="complete", **changes):
+    loss = 2.3 if outcome == COLLAPSED else 1.0
+    if outcome == COLLAPSED:
+        changes["cause"] = at_end(loss, 10)[1]
     history = [
         {
             "step": s,
@@ -15,7 +19,7 @@ def result(outcome="complete", **changes):
             "samples_seen": 64 * s,
             "lr": 0.1,
             "train_loss": 1.0,
-            "val_loss": 1.0,
+            "val_loss": loss,
             "val_acc": 0.5 + s / 10,
         }
         for s in (2, 4)
@@ -23,7 +27,7 @@ def result(outcome="complete", **changes):
     metrics = {
         "val_acc": 0.9,
         "train_loss": 1.0,
-        "failed": 0,
+        "failed": int(outcome == COLLAPSED),
         "steps_planned": 4,
         "steps_done": 4,
         "samples_seen": 256,
