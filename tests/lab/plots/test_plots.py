@@ -188,14 +188,14 @@ def points(ax, marker=None):
 
 
 def test_a_collapsed_training_has_a_glyph_of_its_own():
-    ax = plt.figure().subplots()
+    (ax,) = plots.panels(1, 1, (4, 3))[0].axes
     x = pd.Series([1.0, 2.0, 3.0])
     failed, collapsed = pd.Series([0, 1, 1]), pd.Series([False, False, True])
     plots.trials(ax, x, x, plots.ARM_LOOKS["BN"], "BN", failed=failed, collapsed=collapsed)
     drawn = {line.get_marker(): list(line.get_xdata()) for line in ax.lines}
     assert drawn["x"] == [2] and drawn["+"] == [3] and len(drawn) == 3
 
-    ax = plt.figure().subplots()
+    (ax,) = plots.panels(1, 1, (4, 3))[0].axes
     rows = pd.DataFrame({"arm": "BN", "lr": [1.0, 2.0, 3.0], "val_acc": [0.5, 0.1, 0.1], "failed": [0, 1, 1],
                          "outcome": ["complete", "diverged", "collapsed"]})  # fmt: skip
     plots.over_rate(ax, rows, "arm", plots.looks(["BN"]))
