@@ -1,4 +1,7 @@
-"""Claim 6: accumulated large batches equal real ones for networks without normalization.
+"""Question: do accumulated large batches train networks without normalization like real ones?
+
+That their gradients are equal is an identity, which a test checks. So this is no claim. What remains is whether rounding
+grows during a training.
 
 Source: NFNet paper, section 1 (BatchNorm ties the images of a batch together). The gradient of an NF network is a mean
 over images, so accumulation over micro-batches changes only the rounding. BatchNorm normalises each micro-batch by its
@@ -16,13 +19,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.intervals import beyond_p, points_with_ci, t_interval, within_p
 from workbench.lab.statistics.rates import by_seed
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
-    "Accumulated large batches equal real ones for normalizer-free nets", number=6, tables=("gradients", "table")
+    "Accumulated large batches train a normalizer-free net like real ones",
+    precondition=TRAINS,
+    tables=("gradients", "table"),
 )
 
 MARGIN = 0.005  # of test accuracy
@@ -42,7 +48,8 @@ def judge(gradient_table: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     accuracies = {True: "equal accuracies within the margin", False: "different accuracies, beyond the margin",
                   None: "accuracies that are not shown to be equal"}[holds]  # fmt: skip
     headline = f"Accumulated and whole batches give NF+AGC {accuracies}: {points_with_ci(effect.value)}."
-    return Verdict(holds, effect, headline, _details(differences, gradient_table, table))
+    verdict = Verdict(holds, effect, headline, _details(differences, gradient_table, table))
+    return verdict.on(none_fails(CLAIM.precondition, table, "NF+AGC"))
 
 
 def _details(differences: dict[str, pd.Series], gradient_table: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

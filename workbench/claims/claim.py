@@ -1,4 +1,4 @@
-"""What a claim file states as data: a sentence, its number, and its tables."""
+"""What a claim file states as data: a sentence, its number, its precondition, and its tables."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,18 @@ class Claim:
 
     Attributes:
         sentence: What is claimed.
+        precondition: What must be true so that the sentence means something. `judge` measures it. Where it is not met,
+            the claim is not testable here.
         number: Its number among the paper's claims. None marks a question of this project. A question is judged in the
             same way, but Holm's adjustment does not cover it.
         tables: Names of the tables that a run of the study stores.
+        unit: The unit of the effect.
+        also: Studies that ask the same on other networks. The claim is judged over all of these networks.
     """
 
     sentence: str
+    precondition: str
     number: int | None = None
     tables: tuple[str, ...] = ("table",)
+    unit: str = "points"
+    also: tuple[str, ...] = ()

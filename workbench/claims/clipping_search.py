@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     difference_p,
@@ -23,7 +24,11 @@ from workbench.lab.statistics.intervals import (
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
-CLAIM = Claim("AGC at its best threshold beats no clipping at its own best rate", tables=("trials", "confirmed"))
+CLAIM = Claim(
+    "AGC at its best threshold beats no clipping at its own best rate",
+    precondition=TRAINS,
+    tables=("trials", "confirmed"),
+)
 
 GOOD_REGION = 0.02  # validation accuracy below the best that still counts as good
 
@@ -48,7 +53,7 @@ def judge(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     holds = side(effect.value)
     relation = {True: "is better than", False: "is worse than", None: "is not shown to differ from"}[holds]
     headline = f"AGC at its best threshold {relation} no clipping at its best rate: {points_with_ci(effect.value)}."
-    return Verdict(holds, effect, headline, table)
+    return Verdict(holds, effect, headline, table).on(none_fails(CLAIM.precondition, confirmed, "NF+AGC", "NF"))
 
 
 def _details(trials: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 The tables are in the store or under docs/results.
 
 A claim holds, or does not hold, only if its p-value stays below 0.05 after Holm's adjustment. The adjustment covers all
-measured claims, however few of them are shown. Questions have no number and are not part of that family.
+measured and testable claims, however few of them are shown. Questions have no number and are not part of that family.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.bounded_json import read
-from workbench.claims.registry import RegisteredClaim
+from workbench.claims.confirmations import Agreement, agreement, confirmations
+from workbench.claims.networks import over_networks
+from workbench.claims.registry import RegisteredClaim, chosen
 from workbench.errors import WorkbenchError
 from workbench.lab.statistics.intervals import holm
 from workbench.lab.statistics.verdict import Verdict
@@ -64,12 +66,14 @@ class Judged:
         evidence: Its tables. None if nothing was measured.
         verdict: Its verdict. None if nothing was measured.
         p_holm: The adjusted p-value. NaN for a question and for a claim without a p-value.
+        agreement: How far all confirmations of its study agree.
     """
 
     claim: RegisteredClaim
     evidence: Evidence | None = None
     verdict: Verdict | None = None
     p_holm: float = math.nan
+    agreement: Agreement = Agreement(0)
 
 
 def results_folder() -> Path:
@@ -96,15 +100,34 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
         WorkbenchError: If a table cannot be read or judged.
     """
     evidence = [_find(claim, where, store) for claim in claims]
-    verdicts = [None if e is None else _verdict(claim, e) for claim, e in zip(claims, evidence, strict=True)]
-    p_values = [
-        math.nan if v is None or v.effect.p is None or claim.number is None else v.effect.p
-        for claim, v in zip(claims, verdicts, strict=True)
+    verdicts = [
+        None if e is None else _verdict(claim, e, _find_others(claim, where, store))
+        for claim, e in zip(claims, evidence, strict=True)
     ]
-    return [
+    p_values = [_p_in_family(claim, v) for claim, v in zip(claims, verdicts, strict=True)]
+    found = [
         Judged(claim, e, v if v is None or claim.number is None else adjusted(v, p), p)
         for claim, e, v, p in zip(claims, evidence, verdicts, holm(p_values), strict=True)
     ]
+    all_rows = confirmations(found, results_folder())
+    return [_with_agreement(each, all_rows[all_rows.study == each.claim.study]) for each in found]
+
+
+def _p_in_family(claim: RegisteredClaim, verdict: Verdict | None) -> float:
+    """Return the p-value that Holm's adjustment covers. NaN: none."""
+    in_family = claim.number is not None and verdict is not None and verdict.testable
+    return math.nan if not in_family or verdict.effect.p is None else verdict.effect.p
+
+
+def _with_agreement(each: Judged, rows: pd.DataFrame) -> Judged:
+    """Return the judged claim with the agreement of its confirmations. Its table has a row if they disagree."""
+    agreed, verdict = agreement(rows), each.verdict
+    if verdict is not None and agreed.disagree:
+        name = f"its {agreed.n} confirmations disagree: Cochran's Q, I^2 and p"
+        row = {verdict.table.columns[0]: name, "q": agreed.q, "i2": agreed.i2, "p": agreed.p}
+        table = pd.concat([verdict.table, pd.DataFrame([row])], ignore_index=True)
+        verdict = dataclasses.replace(verdict, table=table)
+    return dataclasses.replace(each, verdict=verdict, agreement=agreed)
 
 
 def export(judged_claims: list[Judged], folder: Path) -> list[Path]:
@@ -151,10 +174,22 @@ def _find(claim: RegisteredClaim, where: str, store: Store | None) -> Evidence |
     return _committed(claim)
 
 
-def _verdict(claim: RegisteredClaim, evidence: Evidence) -> Verdict:
+def _find_others(claim: RegisteredClaim, where: str, store: Store | None) -> dict[RegisteredClaim, Evidence]:
+    """Return the evidence of the studies that ask the same on other networks."""
+    others = chosen(list(claim.claim.also)) if claim.claim.also else []
+    found = {other: _find(other, where, store) for other in others}
+    return {other: evidence for other, evidence in found.items() if evidence is not None}
+
+
+def _verdict(claim: RegisteredClaim, evidence: Evidence, others: Mapping[RegisteredClaim, Evidence]) -> Verdict:
     try:
-        return claim.judge(evidence.tables)
-    except (KeyError, AttributeError, IndexError, ValueError) as error:
+        own = claim.judge(evidence.tables)
+        if not others:
+            return own
+        tables = {each.study: e.tables["confirmed"] for each, e in {claim: evidence, **others}.items()}
+        verdicts = {claim.study: own} | {each.study: each.judge(e.tables) for each, e in others.items()}
+        return over_networks(claim.claim.precondition, tables, verdicts)
+    except (KeyError, AttributeError, IndexError, ValueError, WorkbenchError) as error:
         if evidence.source != "store":
             raise
         problem = f"{claim.name}: another version made the tables of run {evidence.run}, and judging failed: {error!r}."

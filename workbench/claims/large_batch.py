@@ -1,4 +1,6 @@
-"""Claim 2: normalizer-free networks fail as batch and rate grow, unless AGC clips them.
+"""Question: do normalizer-free networks fail as batch and rate grow, unless AGC clips them?
+
+The claim is that of stability_boundary, here over more batches and opponents.
 
 Source: NFNet paper, section 4.1, figure 2.
 
@@ -16,6 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import FAILURES, some_fail
+from workbench.lab.statistics.failure_line import at_line, over_lines
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     best_four_of_five,
@@ -28,18 +32,26 @@ from workbench.lab.statistics.rates import at_carried_rate
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
-CLAIM = Claim("Over batches and rates, normalizer-free nets fail more often without clipping than with AGC", number=2)
+CLAIM = Claim(
+    "Over batches and rates, normalizer-free nets fail more often without clipping than with AGC",
+    precondition=FAILURES,
+    unit="share of seeds",
+)
 
 TUNED, KEPT, SCALED = "tuned", "rate kept", "rate scaled"
 CELL = ["batch_size", "lr", "seed"]
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Judge whether a seed fails at more batches and rates without clipping than with it.
+    """Judge at every failure line whether a seed fails at more batches and rates without clipping than with it.
 
     Args:
-        table: Columns arm (BN, NF, NF+AGC), batch_size, lr, seed, val_acc, failed, outcome.
+        table: Columns arm (BN, NF, NF+AGC), batch_size, lr, seed, val_acc, val_loss, outcome, classes or data.
     """
+    return over_lines(_at_line, table).on(some_fail(CLAIM.precondition, at_line(table), "NF", "NF+AGC"))
+
+
+def _at_line(table: pd.DataFrame) -> Verdict:
     if (undecided := nothing_to_compare(table, "NF", "NF+AGC")) is not None:
         return undecided
     failed = table.pivot_table(index=CELL, columns="arm", values="failed")[["NF", "NF+AGC"]].dropna()

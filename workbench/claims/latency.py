@@ -24,6 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval, with_ci
 from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
@@ -31,8 +32,11 @@ from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
     "A normalizer-free net reaches an accuracy sooner than its BatchNorm twin",
+    precondition=BATCHNORM,
     number=10,
     tables=("costs", "screened", "confirmed", "curves"),
+    unit="doublings",
+    also=("race",),
 )
 
 SHARE = 0.9  # of BN's accuracy at the end
@@ -83,7 +87,8 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame, 
     relation = "cannot be compared with BN, which rarely reaches the target" if no_target else relation
     ratio = with_ci(effect.value.map(np.exp2), " times BN's time")
     headline = f"NF+AGC {relation}: {ratio}."
-    return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed, timings), screened))
+    verdict = Verdict(holds, effect, headline, with_edges(_details(costs, confirmed, timings), screened))
+    return verdict.on(batchnorm_trained_out(CLAIM.precondition, confirmed))
 
 
 def _details(costs: pd.DataFrame, confirmed: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:

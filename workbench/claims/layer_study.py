@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import LED, rate_separated
 from workbench.errors import unknown
 from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
@@ -31,6 +32,7 @@ from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
     "Never clip the classifier (stages and first convolution: see the lab book)",
+    precondition=LED,
     number=4,
     tables=("screened", "confirmed"),
 )
@@ -109,7 +111,9 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     table = details(rows, "lr", "p_equal", "largest_stable", "open", "margin").rename(
         columns={"open": "last_tried", "margin": "doublings"}
     )
-    return Verdict(holds, effect, headline, with_edges(table, screened))
+    return Verdict(holds, effect, headline, with_edges(table, screened)).on(
+        rate_separated(CLAIM.precondition, screened, PAPER, HEAD)
+    )
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

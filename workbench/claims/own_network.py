@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import none_fails
 from workbench.lab.statistics.intervals import (
     Interval,
     accuracy_interval,
@@ -35,14 +36,16 @@ if TYPE_CHECKING:  # reading the claims needs no torch
     from workbench.probes.noise import NoiseScale
 
 CLAIM = Claim(
-    "A network is as good without BatchNorm as with it, each at its own best rate", tables=("trials", "confirmed")
+    "A network is as good without BatchNorm as with it, each at its own best rate",
+    precondition="no training with BatchNorm fails",
+    tables=("trials", "confirmed"),
 )
 
 NF, BN = "NF+AGC", "BN"  # the arms, as `user_network.arms` calls them
 MARGIN = 0.005  # accuracy that the network without BatchNorm may lose and still count as equally good
 GOOD = 0.02  # validation accuracy below the best that still counts as good
 END = 0.1  # share of a range, on its scale, that counts as its end
-LONGER = "the training loss is still high at the end: train longer"
+LONGER = "some trainings end no better than guessing: lower the rates or train longer"
 FURTHER = "a better value may lie outside the range: widen it"
 LARGER, ENOUGH = "larger batches still save steps", "larger batches buy little"
 ABOUT = "this batch is about where larger ones buy little"
@@ -117,24 +120,25 @@ def judge(
         headline = f"Your network without BatchNorm gets {accuracy}, but there is no control for comparison."
     rows = [*_accuracies(confirmed), fact(*_good_thresholds(trials)), *_values_at_an_end(confirmed, ranges or {})]
     rows += [] if noise is None else [_noise_fact(noise, int(confirmed.batch_size.iloc[0]))]
-    return Verdict(holds, effect, headline, pd.DataFrame(rows).fillna({"started_from": "", "advice": ""}))
+    verdict = Verdict(holds, effect, headline, pd.DataFrame(rows).fillna({"started_from": "", "advice": ""}))
+    return verdict.on(none_fails(CLAIM.precondition, confirmed, BN))
 
 
 def _accuracies(confirmed: pd.DataFrame) -> list[dict]:
     """One row per arm: the test accuracy of its best point.
 
-    `slow` counts failures without divergence.
+    `collapsed` counts failures without divergence.
     """
     rows = []
     for arm in _arms(confirmed):
         trained = confirmed[confirmed.arm == arm]
-        first, slow = trained.iloc[0], int((trained.failed.astype(bool) & (trained.outcome != "diverged")).sum())
+        first, collapsed = trained.iloc[0], int((trained.outcome == "collapsed").sum())
         rows.append(
             fact(
                 f"test accuracy {NAMES[arm]}", accuracy_interval(trained.test_acc), lr=first.lr, clip=first["clip"],
-                batch_size=first.batch_size, failed=int(trained.failed.sum()), slow=slow,
+                batch_size=first.batch_size, failed=int(trained.failed.sum()), collapsed=collapsed,
                 started_from="" if pd.isna(first.weights) else Path(first.weights).name,
-                advice=LONGER if slow else "",
+                advice=LONGER if collapsed else "",
             )
         )  # fmt: skip
     return rows

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     best_four_of_five,
@@ -30,7 +31,9 @@ from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
-    "The paper's protocol favours NF+AGC over BN, compared with tuning both alike", tables=("screened", "confirmed")
+    "The paper's protocol favours NF+AGC over BN, compared with tuning both alike",
+    precondition=BATCHNORM,
+    tables=("screened", "confirmed"),
 )
 
 PAPER, TUNED = "paper's", "tuned"
@@ -112,7 +115,9 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     relation = {True: "favours NF+AGC over BN", False: "favours BN over NF+AGC",
                 None: "is not shown to favour NF+AGC or BN"}[holds]  # fmt: skip
     headline = f"The paper's protocol {relation}, compared with tuning: {points_with_ci(effect.value)}."
-    return Verdict(holds, effect, headline, _details(screened, confirmed))
+    return Verdict(holds, effect, headline, _details(screened, confirmed)).on(
+        batchnorm_trained_out(CLAIM.precondition, confirmed)
+    )
 
 
 def _details(screened: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points_with_ci, t_interval
 from workbench.lab.statistics.rates import by_seed, with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
@@ -26,6 +27,7 @@ from workbench.lab.store.client import Store
 
 CLAIM = Claim(
     "NF+AGC is within 0.3 points of a fast BatchNorm net in at most 1.3 times its seconds",
+    precondition=BATCHNORM,
     tables=("screened", "confirmed", "paces"),
 )
 
@@ -107,7 +109,9 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame) 
     table = _details(confirmed, paces)
     ratio = longer.map(np.exp2)
     table.loc[table.arm == "NF+AGC", ["times_bn", "low", "high"]] = ratio.mean, ratio.low, ratio.high
-    return Verdict(holds, effect, headline, with_edges(table, screened))
+    return Verdict(holds, effect, headline, with_edges(table, screened)).on(
+        batchnorm_trained_out(CLAIM.precondition, confirmed)
+    )
 
 
 def _doublings(seconds: pd.DataFrame) -> pd.Series:

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 import workbench.claims
 from workbench.claims.claim import Claim
 from workbench.errors import WorkbenchError, unknown
+from workbench.lab.statistics.failure_line import at_line
 from workbench.lab.statistics.verdict import Verdict
 
-MACHINERY = ("claim", "registry", "judging")  # files of this folder that are not claims
+# Files of this folder that are not claims
+MACHINERY = ("claim", "confirmations", "evidence_figures", "judging", "networks", "preconditions", "registry")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,17 @@ class RegisteredClaim:
         """A name for people: "claim 2, large_batch", or the study's name for a question."""
         return self.study if self.number is None else f"claim {self.number}, {self.study}"
 
+    def read_again(self, tables: dict[str, pd.DataFrame]) -> list[pd.DataFrame]:
+        """Return the claim's tables in order, with outcomes as they are defined today."""
+        return [at_line(tables[name]) for name in self.tables]
+
     def judge(self, tables: dict[str, pd.DataFrame]) -> Verdict:
         """Compute the verdict from these tables."""
-        return self.module.judge(*(tables[name] for name in self.tables))
+        return self.module.judge(*self.read_again(tables))
 
     def figure(self, tables: dict[str, pd.DataFrame]) -> Figure:
         """Draw the figure from these tables."""
-        return self.module.figure(*(tables[name] for name in self.tables))
+        return self.module.figure(*self.read_again(tables))
 
 
 @cache

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import GAP, overfits
 from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import accuracy_interval, points_with_ci, side
 from workbench.lab.statistics.panels import draw_differences
@@ -26,7 +27,10 @@ from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
-    "SAM and the average of the weights add accuracy at equal time", number=9, tables=("costs", "screened", "confirmed")
+    "SAM and the average of the weights add accuracy at equal time",
+    precondition=f"without both, {GAP}",
+    number=9,
+    tables=("costs", "screened", "confirmed"),
 )
 
 AVERAGED = {"plain": "EMA", "SAM": "SAM+EMA"}  # arm: its name when its average is read
@@ -62,7 +66,8 @@ def judge(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) 
     holds = side(effect.value)
     relation = {True: "add", False: "cost", None: "are not shown to change"}[holds]
     headline = f"At equal time SAM and EMA together {relation} accuracy: {points_with_ci(effect.value)}."
-    return Verdict(holds, effect, headline, with_edges(_details(costs, confirmed), screened))
+    verdict = Verdict(holds, effect, headline, with_edges(_details(costs, confirmed), screened))
+    return verdict.on(overfits(CLAIM.precondition, confirmed, "plain"))
 
 
 def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:

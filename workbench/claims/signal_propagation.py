@@ -17,10 +17,15 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import Interval, difference_p, share_interval, t_interval, with_ci
-from workbench.lab.statistics.verdict import Effect, Verdict, fact
+from workbench.lab.statistics.verdict import Effect, Precondition, Verdict, fact
 from workbench.probes.rules import broken_rules
 
-CLAIM = Claim("Scaled weight standardisation keeps the variance of the trunk as the theory predicts", number=1)
+CLAIM = Claim(
+    "Scaled weight standardisation keeps the variance of the trunk as the theory predicts",
+    precondition="the theory predicts the variance of every block",
+    number=1,
+    unit="relative deviation",
+)
 
 TOLERANCE = 0.15  # of the expected variance
 
@@ -49,7 +54,11 @@ def judge(table: pd.DataFrame) -> Verdict:
     relation = {True: "follows", False: "does not follow", None: "is not shown to follow"}[holds]
     deviation = with_ci(worst.map(lambda value: 100 * value), "%", ".1f", "initialisation")
     headline = f"The variance of {subject} {relation} the theory: largest deviation {deviation}."
-    return Verdict(holds, effect, headline, _details(table, blocks, subject, worst))
+    predicted = int(subject_blocks.expected_var.notna().sum())
+    precondition = Precondition(
+        CLAIM.precondition, f"{predicted} of {len(subject_blocks)} measurements", predicted == len(subject_blocks)
+    )
+    return Verdict(holds, effect, headline, _details(table, blocks, subject, worst)).on(precondition)
 
 
 def _details(table: pd.DataFrame, blocks: pd.DataFrame, subject: str, worst: Interval) -> pd.DataFrame:

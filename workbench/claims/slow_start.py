@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
@@ -24,7 +25,9 @@ from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
 
 CLAIM = Claim(
-    "Clipping keeps zero skip gains small, and a short training loses accuracy", tables=("screened", "confirmed")
+    "Clipping keeps zero skip gains small, and a short training loses accuracy",
+    precondition=TRAINS,
+    tables=("screened", "confirmed"),
 )
 
 PAPER = "paper's: from 0, clipped"
@@ -61,9 +64,8 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     holds = side(effect.value)
     relation = {True: "raises", False: "lowers", None: "is not shown to change"}[holds]
     headline = f"Not clipping skip gains that start at zero {relation} accuracy: {points_with_ci(effect.value)}."
-    return Verdict(
-        holds, effect, headline, with_edges(details(compare_arms(confirmed, PAPER, contrast=GAINS), "lr"), screened)
-    )
+    table = with_edges(details(compare_arms(confirmed, PAPER, contrast=GAINS), "lr"), screened)
+    return Verdict(holds, effect, headline, table).on(none_fails(CLAIM.precondition, confirmed, PAPER, GAINS))
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:

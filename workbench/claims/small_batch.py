@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.effects import EQUAL
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
@@ -37,6 +38,7 @@ from workbench.lab.statistics.verdict import Effect, Verdict
 
 CLAIM = Claim(
     "As the batch shrinks to 4, a normalizer-free net loses less accuracy than BatchNorm",
+    precondition=f"{BATCHNORM} at the largest batch",
     number=5,
     tables=("screened", "confirmed"),
 )
@@ -109,7 +111,10 @@ def judge(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Verdict:
     holds = side(effect.value)
     relation = {True: "keeps more", False: "keeps less", None: "is not shown to keep more or less"}[holds]
     headline = f"NF+AGC {relation} accuracy than BN as the batch shrinks: {points_with_ci(effect.value)}."
-    return Verdict(holds, effect, headline, with_edges(_details(confirmed), screened, by=["batch_size"]))
+    verdict = Verdict(holds, effect, headline, with_edges(_details(confirmed), screened, by=["batch_size"]))
+    return verdict.on(
+        batchnorm_trained_out(CLAIM.precondition, confirmed[confirmed.batch_size == confirmed.batch_size.max()])
+    )
 
 
 def _details(confirmed: pd.DataFrame) -> pd.DataFrame:

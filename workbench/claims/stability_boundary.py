@@ -16,12 +16,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
+from workbench.lab.statistics.failure_line import at_line, over_lines
 from workbench.lab.statistics.intervals import difference_p, t_interval, with_ci
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
-CLAIM = Claim("Clipping raises the largest stable learning rate", number=7)
+CLAIM = Claim("Clipping raises the largest stable learning rate", precondition=FAILURES, number=7, unit="doublings")
 
 
 def windows(table: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +57,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Judge whether the largest stable rate is higher with clipping."""
+    """Judge at every failure line whether the largest stable rate is higher with clipping."""
+    largest_batch = table[table.batch_size == table.batch_size.max()]
+    return over_lines(_at_line, table).on(some_fail(CLAIM.precondition, at_line(largest_batch), "NF", "NF+AGC"))
+
+
+def _at_line(table: pd.DataFrame) -> Verdict:
     largest_batch = table[table.batch_size == table.batch_size.max()]
     if (undecided := nothing_to_compare(largest_batch, "NF", "NF+AGC")) is not None:
         return undecided

@@ -9,7 +9,8 @@ batch B and threshold c, for a fixed number of steps:
     log2 rate = max(u_B, a_B - k log2 c)        u_B: without clipping, or with a threshold too large to act
 
 If k is 1, only the product counts. If k is 0, only the rate counts. a_B - a_B' is the effect of the batch itself at an
-equal threshold.
+equal threshold. k depends on what counts as failed: it falls where slow trainings count, too. So the table has k by
+failure line, and no rule for the rate follows from one of its values.
 
 Contrast, written down before the confirmation: k is 1 within 0.25.
 
@@ -17,6 +18,7 @@ Table:
     table: One row per training. Columns as for stability_boundary, with val_acc and outcome.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -26,16 +28,24 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from workbench.claims.claim import Claim
+from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
+from workbench.lab.statistics.failure_line import at_line, over_lines
 from workbench.lab.statistics.intervals import Interval, t_interval, with_ci
 from workbench.lab.statistics.rates import at_carried_rate
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 
-CLAIM = Claim("The threshold falls because the rate rises: stability depends on rate x threshold alone", number=3)
+CLAIM = Claim(
+    "The threshold falls because the rate rises: stability depends on rate x threshold alone",
+    precondition=FAILURES,
+    number=3,
+    unit="exponent",
+)
 
 MARGIN = 0.25  # of the exponent
 TUNED = "tuned"
+SLOW_LINES = (0.76, 0.80)  # shares of ln C that slow trainings do not reach either
 EXPONENTS = np.linspace(-0.25, 2.0, 46)
 
 
@@ -160,32 +170,46 @@ def _profile_of_shift(best: dict[tuple, list], places: int) -> dict[int, float]:
 
 
 def judge(table: pd.DataFrame) -> Verdict:
-    """Judge whether the boundary depends on rate x threshold alone.
+    """Judge at every failure line whether the boundary depends on rate x threshold alone.
 
-    The table has the effect of the batch.
+    The table has the exponent by line, also where slow trainings count as failed, and the effect of the batch.
     """
+    table = at_line(table)
     if (undecided := nothing_to_compare(table[table["clip"].notna()])) is not None:
         return undecided
+    verdict, upper = over_lines(_at_line, table), upper_side(table)
+    by_line = [_exponent_at(line, table) for line in SLOW_LINES]
+    by_line += [fact(f"exponent k, failed from {row.line:g} ln C", Interval(row.effect, row.low, row.high, len(upper)))
+                for row in verdict.curve.itertuples()]  # fmt: skip
+    seen = [row["value"] for row in by_line]
+    name = f"exponent k, {min(seen):.2f} to {max(seen):.2f} by failure line (n: trainings, of {upper.seed.nunique()} seeds)"
+    effect = dataclasses.replace(verdict.effect, name=name)
+    facts = [*by_line, *_boundary_facts(upper), *_best_threshold_facts(table)]
+    verdict = dataclasses.replace(verdict, effect=effect, table=pd.DataFrame(facts))
+    return verdict.on(some_fail(CLAIM.precondition, table, "NF", "NF+AGC"))
+
+
+def _at_line(table: pd.DataFrame) -> Verdict:
     upper = upper_side(table)
     fit = collapse(upper)
-    name = f"exponent k of the threshold (n: trainings, of {upper.seed.nunique()} seeds)"
-    effect = Effect(name, fit.exponent, min(fit.p_not_product, fit.p_product))
+    effect = Effect("exponent k of the threshold", fit.exponent, min(fit.p_not_product, fit.p_product))
     holds = True if fit.p_not_product < 0.05 else False if fit.p_product < 0.05 else None
     relation = {True: "depends", False: "does not depend", None: "is not shown to depend"}[holds]
     headline = (
         f"Stability {relation} on rate x threshold alone: the exponent is {with_ci(fit.exponent, counted='training')}."
     )
-    return Verdict(holds, effect, headline, pd.DataFrame([*_boundary_facts(upper, fit), *_best_threshold_facts(table)]))
+    return Verdict(holds, effect, headline, pd.DataFrame())
 
 
-def _boundary_facts(upper: pd.DataFrame, fit: Collapse) -> list[dict]:
-    """Exponents and shifts: of all trainings, of each batch and seed, and of divergence alone.
+def _exponent_at(line: float, table: pd.DataFrame) -> dict:
+    exponent = collapse(upper_side(at_line(table, line))).exponent
+    return fact(f"exponent k, slow trainings count: from {line:g} ln C", exponent)
 
-    The last leaves out trainings that end with a high loss. Their number grows as the batch shrinks, and with it the
-    number of images.
-    """
+
+def _boundary_facts(upper: pd.DataFrame) -> list[dict]:
+    """Exponents and shifts: of all trainings, and of each batch and seed."""
+    fit = collapse(upper)
     batches = sorted(fit.product)
-    diverged = collapse(upper.assign(failed=(upper.outcome == "diverged").astype(float)))
     seeds = [collapse(rows, EXPONENTS[1::2]).exponent.mean for _, rows in upper.groupby("seed")]
     rows = [fact("exponent k; p of 0, the rate alone", fit.exponent, p=fit.p_rate_alone)]
     rows += [fact(f"rate x threshold where half fail, batch {b}", product) for b, product in fit.product.items()]
@@ -193,8 +217,6 @@ def _boundary_facts(upper: pd.DataFrame, fit: Collapse) -> list[dict]:
         rows += [fact(f"exponent k, batch {b} alone", collapse(upper[upper.batch_size == b]).exponent) for b in batches]
         shift = f"doublings from batch {batches[0]} to {batches[-1]}"
         rows.append(fact(f"{shift}; p of 0", fit.shift, p=fit.p_no_shift))
-        rows.append(fact(f"{shift}, divergence alone; p of 0", diverged.shift, p=diverged.p_no_shift))
-    rows.append(fact("exponent k, divergence alone; p of 1, the product", diverged.exponent, p=diverged.p_product))
     seed_range = Interval(math.nan, min(seeds), max(seeds), len(seeds))
     return [*rows, fact("exponent k, lowest and highest of a seed", seed_range)]
 

@@ -32,9 +32,14 @@ from workbench.lab.statistics.intervals import below_p, beyond_p, points_with_ci
 from workbench.lab.statistics.panels import draw_differences
 from workbench.lab.statistics.rates import by_seed
 from workbench.lab.statistics.undecided import nothing_to_compare
-from workbench.lab.statistics.verdict import Verdict
+from workbench.lab.statistics.verdict import Precondition, Verdict
 
-CLAIM = Claim("Rate and threshold can be taken from narrower networks", number=11, tables=("screened", "table"))
+CLAIM = Claim(
+    "Rate and threshold can be taken from narrower networks",
+    precondition="the best rate of every width lies inside the rates tried",
+    number=11,
+    tables=("screened", "table"),
+)
 
 MARGIN = 0.005  # of test accuracy
 FACTOR = 2.0  # a predicted rate within this factor counts as right
@@ -141,7 +146,13 @@ def judge(screened: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     effect = dataclasses.replace(contrast, p=min(small_p, large_p))
     relation = {True: "loses less", False: "loses more", None: "is not shown to lose less"}[holds]
     headline = f"The predicted point {relation} than the margin to its best rival: {points_with_ci(effect.value)}."
-    return Verdict(holds, effect, headline, _details(screened, lost))
+    return Verdict(holds, effect, headline, _details(screened, lost)).on(_rates_inside(screened))
+
+
+def _rates_inside(screened: pd.DataFrame) -> Precondition:
+    best = best_points(screened)
+    inside = best.lr.between(screened.lr.min(), screened.lr.max(), inclusive="neither")
+    return Precondition(CLAIM.precondition, f"{inside.sum()} of {len(inside)} widths", bool(inside.all()))
 
 
 def _details(screened: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:

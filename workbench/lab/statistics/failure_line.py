@@ -35,9 +35,12 @@ def at_line(table: pd.DataFrame, line: float = COLLAPSED_SHARE) -> pd.DataFrame:
     if "outcome" not in table or table.empty:
         return table
     finished = table.outcome.isin(FINISHED)
-    if "val_loss" not in table or table.val_loss[finished].isna().any():
+    if not finished.any():
+        collapsed = finished
+    elif "val_loss" not in table or table.val_loss[finished].isna().any():
         raise WorkbenchError("a finished training has no `val_loss`. Run its study again to measure it.")
-    collapsed = finished & (table.val_loss >= line * np.log(_classes(table)))
+    else:
+        collapsed = finished & (table.val_loss >= line * np.log(_classes(table)))
     outcome = table.outcome.mask(finished, COMPLETE).mask(collapsed, COLLAPSED)
     return table.assign(outcome=outcome, failed=outcome.isin(FAILURES).astype(int))
 
@@ -53,7 +56,14 @@ def over_lines(judge: Callable[..., Verdict], *tables: pd.DataFrame) -> Verdict:
         The verdict at `COLLAPSED_SHARE`, with its `curve`. If the answer changes with the line, it is not decided and
         says so.
     """
-    by_line = {line: judge(*(at_line(table, line) for table in tables)) for line in LINES}
+    by_line: dict[float, Verdict] = {}
+    before, verdict = None, None
+    for line in LINES:
+        read = [at_line(table, line) for table in tables]
+        outcomes = pd.concat([table.get("outcome", pd.Series(dtype=object)) for table in read], ignore_index=True)
+        if verdict is None or not outcomes.equals(before):  # judging the same outcomes again takes seconds
+            verdict = judge(*read)
+        by_line[line], before = verdict, outcomes
     verdict = by_line[COLLAPSED_SHARE]
     curve = pd.DataFrame(
         {"line": line, "holds": each.holds, "effect": each.effect.value.mean, "low": each.effect.value.low,

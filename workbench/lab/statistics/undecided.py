@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.lab.statistics.intervals import Interval
 from workbench.lab.statistics.verdict import Effect, Verdict
-from workbench.outcomes import COMPLETE, DIVERGED
+from workbench.outcomes import COLLAPSED, COMPLETE, DIVERGED
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
@@ -37,9 +37,9 @@ def nothing_to_compare(trained: pd.DataFrame, *arms: str, tried: pd.DataFrame | 
 def _headline(compared: pd.DataFrame, missing: list[str], table: pd.DataFrame) -> str:
     outcomes = set(table.outcome)
     if len(table) and COMPLETE not in outcomes:
-        ended = (
-            "all trainings diverged, so lower the learning rates" if outcomes == {DIVERGED} else "no training completed"
-        )
+        ended = "no training completed"
+        if outcomes <= {DIVERGED, COLLAPSED}:
+            ended = f"all trainings {' or '.join(sorted(outcomes))}, so lower the learning rates"
     elif missing:
         ended = f"there is no training of {' and of '.join(missing)}"
     else:
