@@ -15,11 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from workbench.bounded_json import read
-from workbench.claims.confirmations import Agreement, agreement, confirmations
+from workbench.claims.confirmations import FILE as CONFIRMATIONS
+from workbench.claims.confirmations import Agreement, agreement, confirmations, with_agreement
+from workbench.claims.evidence_figures import accuracies, forest
 from workbench.claims.networks import over_networks
-from workbench.claims.registry import RegisteredClaim, chosen
+from workbench.claims.registry import RegisteredClaim, all_claims, chosen
 from workbench.errors import WorkbenchError
 from workbench.lab.statistics.intervals import holm
 from workbench.lab.statistics.verdict import Verdict
@@ -158,12 +161,33 @@ def export(judged_claims: list[Judged], folder: Path) -> list[Path]:
                 evidence.tables[name].to_csv(file, index=False, float_format="%.6g")
                 written.append(file)
             index[claim.study] = {name: getattr(evidence, name) for name in INDEX_FIELDS}
-        figure = claim.figure(evidence.tables)
-        for drawing in (figures / f"{claim.study}.{suffix}" for suffix in ("png", "svg")):
-            figure.savefig(drawing, dpi=160, bbox_inches="tight", metadata=UNDATED.get(drawing.suffix))
-            written.append(drawing)
+        written += _draw(claim.figure(evidence.tables), figures, claim.study)
     index_file.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
     return [*written, index_file]
+
+
+def export_all(folder: Path) -> list[Path]:
+    """Write the table of all confirmations and draw the figures over all claims, from the committed tables.
+
+    Args:
+        folder: The committed tables. The figures go into the folder `figures` next to it.
+
+    Returns:
+        The written files.
+    """
+    everything = judged(list(all_claims()), where="docs")
+    table = confirmations(everything, folder)
+    file = folder / CONFIRMATIONS
+    with_agreement(table).to_csv(file, index=False, float_format="%.6g")
+    drawn = {"confirmations": forest(table), "accuracies": accuracies(everything)}
+    return [file, *(path for name, figure in drawn.items() for path in _draw(figure, folder.parent / "figures", name))]
+
+
+def _draw(figure: Figure, folder: Path, name: str) -> list[Path]:
+    files = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    for file in files:
+        figure.savefig(file, dpi=160, bbox_inches="tight", metadata=UNDATED.get(file.suffix))
+    return files
 
 
 def _find(claim: RegisteredClaim, where: str, store: Store | None) -> Evidence | None:

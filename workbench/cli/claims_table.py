@@ -10,9 +10,10 @@ from rich.table import Table
 from workbench.claims.judging import Judged
 from workbench.lab.statistics.intervals import Interval, points
 from workbench.lab.statistics.pairs import pairs
-from workbench.lab.statistics.verdict import as_text
+from workbench.lab.statistics.verdict import Verdict, as_text
 
-ANSWERS = {True: "[green]holds[/green]", False: "[red]does not hold[/red]", None: "not decided"}
+COLUMNS = ("", "claim", "answer", "effect [95 %]", "n", "p (Holm)", "precondition", "confirmations", "study")
+COLOURS = {"Holds": "green", "Does not hold": "red"}
 
 
 def show_claims(judged_claims: list[Judged], console: Console, details: bool = False) -> None:
@@ -24,8 +25,8 @@ def show_claims(judged_claims: list[Judged], console: Console, details: bool = F
         details: Also print the table of each verdict.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "claim", "verdict", "effect [95 %]", "n", "p", "p (Holm)", "data", "device", "run"):
-        table.add_column(heading, justify="right" if heading in ("n", "p", "p (Holm)") else "left")
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right" if heading in ("n", "p (Holm)") else "left")
     for judged in judged_claims:
         if judged.verdict is None:
             todo = f"not measured here: ./run study {judged.claim.study}"
@@ -35,21 +36,23 @@ def show_claims(judged_claims: list[Judged], console: Console, details: bool = F
         table.add_row(
             _number(judged),
             judged.claim.sentence,
-            ANSWERS[verdict.holds],
+            f"[{COLOURS.get(verdict.answer, 'default')}]{verdict.answer}[/]",
             escape(verdict.effect.text),
             str(verdict.effect.value.n),
-            _p(verdict.effect.p),
             _p(judged.p_holm),
-            escape(evidence.data),
-            escape(evidence.device),
-            f"{evidence.run[:8] or '?'} ({evidence.source})",
+            escape(_precondition(verdict)),
+            str(judged.agreement),
+            f"{judged.claim.study}, {evidence.run[:8] or '?'} ({evidence.source})",
         )
     console.print(table)
     for judged in judged_claims:
         if judged.verdict is not None:
             name = f"[bold]{', '.join(filter(None, (_number(judged), judged.claim.study)))}[/bold]"
             console.print(f"\n{name}: {escape(judged.verdict.headline)}", highlight=False)
-            console.print(f"    effect: {judged.verdict.effect.name}", style="dim", markup=False, highlight=False)
+            notes = [f"effect: {judged.verdict.effect.name}"]
+            notes.append(f"meaningful if {judged.claim.claim.precondition}: {_precondition(judged.verdict)}")
+            for note in notes if judged.verdict.precondition else notes[:1]:
+                console.print(f"    {note}", style="dim", markup=False, highlight=False)
             if judged.evidence.departs:
                 note = (
                     f"    The run departs from the parameters of {judged.claim.study}.yaml: {judged.evidence.departs}"
@@ -87,7 +90,8 @@ def show_pairs(judged_claims: list[Judged], console: Console) -> None:
 def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
     """One row per measured claim.
 
-    Columns: claim, study, holds, effect, low, high, n, p, p_holm, data, device, run, date, departs, headline.
+    Columns: claim, study, answer, holds, effect, low, high, n, p, p_holm, precondition, measured, met, confirmations, q_p
+    (of their agreement), data, device, run, date, departs, headline.
     """
     rows = []
     for judged in judged_claims:
@@ -95,9 +99,12 @@ def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
             continue
         verdict, effect, evidence = judged.verdict, judged.verdict.effect, judged.evidence
         rows.append(
-            {"claim": judged.claim.number, "study": judged.claim.study, "holds": verdict.holds,
+            {"claim": judged.claim.number, "study": judged.claim.study, "answer": verdict.answer, "holds": verdict.holds,
              "effect": effect.value.mean, "low": effect.value.low, "high": effect.value.high, "n": effect.value.n,
-             "p": effect.p, "p_holm": judged.p_holm, "data": evidence.data, "device": evidence.device,
+             "p": effect.p, "p_holm": judged.p_holm, "precondition": judged.claim.claim.precondition,
+             "measured": verdict.precondition.measured if verdict.precondition else "", "met": verdict.testable,
+             "confirmations": judged.agreement.n, "q_p": judged.agreement.p, "data": evidence.data,
+             "device": evidence.device,
              "run": evidence.run, "date": evidence.date, "departs": evidence.departs, "headline": verdict.headline}
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -105,25 +112,28 @@ def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
 
 def as_markdown(judged_claims: list[Judged]) -> str:
     """The README's table: one row per claim, measured or not, with a link to its figure."""
-    lines = [
-        "| | claim | verdict | effect [95 %] | n | p (Holm) | data, device | study's figure, run |",
-        "|---" * 8 + "|",
-    ]
-    words = {True: "**holds**", False: "**does not hold**", None: "not decided"}
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for judged in judged_claims:
         head = f"| {judged.claim.number} | {judged.claim.sentence}"
         if judged.verdict is None:
-            lines.append(f"{head} | not measured | | | | | `{judged.claim.study}` |")
+            lines.append(f"{head} | not measured | | | | | | `{judged.claim.study}` |")
             continue
         verdict, effect, evidence = judged.verdict, judged.verdict.effect, judged.evidence
         departs = f"not as in the study's file: {evidence.departs}" if evidence.departs else ""
-        where = ", ".join(filter(None, (evidence.data, evidence.device, departs)))
-        figure = f"[{judged.claim.study}](docs/figures/{judged.claim.study}.png)"
+        studies = [f"[{name}](docs/figures/{name}.png)" for name in (judged.claim.study, *judged.claim.claim.also)]
+        condition = f"{judged.claim.claim.precondition}: {_precondition(verdict)}"
         lines.append(
-            f"{head} | {words[verdict.holds]} | {effect.text} {effect.name} | {effect.value.n} | "
-            f"{_p(judged.p_holm)} | {where} | {figure}, {evidence.run[:8]} |"
+            f"{head} | **{verdict.answer}** | {effect.text} {effect.name} | {effect.value.n} | {_p(judged.p_holm)} | "
+            f"{condition} | {judged.agreement} | {', '.join(filter(None, (*studies, departs)))} |"
         )
     return "\n".join(lines)
+
+
+def _precondition(verdict: Verdict) -> str:
+    """Whether the precondition is met, and what was measured."""
+    if verdict.precondition is None:
+        return ""
+    return f"{'met' if verdict.precondition.met else 'not met'}, {verdict.precondition.measured}"
 
 
 def _number(judged: Judged) -> str:

@@ -138,7 +138,8 @@ def claims(
         bool,
         typer.Option(
             "--export",
-            help="Write tables to docs/results, figures to docs/figures, and the verdicts into the README.",
+            help="Write tables to docs/results with all confirmations, figures to docs/figures, and the verdicts into "
+            "the README.",
         ),
     ] = False,
     csv: Annotated[
@@ -151,10 +152,10 @@ def claims(
 ) -> None:
     """Judge the paper's claims from the tables of their studies.
 
-    The p-values are adjusted over all claims (Holm's method), however few you print.
+    The p-values are adjusted over all testable claims (Holm's method), however few you print.
     """
     from workbench.claims.judging import export as write
-    from workbench.claims.judging import judged, results_folder
+    from workbench.claims.judging import export_all, judged, results_folder
     from workbench.claims.registry import chosen
     from workbench.cli.benchmarks import write_readme
     from workbench.cli.claims_table import as_markdown, as_table, show_claims, show_pairs
@@ -177,7 +178,7 @@ def claims(
         table = as_table(judged_claims)
         write_whole(target, lambda part: table.to_csv(part, index=False))
     if export:
-        for file in write(judged_claims, results_folder()):
+        for file in [*write(judged_claims, results_folder()), *export_all(results_folder())]:
             print(f"written: {file}")
         readme = results_folder().parent.parent / "README.md"
         write_readme(readme, as_markdown(judged(chosen(), where="docs")), "claims")
