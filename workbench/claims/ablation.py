@@ -102,9 +102,10 @@ def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Draw accuracy compared with the whole net under each protocol, and the time of a step.
+    """Draw accuracy compared with the whole net under each protocol, and how equal the times were.
 
-    The right panel also marks the step time that the numbers of steps assume.
+    Numbers of steps follow from costs that were measured before. The right panel has the time of an arm's steps by the
+    costs that this run measured.
     """
     from workbench.lab import plots
 
@@ -112,14 +113,17 @@ def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame)
     protocols = list(dict.fromkeys(confirmed.protocol))
     size = (5.5 + 3.7 * len(protocols), 1.9 + 0.36 * len(names))
     figure, axes = plots.panels(1, len(protocols) + 1, size, sharey=True)
+    titles = {TIME: "steps meant for equal time"}
     for ax, protocol in zip(axes, protocols, strict=False):
         draw_differences(ax, confirmed[confirmed.protocol == protocol], WHOLE, names)
-        ax.set(title=protocol)
-    cost, lines, grey = costs.set_index("arm").reindex(names), range(len(names)), plots.Look("0.3", "D")
-    plots.intervals(axes[-1], lines, cost.cost, cost.low, cost.high, grey, across=True, label="measured in this run")
-    matched = matched_cost(confirmed).reindex(names)
-    axes[-1].plot(matched, lines, "o", ms=9, mfc="none", color=plots.LOOKS[0].color, label="matched by the steps")
+        ax.set(title=titles.get(protocol, protocol))
+    cost, lines = costs.set_index("arm").reindex(names), range(len(names))
+    taken = cost[["cost", "low", "high"]].div(matched_cost(confirmed).reindex(names), axis=0)
+    label = "by the costs of this run, range over rounds"
+    plots.intervals(
+        axes[-1], lines, taken.cost, taken.low, taken.high, plots.Look("0.3", "D"), across=True, label=label
+    )
     axes[-1].axvline(1, color="0.3", lw=0.8)
-    axes[-1].set(title="cost", xlabel="time of a step over the whole net's")
+    axes[-1].set(title="how equal it was", xlabel="time of all steps over the whole net's")
     plots.legend_outside(figure, columns=6)
     return figure

@@ -15,6 +15,7 @@ Table:
 from itertools import product
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
@@ -28,6 +29,7 @@ from workbench.lab.statistics.intervals import (
     t_bounds,
     with_ci,
 )
+from workbench.lab.statistics.panels import draw_by_line
 from workbench.lab.statistics.rates import at_carried_rate
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
@@ -132,27 +134,36 @@ def protocols(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Draw accuracy and failure over the peak learning rate, one column per batch size.
+    """Draw accuracy over the peak learning rate, and how many seeds failed. One column per batch size.
 
-    Lines are means over seeds, with 95 % intervals.
+    Lines are means over seeds, with 95 % intervals. The last column has the effect by failure line.
     """
     from workbench.lab import plots
 
     sizes, looks = sorted(table.batch_size.unique()), plots.looks(plots.in_order(table.arm))
-    size = (1.5 + 3.6 * len(sizes), 5.6)
-    figure, axes = plots.panels(2, len(sizes), size, sharex=True, sharey="row", height_ratios=[2, 1])
-    for top, bottom, batch in zip(axes[: len(sizes)], axes[len(sizes) :], sizes, strict=True):
+    size, columns = (5 + 3.6 * len(sizes), 4 + 0.33 * len(looks)), len(sizes) + 1
+    figure, axes = plots.panels(2, columns, size, height_ratios=[3, 0.8 + 0.3 * len(looks)])
+    for top, bottom, batch in zip(axes, axes[columns:-1], sizes, strict=False):
         rows = table[table.batch_size == batch]
         plots.over_rate(top, rows, "arm", looks, bounds=t_bounds)
-        for arm, look in looks.items():
-            over = rows[rows.arm == arm].groupby("lr").failed
-            shares = pd.DataFrame([share_interval(int(failed.sum()), len(failed)) for _, failed in over])
-            lrs = list(over.groups)
-            plots.intervals(bottom, lrs, shares["mean"], shares.low, shares.high, look, line=":", capsize=2)
-        top.set(title=f"batch {batch}", xlabel="")
-        bottom.set(ylim=(-0.05, 1.05))
+        _failures(bottom, rows, list(looks))
         plots.rate_axis(bottom, table.lr)
-    axes[0].set_ylim(0, min(1.0, axes[0].get_ylim()[1]))
-    axes[len(sizes)].set_ylabel("share failed")
-    plots.legend_outside(figure)
+        bottom.sharex(top)
+        top.set(title=f"batch {batch}", xlabel="", ylim=(0, min(1.0, 1.1 * table.val_acc.max())))
+    draw_by_line(axes[columns - 1], judge(table).curve, "share of seeds")
+    axes[-1].axis("off")
+    plots.legend_outside(figure, axes[:columns])
     return figure
+
+
+def _failures(ax: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
+    """Write how many seeds of each arm failed at each rate. The darker a cell, the more."""
+    from workbench.lab import plots
+
+    cells = rows.groupby(["arm", "lr"]).failed.agg(["sum", "size"]).reset_index()
+    share = cells["sum"] / cells["size"]
+    ax.scatter(cells.lr, cells.arm.map(arms.index), c=share, cmap="Reds", vmin=0, vmax=1.4, marker="s", s=260, lw=0)
+    for cell in cells.itertuples():
+        ax.text(cell.lr, arms.index(cell.arm), f"{cell.sum}/{cell.size}", ha="center", va="center", fontsize="x-small")
+    plots.name_axis(ax.yaxis, arms)
+    ax.set(title="seeds that failed")

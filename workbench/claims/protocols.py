@@ -140,7 +140,7 @@ def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Draw test accuracy on fresh seeds by arm and protocol, and what the protocol reported.
+    """Draw each split on its own axis: test accuracy on fresh seeds, and validation accuracy as reported and on fresh seeds.
 
     The right panel shows how much more each protocol reports than fresh seeds reach on the same split. Intervals are at
     95 %. A cross marks arms with failed seeds.
@@ -149,22 +149,29 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
 
     rows = summary(screened, confirmed)
     arms = [arm for arm in ARMS if arm in set(rows.arm)]
-    figure, (left, right) = plots.panels(1, 2, (10.5, 4.2), width_ratios=[1.3, 1])
+    figure, (test, validation, flattered) = plots.panels(1, 3, (13, 4.2))
     for shift, (protocol, look) in zip((-0.12, 0.12), plots.looks(PROTOCOLS).items(), strict=True):
         at = rows[rows.protocol == protocol].set_index("arm").loc[arms]
-        x = np.arange(len(arms)) + shift
-        plots.intervals(left, x, at.test, at.test_low, at.test_high, look, label=f"{protocol} protocol")
-        left.plot(x, at.reported, "_", ms=16, mew=1.6, color=look.color, alpha=0.8)
-        lost = (at.failed > 0).to_numpy()
-        plots.mark_failed(left, x[lost], at.test[lost])
+        x, lost = np.arange(len(arms)) + shift, (at.failed > 0).to_numpy()
+        plots.intervals(test, x, at.test, at.test_low, at.test_high, look, label=f"{protocol} protocol")
+        plots.mark_failed(test, x[lost], at.test[lost])
+        fresh = confirmed[confirmed.protocol == protocol].groupby("arm").val_acc
+        seen = pd.DataFrame(
+            {arm: accuracy_interval(values) for arm, values in fresh}, index=["mean", "low", "high", "n"]
+        )
+        seen = seen.T.reindex(arms)
+        plots.intervals(validation, x, seen["mean"], seen.low, seen.high, look)
+        validation.plot(x, at.reported, "_", ms=16, mew=1.6, color=look.color, alpha=0.8)
         in_points = (100 * at[name] for name in ("flattered", "low", "high"))
-        plots.intervals(right, x, *in_points, look)
-    left.plot([], [], "_", ms=16, mew=1.6, color="0.4", label="as it reports (validation)")
-    right.axhline(0, color="0.3", lw=0.8)
-    left.set(title=f"batch {screened.batch_size.max()}, fresh seeds")
-    right.set(title="reported minus fresh seeds", ylabel="validation accuracy, points")
-    plots.accuracy_axis(left, "test")
-    for ax in (left, right):
+        plots.intervals(flattered, x, *in_points, look)
+    validation.plot([], [], "_", ms=16, mew=1.6, color="0.4", label="as the protocol reports it")
+    flattered.axhline(0, color="0.3", lw=0.8)
+    test.set(title=f"batch {screened.batch_size.max()}, fresh seeds, test split")
+    validation.set(title="validation split: fresh seeds, and as reported")
+    flattered.set(title="reported minus fresh seeds", ylabel="validation accuracy, points")
+    plots.accuracy_axis(test, "test")
+    plots.accuracy_axis(validation, "validation")
+    for ax in (test, validation, flattered):
         plots.name_axis(ax.xaxis, arms)
     plots.legend_outside(figure)
     return figure

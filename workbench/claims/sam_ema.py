@@ -14,14 +14,15 @@ Tables:
     confirmed: As `screened`, with test_acc. Each arm trains at its own best rate, on fresh seeds.
 """
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.claims.preconditions import GAP, overfits
 from workbench.lab.statistics.effects import compare_arms, details, effect_of
-from workbench.lab.statistics.intervals import accuracy_interval, points_with_ci, side
-from workbench.lab.statistics.panels import draw_differences
+from workbench.lab.statistics.intervals import points_with_ci, side
+from workbench.lab.statistics.panels import draw_differences, draw_screening
 from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict
@@ -87,23 +88,20 @@ def _details(costs: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(costs: pd.DataFrame, screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Draw accuracy compared with plain, accuracy over device seconds, and the screening."""
+    """Draw accuracy compared with plain, the seconds of every training, and the screening. One line per arm."""
     from workbench.lab import plots
 
-    looks = {arm: look for arm, look in plots.looks(ARMS).items() if arm in set(confirmed.arm)}
-    figure, (differences, cost, rates) = plots.panels(1, 3, (13.5, 4.1), width_ratios=[1.3, 1, 1])
-    draw_differences(differences, confirmed, "plain", list(looks))
-    differences.set(title="accuracy compared with plain")
-    offset = 0.02 * confirmed.device_seconds.max()  # an average and its source took the same seconds
-    for i, (arm, look) in enumerate(looks.items()):
+    arms = [arm for arm in ARMS if arm in {*confirmed.arm, *screened.arm}]
+    size = (13.5, 1.9 + 0.45 * len(arms))
+    figure, (differences, seconds, screening) = plots.panels(1, 3, size, sharey=True, width_ratios=[1.3, 1, 1.2])
+    draw_differences(differences, confirmed, "plain", arms)
+    differences.set(title="accuracy, each at its best rate")
+    for y, arm in enumerate(arms):
         rows = confirmed[confirmed.arm == arm]
-        mean, x = accuracy_interval(rows.test_acc), rows.device_seconds.mean() + offset * (i % 2)
-        plots.intervals(cost, x, mean.mean, mean.low, mean.high, look, label=arm)
-        if rows.failed.any():
-            plots.mark_failed(cost, [x], [mean.mean])
-    plots.accuracy_axis(cost, "test")
-    cost.set(xlim=(0, 1.15 * cost.get_xlim()[1]), title="what it cost", xlabel="device seconds of a training")
-    plots.over_rate(rates, screened, "arm", looks)
-    rates.set(title="screening")
+        at = y + np.linspace(-0.22, 0.22, len(rows))
+        seconds.plot(rows.device_seconds, at, "o", ms=3, color="0.65", label="a seed")
+    seconds.set(title="what it cost", xlabel="device seconds of a training")
+    seconds.set_xlim(left=0)
+    draw_screening(screening, screened, confirmed, arms)
     plots.legend_outside(figure, columns=6)
     return figure

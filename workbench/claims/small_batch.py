@@ -142,32 +142,40 @@ def _details(confirmed: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Draw test accuracy over the batch, its change from the largest batch, and the best rates.
+    """Draw test accuracy of each arm and batch, the change from the largest to the smallest batch, and the best rates.
 
-    The change is paired by seed.
+    One line per arm. Small points are seeds, and intervals are at 95 %. The change is paired by seed.
     """
     from workbench.lab import plots
 
     table = changes(confirmed)
-    figure, (accuracy, change, rates) = plots.panels(1, 3, (13, 4.1), width_ratios=[1.2, 1.2, 1])
-    for arm, look in plots.looks(dict.fromkeys(table.arm)).items():
-        rows = table[table.arm == arm]
-        failed = rows[rows.failed > 0]
-        plots.intervals(
-            accuracy, rows.batch_size, rows.accuracy, rows.acc_low, rows.acc_high, look, line="-", label=arm
-        )
-        plots.mark_failed(accuracy, failed.batch_size, failed.accuracy)
-        in_points = (100 * rows[name] for name in ("change", "low", "high"))
-        plots.intervals(change, rows.batch_size, *in_points, look, line="-")
-        plots.mark_failed(change, failed.batch_size, 100 * failed.change)
-        rates.plot(rows.batch_size, rows.lr, f"{look.marker}-", color=look.color, lw=1.2)
-    plots.accuracy_axis(accuracy, "test")
-    accuracy.set(title="accuracy at an equal number of images")
-    change.axhline(0, color="0.3", lw=0.8)
-    change.set(title=f"change from batch {table.batch_size.max()}", ylabel="test accuracy, points")
-    plots.log_axis(rates.yaxis, "peak learning rate per 256 images", screened.lr)
+    arms, smallest, reference = list(dict.fromkeys(table.arm)), table.batch_size.min(), table.batch_size.max()
+    size = (13, 1.9 + 0.6 * len(arms))
+    figure, (accuracy, change, rates) = plots.panels(1, 3, size, sharey=True, width_ratios=[1.2, 1.2, 1])
+    looks = plots.ordered_looks(sorted(table.batch_size.unique()))
+    for shift, (batch, look) in zip(np.linspace(-0.25, 0.25, len(looks)), looks.items(), strict=True):
+        rows = table[table.batch_size == batch]
+        y = rows.arm.map(arms.index) + shift
+        for place, arm in zip(y, rows.arm, strict=True):
+            single = confirmed[(confirmed.arm == arm) & (confirmed.batch_size == batch)].test_acc
+            accuracy.plot(100 * single, np.full(len(single), place + 0.08), ".", ms=3, color="0.65", label="a seed")
+        percent = (100 * rows[name] for name in ("accuracy", "acc_low", "acc_high"))
+        plots.intervals(accuracy, y, *percent, look, across=True, label=f"batch {batch}")
+        plots.mark_failed(accuracy, 100 * rows.accuracy[rows.failed > 0], y[rows.failed > 0])
+        rates.plot(rows.lr, y, look.marker, color=look.color)
+    rows = table[table.batch_size == smallest]
+    for arm in arms if smallest < reference else []:
+        values = by_seed(confirmed[confirmed.arm == arm], "batch_size")
+        difference = 100 * (values[smallest] - values[reference]).dropna()
+        at = arms.index(arm) + np.linspace(0.1, 0.3, len(difference))
+        change.plot(difference, at, ".", ms=4, color="0.65", label="a seed")
+    in_points = (100 * rows[name] for name in ("change", "low", "high"))
+    plots.intervals(change, rows.arm.map(arms.index), *in_points, plots.Look("0.2", "D"), across=True)
+    change.axvline(0, color="0.3", lw=0.8)
+    plots.name_axis(accuracy.yaxis, arms)
+    accuracy.set(title="after an equal number of images, not trained out", xlabel="test accuracy, %")
+    change.set(title=f"batch {smallest} minus batch {reference}", xlabel="test accuracy, points")
+    plots.log_axis(rates.xaxis, "peak learning rate per 256 images", screened.lr)
     rates.set(title="best rate in screening")
-    for ax in (accuracy, change, rates):
-        plots.log_axis(ax.xaxis, "batch size", table.batch_size)
     plots.legend_outside(figure, columns=6)
     return figure

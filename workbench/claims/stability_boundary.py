@@ -20,6 +20,7 @@ from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
 from workbench.lab.statistics.failure_line import at_line, over_lines
 from workbench.lab.statistics.intervals import difference_p, t_interval, with_ci
+from workbench.lab.statistics.panels import draw_by_line
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 
@@ -123,7 +124,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
     fitted = windows(table)
     batches, clips = sorted(fitted.batch_size.unique()), sorted(fitted["clip"].unique())  # NaN last
-    figure, (*shares, largest) = plots.panels(1, len(batches) + 1, (4.2 * (len(batches) + 1), 4.2))
+    figure, (*shares, largest, by_line) = plots.panels(1, len(batches) + 2, (4.2 * (len(batches) + 2), 4.2))
     looks = plots.ordered_looks(map(_threshold_text, clips))
     for ax, batch in zip(shares, batches, strict=True):
         for row in fitted[fitted.batch_size == batch].itertuples():
@@ -154,6 +155,8 @@ def figure(table: pd.DataFrame) -> Figure:
     plots.name_axis(largest.xaxis, list(looks))
     plots.log_axis(largest.yaxis, "largest stable rate")
     largest.set(xlabel="threshold", title="half of the trainings fail")
+    if (curve := judge(table).curve) is not None:
+        draw_by_line(by_line, curve, "doublings through clipping")
     plots.legend_outside(figure, columns=6)
     return figure
 

@@ -25,7 +25,8 @@ from itertools import groupby, product
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.claims.preconditions import FAILURES, some_fail
@@ -35,6 +36,7 @@ from workbench.lab.statistics.intervals import Interval, t_interval, with_ci
 from workbench.lab.statistics.rates import at_carried_rate
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
+from workbench.outcomes import COLLAPSED, COMPLETE, DIVERGED
 
 CLAIM = Claim(
     "The threshold falls because the rate rises: stability depends on rate x threshold alone",
@@ -45,6 +47,10 @@ CLAIM = Claim(
 
 MARGIN = 0.25  # of the exponent
 TUNED = "tuned"
+OUTCOME_MARKS = {COMPLETE: "o", COLLAPSED: "s", DIVERGED: "x"}
+# A candidate law of collapse, fitted to these trainings after looking at them: the largest rate is
+# sqrt(u^2 + 1 / (threshold / P + 1 / H)^2). u bounds trainings without clipping, H those whose head is not clipped.
+LAW_U, LAW_P, LAW_H = 0.77, 0.120, 41.0
 SLOW_LINES = (0.76, 0.80)  # shares of ln C that slow trainings do not reach either
 EXPONENTS = np.linspace(-0.25, 2.0, 46)
 
@@ -289,71 +295,59 @@ def by_protocol(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Draw which trainings fail, and what the failed share depends on.
+    """Draw how every training ended, over rate and threshold, with the lines of a candidate law.
 
-    The upper panels show failures over rate and threshold, with the fitted boundary. The lower panels show the failed
-    share over the rate, over rate x threshold, and over rate x threshold^k at the fitted k. The right quantity puts all
-    thresholds on one curve.
+    The batches stand next to each other in a cell, smaller ones to the left, and seeds one above the other. Trainings
+    without clipping are the uppermost row. The law was fitted after the fact and is a candidate.
     """
     from workbench.lab import plots
 
-    batches = sorted(table.batch_size.unique())
-    if table["clip"].isna().all():  # without a threshold there is no boundary to fit
-        figure, (ax,) = plots.panels(1, 1, (6, 4))
-        plots.over_rate(ax, table, "batch_size", plots.ordered_looks(batches), {b: f"batch {b}" for b in batches})
-        plots.legend_outside(figure)
-        return figure
-    fit = collapse(upper_side(table))
-    figure, (above, below) = plots.stacked([4, 4], width=12)
-    _maps(above, table, fit, batches)
-    _shares(below, table, fit, batches)
+    batches, seeds = sorted(table.batch_size.unique()), sorted(table.seed.unique())
+    clips = [*sorted(table["clip"].dropna().unique()), math.nan]
+    figure, (ax,) = plots.panels(1, 1, (12, 2.2 + 0.8 * len(clips)))
+    looks = plots.ordered_looks(batches)
+    y = table["clip"].map(dict(zip(clips, range(len(clips)), strict=True))).fillna(len(clips) - 1)
+    y = y + table.seed.map(dict(zip(seeds, _around(len(seeds), 0.3), strict=True)))
+    x = table.lr * 2.0 ** table.batch_size.map(dict(zip(batches, _around(len(batches), 0.13), strict=True)))
+    for (batch, look), (outcome, mark) in product(looks.items(), OUTCOME_MARKS.items()):
+        rows = (table.batch_size == batch) & (table.outcome == outcome)
+        face = look.color if outcome == COMPLETE else "none"
+        style = {"ls": "none", "color": look.color, "mfc": face, "ms": 5, "label": f"batch {batch}, {outcome}"}
+        if rows.any():
+            ax.plot(x[rows], y[rows], mark, **style)
+    _law(ax, clips)
+    plots.log_axis(ax.xaxis, "peak learning rate", table.lr)
+    ax.set_yticks(range(len(clips)), ["none" if math.isnan(clip) else f"{clip:g}" for clip in clips])
+    ax.set(
+        ylabel="clipping threshold", ylim=(-0.6, len(clips) - 0.4), xlim=(table.lr.min() / 1.3, table.lr.max() * 1.3)
+    )
+    plots.legend_outside(figure, columns=4)
     return figure
 
 
-def _maps(figure: SubFigure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
-    from workbench.lab import plots
-
-    k = fit.exponent.mean
-    clips = table["clip"].dropna()
-    thresholds = np.geomspace(clips.min() / 2, clips.max() * 2, 200)
-    axes = figure.subplots(1, len(batches), squeeze=False)[0]
-    for ax, batch in zip(axes, batches, strict=True):
-        rows = table[(table.batch_size == batch) & table["clip"].notna()]
-        cells = rows.groupby(["lr", "clip"]).agg(failed=("failed", "mean"), val_acc=("val_acc", "mean")).reset_index()
-        plots.accuracy_map(ax, cells.lr, cells["clip"], cells.val_acc, failed=cells.failed)
-        bound = np.maximum(fit.unclipped[batch], fit.product[batch] * thresholds**-k)
-        ax.plot(bound, thresholds, color="black", lw=1.2, label=f"half fail: fit, k = {k:.2f}, and its 95 % band")
-        fits = fit.fits[fit.fits.batch_size == batch].to_numpy(float)[:, :, None]
-        bounds = np.maximum(fits[:, 2], fits[:, 3] * thresholds ** -fits[:, 0])
-        ax.fill_betweenx(thresholds, bounds.min(0), bounds.max(0), color="black", alpha=0.15, lw=0)
-        ax.axvline(fit.unclipped[batch], color="0.5", ls=":", lw=1.2, label="the same without clipping")
-        ax.set(title=f"batch {batch}", xlim=(rows.lr.min() / 1.4, rows.lr.max() * 1.4),
-               ylim=(thresholds[0], thresholds[-1]))  # fmt: skip
-        plots.rate_axis(ax)
-        plots.log_axis(ax.yaxis, "clipping threshold")
-    plots.legend_outside(figure)
+def _around(n: int, width: float) -> np.ndarray:
+    return np.linspace(-width, width, n) if n > 1 else np.zeros(1)
 
 
-def _shares(figure: SubFigure, table: pd.DataFrame, fit: Collapse, batches: list[int]) -> None:
-    from workbench.lab import plots
+def _law(ax: Axes, clips: list[float]) -> None:
+    """Draw the candidate law of collapse: its whole boundary, and the three bounds that it joins.
 
-    k = fit.exponent.mean
-    looks = plots.ordered_looks(sorted(table["clip"].dropna().unique()))
-    axes = figure.subplots(1, 3, sharey=True)
-    over = {"learning rate": 0.0, "rate x threshold": 1.0, f"rate x threshold$^{{{k:.2f}}}$ (fitted)": k}
-    dashes = dict(zip(batches, ("-", "--", "-.", ":"), strict=False))
-    for ax, (name, power) in zip(axes, over.items(), strict=True):
-        for (clip, look), batch in product(looks.items(), batches):
-            rows = table[(table["clip"] == clip) & (table.batch_size == batch)]
-            share = rows.failed.groupby(rows.lr * clip**power).mean()
-            binds = fit.product[batch] * clip**-k > fit.unclipped[batch]
-            label = f"{clip:g}, batch {batch}" + ("" if binds else ", too large to bind")
-            ax.plot(share.index, share, marker=look.marker, ls=dashes[batch], ms=4, lw=1 if binds else 0.6,
-                    color=look.color if binds else "0.75", label=label)  # fmt: skip
-        ax.set(ylim=(-0.03, 1.03))
-        plots.log_axis(ax.xaxis, f"peak {name}")
-    axes[0].set(ylabel="share of trainings that failed")
-    plots.legend_outside(figure, axes[:1], columns=len(looks), title="threshold")
+    Between two rows, the threshold is interpolated on a logarithmic scale.
+    """
+    known = np.log([clip for clip in clips if not math.isnan(clip)])
+    if len(known) == 0:
+        return
+    y = np.linspace(0, len(known) - 1, 200)
+    thresholds = np.exp(np.interp(y, np.arange(len(known)), known))
+    bounds = {
+        f"u = {LAW_U:g}: without clipping": np.full(len(y), LAW_U),
+        f"P / threshold, P = {LAW_P:g}": LAW_P / thresholds,
+        f"H = {LAW_H:g}: the head is not clipped": np.full(len(y), LAW_H),
+    }
+    for (name, rates), style in zip(bounds.items(), ("--", "-.", ":"), strict=True):
+        ax.plot(rates, y, style, color="0.4", lw=1.1, label=name)
+    whole = np.sqrt(LAW_U**2 + 1 / (thresholds / LAW_P + 1 / LAW_H) ** 2)
+    ax.plot(whole, y, "-", color="black", lw=1.4, label="candidate law, fitted after the fact")
 
 
 def accuracy_at_best(table: pd.DataFrame) -> pd.DataFrame:

@@ -36,14 +36,7 @@ def effects_and_rates(screened: pd.DataFrame, confirmed: pd.DataFrame, against: 
     figure, (left, right) = plots.panels(1, 2, (11, 1.9 + 0.38 * len(names)), sharey=True)
     draw_differences(left, confirmed, against, names)
     left.set(title="accuracy, each at its best rate")
-    marked = screened.assign(collapsed=screened.outcome == COLLAPSED if "outcome" in screened else False)
-    cells = marked.groupby(["arm", "lr"])[["val_acc", "failed", "collapsed"]].mean().reset_index()
-    at = cells.arm.map(names.index)
-    plots.accuracy_map(right, cells.lr, at, cells.val_acc, failed=cells.failed, collapsed=cells.collapsed)
-    best = confirmed.groupby("arm").lr.first().reindex(names)
-    right.plot(best, range(len(names)), "o", ms=12, mfc="none", mec="0.3", label="rate that was confirmed")
-    right.set(title="screening")
-    plots.rate_axis(right, screened.lr)
+    draw_screening(right, screened, confirmed, names)
     plots.legend_outside(figure, (left, right), columns=6)
     return figure
 
@@ -80,3 +73,42 @@ def draw_differences(ax: "Axes", confirmed: pd.DataFrame, against: str, arms: li
     low, high = ax.get_xlim()
     within = max(-100, low), min(100, high)  # with two seeds an interval exceeds the range of accuracies
     ax.set(xlim=within, xlabel=f"test accuracy minus that of “{against}”, points")
+
+
+def draw_screening(ax: "Axes", screened: pd.DataFrame, confirmed: pd.DataFrame, names: list[str]) -> None:
+    """Draw every rate of the screening, one line per arm, with its accuracy as colour and the confirmed rate circled.
+
+    Marks show rates with a failed or collapsed seed.
+
+    Args:
+        ax: The panel.
+        screened: Columns arm, lr, val_acc, failed, and outcome if it is known.
+        confirmed: Columns arm, lr.
+        names: The lines, from the top.
+    """
+    from workbench.lab import plots
+
+    marked = screened.assign(collapsed=screened.outcome == COLLAPSED if "outcome" in screened else False)
+    cells = marked.groupby(["arm", "lr"])[["val_acc", "failed", "collapsed"]].mean().reset_index()
+    at = cells.arm.map(names.index)
+    plots.accuracy_map(ax, cells.lr, at, cells.val_acc, failed=cells.failed, collapsed=cells.collapsed)
+    best = confirmed.groupby("arm").lr.first().reindex(names)
+    ax.plot(best, range(len(names)), "o", ms=12, mfc="none", mec="0.3", label="rate that was confirmed")
+    ax.set(title="screening")
+    plots.rate_axis(ax, screened.lr)
+
+
+def draw_by_line(ax: "Axes", curve: pd.DataFrame, label: str) -> None:
+    """Draw the effect of a claim about failures over the failure line.
+
+    Args:
+        ax: The panel.
+        curve: The curve of a verdict, see `over_lines`.
+        label: What the effect is.
+    """
+    from workbench.lab import plots
+
+    plots.intervals(ax, curve.line, curve.effect, curve.low, curve.high, plots.Look("0.3", "o"), line="-")
+    ax.set(
+        xlabel="a training failed from this share of ln C", ylabel=label, title="does it depend on the failure line?"
+    )
