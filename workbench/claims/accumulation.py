@@ -1,7 +1,7 @@
 """Question: do accumulated large batches train networks without normalization like real ones?
 
-That their gradients are equal is an identity, which a test checks. So this is no claim. What remains is whether rounding
-grows during a training.
+That their gradients are equal is an identity, which a test checks. So this is no claim. What remains is whether
+rounding grows during a training.
 
 Source: NFNet paper, section 1 (BatchNorm ties the images of a batch together). The gradient of an NF network is a mean
 over images, so accumulation over micro-batches changes only the rounding. BatchNorm normalises each micro-batch by its

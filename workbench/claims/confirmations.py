@@ -1,7 +1,8 @@
 """All confirmations that ever ran, computed again from their tables, and how far those of a claim agree.
 
-A study is repeated because its design, its seeds or its numbers of them changed. The newest decides. The others are kept
-and shown, too. Cochran's Q compares the confirmations of a claim with their common mean, weighted by precision.
+A study is repeated because its design or its seeds changed. One confirmation decides, that of the committed tables. The
+others are kept and shown, too. Cochran's Q compares the confirmations of a claim with their common mean, weighted by
+precision.
 """
 
 import math

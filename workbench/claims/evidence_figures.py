@@ -39,7 +39,7 @@ def _panel(ax: Any, rows: pd.DataFrame) -> None:
 
     y, ticks = 0, {}
     decides, older = plots.Look(plots.LOOKS[0].color, "s"), plots.Look(OLDER, "o")
-    for study, each in rows.groupby("study", sort=False):
+    for _, each in rows.groupby("study", sort=False):
         ticks[y] = _heading(each)
         ax.axhspan(y - 0.5, y + 0.5, color="0.95", lw=0, zorder=0)
         for row in each.sort_values(["current", "date"], ascending=[False, True]).itertuples():

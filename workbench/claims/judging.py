@@ -31,6 +31,7 @@ from workbench.lab.studies.spec import Study
 from workbench.paths import root
 
 LEVEL = 0.05
+UNCONFIRMED = Agreement(0)
 INDEX = "runs.json"  # which run made each study's committed tables
 MAX_VALUE_LENGTH = 40  # characters
 UNDATED = {".svg": {"Date": None}}  # without a date, equal tables give an equal file
@@ -76,7 +77,7 @@ class Judged:
     evidence: Evidence | None = None
     verdict: Verdict | None = None
     p_holm: float = math.nan
-    agreement: Agreement = Agreement(0)
+    agreement: Agreement = UNCONFIRMED
 
 
 def results_folder() -> Path:

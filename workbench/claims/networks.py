@@ -1,7 +1,7 @@
 """One question on several networks: how far their answers agree.
 
-Each network has its own study and its own verdict. Over networks, every network is one observation, however many seeds it
-has.
+Each network has its own study and its own verdict. Over networks, every network is one observation, however many seeds
+it has.
 """
 
 import pandas as pd

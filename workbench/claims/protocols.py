@@ -140,7 +140,7 @@ def _ahead(confirmed: pd.DataFrame, protocol: str, rival: str) -> pd.Series:
 
 
 def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
-    """Draw each split on its own axis: test accuracy on fresh seeds, and validation accuracy as reported and on fresh seeds.
+    """Draw each split on its own axis: test accuracy, and validation accuracy with what was reported.
 
     The right panel shows how much more each protocol reports than fresh seeds reach on the same split. Intervals are at
     95 %. A cross marks arms with failed seeds.
@@ -156,10 +156,7 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
         plots.intervals(test, x, at.test, at.test_low, at.test_high, look, label=f"{protocol} protocol")
         plots.mark_failed(test, x[lost], at.test[lost])
         fresh = confirmed[confirmed.protocol == protocol].groupby("arm").val_acc
-        seen = pd.DataFrame(
-            {arm: accuracy_interval(values) for arm, values in fresh}, index=["mean", "low", "high", "n"]
-        )
-        seen = seen.T.reindex(arms)
+        seen = pd.DataFrame([accuracy_interval(fresh.get_group(arm)) for arm in arms])
         plots.intervals(validation, x, seen["mean"], seen.low, seen.high, look)
         validation.plot(x, at.reported, "_", ms=16, mew=1.6, color=look.color, alpha=0.8)
         in_points = (100 * at[name] for name in ("flattered", "low", "high"))

@@ -188,7 +188,8 @@ def judge(table: pd.DataFrame) -> Verdict:
     by_line += [fact(f"exponent k, failed from {row.line:g} ln C", Interval(row.effect, row.low, row.high, len(upper)))
                 for row in verdict.curve.itertuples()]  # fmt: skip
     seen = [row["value"] for row in by_line]
-    name = f"exponent k, {min(seen):.2f} to {max(seen):.2f} by failure line (n: trainings, of {upper.seed.nunique()} seeds)"
+    counted = f"n: trainings, of {upper.seed.nunique()} seeds"
+    name = f"exponent k, {min(seen):.2f} to {max(seen):.2f} by failure line ({counted})"
     effect = dataclasses.replace(verdict.effect, name=name)
     facts = [*by_line, *_boundary_facts(upper), *_best_threshold_facts(table)]
     verdict = dataclasses.replace(verdict, effect=effect, table=pd.DataFrame(facts))
@@ -305,21 +306,22 @@ def figure(table: pd.DataFrame) -> Figure:
     batches, seeds = sorted(table.batch_size.unique()), sorted(table.seed.unique())
     clips = [*sorted(table["clip"].dropna().unique()), math.nan]
     figure, (ax,) = plots.panels(1, 1, (12, 2.2 + 0.8 * len(clips)))
-    looks = plots.ordered_looks(batches)
+    looks = dict(zip(batches, plots.LOOKS, strict=False))
     y = table["clip"].map(dict(zip(clips, range(len(clips)), strict=True))).fillna(len(clips) - 1)
-    y = y + table.seed.map(dict(zip(seeds, _around(len(seeds), 0.3), strict=True)))
-    x = table.lr * 2.0 ** table.batch_size.map(dict(zip(batches, _around(len(batches), 0.13), strict=True)))
+    y = y + table.seed.map(dict(zip(seeds, _around(len(seeds), 0.2), strict=True)))
+    x = table.lr * 2.0 ** table.batch_size.map(dict(zip(batches, _around(len(batches), 0.12), strict=True)))
     for (batch, look), (outcome, mark) in product(looks.items(), OUTCOME_MARKS.items()):
         rows = (table.batch_size == batch) & (table.outcome == outcome)
         face = look.color if outcome == COMPLETE else "none"
         style = {"ls": "none", "color": look.color, "mfc": face, "ms": 5, "label": f"batch {batch}, {outcome}"}
         if rows.any():
             ax.plot(x[rows], y[rows], mark, **style)
+    _cells(ax, clips, table.lr)
     _law(ax, clips)
     plots.log_axis(ax.xaxis, "peak learning rate", table.lr)
     ax.set_yticks(range(len(clips)), ["none" if math.isnan(clip) else f"{clip:g}" for clip in clips])
     ax.set(
-        ylabel="clipping threshold", ylim=(-0.6, len(clips) - 0.4), xlim=(table.lr.min() / 1.3, table.lr.max() * 1.3)
+        ylabel="clipping threshold", ylim=(-0.5, len(clips) - 0.5), xlim=(table.lr.min() / 1.2, table.lr.max() * 1.2)
     )
     plots.legend_outside(figure, columns=4)
     return figure
@@ -327,6 +329,15 @@ def figure(table: pd.DataFrame) -> Figure:
 
 def _around(n: int, width: float) -> np.ndarray:
     return np.linspace(-width, width, n) if n > 1 else np.zeros(1)
+
+
+def _cells(ax: Axes, clips: list[float], rates: pd.Series) -> None:
+    """Draw the borders between rates, in the middle on a logarithmic scale, and between thresholds."""
+    tried = np.sort(rates.unique())
+    for border in np.sqrt(tried[1:] * tried[:-1]):
+        ax.axvline(border, color="0.9", lw=0.6, zorder=0)
+    for row in range(len(clips) - 1):
+        ax.axhline(row + 0.5, color="0.8", lw=0.8, zorder=0)
 
 
 def _law(ax: Axes, clips: list[float]) -> None:
@@ -340,11 +351,11 @@ def _law(ax: Axes, clips: list[float]) -> None:
     y = np.linspace(0, len(known) - 1, 200)
     thresholds = np.exp(np.interp(y, np.arange(len(known)), known))
     bounds = {
-        f"u = {LAW_U:g}: without clipping": np.full(len(y), LAW_U),
         f"P / threshold, P = {LAW_P:g}": LAW_P / thresholds,
         f"H = {LAW_H:g}: the head is not clipped": np.full(len(y), LAW_H),
     }
-    for (name, rates), style in zip(bounds.items(), ("--", "-.", ":"), strict=True):
+    ax.plot([LAW_U, LAW_U], [0, len(clips) - 0.5], "--", color="0.4", lw=1.1, label=f"u = {LAW_U:g}: without clipping")
+    for (name, rates), style in zip(bounds.items(), ("-.", ":"), strict=True):
         ax.plot(rates, y, style, color="0.4", lw=1.1, label=name)
     whole = np.sqrt(LAW_U**2 + 1 / (thresholds / LAW_P + 1 / LAW_H) ** 2)
     ax.plot(whole, y, "-", color="black", lw=1.4, label="candidate law, fitted after the fact")

@@ -90,8 +90,8 @@ def show_pairs(judged_claims: list[Judged], console: Console) -> None:
 def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
     """One row per measured claim.
 
-    Columns: claim, study, answer, holds, effect, low, high, n, p, p_holm, precondition, measured, met, confirmations, q_p
-    (of their agreement), data, device, run, date, departs, headline.
+    Columns: claim, study, answer, holds, effect, low, high, n, p, p_holm, precondition, measured, met, confirmations,
+    q_p (of their agreement), data, device, run, date, departs, headline.
     """
     rows = []
     for judged in judged_claims:
@@ -99,7 +99,8 @@ def as_table(judged_claims: list[Judged]) -> pd.DataFrame:
             continue
         verdict, effect, evidence = judged.verdict, judged.verdict.effect, judged.evidence
         rows.append(
-            {"claim": judged.claim.number, "study": judged.claim.study, "answer": verdict.answer, "holds": verdict.holds,
+            {"claim": judged.claim.number, "study": judged.claim.study, "answer": verdict.answer,
+             "holds": verdict.holds,
              "effect": effect.value.mean, "low": effect.value.low, "high": effect.value.high, "n": effect.value.n,
              "p": effect.p, "p_holm": judged.p_holm, "precondition": judged.claim.claim.precondition,
              "measured": verdict.precondition.measured if verdict.precondition else "", "met": verdict.testable,
