@@ -1,4 +1,6 @@
-"""Claim 2. Evidence: discordant cells, and kept and scaled rates, worked out by hand."""
+"""Large batches. Evidence: discordant cells, and kept and scaled rates, worked out by hand."""
+
+import math
 
 import pandas as pd
 import pytest
@@ -34,7 +36,8 @@ def grid():
     """
     return pd.DataFrame(
         {"arm": arm, "batch_size": batch, "lr": lr, "seed": seed, "val_acc": accuracy + 0.01 * seed,
-         "failed": int(batch == 256 and lr == 1.6 and seed == 0)}
+         "failed": int(batch == 256 and lr == 1.6 and seed == 0), "val_loss": 1.0, "data": "cifar10",
+         "outcome": "diverged" if batch == 256 and lr == 1.6 and seed == 0 else "complete"}
         for arm in ("NF", "NF+AGC")
         for batch, lr, accuracy in ((64, 0.4, 0.5), (64, 1.6, 0.4), (256, 0.4, 0.6), (256, 1.6, 0.3), (256, 6.4, 0.9))
         for seed in range(5)
@@ -71,3 +74,14 @@ def test_the_table_has_the_largest_batch_by_every_protocol():
 def test_a_scaled_rate_off_the_grid_is_left_out():
     protocol_table = large_batch.protocols(grid()[lambda t: t.lr != 1.6])
     assert "rate scaled" not in protocol_table.protocol.tolist()
+
+
+def test_an_answer_that_only_some_failure_lines_give_depends_on_the_line():
+    """Without clipping, six seeds end between two of the lines."""
+    table = batch_table(6, 0).assign(outcome="complete")
+    table.loc[table.failed == 1, "val_loss"] = 0.93 * math.log(10)
+    verdict = large_batch.judge(table)
+    assert verdict.depends_on_line and verdict.answer == "Depends on the failure line"
+    assert verdict.curve.set_index("line").holds.map(lambda holds: holds is True).to_dict() == {
+        0.85: True, 0.90: True, 0.95: False, 0.97: False, 0.99: False
+    }  # fmt: skip

@@ -55,14 +55,16 @@ def test_the_table_names_a_best_value_at_an_end_of_its_range():
     assert "`clip` of NF+AGC" in end.fact and (end.value, end.low, end.high) == (0.01, 0.01, 0.16)
 
 
-def test_the_table_separates_slow_from_diverged_trainings():
+def test_the_table_separates_collapsed_from_diverged_trainings():
     confirmed = table([0.3, 0.3], [0.3, 0.3]).assign(failed=[1, 1, 1, 0])
-    confirmed["outcome"] = ["complete", "diverged", "complete", "complete"]
-    slow = judge(TRIALS, confirmed).table.dropna(subset="failed")
-    assert (list(slow.failed), list(slow.slow)) == ([2, 1], [1, 1]) and set(slow.advice) == {own_network.LONGER}
+    confirmed["outcome"] = ["collapsed", "diverged", "collapsed", "complete"]
+    collapsed = judge(TRIALS, confirmed).table.dropna(subset="failed")
+    assert (list(collapsed.failed), list(collapsed.collapsed)) == ([2, 1], [1, 1]) and set(collapsed.advice) == {
+        own_network.LONGER
+    }
     confirmed["outcome"] = ["diverged", "diverged", "diverged", "complete"]
     diverged = judge(TRIALS, confirmed).table.dropna(subset="failed")
-    assert (list(diverged.failed), list(diverged.slow)) == ([2, 1], [0, 0]) and set(diverged.advice) == {""}
+    assert (list(diverged.failed), list(diverged.collapsed)) == ([2, 1], [0, 0]) and set(diverged.advice) == {""}
 
 
 def test_a_verdict_without_a_control_or_without_a_training():

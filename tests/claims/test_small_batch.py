@@ -18,7 +18,7 @@ def tables(**loss):
             for seed, accuracy in enumerate(0.5 - share * loss.get(short, 0.0) + luck - luck.mean()):
                 rows.append(
                     {"arm": arm, "batch_size": batch, "lr": 0.4, "seed": seed, "failed": 0, "test_acc": accuracy,
-                     "val_acc": accuracy, "clip": {4: 0.16}.get(batch, 0.04)}
+                     "val_acc": 0.9, "clip": {4: 0.16}.get(batch, 0.04)}
                 )  # fmt: skip
     confirmed = pd.DataFrame(rows)
     return confirmed.drop(columns="test_acc"), confirmed
@@ -68,4 +68,4 @@ def test_the_figure_crosses_failed_seeds():
     assert sum(len(line.get_xdata()) for line in axes[0].lines if line.get_marker() == "x") == 1
     row = claim.judge(screened, confirmed).table.set_index("arm").loc["NF"]
     assert (row.failed, row.n) == (8, 24)
-    assert all(ax.get_xlabel() == "batch size" for ax in axes)
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == claim.ARMS

@@ -18,6 +18,7 @@ def outcomes(boundary, batches=(128, 512), clips=(0.01, 0.04, 0.16, 0.64, None),
         rows.append(
             {"arm": "NF" if clip is None else "NF+AGC", "batch_size": batch, "clip": clip, "lr": lr, "seed": seed,
              "failed": int(failed), "outcome": "diverged" if failed else "complete", "val_acc": accuracy,
+             "val_loss": 1.0, "data": "cifar10",
              "run_id": f"{batch}-{clip}-{lr}-{seed}"}
         )  # fmt: skip
     return pd.DataFrame(rows).astype({"clip": float})

@@ -22,7 +22,8 @@ def trials():
     return pd.DataFrame(
         {"arm": ["NF+AGC"] * 3 + ["NF"], "state": ["COMPLETE"] * 3 + ["COMPLETE"],
          "outcome": ["complete", "complete", "diverged", "complete"],
-         "clip": [0.01, 0.08, 0.64, None], "lr": [1.0, 1.0, 1.0, 0.5], "val_acc": [0.80, 0.79, 0.10, 0.7]}
+         "clip": [0.01, 0.08, 0.64, None], "lr": [1.0, 1.0, 1.0, 0.5], "val_acc": [0.80, 0.79, 0.10, 0.7],
+         "val_loss": 1.0, "data": "cifar10"}
     )  # fmt: skip
 
 
@@ -30,7 +31,8 @@ def confirmed(difference, noise=0.001):
     rows = [
         {"arm": arm, "seed": s,
          "val_acc": 0.7 + (difference if arm == "NF+AGC" else 0) + noise * (s if arm == "NF" else 0),
-         "lr": 1.0, "clip": 0.01, "batch_size": 64, "failed": 0, "outcome": "complete"}
+         "lr": 1.0, "clip": 0.01, "batch_size": 64, "failed": 0, "outcome": "complete",
+         "val_loss": 1.0, "data": "cifar10"}
         for arm in ("NF+AGC", "NF") for s in range(4)
     ]  # fmt: skip
     return pd.DataFrame(rows)
