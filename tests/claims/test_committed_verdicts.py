@@ -113,7 +113,8 @@ RECORDED = {
 }
 NUMBER = r"[+-]?\d+(?:\.\d+)?"
 SCALES = (lambda v: v, lambda v: 100 * v, lambda v: 2**v)  # unchanged, in points or percent, from doublings
-HEADLINE = rf"\D*?({NUMBER})[^\d()]* \(95% CI ({NUMBER}) to ({NUMBER}), \d+ (?:seeds|trainings|initialisations|networks)\)\D*\."
+COUNTED = r"\d+ (?:seeds|trainings|initialisations|networks)"
+HEADLINE = rf"\D*?({NUMBER})[^\d()]* \(95% CI ({NUMBER}) to ({NUMBER}), {COUNTED}\)\D*\."
 
 
 @pytest.fixture(scope="module")

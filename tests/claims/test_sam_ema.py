@@ -18,8 +18,9 @@ def tables(**gain):
         name = arm.replace("+", "_").replace(claim.LONGER, "LONGER")
         for seed, accuracy in enumerate(0.5 + gain.get(name, 0) + luck - luck.mean()):
             rows.append(
-                {"arm": arm, "lr": 0.4, "seed": seed, "steps": steps, "failed": 0, "val_acc": 0.5, "train_loss": 0.6, "val_loss": 1.0,
-                 "outcome": "complete", "device_seconds": 10.0, "test_acc": accuracy}
+                {"arm": arm, "lr": 0.4, "seed": seed, "steps": steps, "failed": 0, "val_acc": 0.5,
+                 "train_loss": 0.6, "val_loss": 1.0, "outcome": "complete", "device_seconds": 10.0,
+                 "test_acc": accuracy}
             )  # fmt: skip
     confirmed = pd.DataFrame(rows)
     return COSTS, confirmed.drop(columns="test_acc"), confirmed

@@ -5,8 +5,9 @@ stochastic depth, skip gain and activation are the rest of the recipe. Each arm 
 
 Contrast: at equal time, test accuracy of the whole net minus that of the net without a part, for each part.
 Differences are paired by seed, and the parts form one family under Holm's adjustment. The claim holds if every part is
-shown to pay. It does not hold if a part is shown to cost accuracy. The arm with skip gains from 0 has the paper's choice
-instead of ours. So it leaves out no part and is not in the family.
+shown to pay. It does not hold if a part is shown to cost accuracy. The arm with skip gains from 0 has the paper's
+choice instead of ours. So it leaves out no part and is not in the family. This contrast replaced the mean over parts
+after their confirmation, because the mean mixes parts of opposite sign.
 
 Tables:
     costs: Times of a step, as `step_costs` returns them. Columns arm, cost, low, high.

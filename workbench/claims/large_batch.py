@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
 from workbench.claims.preconditions import FAILURES, some_fail
-from workbench.lab.statistics.failure_line import at_line, over_lines
+from workbench.lab.statistics.failure_line import over_lines
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     best_four_of_five,
@@ -50,7 +50,7 @@ def judge(table: pd.DataFrame) -> Verdict:
     Args:
         table: Columns arm (BN, NF, NF+AGC), batch_size, lr, seed, val_acc, val_loss, outcome, classes or data.
     """
-    return over_lines(_at_line, table).on(some_fail(CLAIM.precondition, at_line(table), "NF", "NF+AGC"))
+    return over_lines(_at_line, table).on(some_fail(CLAIM.precondition, table, "NF", "NF+AGC"))
 
 
 def _at_line(table: pd.DataFrame) -> Verdict:

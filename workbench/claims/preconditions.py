@@ -3,13 +3,14 @@
 import pandas as pd
 
 from workbench.lab.statistics.effects import EQUAL
+from workbench.lab.statistics.failure_line import LINES, at_line
 from workbench.lab.statistics.verdict import Precondition
 
 TRAINED_OUT = 0.85  # validation accuracy of BatchNorm from which its accuracy is worth a comparison
 BATCHNORM = f"BatchNorm reaches {TRAINED_OUT:.0%} validation accuracy"
 OVERFITTING = 0.3  # nats of cross-entropy by which the validation loss is above the training loss
 GAP = f"the validation loss is at least {OVERFITTING:g} nats above the training loss"
-FAILURES = "some trainings of the two arms fail, and some do not"
+FAILURES = f"some trainings of the two arms fail at {LINES[0]:g} ln C, and some do not"
 TRAINS = "no training of the two arms fails"
 LED = f"screening separates the chosen rate of both arms from the next by {100 * EQUAL:g} points"
 
@@ -40,14 +41,14 @@ def overfits(text: str, trained: pd.DataFrame, arm: str) -> Precondition:
 
 
 def some_fail(text: str, trained: pd.DataFrame, *arms: str) -> Precondition:
-    """Count the failed trainings of these arms.
+    """Count the failed trainings of these arms, at the lowest failure line.
 
     Args:
         text: The claim's precondition.
-        trained: Columns arm, failed.
+        trained: Columns as for `at_line`, and arm.
         arms: The arms of the contrast.
     """
-    failed = trained[trained.arm.isin(arms)].failed
+    failed = at_line(trained[trained.arm.isin(arms)], LINES[0]).failed
     count = int(failed.sum())
     return Precondition(text, f"{count} of {len(failed)} fail", 0 < count < len(failed))
 

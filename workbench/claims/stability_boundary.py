@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from workbench.claims.claim import Claim
 from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
-from workbench.lab.statistics.failure_line import at_line, over_lines
+from workbench.lab.statistics.failure_line import over_lines
 from workbench.lab.statistics.intervals import difference_p, t_interval, with_ci
 from workbench.lab.statistics.panels import draw_by_line
 from workbench.lab.statistics.undecided import nothing_to_compare
@@ -60,7 +60,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def judge(table: pd.DataFrame) -> Verdict:
     """Judge at every failure line whether the largest stable rate is higher with clipping."""
     largest_batch = table[table.batch_size == table.batch_size.max()]
-    return over_lines(_at_line, table).on(some_fail(CLAIM.precondition, at_line(largest_batch), "NF", "NF+AGC"))
+    return over_lines(_at_line, table).on(some_fail(CLAIM.precondition, largest_batch, "NF", "NF+AGC"))
 
 
 def _at_line(table: pd.DataFrame) -> Verdict:

@@ -48,7 +48,9 @@ def show_claims(judged_claims: list[Judged], console: Console, details: bool = F
     for judged in judged_claims:
         if judged.verdict is not None:
             name = f"[bold]{', '.join(filter(None, (_number(judged), judged.claim.study)))}[/bold]"
-            console.print(f"\n{name}: {escape(judged.verdict.headline)}", highlight=False)
+            stated = judged.verdict.testable and not judged.verdict.depends_on_line
+            answer = "" if stated else f"{judged.verdict.answer}. "
+            console.print(f"\n{name}: {answer}{escape(judged.verdict.headline)}", highlight=False)
             notes = [f"effect: {judged.verdict.effect.name}"]
             notes.append(f"meaningful if {judged.claim.claim.precondition}: {_precondition(judged.verdict)}")
             for note in notes if judged.verdict.precondition else notes[:1]:
