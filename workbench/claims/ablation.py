@@ -23,10 +23,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import GAP, overfits
 from workbench.lab.statistics.effects import compare_arms, details
 from workbench.lab.statistics.intervals import below_p, beyond_p, holm, points_with_ci, t_interval
 from workbench.lab.statistics.panels import draw_differences
+from workbench.lab.statistics.preconditions import GAP, overfits
 from workbench.lab.statistics.rates import by_seed, with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

@@ -19,8 +19,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.intervals import beyond_p, points_with_ci, t_interval, within_p
+from workbench.lab.statistics.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.rates import by_seed
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

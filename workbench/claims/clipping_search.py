@@ -13,7 +13,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     difference_p,
@@ -21,6 +20,7 @@ from workbench.lab.statistics.intervals import (
     side,
     t_interval,
 )
+from workbench.lab.statistics.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 

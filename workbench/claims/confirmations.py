@@ -96,8 +96,8 @@ def confirmations(judged: Iterable[Any], folder: Path) -> pd.DataFrame:
 def _tables(claim: RegisteredClaim, file: str, today: dict[str, pd.DataFrame], folder: Path) -> dict | None:
     """Read the tables of an earlier confirmation. None if there are none."""
     files = {name: folder / f"{file}{'' if name == 'table' else f'_{name}'}.csv" for name in claim.tables}
-    found = {name: pd.read_csv(path) for name, path in files.items() if path.exists()}
-    return {**today, **found} if found and set(claim.tables) <= {*today, *found} else None
+    kept = {name: pd.read_csv(path) for name, path in files.items() if path.exists()}
+    return {**today, **kept} if kept and set(claim.tables) <= {*today, *kept} else None
 
 
 def _row(claim: RegisteredClaim, effect: Effect) -> dict:

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.confirmations import agreement
-from workbench.claims.preconditions import TRAINED_OUT
 from workbench.claims.registry import RegisteredClaim
+from workbench.lab.statistics.preconditions import TRAINED_OUT
 
 OLDER = "0.6"
 

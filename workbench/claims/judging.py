@@ -21,7 +21,7 @@ from workbench.bounded_json import read
 from workbench.claims.confirmations import FILE as CONFIRMATIONS
 from workbench.claims.confirmations import Agreement, agreement, confirmations, with_agreement
 from workbench.claims.evidence_figures import accuracies, forest
-from workbench.claims.networks import over_networks
+from workbench.claims.over_networks import over_networks
 from workbench.claims.registry import RegisteredClaim, all_claims, chosen
 from workbench.errors import WorkbenchError
 from workbench.lab.statistics.intervals import holm
@@ -109,12 +109,12 @@ def judged(claims: list[RegisteredClaim], *, where: str = "auto", store: Store |
         for claim, e in zip(claims, evidence, strict=True)
     ]
     p_values = [_p_in_family(claim, v) for claim, v in zip(claims, verdicts, strict=True)]
-    found = [
+    by_claim = [
         Judged(claim, e, v if v is None or claim.number is None else adjusted(v, p), p)
         for claim, e, v, p in zip(claims, evidence, verdicts, holm(p_values), strict=True)
     ]
-    all_rows = confirmations(found, results_folder())
-    return [_with_agreement(each, all_rows[all_rows.study == each.claim.study]) for each in found]
+    all_rows = confirmations(by_claim, results_folder())
+    return [_with_agreement(each, all_rows[all_rows.study == each.claim.study]) for each in by_claim]
 
 
 def _p_in_family(claim: RegisteredClaim, verdict: Verdict | None) -> float:
@@ -202,17 +202,17 @@ def _find(claim: RegisteredClaim, where: str, store: Store | None) -> Evidence |
 def _find_others(claim: RegisteredClaim, where: str, store: Store | None) -> dict[RegisteredClaim, Evidence]:
     """Return the evidence of the studies that ask the same on other networks."""
     others = chosen(list(claim.claim.also)) if claim.claim.also else []
-    found = {other: _find(other, where, store) for other in others}
-    return {other: evidence for other, evidence in found.items() if evidence is not None}
+    evidence = {other: _find(other, where, store) for other in others}
+    return {other: tables for other, tables in evidence.items() if tables is not None}
 
 
 def _verdict(claim: RegisteredClaim, evidence: Evidence, others: Mapping[RegisteredClaim, Evidence]) -> Verdict:
     try:
-        own = claim.judge(evidence.tables)
+        alone = claim.judge(evidence.tables)
         if not others:
-            return own
+            return alone
         tables = {each.study: e.tables["confirmed"] for each, e in {claim: evidence, **others}.items()}
-        verdicts = {claim.study: own} | {each.study: each.judge(e.tables) for each, e in others.items()}
+        verdicts = {claim.study: alone} | {each.study: each.judge(e.tables) for each, e in others.items()}
         return over_networks(claim.claim.precondition, tables, verdicts)
     except (KeyError, AttributeError, IndexError, ValueError, WorkbenchError) as error:
         if evidence.source != "store":

@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.failure_line import over_lines
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
@@ -30,6 +29,7 @@ from workbench.lab.statistics.intervals import (
     with_ci,
 )
 from workbench.lab.statistics.panels import draw_by_line
+from workbench.lab.statistics.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.rates import at_carried_rate
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.intervals import accuracy_interval, difference_p, t_interval, with_ci
+from workbench.lab.statistics.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

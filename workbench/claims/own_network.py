@@ -19,7 +19,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import none_fails
 from workbench.lab.statistics.intervals import (
     Interval,
     accuracy_interval,
@@ -28,6 +27,7 @@ from workbench.lab.statistics.intervals import (
     t_interval,
     with_ci,
 )
+from workbench.lab.statistics.preconditions import none_fails
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict, fact
 from workbench.lab.studies.parameters import Range

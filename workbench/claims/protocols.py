@@ -17,7 +17,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     best_four_of_five,
@@ -26,6 +25,7 @@ from workbench.lab.statistics.intervals import (
     side,
     t_interval,
 )
+from workbench.lab.statistics.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.rates import at_carried_rate, by_seed
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

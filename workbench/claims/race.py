@@ -18,8 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points_with_ci, t_interval
+from workbench.lab.statistics.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.rates import by_seed, with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

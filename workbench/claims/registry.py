@@ -16,7 +16,7 @@ from workbench.lab.statistics.failure_line import at_line
 from workbench.lab.statistics.verdict import Verdict
 
 # Files of this folder that are not claims
-MACHINERY = ("claim", "confirmations", "evidence_figures", "judging", "networks", "preconditions", "registry")
+MACHINERY = ("claim", "confirmations", "evidence_figures", "judging", "over_networks", "registry")
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.effects import compare_arms, details, effect_of
 from workbench.lab.statistics.intervals import points_with_ci, side
 from workbench.lab.statistics.panels import effects_and_rates
+from workbench.lab.statistics.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.rates import with_edges
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Verdict

@@ -21,7 +21,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.effects import EQUAL
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
@@ -32,6 +31,7 @@ from workbench.lab.statistics.intervals import (
     side,
     t_interval,
 )
+from workbench.lab.statistics.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.rates import by_seed, with_edges
 from workbench.lab.statistics.undecided import NOTHING, nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict

@@ -16,11 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.boundary import largest_by_seed, shift, stable_window
 from workbench.lab.statistics.failure_line import over_lines
 from workbench.lab.statistics.intervals import difference_p, t_interval, with_ci
 from workbench.lab.statistics.panels import draw_by_line
+from workbench.lab.statistics.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
 

@@ -29,10 +29,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
-from workbench.claims.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.boundary import DROP, STEEPNESS, log_likelihood, logistic, p_of_drop, positions
 from workbench.lab.statistics.failure_line import at_line, over_lines
 from workbench.lab.statistics.intervals import Interval, t_interval, with_ci
+from workbench.lab.statistics.preconditions import FAILURES, some_fail
 from workbench.lab.statistics.rates import at_carried_rate
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict, fact

@@ -100,11 +100,12 @@ def test_search_figure_explains_missing_importance():
 
 def test_batch_figure_marks_failures_and_has_one_column_per_batch():
     rows = [
-        {"arm": arm, "batch_size": b, "lr": lr, "seed": s, "val_acc": 0.5, "failed": int(arm == "NF" and lr > 1)}
+        {"arm": arm, "batch_size": b, "lr": lr, "seed": s, "val_acc": 0.5, "failed": int(arm == "NF" and lr > 1),
+         "outcome": "diverged" if arm == "NF" and lr > 1 else "complete", "val_loss": 1.0, "data": "cifar10"}
         for arm in ("BN", "NF", "NF+AGC") for b in (64, 256) for lr in (0.4, 1.6) for s in (0, 1)
     ]  # fmt: skip
     figure = large_batch.figure(pd.DataFrame(rows))
-    tops = [ax for ax in figure.axes if ax.get_title()]
+    tops = [ax for ax in figure.axes if ax.get_title().startswith("batch")]
     assert [ax.get_title() for ax in tops] == ["batch 64", "batch 256"]
     crosses = [line for line in tops[0].lines if line.get_marker() == "x" and len(line.get_xdata())]
     assert sum(len(line.get_xdata()) for line in crosses) == 1
