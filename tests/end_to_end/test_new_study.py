@@ -23,7 +23,7 @@ from workbench.claims.claim import Claim
 from workbench.lab.statistics.intervals import share_interval, share_p
 from workbench.lab.statistics.verdict import Effect, Verdict
 
-CLAIM = Claim("This coin is fair")
+CLAIM = Claim("This coin is fair", precondition="the coin is tossed")
 
 
 def judge(table: pd.DataFrame) -> Verdict:
