@@ -1,4 +1,4 @@
-"""All confirmations. Evidence: Cochran's Q by hand, and the committed table, computed again from its tables.
+"""All confirmations. Evidence: Cochran's Q by hand, and the committed table, computed again from its tables."""
 
 import math
 

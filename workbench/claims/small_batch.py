@@ -173,7 +173,7 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     plots.intervals(change, rows.arm.map(arms.index), *in_points, plots.Look("0.2", "D"), across=True)
     change.axvline(0, color="0.3", lw=0.8)
     plots.name_axis(accuracy.yaxis, arms)
-    accuracy.set(title="after an equal number of images, not trained out", xlabel="test accuracy, %")
+    accuracy.set(title="after an equal number of images", xlabel="test accuracy, %")
     change.set(title=f"batch {smallest} minus batch {reference}", xlabel="test accuracy, points")
     plots.log_axis(rates.xaxis, "peak learning rate per 256 images", screened.lr)
     rates.set(title="best rate in screening")
