@@ -88,6 +88,6 @@ def test_four_files_add_a_study(checkout):
 
     assert "12 of 12 tosses show heads" in run("workbench.cli", "study", "toy")
     output = run("workbench.cli", "claims", "toy")
-    assert "does not hold" in output and "12 of 12 tosses show heads" in output
+    assert "Does not hold" in output and "12 of 12 tosses show heads" in output
     assert "reuse run" in run("workbench.cli", "study", "toy", "--dry-run")
     assert "1 passed" in run("pytest", "-q", "--rootdir", str(checkout), "tests/claims/test_toy.py")

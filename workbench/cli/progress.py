@@ -224,8 +224,8 @@ def show_results(run_ids: list[str], store: Store, console: Console) -> bool:
             console.print(f"{name}: [red]{run.status}[/red]. {escape(tags.get('cause', ''))}", highlight=False)
             continue
         demo = "[yellow]DEMO[/yellow] " if tags.get("mode") == "quick" else ""
-        holds = {1.0: "Holds.", 0.0: "Does not hold."}.get(run.metrics.get("holds"), "Not decided.")
-        console.print(f"{name}: {demo}{holds} {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
+        answer = tags.get("answer", "No answer")
+        console.print(f"{name}: {demo}{answer}. {escape(tags.get('verdict', 'no verdict'))}", highlight=False)
         effect_line = f"    {tags.get('effect', '')}   run {run_id[:8]}"
         console.print(effect_line, style="dim", markup=False, highlight=False)
     if kept:

@@ -73,7 +73,7 @@ def execution(store, parameters, headline, holds):
         "large_batch", "large_batch.ipynb", parameters, "full", "large_batch", {"key.code": "k" * 64}
     )
     verdict = Verdict(holds, Effect("effect", Interval(0.5, 0.4, 0.6, 8)), headline, pd.DataFrame())
-    store.set_tags(run_id, verdict=verdict.headline, effect=str(verdict.effect))
+    store.set_tags(run_id, answer=verdict.answer, verdict=verdict.headline, effect=str(verdict.effect))
     store.log_metrics(run_id, verdict.metrics())
     store.close(run_id, "FINISHED")
     return run_id
@@ -85,7 +85,7 @@ def test_two_executions_show_parameters_and_verdicts(store):
     result = diff(store, a, b)
     assert values(result.settings) == {"clip": ("0.01", "0.02")}
     results = values(result.results)
-    assert results["claim"] == ("holds", "does not hold") and results["verdict"] == ("It holds so.", "It does not.")
+    assert results["claim"] == ("Holds", "Does not hold") and results["verdict"] == ("It holds so.", "It does not.")
     training = log(store, 0.5)
     with pytest.raises(WorkbenchError, match=rf"notebook execution \({a}\) .*training \({training}\)"):
         diff(store, a, training)

@@ -192,11 +192,10 @@ def _executions(store: Store, a: Side, b: Side) -> Diff:
         provenance.append(tags | {k: v[:16] for k, v in run.tags.items() if k.startswith("key.")})
     results = []
     for run in runs:
-        claim = {1.0: "holds", 0.0: "does not hold"}.get(run.metrics.get("holds"), "not decided")
         results.append(
             {
                 "status": run.status,
-                "claim": claim,
+                "claim": run.tags.get("answer", "none"),
                 "verdict": run.tags.get("verdict", "none"),
                 "effect": run.tags.get("effect", "none"),
             }

@@ -87,7 +87,8 @@ class Session:
         if self.run_id is None:
             return verdict
         self.store.describe(self.run_id, str(verdict))
-        self.store.set_tags(self.run_id, verdict=verdict.headline, effect=str(verdict.effect))
+        tags = {"answer": verdict.answer, "verdict": verdict.headline, "effect": str(verdict.effect)}
+        self.store.set_tags(self.run_id, **tags)
         self.store.log_metrics(self.run_id, verdict.metrics())
         self.store.log_table(self.run_id, verdict.table, "verdict")
         if self.by_hand:
