@@ -22,6 +22,7 @@ from support.roots import copy_of_root
 from workbench.errors import WorkbenchError
 from workbench.lab import Store
 from workbench.lab.compare import selection
+from workbench.outcomes import RESULTS
 
 pytestmark = pytest.mark.slow
 
@@ -265,7 +266,7 @@ def shown():
             rows = selection.pick(Store(), mode=mode)
         except WorkbenchError:
             continue
-        ids |= set(rows[(rows.status == "FINISHED") & rows.outcome.isin(["complete", "diverged"])].run_id)
+        ids |= set(rows[(rows.status == "FINISHED") & rows.outcome.isin(RESULTS)].run_id)
     return ids
 
 
