@@ -1,7 +1,8 @@
 """Claim 8: what each part of an NFNet is worth, and whether it pays for its time.
 
 Source: NFNet paper, section 4 and table 2 (width pattern, second 3x3 convolution, augmentation). Squeeze-excite,
-stochastic depth, skip gain and activation are the rest of the recipe. Each arm leaves out one part.
+stochastic depth, skip gain and activation are the rest of the recipe. Each arm leaves out one part. All arms have as
+many trials.
 
 Contrast: at equal time, test accuracy of the whole net minus that of the net without a part, for each part.
 Differences are paired by seed, and the parts form one family under Holm's adjustment. The claim holds if every part is

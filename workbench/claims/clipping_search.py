@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.lab.statistics.failure_line import collapsed
 from workbench.lab.statistics.intervals import (
     accuracy_interval,
     difference_p,
@@ -23,6 +24,7 @@ from workbench.lab.statistics.intervals import (
 from workbench.lab.statistics.preconditions import TRAINS, none_fails
 from workbench.lab.statistics.undecided import nothing_to_compare
 from workbench.lab.statistics.verdict import Effect, Verdict
+from workbench.outcomes import FAILURES, PRUNED
 
 CLAIM = Claim(
     "AGC at its best threshold beats no clipping at its own best rate",
@@ -90,20 +92,17 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, 
 
     figure, axes = plots.panels(1, 5, (17, 4.2), width_ratios=[1.3, 1, 1, 0.7, 0.7])
     search, thresholds, rates, importances, fresh = axes
-    pruned, failed = trials.outcome == "pruned", trials.outcome == "diverged"
-    agc = trials.arm == "NF+AGC"
-    tried = trials[agc]
-    plots.accuracy_map(search, tried.lr, tried["clip"], tried.val_acc, failed=failed[agc], pruned=pruned[agc])
+    tried = trials[trials.arm == "NF+AGC"]
+    plots.accuracy_map(search, tried.lr, tried["clip"], tried.val_acc, **_ends(tried))
     plots.rate_axis(search)
     plots.log_axis(search.yaxis, "clipping threshold")
     search.set(title="trials with AGC")
 
     for arm, look in plots.looks(plots.in_order(trials.arm)).items():
         rows = trials[trials.arm == arm]
-        ended = {"failed": failed[rows.index], "pruned": pruned[rows.index]}
         if arm == "NF+AGC":
-            plots.trials(thresholds, rows["clip"], rows.val_acc, look, arm, **ended)
-        plots.trials(rates, rows.lr, rows.val_acc, look, arm, **ended)
+            plots.trials(thresholds, rows["clip"], rows.val_acc, look, arm, **_ends(rows))
+        plots.trials(rates, rows.lr, rows.val_acc, look, arm, **_ends(rows))
     plain = trials[(trials.arm == "NF") & (trials.outcome == "complete")]
     if not plain.empty:
         color = plots.ARM_LOOKS["NF"].color
@@ -129,9 +128,16 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame, importance: dict[str, 
     arms = plots.looks(plots.in_order(confirmed.arm))
     for i, (arm, look) in enumerate(arms.items()):
         rows = confirmed[confirmed.arm == arm]
-        plots.seeds(fresh, i, rows.val_acc, rows.failed, t_interval(rows.val_acc), look, arm)
+        mean = t_interval(rows.val_acc)
+        plots.seeds(fresh, i, rows.val_acc, rows.failed, mean, look, arm, collapsed=collapsed(rows))
     plots.name_axis(fresh.xaxis, list(arms))
     plots.accuracy_axis(fresh, "validation")
     fresh.set(title="fresh seeds")
     plots.legend_outside(figure, columns=8)
     return figure
+
+
+def _ends(trials: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return which trials failed, which of them collapsed, and which were pruned."""
+    failed, pruned = trials.outcome.isin(FAILURES), trials.outcome == PRUNED
+    return {"failed": failed, "collapsed": collapsed(trials), "pruned": pruned}

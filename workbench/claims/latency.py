@@ -1,8 +1,8 @@
 """Claim 10: a network reaches an accuracy sooner without normalization than with BatchNorm.
 
 Source: NFNet paper, section 1 and table 3 (BatchNorm is expensive; time of a step at equal accuracy). Both networks
-have the same size. All arms tune their rate in the same way. NF+AGC does so at each of several thresholds, as the paper
-does. Only the threshold that is best on the validation split is confirmed.
+have the same size. All arms tune in the same way and with as many trials: NF+AGC tries several thresholds, as the paper
+does, and the others a finer grid of rates. The two best settings of each arm on the validation split are confirmed.
 
 The time of a training is its steps times the measured time of a step, so a busy machine affects all arms alike.
 

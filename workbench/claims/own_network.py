@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.lab.statistics.failure_line import collapsed
 from workbench.lab.statistics.intervals import (
     Interval,
     accuracy_interval,
@@ -61,15 +62,14 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
 
     figure, (search, rates, fresh) = plots.panels(1, 3, (12, 4), width_ratios=[1.25, 1, 0.8])
     agc = trials[trials.arm == NF]
-    plots.accuracy_map(search, agc.lr, agc["clip"], agc.val_acc, failed=agc.failed, pruned=agc.state == "PRUNED")
+    plots.accuracy_map(search, agc.lr, agc["clip"], agc.val_acc, **_ends(agc))
     plots.rate_axis(search)
     plots.log_axis(search.yaxis, "clipping threshold")
     search.set(title="trials")
 
     for arm in _arms(trials):
         rows = trials[trials.arm == arm]
-        ended = {"failed": rows.failed, "pruned": rows.state == "PRUNED"}
-        plots.trials(rates, rows.lr, rows.val_acc, plots.ARM_LOOKS[arm], NAMES[arm], **ended)
+        plots.trials(rates, rows.lr, rows.val_acc, plots.ARM_LOOKS[arm], NAMES[arm], **_ends(rows))
     plots.rate_axis(rates)
     plots.accuracy_axis(rates, "validation")
     rates.set(title="each at its rates")
@@ -77,13 +77,18 @@ def figure(trials: pd.DataFrame, confirmed: pd.DataFrame) -> Figure:
     for i, arm in enumerate(_arms(confirmed)):
         rows = confirmed[confirmed.arm == arm]
         look, mean = plots.ARM_LOOKS[arm], t_interval(rows.test_acc)
-        plots.seeds(fresh, i, rows.test_acc, rows.failed, mean, look, NAMES[arm])
+        plots.seeds(fresh, i, rows.test_acc, rows.failed, mean, look, NAMES[arm], collapsed=collapsed(rows))
     short = [NAMES[arm].partition(",")[0].replace(" ", "\n") for arm in _arms(confirmed)]
     plots.name_axis(fresh.xaxis, short)
     plots.accuracy_axis(fresh, "test")
     fresh.set(title="best of each, fresh seeds")
     plots.legend_outside(figure, columns=6)
     return figure
+
+
+def _ends(trials: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return which trials failed, which of them collapsed, and which were pruned."""
+    return {"failed": trials.failed, "collapsed": collapsed(trials), "pruned": trials.state == "PRUNED"}
 
 
 def _arms(table: pd.DataFrame) -> list[str]:

@@ -1,8 +1,8 @@
 """Question: is a normalizer-free net as good as a fast BatchNorm net, in hardly more time?
 
 This is no claim of the paper in these words, but its promise (NFNet paper, section 1 and figure 1). It promises
-BatchNorm's accuracy at no more than its cost. Both arms tune their rate in the same way, NF+AGC at each of several
-thresholds. The numbers of steps are fixed before the run.
+BatchNorm's accuracy at no more than its cost. Both arms tune in the same way and with as many trials: BN at a finer
+grid of rates, NF+AGC at each of several thresholds. The numbers of steps are fixed before the run.
 
 Contrast, written down before the confirmation: test accuracy of NF+AGC within 0.3 points of BN's or above it, in at
 most 1.3 times BN's seconds. Seeds are paired. Both must be shown.
@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.claims.claim import Claim
+from workbench.lab.statistics.failure_line import collapsed
 from workbench.lab.statistics.intervals import Interval, accuracy_interval, below_p, points_with_ci, t_interval
 from workbench.lab.statistics.preconditions import BATCHNORM, batchnorm_trained_out
 from workbench.lab.statistics.rates import by_seed, with_edges
@@ -151,7 +152,8 @@ def figure(screened: pd.DataFrame, confirmed: pd.DataFrame, paces: pd.DataFrame)
     arms = plots.looks(dict.fromkeys(confirmed.arm))
     for arm, look in arms.items():
         rows = table[table.arm == arm]
-        plots.trials(left, rows.seconds, rows.test_acc, look, arm, failed=rows.failed)
+        ended = {"failed": rows.failed, "collapsed": collapsed(rows)}
+        plots.trials(left, rows.seconds, rows.test_acc, look, arm, **ended)
     bn = table[table.arm == "BN"]
     least, most = bn.test_acc.mean() - MARGIN, RATIO * bn.seconds.mean()
     left.axhline(least, color="0.4", ls="--", lw=1, label=f"BN's mean less {100 * MARGIN:g} points")

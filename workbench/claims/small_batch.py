@@ -7,11 +7,12 @@ Source: Brock et al. 2021a, the precursor paper. At batch 4 on ImageNet it repor
 Contrast, written down before the confirmation: (test accuracy of NF+AGC at the smallest batch minus at the largest)
 minus the same of BN. Seeds are paired.
 
-"BN recomputed" is the same training as BN. After training, its statistics are computed again from training images.
+"BN recomputed" is the same training as BN. After training, its statistics are computed again from training images that
+are augmented as in training. All arms have as many trials at each batch.
 
 Tables, one row per training:
     screened: Columns arm (BN, BN recomputed, GN, NF, NF+AGC), batch_size, clip, lr (the peak rate per 256 images),
-        seed, failed, val_acc. NF+AGC has a rate for each of several thresholds.
+        seed, failed, val_acc. NF+AGC tries several thresholds, the others a finer grid of rates.
     confirmed: As `screened`, with test_acc. Each arm and batch trains at its own best rate, NF+AGC also at its best
         threshold, on fresh seeds.
 """

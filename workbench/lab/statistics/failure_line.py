@@ -36,13 +36,18 @@ def at_line(table: pd.DataFrame, line: float = COLLAPSED_SHARE) -> pd.DataFrame:
         return table
     finished = table.outcome.isin(FINISHED)
     if not finished.any():
-        collapsed = finished
+        worst = finished
     elif "val_loss" not in table or table.val_loss[finished].isna().any():
         raise WorkbenchError("a finished training has no `val_loss`. Run its study again to measure it.")
     else:
-        collapsed = finished & (table.val_loss >= line * np.log(_classes(table)))
-    outcome = table.outcome.mask(finished, COMPLETE).mask(collapsed, COLLAPSED)
+        worst = finished & (table.val_loss >= line * np.log(_classes(table)))
+    outcome = table.outcome.mask(finished, COMPLETE).mask(worst, COLLAPSED)
     return table.assign(outcome=outcome, failed=outcome.isin(FAILURES).astype(int))
+
+
+def collapsed(table: pd.DataFrame) -> pd.Series:
+    """Return for each training whether it collapsed. False where the table has no outcomes."""
+    return table.outcome == COLLAPSED if "outcome" in table else pd.Series(False, table.index)
 
 
 def over_lines(judge: Callable[..., Verdict], *tables: pd.DataFrame) -> Verdict:

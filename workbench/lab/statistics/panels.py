@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.lab.statistics.effects import EQUAL
+from workbench.lab.statistics.failure_line import collapsed
 from workbench.lab.statistics.intervals import t_interval
 from workbench.lab.statistics.rates import by_seed
-from workbench.outcomes import COLLAPSED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def draw_screening(ax: "Axes", screened: pd.DataFrame, confirmed: pd.DataFrame, 
     """
     from workbench.lab import plots
 
-    marked = screened.assign(collapsed=screened.outcome == COLLAPSED if "outcome" in screened else False)
+    marked = screened.assign(collapsed=collapsed(screened))
     cells = marked.groupby(["arm", "lr"])[["val_acc", "failed", "collapsed"]].mean().reset_index()
     at = cells.arm.map(names.index)
     plots.accuracy_map(ax, cells.lr, at, cells.val_acc, failed=cells.failed, collapsed=cells.collapsed)
