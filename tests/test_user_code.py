@@ -140,7 +140,9 @@ def test_a_declared_encoding_and_a_changed_search_path_are_allowed(write):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_during_an_import_is_no_fault_of_the_file(write, command, number, code):
+def test_a_signal_during_an_import_is_no_fault_of_the_file(write, command, number, code, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     text = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(5)\n"
     assert command("check", write(text))[0] == code
     assert "wrong_net" not in sys.modules

@@ -51,10 +51,10 @@ def test_every_use_of_a_run_that_is_gone_names_it(root, call):
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_a_notebook_without_a_run_ends_with_a_sentence_and_its_files_are_kept(root, status):
-    store, events = Store(), []
+    store = Store()
     run_id = opened(store)
     delete_for_good(run_id)
-    launcher._close(store, run_id, NotebookEnd(status, "why", {"run.html": "page", "run.ipynb": "{}"}), events.append)
+    events = launcher._close(store, run_id, NotebookEnd(status, "why", {"run.html": "page", "run.ipynb": "{}"}))
     place = root / "mlruns" / "set-aside" / "studies" / run_id
     assert {file.name: file.read_text() for file in place.iterdir()} == {"run.html": "page", "run.ipynb": "{}"}
     assert [event["kind"] for event in events] == ["broken", "ended"] and events[1]["status"] == "FAILED"
