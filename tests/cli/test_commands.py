@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def test_the_doctor_reports_first_and_mends_with_fix(root, command):
 def test_torchrun_trains_once_for_both_processes_and_the_result_is_reused(root):
     arguments = small_training(steps=4)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for expected in ("complete: run", "reused: run"):
+    for expected in ("collapsed", "reused"):  # after four steps it is no better than guessing
         done = subprocess.run(
             [*torchrun, "-m", "workbench.cli", "train", *arguments],
             capture_output=True,
@@ -192,7 +193,7 @@ def test_torchrun_trains_once_for_both_processes_and_the_result_is_reused(root):
             timeout=180,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count(expected) == 1
+        assert len(re.findall(rf"^{expected}.*: run ", done.stdout, re.MULTILINE)) == 1
     from workbench.lab import Store
 
     (run,) = Store().search("trainings", "full")

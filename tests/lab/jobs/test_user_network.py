@@ -350,7 +350,7 @@ def test_recipe_and_lines_are_written_to_the_folder_and_kept_with_the_run(pair, 
 @pytest.mark.slow
 def test_the_notebook_turns_a_folder_and_a_file_into_a_recipe(user_folder, image_folder, command):
     shutil.move(image_folder, user_folder / "pictures")
-    arguments = {"data": "pictures", "model": "my_net.py:build", "image_size": 12, "batch_size": 8, "steps": 8}
+    arguments = {"data": "pictures", "model": "my_net.py:build", "image_size": 12, "batch_size": 8, "steps": 40}
     arguments |= {"trials": 2, "confirm_seeds": [1, 2]}
     options = [text for name, value in arguments.items() for text in ("-p", f"{name}={value}")]
     code, output, errors = command("study", "own_network", "--quick", *options)

@@ -94,6 +94,14 @@ def test_the_end_of_an_older_training_is_judged_again():
     assert (read.outcome, read.metrics["failed"], read.cause) == ("complete", 0, None)
 
 
+@pytest.mark.parametrize(("classes", "data"), [(float("inf"), "cifar10"), (None, ["cifar10"])])
+def test_an_end_whose_classes_are_unknown_stays_as_it_is(classes, data):
+    older = json.loads(result().to_json())
+    older["metrics"]["classes"], older["config"]["data"] = classes, data
+    older["history"][-1]["val_loss"] = 2.2
+    assert parse_result(json.dumps(older), "r").outcome == "complete"
+
+
 def test_a_comparison_needs_no_config_json(root):
     store = Store()
     run_id = log_training(store)

@@ -4,6 +4,7 @@ A file of a run comes from outside: a full disk, a crash or a copy may have dama
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,8 @@ def _judged(result: StoredResult) -> StoredResult:
     if result.outcome not in FINISHED or not result.history:
         return result
     classes, val_loss = result.metrics.get("classes"), result.history[-1].get("val_loss")
-    classes = classes or CLASSES.get(result.config.get("data", ""))
-    if classes is None or not isinstance(val_loss, float | int):
+    classes = classes or CLASSES.get(str(result.config.get("data")))
+    if classes is None or not math.isfinite(classes) or not isinstance(val_loss, float | int):
         return result
     outcome, cause = at_end(val_loss, int(classes))
     metrics = {**result.metrics, "failed": int(outcome in FAILURES), "classes": classes}
