@@ -28,7 +28,9 @@ def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0
     Returns:
         (O, ...) in the weight's precision. Half precision is standardised in float32.
     """
-    w = (weight.float() if weight.dtype.itemsize < 4 else weight).flatten(1)
+    last = weight.ndim == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    ordered = weight.permute(0, 2, 3, 1) if last else weight  # as it lies in memory, so that nothing is copied
+    w = (ordered.float() if weight.dtype.itemsize < 4 else ordered).flatten(1)
     row, rule = row.to(w.dtype), (floor, added or TINY)
     if torch.compiler.is_compiling() or _transformed():
         w_hat = _literally(w, row, *rule)
@@ -36,7 +38,8 @@ def standardize(weight: Tensor, row: Tensor, *, floor: float, added: float = 0.0
         w_hat, _, _ = _Standardize.apply(w, row, *rule)
     else:
         w_hat, _, _ = _standardize(w, row, *rule)
-    return w_hat.view(weight.shape).to(weight.dtype)
+    w_hat = w_hat.view(ordered.shape)
+    return (w_hat.permute(0, 3, 1, 2) if last else w_hat).to(weight.dtype)
 
 
 def _transformed() -> bool:

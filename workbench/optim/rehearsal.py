@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workbench.errors import WorkbenchError
+from workbench.layout import CHANNELS_LAST, arrange_if_it_runs, arranged, faster
 from workbench.optim.guarded_copies import copy_of
 from workbench.optim.hooks import AGC
 
@@ -110,6 +111,8 @@ def rehearse(
         ramp, run = max(steps // 4, 1), Rehearsal()
         for step, (x, y) in zip(range(1, steps + 1), batches(loader), strict=False):
             set_rates(optimizer, [peak * min(step / ramp, 1.0) for peak in peaks])
+            if step == 1:
+                _arrange(model, optimizer, _to(x, device))
             value = loss(model(_to(x, device)), _to(y, device))
             run.losses.append(value.item())
             each_step()
@@ -127,6 +130,17 @@ def rehearse(
             "Check the data and the weights."
         )
     return run
+
+
+def _arrange(model: nn.Module, optimizer: Optimizer, x: object) -> None:
+    """Arrange a copy and the state of its optimizer in the faster layout, if that is not what they have."""
+    if not (isinstance(x, Tensor) and x.ndim == 4 and faster(x.device) == CHANNELS_LAST):
+        return
+    layout = arrange_if_it_runs(model, CHANNELS_LAST, x[:2])
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = arranged(value, layout)  # fused optimizers read it element by element
 
 
 def _refuse_no_gradient(ratios: Tensor) -> None:

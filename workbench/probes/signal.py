@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
+from workbench.layout import arranged, faster
 from workbench.models.additions import Addition, Additions, watch_modules
 from workbench.models.layers import StochasticDepth
 from workbench.probes.cuts import Cuts
@@ -106,6 +107,8 @@ def signal_propagation(
     """
     refuse_lazy(model)
     inputs = as_inputs(x)
+    if library_blocks(model):  # others may need contiguous maps
+        inputs = [arranged(t, faster(t.device)) for t in inputs]
     extras = {"kurtosis": kurtosis_of if kurtosis else None, "peak": peak_of if peak else None}
     with left_unchanged(model), torch.set_grad_enabled(bool(backward)):
         leaves = [t.detach().clone().requires_grad_(bool(backward) and t.is_floating_point()) for t in inputs]

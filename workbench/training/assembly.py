@@ -17,7 +17,7 @@ from workbench.training.inputs import Inputs
 from workbench.training.observers import Observer, measurements
 from workbench.training.precision import Bfloat16Copies
 from workbench.training.scoring import evaluate, few_images
-from workbench.training.setup import example_input, initial_model, layout
+from workbench.training.setup import example_input, initial_model, settle_layout
 from workbench.training.streamed import StreamedInputs
 from workbench.training.update import Update
 from workbench.training.watch import LossWatch
@@ -50,12 +50,11 @@ class Training:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(seed_for(config.seed, "init"))
-        memory_format = layout(config.precision, device)
-        self.model = initial_model(config, data).to(  # pyright: ignore[reportCallIssue]  # the stub lacks memory_format
-            device, memory_format=memory_format
-        )
+        self.model = initial_model(config, data).to(device)
+        example = example_input(config, data)
+        self.layout = settle_layout(self.model, config, example)
         net = world.wrapped(Bfloat16Copies(self.model) if config.precision == "bfloat16_copies" else self.model)
-        self.update = Update(self.model, config, total_steps, example_input(config, data))
+        self.update = Update(self.model, config, total_steps, example)
         self.gradients = Gradients(self.model, net, config, world, device)
         self.inputs: Inputs | StreamedInputs
         if isinstance(data, ImageFolder):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from workbench.bounded_json import parse_object
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
+from workbench.layout import LAYOUTS
 from workbench.networks import builder_hash, check_name, is_user_network, located, source_of
 from workbench.optim import scaled_lr
 from workbench.source import source_hash
@@ -27,6 +28,7 @@ NOT_TRAINING = (
     "training/__main__.py",
 )
 FROM_DATA = ("num_classes", "in_channels")  # arguments of a model that follow from the data
+AUTO = "auto"
 PRECISIONS = ("float32", "bfloat16", "bfloat16_copies")
 
 
@@ -106,6 +108,11 @@ class TrainConfig:
         None, "steps between evaluations; None: one epoch, at most a quarter of the steps", above=0
     )
     evaluate_test: bool = knob(False, "read the test split at the end; for confirmation runs only")
+    layout: str = knob(
+        AUTO,
+        "memory order of weights and images: channels_last, contiguous, or auto, the faster one that the network runs in",
+        choices=(AUTO, *LAYOUTS),
+    )
     precision: str = knob(
         "float32",
         "bfloat16: autocast; bfloat16_copies: bfloat16 copies of the parameters, as the authors train",
@@ -251,7 +258,7 @@ def code_hash() -> str:
 
     Comments, docstrings and presets do not change the hash. A changed layer does.
     """
-    return source_hash("models", "optim", "data", "training", "outcomes.py", leave_out=NOT_TRAINING)
+    return source_hash("models", "optim", "data", "training", "outcomes.py", "layout.py", leave_out=NOT_TRAINING)
 
 
 @dataclass(frozen=True)
@@ -281,6 +288,7 @@ class TrainResult:
         versions: Of torch and Python.
         data_digest: Hash of the data.
         code: Hash of the code, see `code_hash`.
+        layout: Memory order of weights and images. Empty: an older version, which did not record it.
     """
 
     key: str
@@ -294,12 +302,13 @@ class TrainResult:
     versions: dict[str, str] = field(default_factory=dict)
     data_digest: str = ""
     code: str = ""
+    layout: str = ""
 
     def row(self) -> dict:
         """Return configuration and final metrics as one flat row of a tidy table."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in (*EXECUTION_FIELDS, "model_args")}
         config["clip_exempt"] = ", ".join(self.config.clip_exempt)
-        return {**config, "lr": self.config.lr, **self.metrics, "outcome": self.outcome, "key": self.key}
+        return {**config, "lr": self.config.lr, "layout": self.layout, **self.metrics, "outcome": self.outcome, "key": self.key}
 
     def to_json(self) -> str:
         """Return the result as one JSON object."""

@@ -16,6 +16,7 @@ from workbench.data.labelled import Labelled
 from workbench.data.memory import UNREADABLE_CURE
 from workbench.data.pixels import Preprocess
 from workbench.errors import WorkbenchError, unknown
+from workbench.layout import arrange_if_it_runs, faster
 from workbench.models.once import standardized_once
 
 
@@ -112,6 +113,8 @@ def evaluate_images(
     if batch_size < 1 or workers < 1:
         raise WorkbenchError(f"`batch_size` and `workers` must be at least 1, got {batch_size} and {workers}.")
     model = model.to(device).eval()
+    example = torch.zeros(2, preprocess.channels, preprocess.height, preprocess.width, device=device)
+    arrange_if_it_runs(model, faster(device), example)
     top1 = top5 = seen = not_finite = 0
     loss, started = 0.0, time.perf_counter()
     shown = f"{data.path.name} at {preprocess.width} px"

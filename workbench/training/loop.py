@@ -217,4 +217,5 @@ def _result(t: Training, ending: Ending) -> TrainResult:
         versions={"torch": torch.__version__, "python": platform.python_version()},
         data_digest=t.data.digest,
         code=code_hash(),
+        layout=t.layout,
     )

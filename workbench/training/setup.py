@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from workbench.data import Dataset
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
-from workbench.networks import NORMFREE, build_network
+from workbench.layout import arrange, arrange_if_it_runs, faster
+from workbench.networks import NORMFREE, build_network, is_library
 from workbench.optim import param_groups
 from workbench.optim.classifier import classifier_weights
-from workbench.training.config import TrainConfig
+from workbench.training.config import AUTO, TrainConfig
 from workbench.weights.checkpoints import load_checkpoint
 
 
@@ -152,11 +153,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def layout(precision: str, device: torch.device) -> torch.memory_format:
-    """Return the memory layout of weights and feature maps.
+def settle_layout(model: nn.Module, config: TrainConfig, example: Tensor | None) -> str:
+    """Arrange the weights and the images of a network as the configuration says, and return the layout.
 
-    It is channels last in bfloat16 on a GPU, because the tensor cores read this layout. The layout changes only the
-    rounding of results.
+    Args:
+        model: The network, on its device.
+        config: The configuration. "auto" chooses the faster layout in which a user's network runs.
+        example: An input of a user's network.
     """
-    tensor_cores = device.type == "cuda" and precision != "float32"
-    return torch.channels_last if tensor_cores else torch.contiguous_format
+    device = next(model.parameters()).device
+    layout = faster(device, half=config.precision != "float32") if config.layout == AUTO else config.layout
+    if is_library(config.model) or config.layout != AUTO:
+        arrange(model, layout)
+        return layout
+    return arrange_if_it_runs(model, layout, None if example is None else example.to(device))
