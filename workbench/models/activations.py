@@ -7,14 +7,17 @@ weights were trained with them. `gamma(fn)` computes the exact constant of any o
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -130,7 +133,7 @@ def gamma(fn: Activation, tolerance: float = 1e-8) -> float:
     return variance**-0.5
 
 
-def gamma_table() -> pd.DataFrame:
+def gamma_table() -> "pd.DataFrame":
     """Compare the authors' constants with the exact ones.
 
     Returns:
@@ -147,6 +150,8 @@ def gamma_table() -> pd.DataFrame:
         else:
             exact = gamma(fn)
         rows.append({"activation": name, "authors": authors, "exact": exact, "difference": authors / exact - 1})
+    import pandas as pd  # late, because it takes a fifth of torch's time
+
     return pd.DataFrame(rows)
 
 

@@ -10,8 +10,8 @@ Source: the authors' experiment code.
 import fnmatch
 import logging
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -22,6 +22,9 @@ from workbench.optim.names import plain_names
 from workbench.optim.settings import SETTINGS, check_setting
 from workbench.optim.sharded import WHOLE, is_one_unit, refuse_flattened
 from workbench.optim.units import units_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ def param_groups(
     return ordered
 
 
-def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame:
+def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> "pd.DataFrame":
     """Tabulate the parameters of groups or of an optimizer.
 
     Args:
@@ -133,6 +136,8 @@ def groups_table(groups: Iterable[dict] | torch.optim.Optimizer) -> pd.DataFrame
         for i, group in enumerate(groups)
         for name, p in zip(_names(group), group["params"], strict=True)
     ]
+    import pandas as pd  # late, because it takes a fifth of torch's time
+
     return pd.DataFrame(rows, columns=["parameter", "shape", "group", "weight_decay", "clip"])
 
 

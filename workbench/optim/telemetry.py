@@ -6,13 +6,16 @@ other threshold would have clipped, without clipping again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from workbench.optim.names import inner_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LADDER = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # the paper's five thresholds, and larger ones
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -85,7 +88,7 @@ class AGCStats:
         ratios = self.ratios()
         return (ratios > clip).double().mean().item() if len(ratios) else 0.0
 
-    def table(self, ladder: Sequence[float] = LADDER, quantiles: Sequence[float] = QUANTILES) -> pd.DataFrame:
+    def table(self, ladder: Sequence[float] = LADDER, quantiles: Sequence[float] = QUANTILES) -> "pd.DataFrame":
         """Tabulate the clipping by parameter.
 
         Args:
@@ -101,7 +104,7 @@ class AGCStats:
 
 def table_of_steps(
     steps: Sequence[tuple[int, AGCStats]], ladder: Sequence[float] = LADDER, quantiles: Sequence[float] = QUANTILES
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Tabulate the clipping of several steps. This costs little more than the table of one step.
 
     Args:
@@ -143,6 +146,8 @@ def table_of_steps(
         above = first + units - np.searchsorted(keys, row | below.view(np.uint32), side="right")
         columns[f"at_{clip:g}"] = above / np.maximum(units, 1)
     order = np.lexsort((place, step_of))
+    import pandas as pd  # late, because it takes a fifth of torch's time
+
     return pd.DataFrame({name: np.asarray(values)[order] for name, values in columns.items()})
 
 

@@ -110,7 +110,7 @@ class TrainConfig:
     evaluate_test: bool = knob(False, "read the test split at the end; for confirmation runs only")
     layout: str = knob(
         AUTO,
-        "memory order of weights and images: channels_last, contiguous, or auto, the faster one that the network runs in",
+        "memory order of weights and images: channels_last, contiguous, or auto: the faster one in which the network runs",
         choices=(AUTO, *LAYOUTS),
     )
     precision: str = knob(
@@ -308,7 +308,14 @@ class TrainResult:
         """Return configuration and final metrics as one flat row of a tidy table."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in (*EXECUTION_FIELDS, "model_args")}
         config["clip_exempt"] = ", ".join(self.config.clip_exempt)
-        return {**config, "lr": self.config.lr, "layout": self.layout, **self.metrics, "outcome": self.outcome, "key": self.key}
+        return {
+            **config,
+            "lr": self.config.lr,
+            "layout": self.layout,
+            **self.metrics,
+            "outcome": self.outcome,
+            "key": self.key,
+        }
 
     def to_json(self) -> str:
         """Return the result as one JSON object."""
