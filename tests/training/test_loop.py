@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.models import create_model
 from workbench.optim import AGC
 from workbench.outcomes import FINISHED
-from workbench.training import TrainConfig, assembly, setup, train
+from workbench.training import TrainConfig, setup, train, training_key
 from workbench.training.distributed import World
 from workbench.training.gradients import Gradients
 from workbench.training.inputs import batches
@@ -176,22 +176,22 @@ RECIPE = {"ema": 0.9, "sam_rho": 0.05, "micro_batch": 32}
 
 @pytest.mark.parametrize(("model", "changes"), [("nf_resnet_tiny", RECIPE), ("nfnet_micro", {}), ("resnet_tiny", {})])
 def test_channels_last_trains_the_same_network(model, changes, monkeypatch):
-    """It is used on a GPU in bfloat16. Here it runs in float32, where the two layouts differ only by rounding."""
+    """The two layouts differ only by rounding."""
     args = {} if model == "resnet_tiny" else {"skip_gain": 1.0}
     config = QUICK.replace(model=model, model_args=args, base_lr=0.2, steps=4, telemetry_every=1, **changes)
-    _, plain = final_weights(config, monkeypatch)
-    monkeypatch.setattr(assembly, "layout", lambda precision, device: torch.channels_last)
-    _, last = final_weights(config, monkeypatch)
+    result, plain = final_weights(config.replace(layout="contiguous"), monkeypatch)
+    assert result.layout == result.row()["layout"] == "contiguous"
+    result, last = final_weights(config, monkeypatch)
+    assert result.layout == result.row()["layout"] == "channels_last"
     convolutions = [v for v in last.values() if v.ndim == 4 and min(v.shape[1], v.shape[2]) > 1]
     assert convolutions and all(v.is_contiguous(memory_format=torch.channels_last) for v in convolutions)
     for name, value in plain.items():
         torch.testing.assert_close(last[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_channels_last_is_used_only_for_tensor_cores():
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert setup.layout("bfloat16", gpu) == setup.layout("bfloat16_copies", gpu) == torch.channels_last
-    assert setup.layout("float32", gpu) == setup.layout("bfloat16", cpu) == torch.contiguous_format
+def test_a_layout_is_part_of_the_key():
+    keys = {training_key(QUICK.replace(layout=layout), "data") for layout in ("auto", "contiguous", "channels_last")}
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize(

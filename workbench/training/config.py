@@ -110,7 +110,7 @@ class TrainConfig:
     evaluate_test: bool = knob(False, "read the test split at the end; for confirmation runs only")
     layout: str = knob(
         AUTO,
-        "memory order of weights and images: channels_last, contiguous, or auto: the faster one in which the network runs",
+        "memory order of weights and images; auto: the faster one in which the network runs",
         choices=(AUTO, *LAYOUTS),
     )
     precision: str = knob(
