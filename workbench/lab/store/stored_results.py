@@ -43,6 +43,7 @@ class StoredResult(BaseModel):
     versions: dict[str, str] = {}
     data_digest: str = ""
     code: str = ""
+    layout: str = ""
 
     @field_validator("history")
     @classmethod

@@ -55,7 +55,7 @@ RULES: dict[str, Rule] = {
     ),
     "tables": (_digests, "hashes by names of letters and digits"),
     **dict.fromkeys(("seconds", "started", "ended"), _SECONDS),
-    **dict.fromkeys(("device", "data_digest", "code", "role", "arm"), _LABEL),
+    **dict.fromkeys(("device", "data_digest", "code", "layout", "role", "arm"), _LABEL),
     **dict.fromkeys(("study", "owner"), _LABEL_OR_NONE),
 }
 
