@@ -12,6 +12,7 @@ clock does not count, because other processes disturb it on a shared machine.
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -27,6 +28,7 @@ from workbench.lab.compare.table import from_store
 from workbench.lab.doctor import examine
 from workbench.lab.store.client import Store
 from workbench.lab.store.locations import files_of, runs_folder
+from workbench.lab.store.stored_results import RESULT
 from workbench.lab.studies.executions import execution_key, plan
 from workbench.training import TrainConfig, TrainResult
 
@@ -89,6 +91,10 @@ def multiply(database: sqlite3.Connection, experiment: str, run_id: str, times: 
         database.execute("update tags set value = :group where run_uuid = :new and key = 'config_id'", values)
         database.execute("update params set value = :seed where run_uuid = :new and key = 'seed'", values)
         shutil.copytree(folder / run_id, folder / new)
+        if (result := folder / new / "artifacts" / RESULT).exists():  # what the database says must agree with it
+            content = json.loads(result.read_text())
+            content["config"]["seed"] = number % SEEDS
+            result.write_text(json.dumps(content | {"key": key_of(number)}))
 
 
 def make(runs: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workbench.errors import WorkbenchError
-from workbench.layout import CHANNELS_LAST, arrange_if_it_runs, arranged, faster
+from workbench.memory_layout import CHANNELS_LAST, arrange_if_it_runs, arranged, faster
 from workbench.optim.guarded_copies import copy_of
 from workbench.optim.hooks import AGC
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, unknown
-from workbench.layout import arranged, faster
+from workbench.memory_layout import arranged, faster
 from workbench.models.additions import Addition, Additions, watch_modules
 from workbench.models.layers import StochasticDepth
 from workbench.probes.cuts import Cuts

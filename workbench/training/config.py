@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from workbench.bounded_json import parse_object
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import sha256
-from workbench.layout import LAYOUTS
+from workbench.memory_layout import LAYOUTS
 from workbench.networks import builder_hash, check_name, is_user_network, located, source_of
 from workbench.optim import scaled_lr
 from workbench.source import source_hash
@@ -258,7 +258,7 @@ def code_hash() -> str:
 
     Comments, docstrings and presets do not change the hash. A changed layer does.
     """
-    return source_hash("models", "optim", "data", "training", "outcomes.py", "layout.py", leave_out=NOT_TRAINING)
+    return source_hash("models", "optim", "data", "training", "outcomes.py", "memory_layout.py", leave_out=NOT_TRAINING)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from workbench.data.labelled import Labelled
 from workbench.data.memory import UNREADABLE_CURE
 from workbench.data.pixels import Preprocess
 from workbench.errors import WorkbenchError, unknown
-from workbench.layout import arrange_if_it_runs, faster
+from workbench.memory_layout import arrange_if_it_runs, faster
 from workbench.models.once import standardized_once
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from workbench.data import Dataset
 from workbench.data.folders import ImageFolder
 from workbench.errors import WorkbenchError
-from workbench.layout import arrange, arrange_if_it_runs, faster
+from workbench.memory_layout import arrange, arrange_if_it_runs, faster
 from workbench.networks import NORMFREE, build_network, is_library
 from workbench.optim import param_groups
 from workbench.optim.classifier import classifier_weights

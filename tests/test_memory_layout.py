@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.layout import CHANNELS_LAST, CONTIGUOUS, arrange, arrange_if_it_runs, arranged, faster
+from workbench.memory_layout import CHANNELS_LAST, CONTIGUOUS, arrange, arrange_if_it_runs, arranged, faster
 from workbench.models import create_model
 
 NAMES = ["nf_resnet_tiny", "nfnet_micro", "resnet_tiny", "nf_resnet26_cifar", "nf_regnet_b0", "timm_eca_nfnet_l0"]
