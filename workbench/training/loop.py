@@ -6,9 +6,10 @@ micro-batch.
 
 import math
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import torch
@@ -200,7 +201,7 @@ def _result(t: Training, ending: Ending) -> TrainResult:
         "device_seconds": seconds * t.world.size,
         "images_per_second": samples / seconds,
         "n_params": sum(p.numel() for p in t.model.parameters()),
-        "depth": len(t.model.blocks),
+        "depth": len(cast(Sized, t.model.blocks)),
     }
     on_gpu = t.device.type == "cuda"
     if on_gpu:
