@@ -129,6 +129,11 @@ def test_a_name_that_no_file_can_have_is_refused(root, name):
     assert name[:20].split("\0")[0] in refused(source_of, f"{name}:build")
 
 
+@pytest.mark.parametrize("name", ["{a: [1]}\n", "a\nb.py", "a\nb.py:build", "a\nb:build"])
+def test_a_name_with_a_line_break_is_refused_in_one_line(root, name):
+    assert name.split()[0] in refused(build_network, name)
+
+
 def test_a_declared_encoding_and_a_changed_search_path_are_allowed(write):
     built = "def build(): return nn.Flatten()\n"
     text = f"# coding: latin-1\nimport sys\n{HEAD}name = 'é'\nsys.path.clear()\n{built}".encode("latin-1")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError, shown, unknown
 from workbench.paths import root
 from workbench.source import files_hash
 from workbench.user_errors import explained, parsed, remember
@@ -32,13 +32,14 @@ def check_form(name: str) -> None:
         WorkbenchError: If the name lacks the file, the module or the function.
     """
     where, _, function = name.rpartition(":")
+    given = shown(name, 100, quote=False)
     if name.endswith(".py"):
         raise WorkbenchError(
-            f"`{name}` names a file without a function. Give the function that builds the network: {name}:function."
+            f"`{given}` names a file without a function. Give the function that builds the network: {given}:function."
         )
     dotted = where.removesuffix(".py") if where.endswith(".py") else where
     if not function.isidentifier() or not dotted:
-        raise WorkbenchError(f"`{name}` must have the form file.py:function or package.module:function.")
+        raise WorkbenchError(f"`{given}` must have the form file.py:function or package.module:function.")
 
 
 def located(name: str) -> str:
@@ -54,12 +55,13 @@ def located(name: str) -> str:
     if not where.endswith(".py"):
         return name
     try:
-        given = Path(where).expanduser()
-        file = next((f.resolve() for f in (given, root() / given) if f.is_file()), None)
+        path = Path(where).expanduser()
+        file = next((f.resolve() for f in (path, root() / path) if f.is_file()), None)
     except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or an unknown home folder
         raise WorkbenchError(f"no file can be named {where[:80]!r} ({error}). Check the path.") from error
     if file is None:
-        raise WorkbenchError(f"there is no file {where} in {Path.cwd()} or in {root()}. Check the path.")
+        given = shown(where, 200, quote=False)
+        raise WorkbenchError(f"there is no file {given} in {Path.cwd()} or in {root()}. Check the path.")
     return f"{file.relative_to(root()) if file.is_relative_to(root()) else file}:{function}"
 
 
@@ -113,7 +115,7 @@ def loaded(name: str) -> Iterator[Callable]:
     remember(files)
     sys.path.insert(0, str(top))
     try:
-        with explained(f"cannot import {where}", files):
+        with explained(f"cannot import {shown(where, quote=False)}", files):
             module = _imported(where)
             value = getattr(module, function, None)
         if not callable(value):
@@ -171,7 +173,7 @@ def _file_of_module(where: str) -> Path:
     """Find the file of a dotted module, first in the working directory. Do not run the module."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    with explained(f"cannot import {where}", ()):  # to find a module, Python runs its parent packages
+    with explained(f"cannot import {shown(where, quote=False)}", ()):  # this runs the parent packages
         spec = importlib.util.find_spec(where)
         if spec is None or not spec.has_location:
             raise ModuleNotFoundError(f"No module named '{where}'")
